@@ -1,0 +1,1 @@
+"""Where a model meets its judges: statistics on results, tables, figures."""

@@ -1,0 +1,10 @@
+"""Families of models, one a file: what is declared, in the order of its generative story."""
+
+from probgen.models import likelihoods
+from probgen.models.diffusion import Diffusion, NoiseSchedule
+from probgen.models.ebm import EBM
+from probgen.models.generator import Generator
+from probgen.models.tilted import Tilted
+from probgen.models.vae import VAE
+
+__all__ = ["EBM", "VAE", "Diffusion", "Generator", "NoiseSchedule", "Tilted", "likelihoods"]

@@ -1,0 +1,174 @@
+"""Diffusion models: a Markov chain from noise to data whose steps are learned by denoising.
+
+With alpha_bar_t = prod_{s <= t} (1 - beta_s), t = 0 ... T-1,
+
+    x_t = sqrt(alpha_bar_t) x + sqrt(1 - alpha_bar_t) eps                       (forward)
+    x_{t-1} ~ N(mu_theta(x_t, t), beta~_t I),  x_T ~ N(0, I)                    (the program)
+
+Source: Ho, Jain & Abbeel 2020, arXiv:2006.11239.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+
+import probgen as pg
+from probgen import dist, ops
+from probgen.errors import DeclarationError
+from probgen.modelling import Model
+
+Array = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class NoiseSchedule:
+    """beta_t, by diffusers' names.
+
+    Args:
+        num_train_timesteps: T.
+        beta_schedule: "linear", "scaled_linear" (linear in sqrt(beta)) or "squaredcos_cap_v2".
+        beta_start, beta_end: of the linear ones, for T = 1000; they are scaled by 1000 / T, so that
+            a shorter chain adds as much noise.
+    """
+
+    num_train_timesteps: int = 1000
+    beta_schedule: str = "linear"
+    beta_start: float = 1e-4
+    beta_end: float = 2e-2
+
+    def betas(self) -> np.ndarray:
+        """[T] float64."""
+        t = self.num_train_timesteps
+        scale = 1000.0 / t
+        start, end = self.beta_start * scale, min(self.beta_end * scale, 0.999)
+        if self.beta_schedule == "linear":
+            return np.linspace(start, end, t)
+        if self.beta_schedule == "scaled_linear":
+            return np.linspace(math.sqrt(start), math.sqrt(end), t) ** 2
+        if self.beta_schedule == "squaredcos_cap_v2":
+            grid = np.arange(t + 1) / t
+            bar = np.cos((grid + 0.008) / 1.008 * math.pi / 2) ** 2
+            return np.minimum(1.0 - bar[1:] / bar[:-1], 0.999)
+        raise DeclarationError(
+            f"NoiseSchedule: got beta_schedule={self.beta_schedule!r}, expected 'linear', "
+            "'scaled_linear' or 'squaredcos_cap_v2'."
+        )
+
+    def alphas_bar(self) -> np.ndarray:
+        """[T] float64: the share of the datum's variance that is left at t."""
+        return np.cumprod(1.0 - self.betas())
+
+
+@dataclasses.dataclass(frozen=True)
+class Diffusion(Model):
+    """A diffusion prior over data of shape `shape`.
+
+    Args:
+        denoiser: a net (x_t, t) -> array like x_t; t is [batch], in 0 ... T-1.
+        shape: of one datum.
+        schedule: the noise.
+        prediction_type: what the net predicts: "epsilon" (the noise), "sample" (x_0) or
+            "v_prediction" (sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x_0).
+
+    Sites: "x_T", "x_{T-1}", ..., "x_1", "x". Nets: "denoiser". It has a fixed forward process in
+    place of a guide; learn it with `Denoising`.
+    """
+
+    denoiser: Any
+    shape: tuple[int, ...]
+    schedule: NoiseSchedule = dataclasses.field(default_factory=NoiseSchedule)
+    prediction_type: str = "epsilon"
+
+    def __post_init__(self) -> None:
+        if self.prediction_type not in ("epsilon", "sample", "v_prediction"):
+            raise DeclarationError(
+                f"Diffusion: got prediction_type={self.prediction_type!r}, expected 'epsilon', "
+                "'sample' or 'v_prediction'."
+            )
+        self.schedule.betas()
+
+    @property
+    def program(self) -> Any:
+        def program() -> None:
+            total = self.schedule.num_train_timesteps
+            table = self.table()
+            with pg.data_plate():
+                unit = dist.Normal(0.0, 1.0).expand(self.shape).to_event(len(self.shape))
+                x = pg.sample(f"x_{total}", unit)
+                for t in reversed(range(total)):
+                    predicted = pg.net("denoiser", self.denoiser)(x, self._times(x, t))
+                    row = {k: float(v[t]) for k, v in table.items()}
+                    loc = self.posterior_mean(x, predicted, row)
+                    step = dist.Normal(loc, row["std"]).to_event(len(self.shape))
+                    x = pg.sample(f"x_{t}" if t else "x", step)
+
+        return program
+
+    def _times(self, x: Array, t: Any) -> Array:
+        lead = x.shape[: x.ndim - len(self.shape)]
+        flat = ops.reshape(x, (*lead, -1))[..., 0]
+        return flat * 0.0 + t
+
+    def table(self) -> dict[str, np.ndarray]:
+        """Per-step constants, [T] each: alpha_bar, signal, noise, the posterior's mean and std."""
+        beta, bar = self.schedule.betas(), self.schedule.alphas_bar()
+        before = np.concatenate([[1.0], bar[:-1]])
+        variance = beta * (1.0 - before) / (1.0 - bar)
+        # At t = 0 the posterior variance is zero; the next one keeps the last step a density.
+        variance[0] = variance[1] if len(variance) > 1 else beta[0]
+        return {
+            "signal": np.sqrt(bar),
+            "noise": np.sqrt(1.0 - bar),
+            "of_x0": np.sqrt(before) * beta / (1.0 - bar),
+            "of_xt": np.sqrt(1.0 - beta) * (1.0 - before) / (1.0 - bar),
+            "std": np.sqrt(variance),
+        }
+
+    def clean(self, x_t: Array, predicted: Array, row: dict[str, Any]) -> Array:
+        """The estimate of x_0 from the net's prediction at one step."""
+        if self.prediction_type == "sample":
+            return predicted
+        if self.prediction_type == "v_prediction":
+            return row["signal"] * x_t - row["noise"] * predicted
+        return (x_t - row["noise"] * predicted) / row["signal"]
+
+    def posterior_mean(self, x_t: Array, predicted: Array, row: dict[str, Any]) -> Array:
+        """mu_theta(x_t, t): the mean of q(x_{t-1} | x_t, x_0) at the estimated x_0."""
+        return row["of_x0"] * self.clean(x_t, predicted, row) + row["of_xt"] * x_t
+
+    def target(self, x: Array, eps: Array, row: dict[str, Any]) -> Array:
+        """What the net should predict for datum x and noise eps."""
+        if self.prediction_type == "sample":
+            return x
+        if self.prediction_type == "v_prediction":
+            return row["signal"] * eps - row["noise"] * x
+        return eps
+
+    def generate(self, bound: Any, params: Any, key: Any, num_samples: int) -> dict[str, Array]:
+        """Ancestral sampling by one loop over the steps; the same chain as the program's."""
+        b = bound.backend
+        total = self.schedule.num_train_timesteps
+        table = {k: b.asarray(v[::-1].copy()) for k, v in self.table().items()}
+        keys = b.split(key, total + 1)
+        x = b.normal(keys[0], (num_samples, *self.shape))
+        net = bound.structure.nets["denoiser"]
+
+        def step(x: Array, item: Any) -> tuple[Array, None]:
+            row, t, k = item
+            predicted = net.apply(params["denoiser"], x, self._times(x, t))
+            loc = self.posterior_mean(x, predicted, row)
+            return loc + row["std"] * b.normal(k, tuple(x.shape)), None
+
+        times = b.asarray(np.arange(total)[::-1].astype(np.float32))
+        x, _ = b.scan(step, x, (table, times, keys[1:]))
+        return {"x": x}
+
+    def formula(self) -> str:
+        return (
+            r"p_\theta(x_{0:T}) = \mathcal{N}(x_T; 0, I) \prod_{t=1}^{T} "
+            r"\mathcal{N}(x_{t-1};\ \mu_\theta(x_t, t),\ \tilde\beta_t I)"
+        )

@@ -1,0 +1,49 @@
+"""Energy-based models: a base density times exp(-E(x)), known up to its constant."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import probgen as pg
+from probgen.dist import Deferred
+from probgen.errors import DeclarationError
+from probgen.modelling import Model
+
+
+@dataclasses.dataclass(frozen=True)
+class EBM(Model):
+    """p(x) = base(x) exp(-E_theta(x)) / Z.
+
+    Args:
+        energy: a net from a datum to a number per datum (`nets.MLPEnergy`, `nets.ConvEnergy`).
+        base: the density that carries the model's mass where the energy is flat.
+
+    Sites: "x" (data), factor "tilt" = -E(x). Nets: "energy".
+
+    Source: LeCun et al. 2006; the product with a base: Nijkamp et al. 2019, arXiv:1904.09770.
+    """
+
+    energy: Any
+    base: Deferred
+
+    is_normalized = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.base, Deferred):
+            raise DeclarationError(
+                f"EBM: got the base {self.base!r}, expected a distribution such as "
+                "dist.Normal(0, 1).expand([2]).to_event(1)."
+            )
+
+    @property
+    def program(self) -> Any:
+        def program() -> None:
+            with pg.data_plate():
+                x = pg.sample("x", self.base)
+                pg.factor("tilt", -pg.net("energy", self.energy)(x))
+
+        return program
+
+    def formula(self) -> str:
+        return r"p_\theta(x) = \frac{1}{Z_\theta}\, p_0(x)\, e^{-E_\theta(x)}"

@@ -1,0 +1,149 @@
+"""p(x, z) = p(z) p_theta(x | z): a latent variable, a decoder, a likelihood, and no guide."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import probgen as pg
+from probgen import ops
+from probgen.dist import Deferred
+from probgen.errors import DeclarationError
+from probgen.fitted import Fitted
+from probgen.modelling import Model
+from probgen.models.likelihoods import as_likelihood
+
+Array = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Generator(Model):
+    """z ~ p(z), x ~ p_theta(x | z), one z per datum.
+
+    Args:
+        latent: the prior of z: a distribution, or another model (or `Fitted`) whose "x" becomes z,
+            so that hierarchies are made by composition.
+        decoder: a net from z to one datum; its `out` is the shape of a datum. A likelihood that
+            needs k numbers per value gets them: the decoder's last axis is made k times as long.
+        likelihood: `dist.Bernoulli`, `dist.Normal`, ... or one of `probgen.models.likelihoods`.
+        data_shape: shape of a datum, for nets of your own that have no `out`.
+
+    Sites: "z" (latent), "x" (data). Nets: "decoder", and "likelihood" for a learned scale.
+    """
+
+    latent: Any
+    decoder: Any
+    likelihood: Any
+    data_shape: tuple[int, ...] | None = dataclasses.field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "likelihood", as_likelihood(self.likelihood))
+        if not isinstance(self.latent, Deferred | Model | Fitted):
+            raise DeclarationError(
+                f"{self.name}: got the latent {self.latent!r}, expected a distribution such as "
+                "dist.Normal(0, 1).expand([16]).to_event(1), or a model."
+            )
+        if not hasattr(self.decoder, "apply"):
+            raise DeclarationError(
+                f"{self.name}: got the decoder {self.decoder!r}, expected a net of probgen.nets."
+            )
+        self.event_shape()
+
+    def event_shape(self) -> tuple[int, ...]:
+        """Shape of one datum."""
+        out = self.data_shape if self.data_shape is not None else getattr(self.decoder, "out", None)
+        if out is None:
+            raise DeclarationError(
+                f"{self.name}: the decoder has no `out`, expected the shape of a datum; give "
+                "data_shape=(...)."
+            )
+        return (out,) if isinstance(out, int) else tuple(out)
+
+    def prior(self) -> Model | None:
+        """The prior as a model when it is one."""
+        return (
+            self.latent.model
+            if isinstance(self.latent, Fitted)
+            else (self.latent if isinstance(self.latent, Model) else None)
+        )
+
+    def fitted_params(self) -> dict:
+        inner = {}
+        prior = self.prior()
+        if prior is not None:
+            inner = prior.fitted_params()
+        if isinstance(self.latent, Fitted):
+            inner = {**inner, **self.latent.params}
+        return {f"prior/{k}": v for k, v in inner.items()}
+
+    def frozen(self) -> frozenset[str]:
+        prior = self.prior()
+        names = prior.frozen() if prior is not None else frozenset()
+        if isinstance(self.latent, Fitted):
+            names = names | set(self.latent.params)
+        return frozenset(f"prior/{n}" for n in names)
+
+    @property
+    def is_normalized(self) -> bool:  # type: ignore[override]
+        prior = self.prior()
+        return prior is None or prior.is_normalized
+
+    @property
+    def program(self) -> Any:
+        def program() -> None:
+            with pg.data_plate():
+                z = self.draw_latent()
+                output = self.decode(z)
+                pg.sample("x", self.likelihood(output, len(self.event_shape())))
+
+        return program
+
+    def draw_latent(self) -> Array:
+        """Declares z, from its distribution or from the prior's own program."""
+        prior = self.prior()
+        if prior is None:
+            return pg.sample("z", self.latent)
+        return pg.submodel("prior", prior, rename={"x": "z"})["x"]
+
+    def decode(self, z: Array) -> Array:
+        """The decoder's output for z, with the likelihood's numbers per value on a last axis."""
+        k, shape = self.likelihood.parameters_per_value, self.event_shape()
+        if k == 1 or not hasattr(self.decoder, "out"):
+            return pg.net("decoder", self.decoder)(z)
+        base = shape or (1,)
+        wide = dataclasses.replace(self.decoder, out=(*base[:-1], base[-1] * k))
+        output = pg.net("decoder", wide)(z)
+        return ops.reshape(output, (*output.shape[: output.ndim - len(base)], *shape, k))
+
+    def mean(self, bound: Any, params: Any, z: Array) -> Array:
+        """E[x | z] for latents z [*batch, d], [*batch, *event]."""
+
+        def program() -> None:
+            pg.deterministic("mean", self.likelihood.mean(self.decode(z)))
+
+        return bound.backend.trace(program, params)["mean"].value
+
+    def formula(self) -> str:
+        prior = self.prior()
+        p_z = r"p(z)" if prior is not None else _latex_prior(self.latent)
+        return rf"p_\theta(x, z) = {p_z}\ {self.likelihood_formula()}"
+
+    def likelihood_formula(self) -> str:
+        return self.likelihood.formula()
+
+
+def _latex_prior(latent: Deferred) -> str:
+    arguments = dict(latent.arguments)
+    if latent.name == "Normal" and arguments.get("loc") == 0 and arguments.get("scale") == 1:
+        return r"\mathcal{N}(z;\ 0, I)"
+    return rf"\mathrm{{{latent.name}}}(z)"
+
+
+def size_of(latent: Deferred) -> int | None:
+    """Number of units of a latent with one event axis, when the declaration tells it."""
+    shape: tuple[int, ...] = ()
+    for method, args in latent.calls:
+        if method == "expand":
+            shape = tuple(args[0])
+    return math.prod(shape) if shape else None

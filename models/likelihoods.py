@@ -1,0 +1,174 @@
+"""Likelihoods p(x | z): what a decoder's output means.
+
+A likelihood takes the decoder's output for a batch and gives the distribution of one datum. Its
+`heads` say how many numbers per pixel the decoder must give. `dist.Bernoulli` and the like stand
+for the likelihood with its defaults.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import probgen as pg
+from probgen import dist, nets, ops
+from probgen.dist import Deferred, Family
+from probgen.errors import DeclarationError
+
+Array = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Likelihood:
+    """Base of likelihoods. `parameters_per_value`: numbers of the decoder per value of the datum."""
+
+    @property
+    def parameters_per_value(self) -> int:
+        return 1
+
+    def __call__(self, output: Array, event_ndim: int) -> Deferred:
+        """The distribution of a datum, given the decoder's output [*batch, *event (, k)]."""
+        raise NotImplementedError  # abstract: every likelihood below defines it
+
+    def mean(self, output: Array) -> Array:
+        """What to show of a datum: its expectation given the output, [*batch, *event]."""
+        raise NotImplementedError  # abstract: every likelihood below defines it
+
+    def formula(self) -> str:
+        """The distribution in LaTeX, `f` being the decoder."""
+        raise NotImplementedError  # abstract: every likelihood below defines it
+
+
+@dataclasses.dataclass(frozen=True)
+class Bernoulli(Likelihood):
+    """x in {0, 1}: the output is the log odds of a one."""
+
+    def __call__(self, output: Array, event_ndim: int) -> Deferred:
+        return dist.Bernoulli(logits=output).to_event(event_ndim)
+
+    def mean(self, output: Array) -> Array:
+        return ops.sigmoid(output)
+
+    def formula(self) -> str:
+        return r"\mathrm{Bernoulli}(x;\ \sigma(f_\theta(z)))"
+
+
+@dataclasses.dataclass(frozen=True)
+class Normal(Likelihood):
+    """x real: the output is the mean, and
+
+    `scale` a number: fixed; "learned": one scale for all, a parameter; "predicted": per value, by
+    the decoder, whose output then has a last axis of (mean, log scale).
+
+    `min_scale` bounds a learned or predicted scale from below, scale = min_scale + softplus(raw),
+    since the likelihood of a continuous datum is not bounded as its scale goes to zero.
+    """
+
+    scale: float | str = "learned"
+    min_scale: float = 1e-3
+
+    def __post_init__(self) -> None:
+        ok = (
+            self.scale in ("learned", "predicted")
+            if isinstance(self.scale, str)
+            else (self.scale > 0)
+        )
+        if not ok:
+            raise DeclarationError(
+                f"Normal likelihood: got scale={self.scale!r}, expected a positive number, "
+                "'learned' or 'predicted'."
+            )
+
+    @property
+    def parameters_per_value(self) -> int:
+        return 2 if self.scale == "predicted" else 1
+
+    def _scale(self, raw: Array) -> Array:
+        return self.min_scale + ops.softplus(raw)
+
+    def __call__(self, output: Array, event_ndim: int) -> Deferred:
+        if self.scale == "predicted":
+            loc, scale = output[..., 0], self._scale(output[..., 1])
+        elif self.scale == "learned":
+            loc, scale = output, self._scale(pg.net("likelihood", nets.Parameter(()))())
+        else:
+            loc, scale = output, self.scale
+        return dist.Normal(loc, scale).to_event(event_ndim)
+
+    def mean(self, output: Array) -> Array:
+        return output[..., 0] if self.scale == "predicted" else output
+
+    def formula(self) -> str:
+        scale = {"learned": r"\sigma^2", "predicted": r"\sigma_\theta(z)^2"}
+        value = (
+            scale.get(self.scale, f"{self.scale}^2")
+            if isinstance(self.scale, str)
+            else (f"{self.scale:g}^2")
+        )
+        return rf"\mathcal{{N}}(x;\ f_\theta(z),\ {value} I)"
+
+
+@dataclasses.dataclass(frozen=True)
+class DiscretizedLogistic(Likelihood):
+    """x on `num_levels` levels in [0, 1]: output (mean, raw scale); see `probgen.discretized`."""
+
+    num_levels: int = 256
+    min_scale: float = 1e-3
+
+    @property
+    def parameters_per_value(self) -> int:
+        return 2
+
+    def __call__(self, output: Array, event_ndim: int) -> Deferred:
+        scale = self.min_scale + 0.2 * ops.softplus(output[..., 1])
+        fn = dist.DiscretizedLogistic(
+            self.mean(output), scale, low=0.0, high=1.0, num_levels=self.num_levels
+        )
+        return fn.to_event(event_ndim)
+
+    def mean(self, output: Array) -> Array:
+        return ops.sigmoid(output[..., 0])
+
+    def formula(self) -> str:
+        return rf"\mathrm{{Logistic}}_{{{self.num_levels}}}(x;\ \mu_\theta(z), s_\theta(z))"
+
+
+@dataclasses.dataclass(frozen=True)
+class Categorical(Likelihood):
+    """x in {0, ..., num_classes - 1}: the output has a last axis of log odds."""
+
+    num_classes: int = 256
+
+    @property
+    def parameters_per_value(self) -> int:
+        return self.num_classes
+
+    def __call__(self, output: Array, event_ndim: int) -> Deferred:
+        return dist.Categorical(logits=output).to_event(event_ndim)
+
+    def mean(self, output: Array) -> Array:
+        levels = ops.arange_like(self.num_classes, output)
+        return ops.sum(ops.softmax(output, axis=-1) * levels, axis=-1)
+
+    def formula(self) -> str:
+        return rf"\mathrm{{Categorical}}_{{{self.num_classes}}}(x;\ f_\theta(z))"
+
+
+_BY_FAMILY = {
+    "Bernoulli": Bernoulli,
+    "Normal": Normal,
+    "DiscretizedLogistic": DiscretizedLogistic,
+    "Categorical": Categorical,
+}
+
+
+def as_likelihood(given: Any) -> Likelihood:
+    """A likelihood, or the default one for `dist.Bernoulli` and the like."""
+    if isinstance(given, Likelihood):
+        return given
+    if isinstance(given, Family) and given.name in _BY_FAMILY:
+        return _BY_FAMILY[given.name]()
+    raise DeclarationError(
+        f"likelihood: got {given!r}, expected one of probgen.models.likelihoods or "
+        f"{', '.join('dist.' + n for n in _BY_FAMILY)}."
+    )

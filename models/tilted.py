@@ -1,0 +1,87 @@
+"""A generative model tilted by an energy: p(x, z) exp(-E(x)) / Z."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import probgen as pg
+from probgen.errors import DeclarationError, UnknownName
+from probgen.fitted import Fitted
+from probgen.modelling import Model, arguments
+
+
+@dataclasses.dataclass(frozen=True)
+class Tilted(Model):
+    """The base's density times exp(-E_theta) of one of its sites.
+
+    Args:
+        base: a `Fitted` (its parameters are carried along and stay frozen) or a declaration.
+        energy: a net from that site's value to a number per datum.
+        on: the site; "x" tilts the data.
+        net_name: name of the energy's parameters; change it to tilt a tilted model again.
+
+    Sites: the base's, and the factor "tilt" (or `net_name`'s own) = -E. Nets: the base's, "energy".
+
+    Sources: Xiao et al. 2021, arXiv:2010.00654 (VAEBM); Xiao, Yan & Amit 2020, arXiv:2006.08100
+    (exponential tilting of a generator).
+    """
+
+    base: Any
+    energy: Any
+    on: str = "x"
+    net_name: str = dataclasses.field(default="energy", kw_only=True)
+
+    is_normalized = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.base, Model | Fitted):
+            raise DeclarationError(
+                f"Tilted: got the base {self.base!r}, expected a Fitted or a model."
+            )
+
+    @property
+    def model(self) -> Model:
+        """The base's declaration."""
+        return self.base.model if isinstance(self.base, Fitted) else self.base
+
+    def fitted_params(self) -> dict:
+        own = dict(self.base.params) if isinstance(self.base, Fitted) else {}
+        return {**self.model.fitted_params(), **own}
+
+    def frozen(self) -> frozenset[str]:
+        own = frozenset(self.base.params) if isinstance(self.base, Fitted) else frozenset()
+        return own | self.model.frozen()
+
+    @property
+    def program(self) -> Any:
+        model, factor = self.model, "tilt" if self.net_name == "energy" else f"tilt_{self.net_name}"
+        base = model.program
+
+        def program(**inputs: Any) -> None:
+            values = pg.submodel("", model, **inputs)
+            if self.on not in values:
+                raise UnknownName(
+                    f"Tilted: got on={self.on!r}, expected a site of the base: {sorted(values)}."
+                )
+            with pg.data_plate():
+                pg.factor(factor, -pg.net(self.net_name, self.energy)(values[self.on]))
+
+        program.__signature__ = _signature(base)  # type: ignore[attr-defined]
+        return program
+
+    @property
+    def guide(self) -> Any:  # type: ignore[override]
+        return self.model.guide
+
+    def formula(self) -> str:
+        inner = self.model.formula() or r"p(x, z)"
+        head = inner.split("=", 1)[-1].split(r",\qquad")[0].strip()
+        return rf"p_\theta(x, z) = \frac{{1}}{{Z_\theta}}\ {head}\ e^{{-E_\theta({self.on})}}"
+
+
+def _signature(fn: Any) -> Any:
+    import inspect
+
+    arguments(fn)
+    return inspect.signature(fn)

@@ -1,0 +1,60 @@
+"""probgen: deep generative models declared as probabilistic programs, on Pyro or NumPyro.
+
+Four verbs: `fit` (which parameters?), `infer` (which latents, given data?), `generate` (what does
+it produce?), `evaluate` (how good is it, per datum, with what error?). Importing this loads no
+framework; a backend is loaded when a verb runs.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "backends": "probgen.backends",
+    "callbacks": "probgen.callbacks",
+    "data": "probgen.data",
+    "dist": "probgen.dist",
+    "errors": "probgen.errors",
+    "nets": "probgen.nets",
+    "ops": "probgen.ops",
+    "optim": "probgen.optim",
+}
+_NAMES = {
+    **dict.fromkeys(
+        ("sample", "factor", "deterministic", "plate", "data_plate", "net", "submodel", "subguide"),
+        "probgen.program",
+    ),
+    **dict.fromkeys(("model", "Model"), "probgen.modelling"),
+    **dict.fromkeys(("to_pyro", "to_numpyro", "from_pyro", "from_numpyro"), "probgen.native"),
+    **dict.fromkeys(
+        ("Adam", "AdamW", "SGD", "CosineDecay", "ExponentialDecay", "LinearWarmup"), "probgen.optim"
+    ),
+    **dict.fromkeys(("EarlyStopping", "TensorBoard", "Callback"), "probgen.callbacks"),
+    "ProbgenError": "probgen.errors",
+    "fit": "probgen.verbs.fit",
+    "infer": "probgen.verbs.infer",
+    "generate": "probgen.verbs.generate",
+    "evaluate": "probgen.verbs.evaluate",
+    "Evaluation": "probgen.verbs.evaluate",
+    "Fitted": "probgen.fitted",
+    "History": "probgen.history",
+}
+
+__all__ = sorted([*_HOMES, *_NAMES])
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return importlib.import_module(_HOMES[name])
+    if name in _NAMES:
+        return getattr(importlib.import_module(_NAMES[name]), name)
+    if name in ("models", "inference", "evaluation"):
+        return importlib.import_module(f"probgen.{name}")
+    raise AttributeError(f"module 'probgen' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

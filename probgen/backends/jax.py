@@ -1,0 +1,283 @@
+"""The JAX backend: NumPyro on JAX behind `probgen.backends.protocol.Backend`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as numpyro_dist
+import optax
+
+from probgen import optim
+from probgen.backends import jax_ops
+from probgen.backends.jax_lowering import Lowering, normal_base, run_program
+from probgen.backends.protocol import Optimizer, Site
+from probgen.errors import BackendError
+from probgen.trees import tree_map
+
+
+class JaxBackend:
+    """NumPyro on JAX. Whole chunks of steps are one jitted `lax.scan`.
+
+    Args:
+        device: "auto" (JAX's default), "cpu", "cuda" or "gpu", "cuda:1"...
+    """
+
+    name = "jax"
+    ops = jax_ops
+
+    def __init__(self, device: str = "auto"):
+        self._device = self._find(device)
+        platform = "cuda" if self._device.platform == "gpu" else self._device.platform
+        self.device = platform if platform == "cpu" else f"{platform}:{self._device.id}"
+
+    @staticmethod
+    def _find(device: str) -> Any:
+        if device == "auto":
+            return jax.devices()[0]
+        platform, _, index = device.partition(":")
+        platform = {"gpu": "cuda"}.get(platform, platform)
+        try:
+            devices = jax.devices(platform)
+            return devices[int(index or 0)]
+        except (RuntimeError, IndexError, ValueError) as error:
+            raise BackendError(
+                f"device {device!r} is not there: jax sees {[str(d) for d in jax.devices()]}; use "
+                "device='cpu', or install jax with support for your GPU."
+            ) from error
+
+    def __repr__(self) -> str:
+        return f"JaxBackend(device={self.device!r})"
+
+    # ---- arrays
+
+    def asarray(self, x: Any, dtype: str | None = None) -> jax.Array:
+        out = np.asarray(x) if not isinstance(x, jax.Array) else x
+        if dtype is not None:
+            out = out.astype(dtype)
+        elif out.dtype == np.float64:
+            out = out.astype(np.float32)
+        elif out.dtype == np.int64:
+            out = out.astype(np.int32)
+        if isinstance(out, jax.core.Tracer):
+            return out
+        return jax.device_put(out, self._device)
+
+    def to_numpy(self, x: Any) -> np.ndarray:
+        return np.asarray(x)
+
+    def copy(self, tree: Any) -> Any:
+        return tree  # arrays are immutable and no buffer is donated
+
+    def tree_map(self, fn: Callable, tree: Any, *rest: Any) -> Any:
+        return tree_map(fn, tree, *rest)
+
+    def lerp(self, a: Any, b: Any, weight: float) -> Any:
+        """a + weight (b - a), leaf by leaf."""
+        return tree_map(lambda x, y: x + weight * (y - x), a, b)
+
+    # ---- randomness
+
+    def key(self, seed: int) -> Any:
+        return jax.device_put(jax.random.key(int(seed) & 0xFFFFFFFF), self._device)
+
+    def split(self, key: Any, num: int = 2) -> Any:
+        return jax.random.split(key, num)
+
+    def fold_in(self, key: Any, data: Any) -> Any:
+        return jax.random.fold_in(key, data)
+
+    def normal(self, key: Any, shape: tuple[int, ...]) -> jax.Array:
+        return jax.random.normal(key, shape)
+
+    def uniform(self, key: Any, shape: tuple[int, ...]) -> jax.Array:
+        return jax.random.uniform(key, shape)
+
+    def randint(self, key: Any, shape: tuple[int, ...], low: int, high: int) -> jax.Array:
+        return jax.random.randint(key, shape, low, high)
+
+    # ---- calculus
+
+    def value_and_grad(self, fn: Callable, has_aux: bool = False) -> Callable:
+        return jax.value_and_grad(fn, has_aux=has_aux)
+
+    def grad(self, fn: Callable) -> Callable:
+        return jax.grad(fn)
+
+    def vmap(self, fn: Callable, in_axes: Any = 0) -> Callable:
+        return jax.vmap(fn, in_axes=in_axes)
+
+    def compile(self, fn: Callable, num_calls: int | None = None) -> Callable:
+        return jax.jit(fn)
+
+    # ---- loops
+
+    def scan(self, step: Callable, carry: Any, xs: Any = None, length: int | None = None) -> Any:
+        return jax.lax.scan(step, carry, xs, length=length)
+
+    def run_steps(self, update: Callable) -> Callable:
+        """A chunk of `update(state, batch, key)` as one jitted scan; see `probgen.loop`."""
+
+        @jax.jit
+        def chunk(state: Any, batches: Any, indices: Any, key: Any, start: Any) -> Any:
+            def step(state: Any, x: Any) -> Any:
+                i, item = x
+                batch = item if indices is None else {k: v[item] for k, v in batches.items()}
+                return update(state, batch, jax.random.fold_in(key, i))
+
+            items = batches if indices is None else indices
+            count = jax.tree.leaves(items)[0].shape[0]
+            return jax.lax.scan(step, state, (start + jnp.arange(count), items))
+
+        def run(state: Any, batches: Any, indices: Any, key: Any, start: int) -> Any:
+            rows = None if indices is None else jnp.asarray(indices)
+            state, metrics = chunk(state, batches, rows, key, jnp.int32(start))
+            return state, tree_map(np.asarray, metrics)
+
+        return run
+
+    # ---- programs
+
+    def trace(
+        self,
+        program: Callable,
+        params: Mapping,
+        *,
+        values: Mapping[str, Any] | None = None,
+        inputs: Mapping[str, Any] | None = None,
+        key: Any = None,
+        batch_size: int | None = None,
+        particles: tuple[int, int] | None = None,
+        noise: Mapping[str, Any] | None = None,
+    ) -> dict[str, Site]:
+        lower = Lowering(values or {}, key, noise)
+        return run_program(program, dict(params), lower, inputs or {}, batch_size, particles)[1]
+
+    def probe(
+        self,
+        program: Callable,
+        params: dict,
+        *,
+        values: Mapping[str, Any],
+        inputs: Mapping[str, Any],
+        key: Any,
+        batch_size: int,
+        initialise: Callable | None,
+    ) -> Any:
+        """One abstract run for its structure; nets without parameters are initialised.
+
+        (run, sites): values are shapes and dtypes; nothing is computed or compiled.
+        """
+        kept: list = []
+
+        def go(values: Any, key: Any) -> None:
+            lower = Lowering(values, key, None)
+            kept.append(run_program(program, params, lower, inputs, batch_size, None, initialise))
+
+        jax.eval_shape(go, dict(values), key)
+        return kept[0]
+
+    def kl_divergence(self, q: Any, p: Any) -> jax.Array | None:
+        """KL(q || p) where NumPyro has the closed form, [*batch]; None where it has not."""
+        try:
+            return numpyro_dist.kl_divergence(q, _like_multivariate(p, q))
+        except NotImplementedError:
+            return None
+
+    def event_units(self, fn: Any) -> tuple[Any, int]:
+        """The distribution with its last event axis back in the batch, and how many were taken."""
+        if isinstance(fn, numpyro_dist.ExpandedDistribution):
+            inner, taken = self.event_units(fn.base_dist)
+            if not taken:
+                return fn, 0
+            return inner.expand(
+                fn.batch_shape + inner.batch_shape[len(fn.base_dist.batch_shape) :]
+            ), 1
+        if isinstance(fn, numpyro_dist.Independent):
+            inner = fn.base_dist
+            left = fn.reinterpreted_batch_ndims - 1
+            return (inner.to_event(left) if left else inner), 1
+        return fn, 0
+
+    def in_support(self, fn: Any, value: Any) -> Any:
+        """[*batch] whether a value lies in the support; None when it cannot be told."""
+        try:
+            return fn.support(value)
+        except NotImplementedError:
+            return None
+
+    def support_name(self, fn: Any) -> str:
+        return str(fn.support)
+
+    def is_discrete(self, fn: Any) -> bool:
+        return bool(fn.support.is_discrete)
+
+    def is_reparametrised(self, fn: Any) -> bool:
+        return bool(fn.has_rsample)
+
+    def mean(self, fn: Any) -> jax.Array:
+        return fn.mean
+
+    # ---- optimisers and reports
+
+    def optimizer(self, declaration: optim.OptimizerDeclaration) -> Optimizer:
+        return _optimizer(declaration)
+
+    def versions(self) -> dict[str, str]:
+        return {"jax": jax.__version__, "numpyro": numpyro.__version__}
+
+    def info(self) -> dict[str, Any]:
+        """What ran: device and versions; every hot function is jitted."""
+        return {"device": self.device, **self.versions(), "routes": ["jit"], "fallbacks": []}
+
+
+def _like_multivariate(p: Any, q: Any) -> Any:
+    """A diagonal Gaussian as a multivariate one where the other side is one."""
+    base = normal_base(p)
+    if type(q) is numpyro_dist.MultivariateNormal and base is not None and len(p.event_shape) == 1:
+        shape = (*p.batch_shape, *p.event_shape)
+        scale = jnp.broadcast_to(base.scale, shape)
+        tril = scale[..., None] * jnp.eye(shape[-1])
+        return numpyro_dist.MultivariateNormal(jnp.broadcast_to(base.loc, shape), scale_tril=tril)
+    return p
+
+
+def _optimizer(declaration: optim.OptimizerDeclaration) -> Optimizer:
+    parts = []
+    if declaration.clip_norm is not None:
+        parts.append(optax.clip_by_global_norm(declaration.clip_norm))
+    if isinstance(declaration, optim.Adam):
+        if declaration.weight_decay and not declaration.decoupled:
+            parts.append(optax.add_decayed_weights(declaration.weight_decay))
+        parts.append(optax.scale_by_adam(b1=declaration.b1, b2=declaration.b2, eps=declaration.eps))
+        if declaration.weight_decay and declaration.decoupled:
+            parts.append(optax.add_decayed_weights(declaration.weight_decay))
+    elif isinstance(declaration, optim.SGD):
+        if declaration.weight_decay:
+            parts.append(optax.add_decayed_weights(declaration.weight_decay))
+        if declaration.momentum:
+            parts.append(optax.trace(declaration.momentum, declaration.nesterov))
+    chain = optax.chain(*parts)
+
+    def init(params: Any) -> dict:
+        return {
+            "count": jnp.zeros(()),
+            "step_scale": jnp.ones(()),
+            "moments": chain.init(params),
+        }
+
+    def update(grads: Any, state: dict, params: Any) -> tuple[Any, dict]:
+        direction, moments = chain.update(grads, state["moments"], params)
+        rate = declaration.learning_rate_at(state["count"]) * state["step_scale"]
+        new = jax.tree.map(lambda p, d: p - rate * d, params, direction)
+        return new, {
+            "count": state["count"] + 1.0,
+            "step_scale": state["step_scale"],
+            "moments": moments,
+        }
+
+    return Optimizer(init, update)

@@ -1,0 +1,43 @@
+"""Keys for torch, which has none: a 64-bit number, split by a mixing function.
+
+A key that reaches a compiled function also knows its `origin`, the path by which it was derived
+from one of the function's arguments; the compiler turns that into an input that is drawn anew, from
+the same path, at every call. No framework here.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+_MASK = (1 << 64) - 1
+
+
+class Key(NamedTuple):
+    """seed: 64 bits; origin: (argument number, data folded in...) inside a compiled function."""
+
+    seed: int
+    origin: tuple[int, ...] | None = None
+
+
+def mix(seed: int, data: int) -> int:
+    """SplitMix64's finaliser over seed + (data + 1) * golden ratio: a well spread 64-bit hash.
+
+    Source: Steele, Lea & Flood 2014, "Fast splittable pseudorandom number generators".
+    """
+    z = (seed + (data + 1) * 0x9E3779B97F4A7C15) & _MASK
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK
+    return z ^ (z >> 31)
+
+
+def fold_in(key: Key, data: int) -> Key:
+    """A new key from a key and a number."""
+    origin = None if key.origin is None else (*key.origin, data)
+    return Key(mix(key.seed, data), origin)
+
+
+def seed_at(seed: int, path: tuple[int, ...]) -> int:
+    """The seed that folding `path` into a key of `seed` gives."""
+    for data in path:
+        seed = mix(seed, data)
+    return seed

@@ -1,0 +1,316 @@
+"""The torch backend: Pyro on PyTorch behind `probgen.backends.protocol.Backend`."""
+
+from __future__ import annotations
+
+import contextvars
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import pyro
+import pyro.distributions as pyro_dist
+import torch
+
+from probgen import optim
+from probgen.backends import keys, torch_ops, torch_optim, torch_random
+from probgen.backends.protocol import Optimizer, Site
+from probgen.backends.torch_compile import Compiled
+from probgen.backends.torch_lowering import Lowering, normal_base, run_program
+from probgen.errors import BackendError
+from probgen.trees import tree_leaves, tree_like, tree_map
+
+_nested: contextvars.ContextVar[bool] = contextvars.ContextVar("nested_grad", default=False)
+_COMPILE = ("auto", "inductor", "graph", "live")
+
+
+def has_cuda() -> bool:
+    """Whether torch sees a CUDA device."""
+    return torch.cuda.is_available()
+
+
+class TorchBackend:
+    """Pyro on PyTorch.
+
+    Args:
+        device: "auto" (CUDA if there is one), "cpu", "cuda", "cuda:1"...
+        compile: how hot functions run: "inductor", "graph", "live", or "auto" by the number of
+            calls that an algorithm expects. `info()` says what was used.
+    """
+
+    name = "torch"
+    ops = torch_ops
+
+    def __init__(self, device: str = "auto", compile: str = "auto"):
+        if compile not in _COMPILE:
+            raise BackendError(f"compile: got {compile!r}, expected one of {', '.join(_COMPILE)}.")
+        self.policy = compile
+        self.device = self._device(device)
+        self.compiled: list[Compiled] = []
+
+    @staticmethod
+    def _device(device: str) -> str:
+        if device == "auto":
+            return "cuda:0" if has_cuda() else "cpu"
+        try:
+            found = torch.device(device)
+        except RuntimeError as error:
+            raise BackendError(f"device: got {device!r}, expected 'cpu' or 'cuda:0'.") from error
+        if found.type == "cuda":
+            count = torch.cuda.device_count() if has_cuda() else 0
+            if (found.index or 0) >= count:
+                raise BackendError(
+                    f"device {device!r} is not there: torch sees {count} CUDA devices; use "
+                    "device='cpu', or install a torch build for your GPU."
+                )
+            return f"cuda:{found.index or 0}"
+        if found.type != "cpu":
+            raise BackendError(f"device {device!r}: expected 'cpu' or 'cuda:N'.")
+        return "cpu"
+
+    def __repr__(self) -> str:
+        return f"TorchBackend(device={self.device!r}, compile={self.policy!r})"
+
+    # ---- arrays
+
+    def asarray(self, x: Any, dtype: str | None = None) -> torch.Tensor:
+        if isinstance(x, torch.Tensor):
+            out = x.to(self.device)
+        else:
+            out = torch.tensor(np.ascontiguousarray(np.asarray(x)), device=self.device)
+        if dtype is not None:
+            return out.to(getattr(torch, dtype))
+        return out.to(torch.float32) if out.dtype == torch.float64 else out
+
+    def to_numpy(self, x: Any) -> np.ndarray:
+        return x.detach().cpu().numpy() if isinstance(x, torch.Tensor) else np.asarray(x)
+
+    def copy(self, tree: Any) -> Any:
+        return tree_map(lambda x: x.detach().clone() if isinstance(x, torch.Tensor) else x, tree)
+
+    def tree_map(self, fn: Callable, tree: Any, *rest: Any) -> Any:
+        return tree_map(fn, tree, *rest)
+
+    def lerp(self, a: Any, b: Any, weight: float) -> Any:
+        """a + weight (b - a), leaf by leaf."""
+        leaves = torch._foreach_lerp(tree_leaves(a), tree_leaves(b), weight)
+        return tree_like(a, list(leaves))
+
+    # ---- randomness
+
+    def key(self, seed: int) -> keys.Key:
+        return keys.Key(keys.mix(0, int(seed)))
+
+    def split(self, key: keys.Key, num: int = 2) -> list[keys.Key]:
+        return [keys.fold_in(key, i) for i in range(num)]
+
+    def fold_in(self, key: keys.Key, data: int) -> keys.Key:
+        return keys.fold_in(key, int(data))
+
+    def normal(self, key: keys.Key, shape: tuple[int, ...]) -> torch.Tensor:
+        return torch_random.noise("normal", key, shape, self.device)
+
+    def uniform(self, key: keys.Key, shape: tuple[int, ...]) -> torch.Tensor:
+        return torch_random.noise("uniform", key, shape, self.device)
+
+    def randint(self, key: keys.Key, shape: tuple[int, ...], low: int, high: int) -> torch.Tensor:
+        return torch_random.noise("randint", key, shape, self.device, low, high)
+
+    # ---- calculus
+
+    def value_and_grad(self, fn: Callable, has_aux: bool = False) -> Callable:
+        """(params, *args) -> (value, grads), or ((value, aux), grads); by the tape, so that every
+        `rsample` of Pyro has its gradient; by functorch inside a `vmap`."""
+
+        def by_tape(params: Any, *args: Any) -> Any:
+            nested = _nested.get()
+            token = _nested.set(True)
+            try:
+                with torch.enable_grad():
+                    leaves = [
+                        p if nested and p.requires_grad else p.detach().requires_grad_(True)
+                        for p in tree_leaves(params)
+                    ]
+                    out = fn(tree_like(params, leaves), *args)
+                    value = out[0] if has_aux else out
+                    if not value.requires_grad:
+                        grads: Any = [None] * len(leaves)
+                    else:
+                        grads = torch.autograd.grad(
+                            value, leaves, allow_unused=True, create_graph=nested
+                        )
+            finally:
+                _nested.reset(token)
+            filled = [
+                torch.zeros_like(p) if g is None else g for g, p in zip(grads, leaves, strict=True)
+            ]
+            if not nested:
+                out = tree_map(lambda o: o.detach() if isinstance(o, torch.Tensor) else o, out)
+            return out, tree_like(params, filled)
+
+        def either(params: Any, *args: Any) -> Any:
+            if torch._C._functorch.peek_interpreter_stack() is None:
+                return by_tape(params, *args)
+            grads, out = torch.func.grad_and_value(fn, has_aux=has_aux)(params, *args)
+            return out, grads
+
+        return either
+
+    def grad(self, fn: Callable) -> Callable:
+        both = self.value_and_grad(fn)
+        return lambda params, *args: both(params, *args)[1]
+
+    def vmap(self, fn: Callable, in_axes: Any = 0) -> Callable:
+        return torch.func.vmap(fn, in_dims=in_axes, randomness="different")
+
+    def compile(self, fn: Callable, num_calls: int | None = None) -> Compiled:
+        out = Compiled(fn, self.device, self.policy, num_calls)
+        self.compiled.append(out)
+        return out
+
+    # ---- loops
+
+    def scan(self, step: Callable, carry: Any, xs: Any = None, length: int | None = None) -> Any:
+        """`jax.lax.scan` as a Python loop: (carry, x) -> (carry, y); the ys are stacked."""
+        if isinstance(xs, list) and xs and isinstance(xs[0], keys.Key):
+            items: Iterator = iter(xs)
+            length = len(xs)
+        elif xs is None:
+            items = iter([None] * (length or 0))
+        else:
+            length = _length(xs)
+            items = (_take(xs, i) for i in range(length))
+        ys = []
+        for x in items:
+            carry, y = step(carry, x)
+            ys.append(y)
+        return carry, _stack(ys)
+
+    def run_steps(self, update: Callable) -> Callable:
+        """Runs `update(state, batch, key)` for a chunk of steps; see `probgen.loop`."""
+
+        def run(state: Any, batches: Any, indices: Any, key: keys.Key, start: int) -> Any:
+            metrics = []
+            rows = None if indices is None else torch.as_tensor(indices, device=self.device)
+            count = _length(batches) if rows is None else len(rows)
+            for i in range(count):
+                if rows is None:
+                    batch = _take(batches, i)
+                else:
+                    batch = {k: v.index_select(0, rows[i]) for k, v in batches.items()}
+                state, m = update(state, batch, keys.fold_in(key, start + i))
+                metrics.append(m)
+            return state, tree_map(self.to_numpy, _stack(metrics))
+
+        return run
+
+    # ---- programs
+
+    def trace(
+        self,
+        program: Callable,
+        params: Mapping,
+        *,
+        values: Mapping[str, Any] | None = None,
+        inputs: Mapping[str, Any] | None = None,
+        key: keys.Key | None = None,
+        batch_size: int | None = None,
+        particles: tuple[int, int] | None = None,
+        noise: Mapping[str, Any] | None = None,
+    ) -> dict[str, Site]:
+        lower = Lowering(self.device, values or {}, key, noise)
+        return run_program(program, dict(params), lower, inputs or {}, batch_size, particles)[1]
+
+    def probe(
+        self,
+        program: Callable,
+        params: dict,
+        *,
+        values: Mapping[str, Any],
+        inputs: Mapping[str, Any],
+        key: keys.Key,
+        batch_size: int,
+        initialise: Callable | None,
+    ) -> Any:
+        """One run for its structure; nets without parameters are initialised. (run, sites)."""
+
+        def make(name: str, declaration: Any, shapes: Any) -> Any:
+            return tree_map(self.asarray, initialise(name, declaration, shapes))  # type: ignore
+
+        lower = Lowering(self.device, values, key, None)
+        with torch.no_grad():
+            return run_program(
+                program, params, lower, inputs, batch_size, None, make if initialise else None
+            )
+
+    def kl_divergence(self, q: Any, p: Any) -> torch.Tensor | None:
+        """KL(q || p) where torch has the closed form, [*batch]; None where it has not."""
+        try:
+            with pyro.validation_enabled(False):
+                return torch.distributions.kl_divergence(q, _like_multivariate(p, q))
+        except NotImplementedError:
+            return None
+
+    def event_units(self, fn: Any) -> tuple[Any, int]:
+        """The distribution with its last event axis back in the batch, and how many were taken."""
+        if isinstance(fn, torch.distributions.Independent):
+            inner = fn.base_dist
+            left = fn.reinterpreted_batch_ndims - 1
+            return (inner.to_event(left) if left else inner), 1
+        return fn, 0
+
+    def in_support(self, fn: Any, value: Any) -> Any:
+        """[*batch] whether a value lies in the support; None when it cannot be told."""
+        try:
+            return fn.support.check(value)
+        except NotImplementedError:
+            return None
+
+    def support_name(self, fn: Any) -> str:
+        return str(fn.support)
+
+    def is_discrete(self, fn: Any) -> bool:
+        return bool(fn.support.is_discrete)
+
+    def is_reparametrised(self, fn: Any) -> bool:
+        return bool(fn.has_rsample)
+
+    def mean(self, fn: Any) -> torch.Tensor:
+        return fn.mean
+
+    # ---- optimisers and reports
+
+    def optimizer(self, declaration: optim.OptimizerDeclaration) -> Optimizer:
+        return torch_optim.optimizer(declaration, self.device)
+
+    def versions(self) -> dict[str, str]:
+        return {"torch": torch.__version__, "pyro": pyro.__version__}
+
+    def info(self) -> dict[str, Any]:
+        """What ran: device, versions and the routes of compiled functions."""
+        routes = sorted({c.route for c in self.compiled if c.graphs})
+        reasons = [c.reason for c in self.compiled if c.reason]
+        return {"device": self.device, **self.versions(), "routes": routes, "fallbacks": reasons}
+
+
+def _like_multivariate(p: Any, q: Any) -> Any:
+    """A diagonal Gaussian as a multivariate one where the other side is one."""
+    base = normal_base(p)
+    if type(q) is pyro_dist.MultivariateNormal and base is not None and len(p.event_shape) == 1:
+        loc = base.loc.expand((*p.batch_shape, *p.event_shape))
+        scale = base.scale.expand((*p.batch_shape, *p.event_shape))
+        return pyro_dist.MultivariateNormal(loc, scale_tril=torch.diag_embed(scale))
+    return p
+
+
+def _length(tree: Any) -> int:
+    return len(tree_leaves(tree)[0])
+
+
+def _take(tree: Any, i: int) -> Any:
+    return tree_map(lambda a: a[i], tree)
+
+
+def _stack(items: list) -> Any:
+    if not items or items[0] is None:
+        return None
+    return tree_map(lambda *a: torch.stack([torch.as_tensor(x) for x in a]), *items)

@@ -1,0 +1,111 @@
+"""Draws from keys on torch, without touching the caller's random state.
+
+Outside a compiled function a draw seeds a private generator with its key. Inside one it becomes an
+input of the graph (a `Slot`): the noise is drawn by ATen outside the compiled code, into a fresh
+buffer, at every call, so inductor never draws a number and one key gives one draw everywhere.
+Distributions without a closed form of noise (Gamma, Poisson...) draw from torch's default generator
+inside `seeded`, which puts the caller's state back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+
+from probgen.backends.keys import Key, seed_at
+
+_generators: dict[str, torch.Generator] = {}
+
+
+class Slot(NamedTuple):
+    """One noise input of a graph: how to draw it and where its key comes from."""
+
+    kind: str
+    shape: tuple[int, ...]
+    device: str
+    argument: int
+    path: tuple[int, ...]
+    low: int
+    high: int
+
+
+class Planner:
+    """Collects the slots while a function is run once, then feeds their stand-ins while traced."""
+
+    def __init__(self) -> None:
+        self.slots: list[Slot] = []
+        self.inputs: list[torch.Tensor] | None = None
+        self.found: dict[Slot, torch.Tensor] = {}
+
+    def take(self, slot: Slot, key: Key) -> torch.Tensor:
+        if slot in self.found:
+            return self.found[slot]
+        if self.inputs is None:
+            self.slots.append(slot)
+            value = draw(slot, key.seed)
+        else:
+            value = self.inputs[self.slots.index(slot)]
+        self.found[slot] = value
+        return value
+
+
+planner: contextvars.ContextVar[Planner | None] = contextvars.ContextVar("planner", default=None)
+
+
+def _generator(device: str) -> torch.Generator:
+    if device not in _generators:
+        _generators[device] = torch.Generator(device=device)
+    return _generators[device]
+
+
+_DRAWS: dict[str, Callable] = {
+    "normal": lambda s, g: torch.empty(s.shape, device=s.device).normal_(generator=g),
+    "uniform": lambda s, g: torch.rand(s.shape, device=s.device, generator=g),
+    "randint": lambda s, g: torch.randint(s.low, s.high, s.shape, device=s.device, generator=g),
+}
+
+
+def draw(slot: Slot, seed: int) -> torch.Tensor:
+    """The slot's noise for a key of that seed."""
+    return _DRAWS[slot.kind](slot, _generator(slot.device).manual_seed(seed))
+
+
+def noise(
+    kind: str, key: Key, shape: tuple[int, ...], device: str, low: int = 0, high: int = 0
+) -> torch.Tensor:
+    """A draw from a key: an input of the graph while a function is planned or traced."""
+    plan = planner.get()
+    origin = key.origin if plan is not None else None
+    argument, path = (origin[0], origin[1:]) if origin is not None else (-1, ())
+    slot = Slot(kind, tuple(shape), device, argument, path, low, high)
+    if plan is not None and origin is not None:
+        return plan.take(slot, key)
+    return draw(slot, key.seed)
+
+
+def redraw(slots: list[Slot], seeds: list[int]) -> list[torch.Tensor]:
+    """The noise inputs of one call, `seeds` being those of the call's key arguments."""
+    return [draw(s, seed_at(seeds[s.argument], s.path)) for s in slots]
+
+
+@contextlib.contextmanager
+def seeded(seed: int | None, device: str) -> Iterator[None]:
+    """torch's default generators start from `seed` inside, and are as they were after."""
+    if seed is None:
+        yield
+        return
+    generators = [torch.default_generator]
+    if device.startswith("cuda"):
+        generators.append(torch.cuda.default_generators[torch.device(device).index or 0])
+    states = [g.get_state() for g in generators]
+    for g in generators:
+        g.manual_seed(seed & 0x7FFFFFFF)
+    try:
+        yield
+    finally:
+        for g, state in zip(generators, states, strict=True):
+            g.set_state(state)

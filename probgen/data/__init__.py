@@ -1,0 +1,72 @@
+"""The data room: sets that need no network, readers of standard files, and sources for `fit`.
+
+All images are numpy [n, h, w, c] float32 in [0, 1]. Importing this loads no deep-learning
+framework; optional libraries are imported by the function that needs them.
+"""
+
+from probgen.data.bundled import NATURAL, PHOTOGRAPHS, digits, faces, mnist5k, patches
+from probgen.data.densities import (
+    Density2D,
+    checkerboard,
+    gaussian_mixture,
+    pinwheel,
+    rings,
+    two_moons,
+)
+from probgen.data.files import load_idx, load_npz, read_idx
+from probgen.data.image_files import load_cifar, load_image_folder, load_svhn
+from probgen.data.images import Images
+from probgen.data.letters import letters
+from probgen.data.shapes import FACTORS, Shapes, shapes
+from probgen.data.sources import ArraySource, LazySource, Source, as_arrays, as_source
+from probgen.data.splits import split
+from probgen.data.streams import StreamSource
+from probgen.data.transforms import (
+    binarize,
+    constants,
+    dequantize,
+    from_levels,
+    inverted,
+    noise,
+    to_levels,
+)
+
+__all__ = [
+    "FACTORS",
+    "NATURAL",
+    "PHOTOGRAPHS",
+    "ArraySource",
+    "Density2D",
+    "Images",
+    "LazySource",
+    "Shapes",
+    "Source",
+    "StreamSource",
+    "as_arrays",
+    "as_source",
+    "binarize",
+    "checkerboard",
+    "constants",
+    "dequantize",
+    "digits",
+    "faces",
+    "from_levels",
+    "gaussian_mixture",
+    "inverted",
+    "letters",
+    "load_cifar",
+    "load_idx",
+    "load_image_folder",
+    "load_npz",
+    "load_svhn",
+    "mnist5k",
+    "noise",
+    "patches",
+    "pinwheel",
+    "read_idx",
+    "rings",
+    "shapes",
+    "split",
+    "to_levels",
+    "two_moons",
+]

@@ -1,0 +1,53 @@
+"""Everything that probgen raises on purpose, and nothing else.
+
+A message has three parts: what was got, what was expected, what to do about it, with the site, net
+or file by name. Nothing of ours is imported here, so every room may import this one.
+"""
+
+
+class ProbgenError(Exception):
+    """Root of every error that probgen raises on purpose."""
+
+
+class DeclarationError(ProbgenError):
+    """A program is not well formed: two sites of one name, an unknown net, a missing guide."""
+
+
+class DuplicateSite(DeclarationError):
+    """Two sites of one program bear the same name."""
+
+
+class UnknownName(DeclarationError):
+    """A name that the program, the parameters or a registry does not have."""
+
+
+class ShapeError(ProbgenError):
+    """An array, or a site's log-probability, has axes that do not fit."""
+
+
+class SupportError(ProbgenError):
+    """A value lies outside the support of its distribution."""
+
+
+class DataError(ProbgenError):
+    """Data that cannot be used: empty, not finite, of the wrong type, a damaged or missing file."""
+
+
+class BackendError(ProbgenError):
+    """A backend or device is not there, or cannot do what was asked of it."""
+
+
+class AlgorithmError(ProbgenError):
+    """A model and an algorithm that do not fit each other, or options that contradict."""
+
+
+class MissingSeed(ProbgenError):
+    """Randomness was asked for without a seed."""
+
+
+class NonFiniteError(ProbgenError):
+    """A computation produced NaN or infinity and could not be mended."""
+
+
+class SaveError(ProbgenError):
+    """A run folder could not be written, or is damaged, truncated or not ours."""

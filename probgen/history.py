@@ -1,0 +1,89 @@
+"""What happened in a fit: one number per step and metric, and the held-out evaluations."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from probgen.dist import did_you_mean
+from probgen.errors import UnknownName
+
+
+class History:
+    """Metrics of a fit.
+
+    `history["elbo"]` is an array with one entry a step; a metric that is a vector (a KL per latent
+    unit) has one row a chunk of steps, its mean there. `history.validation["elbo"]` goes with
+    `history.validation_steps`.
+    """
+
+    def __init__(self) -> None:
+        self._parts: dict[str, list[np.ndarray]] = {}
+        self._validation: dict[str, list[float]] = {}
+        self.validation_steps: list[int] = []
+        self.events: list[str] = []
+
+    def extend(self, metrics: dict[str, np.ndarray]) -> None:
+        """Adds a chunk of steps: each metric [steps, ...]."""
+        for name, values in metrics.items():
+            values = np.asarray(values)
+            part = values if values.ndim == 1 else values.mean(0, keepdims=True)
+            self._parts.setdefault(name, []).append(part)
+
+    def add_validation(self, step: int, metrics: dict[str, float]) -> None:
+        self.validation_steps.append(int(step))
+        for name, value in metrics.items():
+            self._validation.setdefault(name, []).append(float(value))
+
+    @property
+    def validation(self) -> dict[str, np.ndarray]:
+        return {k: np.asarray(v) for k, v in self._validation.items()}
+
+    @property
+    def num_steps(self) -> int:
+        return max((sum(len(p) for p in parts) for parts in self._parts.values()), default=0)
+
+    def keys(self) -> list[str]:
+        return sorted(self._parts)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._parts
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        if name not in self._parts:
+            raise UnknownName(
+                f"history: no metric {name!r}, expected one of {self.keys()}"
+                f"{did_you_mean(name, self._parts)}."
+            )
+        if len(self._parts[name]) > 1:
+            self._parts[name] = [np.concatenate(self._parts[name])]
+        return self._parts[name][0]
+
+    def last(self, name: str, num: int = 100) -> float:
+        """Mean of a metric over the last `num` steps."""
+        return float(self[name][-num:].mean())
+
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """Everything as arrays, for saving; `from_arrays` is the inverse."""
+        out = {f"train/{k}": self[k] for k in self.keys()}
+        out |= {f"validation/{k}": v for k, v in self.validation.items()}
+        out["validation_steps"] = np.asarray(self.validation_steps, np.int64)
+        return out
+
+    @classmethod
+    def from_arrays(cls, arrays: dict[str, np.ndarray], events: Any = ()) -> History:
+        history = cls()
+        for name, values in arrays.items():
+            kind, _, metric = name.partition("/")
+            if kind == "train":
+                history._parts[metric] = [values]
+            elif kind == "validation":
+                history._validation[metric] = [float(v) for v in values]
+        history.validation_steps = [int(s) for s in arrays.get("validation_steps", ())]
+        history.events = list(events)
+        return history
+
+    def __repr__(self) -> str:
+        tail = ", ".join(f"{k}={self.last(k):.4g}" for k in self.keys() if self[k].ndim == 1)
+        return f"History({self.num_steps} steps; {tail})"

@@ -1,0 +1,42 @@
+"""Networks as declarations: frozen options with `init(key, *shapes)` and `apply(params, *inputs)`.
+
+    net = nets.MLP(hidden=(256, 256), out=16, heads=("loc", "log_scale"))
+    params = net.init(numpy.random.default_rng(0), (28, 28, 1))
+    net.apply(params, images)                       # torch or JAX, whichever the images are
+
+One declaration and one parameter layout run on both backends; importing this loads neither. See
+`probgen/nets/base.py` for the protocol and the initial weights.
+"""
+
+from probgen.nets.adapters import from_equinox, from_flax, from_torch
+from probgen.nets.attention import CrossAttention, SelfAttention
+from probgen.nets.base import ACTIVATIONS, Net, activation, count, out_shape
+from probgen.nets.blocks import ResidualBlock, Sequential
+from probgen.nets.conv import ConvDecoder, ConvEncoder, ConvEnergy
+from probgen.nets.layers import (
+    Conv,
+    ConvTranspose,
+    Dense,
+    Embedding,
+    Parameter,
+    Reshape,
+    Upsample,
+)
+from probgen.nets.mlp import MLP, MLPEnergy
+from probgen.nets.norms import GroupNorm, LayerNorm, SpectralNorm, power_iterate
+from probgen.nets.time import TimeEmbedding
+from probgen.nets.unet import AttentionBlock, UNet
+
+__all__ = [
+    # the protocol
+    "Net", "count", "out_shape", "activation", "ACTIVATIONS",
+    # layers
+    "Dense", "Conv", "ConvTranspose", "Upsample", "Reshape", "Embedding", "Parameter",
+    "TimeEmbedding", "GroupNorm", "LayerNorm", "SpectralNorm", "power_iterate",
+    "SelfAttention", "CrossAttention", "AttentionBlock",
+    # compositions
+    "Sequential", "ResidualBlock", "MLP", "ConvEncoder", "ConvDecoder", "UNet",
+    "MLPEnergy", "ConvEnergy",
+    # bring your own
+    "from_torch", "from_flax", "from_equinox",
+]  # fmt: skip

@@ -1,0 +1,181 @@
+"""Bring your own: a module of torch, flax or equinox as a declaration with `init` and `apply`.
+
+Parameters come out as nested dicts of numpy arrays, and go back into the module at `apply`. Such a
+net runs on its own framework only, keeps its own weight layout, and takes part in every algorithm;
+`save_pretrained` stores its weights, and loading asks for the module again. Each function imports
+its framework when called.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from probgen import ops
+from probgen.errors import DeclarationError, ShapeError
+from probgen.nets.base import Array, Key, Params, Shape
+from probgen.trees import tree_items, tree_map
+
+
+def from_torch(module: Any, in_ndim: int | tuple[int, ...] | None = None) -> TorchNet:
+    """A `torch.nn.Module` as a net, called through `torch.func.functional_call`.
+
+    Args:
+        module: its weights are the initial ones, so `init` ignores the key; a layout such as
+            channel-first images is the module's own affair. Buffers stay constant.
+        in_ndim: event axes of every input or of each; with it any number of leading axes is
+            flattened to the single batch axis that most modules expect, and restored. None passes
+            inputs as they are.
+
+    Raises:
+        DeclarationError: the module keeps batch statistics in training mode.
+    """
+    for name, child in module.named_modules():
+        if child.training and getattr(child, "track_running_stats", False):
+            raise DeclarationError(
+                f"from_torch: got {type(child).__name__} {name!r} in training mode, expected no "
+                "batch statistics: `apply` is pure; use a group norm, or module.eval() to freeze "
+                "them."
+            )
+    return TorchNet(module, in_ndim)
+
+
+def from_flax(module: Any, in_ndim: int | tuple[int, ...] | None = None) -> FlaxNet:
+    """A `flax.linen.Module` as a net.
+
+    Args:
+        module: a linen module whose only variables are "params".
+        in_ndim: as in `from_torch`.
+    """
+    return FlaxNet(module, in_ndim)
+
+
+def from_equinox(module: Any, in_ndim: int | tuple[int, ...]) -> EquinoxNet:
+    """An `equinox.Module`, a function of one datum, as a net: vmapped over leading axes.
+
+    Args:
+        module: its inexact arrays are the initial parameters, so `init` ignores the key.
+        in_ndim: event axes of every input or of each.
+    """
+    return EquinoxNet(module, in_ndim)
+
+
+@dataclass(frozen=True, eq=False)
+class TorchNet:
+    """See `from_torch`."""
+
+    module: Any
+    in_ndim: int | tuple[int, ...] | None = None
+
+    def init(self, key: Key, *shapes: Shape) -> Params:
+        weights = {name: p.detach().cpu().numpy() for name, p in self.module.named_parameters()}
+        return nested({tuple(name.split(".")): np.array(w) for name, w in weights.items()})
+
+    def apply(self, params: Params, *inputs: Array) -> Any:
+        from torch.func import functional_call
+
+        weights = {".".join(path): leaf for path, leaf in tree_items(params)}
+        device = next((w.device for w in weights.values()), None)
+        for name, buffer in self.module.named_buffers():
+            weights[name] = buffer if device is None else buffer.to(device)
+        return with_one_batch_axis(
+            lambda *xs: functional_call(self.module, weights, xs), inputs, self.in_ndim
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class FlaxNet:
+    """See `from_flax`."""
+
+    module: Any
+    in_ndim: int | tuple[int, ...] | None = None
+
+    def init(self, key: Key, *shapes: Shape) -> Params:
+        import jax
+
+        seed = int(key.integers(2**31))
+        inputs = [np.zeros((1, *shape), np.float32) for shape in shapes]
+        variables = self.module.init(jax.random.key(seed), *inputs)
+        if set(variables) - {"params"}:
+            raise DeclarationError(
+                f"from_flax: got variables {sorted(variables)}, expected only 'params': `apply` is "
+                "pure; use a group norm in place of batch statistics."
+            )
+        return tree_map(np.asarray, dict(variables.get("params", {})))
+
+    def apply(self, params: Params, *inputs: Array) -> Any:
+        return with_one_batch_axis(
+            lambda *xs: self.module.apply({"params": params}, *xs), inputs, self.in_ndim
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class EquinoxNet:
+    """See `from_equinox`."""
+
+    module: Any
+    in_ndim: int | tuple[int, ...]
+
+    def init(self, key: Key, *shapes: Shape) -> Params:
+        import equinox
+        import jax
+
+        arrays = equinox.filter(self.module, equinox.is_inexact_array)
+        leaves = jax.tree_util.tree_flatten_with_path(arrays)[0]
+        return nested({_names(path): np.asarray(leaf) for path, leaf in leaves})
+
+    def apply(self, params: Params, *inputs: Array) -> Any:
+        import equinox
+        import jax
+
+        own, rest = equinox.partition(self.module, equinox.is_inexact_array)
+        paths = [_names(path) for path, _ in jax.tree_util.tree_flatten_with_path(own)[0]]
+        weights = dict(tree_items(params))
+        leaves = [jax.numpy.asarray(weights[path]) for path in paths]
+        treedef = jax.tree_util.tree_structure(own)
+        module = equinox.combine(jax.tree_util.tree_unflatten(treedef, leaves), rest)
+        arrays = tuple(jax.numpy.asarray(x) for x in inputs)
+        return with_one_batch_axis(jax.vmap(module), arrays, self.in_ndim)
+
+
+def _names(path: tuple[Any, ...]) -> tuple[str, ...]:
+    """A jax key path as text: attribute names, dict keys, positions."""
+    return tuple(
+        str(next(getattr(k, a) for a in ("name", "key", "idx") if hasattr(k, a))) for k in path
+    )
+
+
+def nested(flat: dict[tuple[str, ...], Any]) -> Params:
+    """{("a", "b"): x} -> {"a": {"b": x}}."""
+    tree: dict[str, Any] = {}
+    for path, leaf in flat.items():
+        node = tree
+        for name in path[:-1]:
+            node = node.setdefault(name, {})
+        node[path[-1]] = leaf
+    return tree
+
+
+def with_one_batch_axis(
+    fn: Any, inputs: tuple[Array, ...], in_ndim: int | tuple[int, ...] | None
+) -> Any:
+    """fn on inputs [n, *event] for inputs [*lead, *event]; outputs get the leading axes back.
+
+    Raises:
+        ShapeError: the inputs' leading axes differ.
+    """
+    if in_ndim is None:
+        return fn(*inputs)
+    ndims = (in_ndim,) * len(inputs) if isinstance(in_ndim, int) else in_ndim
+    leads = [tuple(x.shape[: len(x.shape) - n]) for x, n in zip(inputs, ndims, strict=True)]
+    if len(set(leads)) > 1:
+        raise ShapeError(
+            f"net: got leading axes {leads} for in_ndim={in_ndim}, expected the same for every "
+            "input; broadcast the inputs first, or correct in_ndim."
+        )
+    lead = leads[0]
+    flat = [ops.reshape(x, (math.prod(lead), *x.shape[len(lead) :])) for x in inputs]
+    return tree_map(lambda y: ops.reshape(y, (*lead, *y.shape[1:])), fn(*flat))

@@ -1,0 +1,185 @@
+"""What every network declaration is made of: the protocol, initial weights, shape checks.
+
+A network is a frozen dataclass of plain options with two methods:
+
+    init(key, *shapes) -> params     nested dicts of float32 numpy arrays
+    apply(params, *inputs) -> output
+
+`key` is a `numpy.random.Generator`, so both backends start from the same numbers; `shapes` are the
+event shapes of the inputs, without batch axes; `apply` takes any number of leading batch axes. One
+parameter layout serves both backends: dense {"weight": [in, out], "bias": [out]}, convolution
+{"weight": [kh, kw, cin, cout], "bias": [cout]}, norm {"scale", "offset"}, embedding {"table"}.
+
+Initial weights are normal with variance `init_scale` / fan-in: 1 keeps the scale of a linear layer
+(LeCun et al. 1998), 2 that of a layer before a rectifier (He et al. 2015, arXiv:1502.01852).
+Biases start at zero.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from probgen import ops
+from probgen.errors import BackendError, DeclarationError, ShapeError
+from probgen.trees import tree_leaves, tree_map
+
+Array = Any
+Params = Any
+Shape = tuple[int, ...]
+Key = np.random.Generator
+
+
+@runtime_checkable
+class Net(Protocol):
+    """A network of one's own needs these two methods and nothing else."""
+
+    def init(self, key: Key, *shapes: Shape) -> Params:
+        """Initial parameters for inputs of these event shapes."""
+
+    def apply(self, params: Params, *inputs: Array) -> Array:
+        """The output, with the leading axes of the inputs."""
+
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "relu": ops.relu,
+    "silu": ops.silu,
+    "gelu": ops.gelu,
+    "tanh": ops.tanh,
+    "elu": ops.elu,
+    "softplus": ops.softplus,
+    "leaky_relu": ops.leaky_relu,
+    "sigmoid": ops.sigmoid,
+    "identity": lambda x: x,
+}
+
+# Rectifiers halve the second moment, so the weights before them are drawn with twice the variance.
+_RECTIFIERS = {"relu", "silu", "gelu", "elu", "leaky_relu"}
+
+
+def activation(name: str) -> Callable[[Array], Array]:
+    """The elementwise function of that name.
+
+    Raises:
+        DeclarationError: no such name.
+    """
+    if name not in ACTIVATIONS:
+        raise DeclarationError(
+            f"activation: got {name!r}, expected one of {', '.join(sorted(ACTIVATIONS))}; "
+            "for another function write a net of your own with `init` and `apply`."
+        )
+    return ACTIVATIONS[name]
+
+
+def scale_before(name: str) -> float:
+    """The `init_scale` of weights whose output goes through this activation."""
+    activation(name)
+    return 2.0 if name in _RECTIFIERS else 1.0
+
+
+def draw_weight(key: Key, shape: Shape, fan_in: int, init_scale: float) -> np.ndarray:
+    """Normal weights of variance init_scale / fan_in, float32."""
+    std = math.sqrt(init_scale / max(fan_in, 1))
+    return (key.standard_normal(shape) * std).astype(np.float32)
+
+
+def zeros(*shape: int) -> np.ndarray:
+    """Float32 zeros: biases and offsets."""
+    return np.zeros(shape, np.float32)
+
+
+def ones(*shape: int) -> np.ndarray:
+    """Float32 ones: scales of norms."""
+    return np.ones(shape, np.float32)
+
+
+def count(params: Params) -> int:
+    """Number of scalars in a tree of parameters."""
+    return sum(math.prod(leaf.shape) for leaf in tree_leaves(params))
+
+
+def numbered(prefix: str, index: int, total: int) -> str:
+    """ "layer3", or "layer03" of more than ten: sorted names keep the order of the layers."""
+    return f"{prefix}{index:0{len(str(max(total - 1, 0)))}d}"
+
+
+def freeze(declaration: Any, *fields: str) -> None:
+    """Turn lists in these fields (as read from JSON) into tuples, so that declarations hash."""
+    for name in fields:
+        value = getattr(declaration, name)
+        if isinstance(value, list):
+            frozen = tuple(tuple(v) if isinstance(v, list) else v for v in value)
+            object.__setattr__(declaration, name, frozen)
+
+
+def one_shape(net: Any, shapes: Sequence[Shape], ndim: int | None = None) -> Shape:
+    """The event shape of a net's only input, checked for its number of axes.
+
+    Raises:
+        ShapeError: another number of inputs or axes.
+    """
+    if len(shapes) != 1:
+        raise ShapeError(
+            f"{type(net).__name__}.init: got {len(shapes)} input shapes, expected 1; "
+            "concatenate the inputs, or use MLP, which takes several."
+        )
+    shape = tuple(shapes[0])
+    if ndim is not None and len(shape) != ndim:
+        layout = {1: "[features]", 3: "[h, w, c]"}.get(ndim, f"{ndim} axes")
+        raise ShapeError(
+            f"{type(net).__name__}.init: got event shape {shape}, expected {layout}; give the "
+            "shape of one datum without batch axes, images channel-last."
+        )
+    return shape
+
+
+def check_last(net: Any, x: Array, expected: int, ndim: int = 1) -> None:
+    """Refuse an input with too few axes or another size of the last one.
+
+    Raises:
+        ShapeError: says what was got and expected.
+    """
+    if len(x.shape) < ndim or x.shape[-1] != expected:
+        event = {1: "[..., {}]", 2: "[..., n, {}]", 3: "[..., h, w, {}]"}[ndim].format(expected)
+        raise ShapeError(
+            f"{type(net).__name__}.apply: got an input of shape {tuple(x.shape)}, expected {event} "
+            "as declared by `init`; reshape the input, or initialise with its event shape."
+        )
+
+
+def per_image(fn: Callable[[Array], Array], x: Array) -> Array:
+    """fn, a map of [n, h, w, c], on [*lead, h, w, c]: leading axes flattened and restored."""
+    lead = tuple(x.shape[:-3])
+    if len(lead) == 1:
+        return fn(x)
+    y = fn(ops.reshape(x, (math.prod(lead), *x.shape[-3:])))
+    return ops.reshape(y, (*lead, *y.shape[1:]))
+
+
+def out_shape(net: Any, params: Params, *shapes: Shape) -> Shape:
+    """Event shape of a net's output: its own `out_shape(*shapes)`, else found by one run on zeros.
+
+    Raises:
+        BackendError: the net has no `out_shape` and no framework is installed to run it.
+    """
+    if hasattr(net, "out_shape"):
+        return tuple(net.out_shape(*shapes))
+    module = ops.running_ops.get() or _installed_ops()
+    inputs = [module.asarray(zeros(*shape)) for shape in shapes]
+    return tuple(net.apply(tree_map(module.asarray, params), *inputs).shape)
+
+
+def _installed_ops() -> Any:
+    for name in ("torch", "jax"):
+        try:
+            return importlib.import_module(f"probgen.backends.{name}_ops")
+        except ModuleNotFoundError:
+            continue
+    raise BackendError(
+        "nets: got a net without `out_shape` and no framework to run it, expected torch or jax; "
+        "install one, or give the net a method out_shape(*shapes) -> shape."
+    )

@@ -1,0 +1,214 @@
+"""Multilayer perceptrons: from any event shapes to an array, or to several by name."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from probgen import ops
+from probgen.errors import ShapeError
+from probgen.nets.base import (
+    Array,
+    Key,
+    Params,
+    Shape,
+    activation,
+    freeze,
+    numbered,
+    scale_before,
+)
+from probgen.nets.layers import Dense
+from probgen.nets.norms import SpectralNorm
+
+
+@dataclass(frozen=True)
+class MLP:
+    """Dense layers with an activation between them: inputs flattened and concatenated -> `out`.
+
+    Without `in_ndim` an input's event axes are found from the right: as many trailing axes as
+    multiply to the first layer's size; several inputs must then have the same leading axes. Give
+    `in_ndim` where that is ambiguous: a scalar event, or event axes of size one on the left.
+
+    Attributes:
+        hidden: widths of the hidden layers; () is one affine map.
+        out: a size, an event shape, or () for a number per datum.
+        heads: None, or names: the output is then a dict of arrays, each of shape `out`.
+        activation: its name.
+        in_ndim: number of event axes, of every input or of each.
+        out_scale: `init_scale` of the last layer.
+        spectral: divide every weight by its largest singular value; see `SpectralNorm`.
+    """
+
+    hidden: tuple[int, ...] = (256, 256)
+    out: int | tuple[int, ...] = 1
+    heads: tuple[str, ...] | None = None
+    activation: str = "relu"
+    in_ndim: int | tuple[int, ...] | None = None
+    out_scale: float = 1.0
+    spectral: bool = False
+
+    def __post_init__(self) -> None:
+        freeze(self, "hidden", "out", "heads", "in_ndim")
+        activation(self.activation)
+
+    def _layers(self) -> list[tuple[str, Any]]:
+        """(name, layer) in order; activations go between."""
+        scale = scale_before(self.activation)
+        layers: list[tuple[str, Any]] = [
+            (numbered("layer", i, len(self.hidden)), Dense(width, init_scale=scale))
+            for i, width in enumerate(self.hidden)
+        ]
+        size = head_size(self.out, self.heads)
+        layers.append(("out", Dense(size, init_scale=self.out_scale)))
+        return [(name, SpectralNorm(layer) if self.spectral else layer) for name, layer in layers]
+
+    def init(self, key: Key, *shapes: Shape) -> Params:
+        size = sum(math.prod(shape) for shape in shapes)
+        params = {}
+        for name, layer in self._layers():
+            params[name] = layer.init(key, (size,))
+            size = layer.out_shape((size,))[0]
+        return params
+
+    def apply(self, params: Params, *inputs: Array) -> Any:
+        layers = self._layers()
+        first = params[layers[0][0]]
+        size = first.get("inner", first)["weight"].shape[0]
+        h = join(f"{type(self).__name__}.apply", inputs, size, self.in_ndim)
+        act = activation(self.activation)
+        for name, layer in layers[:-1]:
+            h = act(layer.apply(params[name], h))
+        return split(layers[-1][1].apply(params["out"], h), self.out, self.heads)
+
+    def out_shape(self, *shapes: Shape) -> Shape:
+        return event_shape(self.out)
+
+
+@dataclass(frozen=True)
+class MLPEnergy:
+    """A number per datum: [..., *event] -> [...], minus a log density up to a constant.
+
+    Attributes:
+        hidden: widths of the hidden layers.
+        activation: its name; a smooth one gives Langevin dynamics a continuous score.
+        in_ndim: as in `MLP`.
+        spectral: as in `MLP`.
+    """
+
+    hidden: tuple[int, ...] = (256, 256)
+    activation: str = "silu"
+    in_ndim: int | tuple[int, ...] | None = None
+    spectral: bool = False
+
+    def __post_init__(self) -> None:
+        freeze(self, "hidden", "in_ndim")
+        activation(self.activation)
+
+    def _net(self) -> MLP:
+        return MLP(
+            self.hidden,
+            (),
+            activation=self.activation,
+            in_ndim=self.in_ndim,
+            spectral=self.spectral,
+        )
+
+    def init(self, key: Key, *shapes: Shape) -> Params:
+        return self._net().init(key, *shapes)
+
+    def apply(self, params: Params, *inputs: Array) -> Array:
+        return self._net().apply(params, *inputs)
+
+    def out_shape(self, *shapes: Shape) -> Shape:
+        return ()
+
+
+# ---- outputs and inputs, shared with the convolutional nets --------------------------------------
+
+
+def event_shape(out: int | tuple[int, ...]) -> Shape:
+    """`out` as a shape: 16 is (16,)."""
+    return (out,) if isinstance(out, int) else tuple(out)
+
+
+def head_size(out: int | tuple[int, ...], heads: tuple[str, ...] | None) -> int:
+    """Numbers per datum that the last layer must give."""
+    return math.prod(event_shape(out)) * (1 if heads is None else len(heads))
+
+
+def split(flat: Array, out: int | tuple[int, ...], heads: tuple[str, ...] | None) -> Any:
+    """[..., size] as [..., *out], or as a dict of them, the heads one after another."""
+    shape, lead = event_shape(out), tuple(flat.shape[:-1])
+    if heads is None:
+        return ops.reshape(flat, (*lead, *shape))
+    size = math.prod(shape)
+    return {
+        name: ops.reshape(flat[..., i * size : (i + 1) * size], (*lead, *shape))
+        for i, name in enumerate(heads)
+    }
+
+
+def join(
+    where: str, inputs: Sequence[Array], size: int, in_ndim: int | tuple[int, ...] | None
+) -> Array:
+    """Inputs with their event axes flattened, side by side: [*lead, size].
+
+    With `in_ndim` leading axes broadcast; without it they must be equal.
+
+    Raises:
+        ShapeError: the event axes do not multiply to `size`.
+    """
+    shapes = [tuple(x.shape) for x in inputs]
+    ndims = _event_ndims(shapes, size, in_ndim)
+    if ndims is None:
+        raise ShapeError(
+            f"{where}: got inputs of shapes {shapes}, expected leading axes in common and trailing "
+            f"axes of {size} numbers in all, as declared by `init`; reshape the inputs, or say how "
+            "many axes an event has (in_ndim)."
+        )
+    leads = [shape[: len(shape) - n] for shape, n in zip(shapes, ndims, strict=True)]
+    flat = [
+        x if n == 1 else ops.reshape(x, (*lead, math.prod(x.shape[len(lead) :])))
+        for x, n, lead in zip(inputs, ndims, leads, strict=True)
+    ]
+    if len(flat) == 1:
+        return flat[0]
+    lead = _broadcast(leads)
+    if lead is None:
+        raise ShapeError(
+            f"{where}: got leading axes {leads}, expected axes that broadcast; check in_ndim."
+        )
+    return ops.concatenate([ops.broadcast_to(x, (*lead, x.shape[-1])) for x in flat], axis=-1)
+
+
+def _event_ndims(
+    shapes: list[Shape], size: int, in_ndim: int | tuple[int, ...] | None
+) -> list[int] | None:
+    """How many trailing axes of each input are its event; None if nothing fits."""
+    if in_ndim is not None:
+        ndims = [in_ndim] * len(shapes) if isinstance(in_ndim, int) else list(in_ndim)
+        fits = len(ndims) == len(shapes) and all(
+            n <= len(s) for n, s in zip(ndims, shapes, strict=True)
+        )
+        candidates = [ndims] if fits else []
+    else:
+        # Most leading axes first, but an event of one number as the last axis before none at all.
+        leads = range(min(len(s) for s in shapes), -1, -1) if shapes else ()
+        candidates = [[len(s) - b for s in shapes] for b in leads]
+        candidates.sort(key=lambda ndims: len(shapes) == 1 and ndims[0] == 0)
+    for ndims in candidates:
+        tails = [s[len(s) - n :] for s, n in zip(shapes, ndims, strict=True)]
+        heads = {s[: len(s) - n] for s, n in zip(shapes, ndims, strict=True)}
+        if sum(map(math.prod, tails)) == size and (in_ndim is not None or len(heads) == 1):
+            return ndims
+    return None
+
+
+def _broadcast(leads: list[Shape]) -> Shape | None:
+    length = max(map(len, leads))
+    padded = [(1,) * (length - len(lead)) + lead for lead in leads]
+    result = tuple(max(sizes) for sizes in zip(*padded, strict=True))
+    fits = all(n in (1, m) for lead in padded for n, m in zip(lead, result, strict=True))
+    return result if fits else None

@@ -1,0 +1,176 @@
+"""Folders of arrays and JSON on disk: written whole or not at all, read without running anything.
+
+A folder holds `<name>.safetensors` and `config.json`. It is written beside its place, synced, and
+moved there; what stood there before is kept until the new one stands. `config.json` has the SHA-256
+of every array file, so a truncated or mixed folder is told from a good one. No pickle.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from probgen.errors import SaveError
+from probgen.trees import tree_items
+
+FORMAT = "probgen"
+VERSION = 1
+
+
+def write_folder(
+    path: str | os.PathLike, arrays: Mapping[str, Mapping[str, np.ndarray]], config: dict
+) -> Path:
+    """Writes {file name: {array name: array}} and a config atomically.
+
+    Raises:
+        SaveError: the disk is full or may not be written; what stood at `path` is untouched.
+    """
+    target = Path(path)
+    fresh = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.new")
+    old = target.with_name(f".{target.name}.old")
+    try:
+        if target.exists() and not (target / "config.json").exists():
+            if not target.is_dir() or any(target.iterdir()):
+                raise SaveError(
+                    f"{target}: got a place that holds something else, expected a new folder or a "
+                    "run folder of probgen; choose another path."
+                )
+        fresh.mkdir(parents=True)
+        sums = {}
+        for name, group in arrays.items():
+            file = fresh / f"{name}.safetensors"
+            save_file({k: np.ascontiguousarray(v) for k, v in group.items()}, file)
+            sums[file.name] = hashlib.sha256(file.read_bytes()).hexdigest()
+            _sync(file)
+        text = json.dumps(
+            {"format": FORMAT, "version": VERSION, "sha256": sums, **config}, indent=1
+        )
+        (fresh / "config.json").write_text(text + "\n")
+        _sync(fresh / "config.json")
+        _sync(fresh)
+        if target.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            os.replace(target, old)
+        os.replace(fresh, target)
+        shutil.rmtree(old, ignore_errors=True)
+        _sync(target.parent)
+    except (OSError, SafetensorError) as error:
+        if not target.exists() and old.exists():
+            os.replace(old, target)
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise SaveError(
+            f"{target}: could not be written ({error}); what stood there before is untouched. "
+            "Make room or choose another folder, and save again."
+        ) from error
+    return target
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def read_folder(path: str | os.PathLike) -> tuple[dict[str, dict[str, np.ndarray]], dict]:
+    """The arrays and the config of a folder that `write_folder` made.
+
+    Raises:
+        SaveError: missing, truncated, damaged, or not written by probgen.
+    """
+    folder = Path(path)
+    old = folder.with_name(f".{folder.name}.old")
+    if not folder.exists() and old.exists():
+        folder = old  # a save was cut off between its two moves
+    if not folder.is_dir():
+        raise SaveError(f"{folder}: no such folder, expected one written by save_pretrained.")
+    try:
+        config = json.loads((folder / "config.json").read_text())
+    except FileNotFoundError as error:
+        raise SaveError(
+            f"{folder}: has no config.json, expected a folder written by probgen."
+        ) from error
+    except (ValueError, OSError) as error:
+        raise SaveError(f"{folder}/config.json: cannot be read as JSON ({error}).") from error
+    if not isinstance(config, dict) or config.get("format") != FORMAT:
+        raise SaveError(
+            f"{folder}: got the config of another program, expected format {FORMAT!r}; "
+            "this folder was not written by probgen."
+        )
+    if config.get("version", 0) > VERSION:
+        raise SaveError(
+            f"{folder}: got format version {config['version']}, expected at most {VERSION}; "
+            "install a newer probgen."
+        )
+    arrays = {}
+    for name, digest in config.get("sha256", {}).items():
+        if Path(name).name != name or not name.endswith(".safetensors"):
+            raise SaveError(f"{folder}/config.json: names the file {name!r}, which is not allowed.")
+        arrays[name.removesuffix(".safetensors")] = _read_arrays(folder / name, digest)
+    return arrays, config
+
+
+def _read_arrays(file: Path, digest: str) -> dict[str, np.ndarray]:
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise SaveError(f"{file}: cannot be read ({error}), expected the run's arrays.") from error
+    if hashlib.sha256(content).hexdigest() != digest:
+        raise SaveError(
+            f"{file}: its content ({len(content)} bytes) is not what config.json says it is; the "
+            "file is truncated or damaged. Restore it from a copy, or fit again."
+        )
+    try:
+        return load_file(file)
+    except (SafetensorError, ValueError) as error:
+        raise SaveError(f"{file}: is not a safetensors file ({error}).") from error
+
+
+def flatten(tree: Any) -> dict[str, np.ndarray]:
+    """A tree as {"path/to/leaf": array}; names with a slash are kept apart by '//'."""
+    return {
+        "/".join(p.replace("/", "//") for p in path): np.asarray(leaf)
+        for path, leaf in tree_items(tree)
+    }
+
+
+def unflatten(arrays: Mapping[str, np.ndarray]) -> dict:
+    """The nested dict that `flatten` was given (containers become dicts)."""
+    out: dict = {}
+    for name, array in arrays.items():
+        parts = [p.replace("\0", "/") for p in name.replace("//", "\0").split("/")]
+        place = out
+        for part in parts[:-1]:
+            place = place.setdefault(part, {})
+        place[parts[-1]] = array
+    return out
+
+
+def fill(template: Any, arrays: Mapping[str, np.ndarray], what: str) -> Any:
+    """`template` with its leaves replaced by the arrays of a flattened tree of the same form."""
+    from probgen.trees import tree_like
+
+    names = list(flatten_names(template))
+    if set(names) != set(arrays):
+        lost, extra = sorted(set(names) - set(arrays))[:3], sorted(set(arrays) - set(names))[:3]
+        raise SaveError(
+            f"{what}: its arrays are not those of this run (missing {lost}, unknown {extra}); was "
+            "it written by another model or algorithm?"
+        )
+    return tree_like(template, [arrays[n] for n in names])
+
+
+def flatten_names(tree: Any) -> list[str]:
+    """The names that `flatten` gives to the leaves, in the order of `tree_leaves`."""
+    return ["/".join(p.replace("/", "//") for p in path) for path, _ in tree_items(tree)]

@@ -1,0 +1,71 @@
+"""What every test shares: both backends, hypothesis without deadlines, one core for each worker.
+
+A test that asks for `backend` runs on torch and on JAX. A missing framework, or GPU, is a skip that
+says so. Numbers are compared in the tests themselves, against standard errors.
+"""
+
+import importlib.util
+import os
+
+import hypothesis
+import pytest
+
+# Before any framework is imported: parallel workers would otherwise fight over the cores.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ.setdefault(variable, "1")
+
+# No window system, no network, wherever the tests run.
+os.environ.setdefault("MPLBACKEND", "agg")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+# No deadline: JAX compiles once per shape, torch traces once, and the first example pays for it.
+hypothesis.settings.register_profile("local", deadline=None, max_examples=30)
+# In CI the examples are the same each time: a failure there is the change's own.
+hypothesis.settings.register_profile(
+    "ci", parent=hypothesis.settings.get_profile("local"), derandomize=True, print_blob=True
+)
+hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
+
+FRAMEWORKS = {"torch": ("torch", "pyro"), "jax": ("jax", "numpyro", "optax")}
+
+
+@pytest.fixture(params=list(FRAMEWORKS), scope="session")
+def backend_name(request: pytest.FixtureRequest) -> str:
+    """The backend's name, "torch" then "jax"; session-scoped, so that hypothesis may reuse it."""
+    missing = [each for each in FRAMEWORKS[request.param] if not importlib.util.find_spec(each)]
+    if missing:
+        pytest.skip(f"{', '.join(missing)} not installed: pip install 'probgen[{request.param}]'")
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def backend(backend_name: str):
+    """The backend itself, on the CPU."""
+    from probgen import backends
+
+    return backends.load(backend_name)
+
+
+def _gpu_is_visible() -> bool:
+    """Whether torch or JAX, if installed, sees a GPU."""
+    if importlib.util.find_spec("torch"):
+        import torch
+
+        if torch.cuda.is_available():
+            return True
+    if importlib.util.find_spec("jax"):
+        import jax
+
+        return any(device.platform == "gpu" for device in jax.devices())
+    return False
+
+
+@pytest.hookimpl(trylast=True)  # after `-m` has chosen
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip GPU tests where there is no GPU; a framework is asked only if such a test was chosen."""
+    chosen = [item for item in items if item.get_closest_marker("gpu")]
+    if not chosen or _gpu_is_visible():
+        return
+    for item in chosen:
+        item.add_marker(pytest.mark.skip(reason="no GPU here that torch or jax can see"))
