@@ -1,28 +1,29 @@
-"""A feedback controller on the KL weight: ControlVAE.
+"""Feedback controllers of the KL weight, and the set points they hold.
 
-With e_t = C_t - K_t (positive: the KL is too small), nats, and s the logistic function:
+With e_t = C_t - K_t (positive: the KL is too small), nats, and s the logistic function,
 
     P_t = Kp s(-e_t)          I_t = I_{t-1} - Ki e_t          u_t = beta_min + P_t + I_t
     beta_t = clip(u_t, beta_min, beta_max)
 
-so that the minibatch KL settles at the set point C. The controller is a pure function of (state, K,
-C): its state is saved with the fit, and beta is an array inside the compiled step.
+moves the weight beta so that the KL settles at C: this is ControlVAE. Beta then is the price of a
+nat: on the curve of least distortion D at rate K, beta = -dD/dK, so the ELBO grows with C while
+beta > 1.
 
-Source: Shao et al. 2020, arXiv:2004.05988; 2022, arXiv:2011.01754.
+A controller is a pair of pure functions, `init() -> state` and `update(state, K, C) -> (state,
+beta)`, of numbers or of a backend's arrays in any precision. The loss it steers is in `controlled`.
+
+Sources: Shao et al. 2020, arXiv:2004.05988; 2022, arXiv:2011.01754.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from probgen import ops
-from probgen.bound import Bound
 from probgen.errors import DeclarationError
-from probgen.inference.elbo import ELBO, report_terms, weighted_loss
-from probgen.inference.terms import Terms, compute, per_datum
+from probgen.inference.scalars import clip, floor, minimum, sigmoid, where
 
 Array = Any
 ANTI_WINDUP = ("conditional", "official_freeze", "official_none")
@@ -36,24 +37,37 @@ class SetPoint:
         raise NotImplementedError  # abstract: every schedule below defines it
 
 
+def _window(count: Array, every: int) -> Array:
+    # A half more than a whole number: a compiler that divides by way of the reciprocal (XLA does)
+    # would else land below it now and then, and the set point would rise an update late.
+    return floor((count + 0.5) / every)
+
+
 @dataclasses.dataclass(frozen=True)
 class StepSetPoint(SetPoint):
-    """`start`, raised by `delta` at every `every`-th update up to `maximum` (disentangling)."""
+    """`start` nats, raised by `delta` after every `every` updates, up to `maximum`.
+
+    The defaults are those of the disentangling task on dSprites.
+    """
 
     start: float = 0.5
     delta: float = 0.15
     every: int = 5000
     maximum: float = 18.0
 
+    def __post_init__(self) -> None:
+        _check_steps("StepSetPoint", self.every, self.every)
+
     def at(self, count: Array) -> Array:
-        return ops.minimum(
-            self.start + self.delta * ops.floor(count / self.every), count * 0.0 + self.maximum
-        )
+        return minimum(self.start + self.delta * _window(count, self.every), self.maximum)
 
 
 @dataclasses.dataclass(frozen=True)
 class RampSetPoint(SetPoint):
-    """As `StepSetPoint`, with each rise spread over the first `ramp` updates of its window."""
+    """As `StepSetPoint`, with each rise spread over the first `ramp` updates of its window.
+
+    The defaults are DynamicVAE's. Source: Shao et al. 2022, arXiv:2009.06795.
+    """
 
     start: float = 0.5
     delta: float = 0.15
@@ -61,12 +75,24 @@ class RampSetPoint(SetPoint):
     ramp: int = 1000
     maximum: float = 18.0
 
+    def __post_init__(self) -> None:
+        _check_steps("RampSetPoint", self.every, self.ramp)
+
     def at(self, count: Array) -> Array:
-        window = ops.floor(count / self.every)
-        part = ops.clip((count - window * self.every) / self.ramp, 0.0, 1.0)
+        window = _window(count, self.every)
+        part = clip((count - window * self.every) / self.ramp, 0.0, 1.0)
         risen = self.start + self.delta * (window - 1.0 + part)
-        value = ops.where(window < 1.0, count * 0.0 + self.start, risen)
-        return ops.minimum(value, count * 0.0 + self.maximum)
+        return minimum(where(window < 1.0, count * 0.0 + self.start, risen), self.maximum)
+
+
+def _check_steps(who: str, every: int, ramp: int) -> None:
+    if not 0 < ramp <= every:
+        raise DeclarationError(
+            f"{who}: got every={every}"
+            + (f", ramp={ramp}" if ramp != every else "")
+            + ", expected "
+            "a positive number of updates, and a ramp no longer than that."
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,17 +100,22 @@ class PI:
     """The PI controller of ControlVAE.
 
     Args:
-        kp, ki: gains, both positive (the paper's code passes ki with the other sign).
+        kp, ki: gains, both positive (the paper's code passes ki with the other sign). The paper's
+            tasks use kp = 0.01 and ki from 1e-4 to 1e-3.
         beta_min, beta_max: range of the weight.
-        anti_windup: "conditional" (default) skips an integral step only when it would push a
-            saturated weight further out. "official_freeze" holds the integral whenever the last
-            unclipped weight was below beta_min (or above beta_max), which locks up for ever once
-            ki * error > kp. "official_none" is the printed algorithm, whose test never triggers.
-        initial_beta: weight of the first step at zero error, by the integral's start; None starts
-            the integral at 0.
+        anti_windup: what keeps the integral from running away while the weight is at a limit.
+            "conditional" (default) leaves out just those of its steps that would push further out.
+            "official_freeze" holds it whenever the last unclipped weight was outside, which locks
+            the weight at its limit for ever once one step's ki * error exceeds kp.
+            "official_none" is the printed algorithm, whose test never triggers: the weight comes
+            back from its limit only after as long an overshoot.
+        initial_beta: where the weight starts, by way of the integral; None is beta_min.
 
-    The linearised loop on a plant K' = K + a (K* - g (beta - beta*) - K) is stable iff
-    a (2 + g (kp / 2 + ki)) < 4: `is_stable(a, g)`.
+    A set point can be held only between the KL at beta_max and that at beta_min. Linearised on a
+    plant K' = K + a (K* - g (beta - beta*) - K), with 1/a its response time in updates and g =
+    |dK/dbeta|, the loop is stable iff a (2 + g (kp/2 + ki)) < 4; see `is_stable`.
+
+    Source: Shao et al. 2020, arXiv:2004.05988, section 3, and its published code.
     """
 
     kp: float = 0.01
@@ -95,167 +126,107 @@ class PI:
     initial_beta: float | None = None
 
     def __post_init__(self) -> None:
-        if self.kp < 0 or self.ki < 0 or not self.beta_min < self.beta_max:
-            raise DeclarationError(
-                f"PI: got kp={self.kp}, ki={self.ki}, beta range [{self.beta_min}, "
-                f"{self.beta_max}], expected gains of at least 0 and beta_min < beta_max."
-            )
-        if self.anti_windup not in ANTI_WINDUP:
-            raise DeclarationError(
-                f"PI: got anti_windup={self.anti_windup!r}, expected one of {ANTI_WINDUP}."
-            )
+        _check_controller(self)
 
-    def init(self) -> dict[str, float]:
-        """State: the integral, and the last unclipped weight."""
-        integral = 0.0
-        if self.initial_beta is not None:
-            integral = self.initial_beta - self.beta_min - self.kp * 0.5
-        return {"integral": integral, "unclipped": self.beta_min + integral}
+    def init(self) -> dict[str, Any]:
+        """The state: the integral, and the last weight before it was clipped."""
+        first = self.beta_min if self.initial_beta is None else self.initial_beta
+        return {"integral": float(first - self.beta_min), "unclipped": float(first)}
 
     def update(self, state: Mapping, kl: Array, set_point: Array) -> tuple[dict, Array]:
-        """(state, beta) after a KL of `kl` nats was measured; arrays of any backend."""
+        """(state, beta) after a KL of `kl` nats was measured, `set_point` being wanted."""
         error = set_point - kl
-        # sigmoid(-e) is stable where 1 / (1 + exp(e)) overflows.
-        proportional = self.kp * ops.sigmoid(-error)
+        # s(-e), since 1 / (1 + exp(e)) overflows.
+        resting = self.beta_min + self.kp * sigmoid(-error) + state["integral"]
         step = -self.ki * error
-        last, integral = state["unclipped"], state["integral"]
-        if self.anti_windup == "conditional":
-            u = self.beta_min + proportional + integral + step
-            out = ((u < self.beta_min) & (step < 0)) | ((u > self.beta_max) & (step > 0))
-            step = ops.where(out, step * 0.0, step)
-        elif self.anti_windup == "official_freeze":
-            out = (last < self.beta_min) | (last > self.beta_max)
-            step = ops.where(out, step * 0.0, step)
-        integral = integral + step
-        u = self.beta_min + proportional + integral
-        high = self.beta_max if math.isfinite(self.beta_max) else 3.0e38
-        return {"integral": integral, "unclipped": u}, ops.clip(u, self.beta_min, high)
+        step = where(_held(self, state["unclipped"], resting + step, step), step * 0.0, step)
+        u = resting + step
+        return {"integral": state["integral"] + step, "unclipped": u}, _clipped(self, u)
 
     def is_stable(self, response: float, slope: float) -> bool:
-        """Whether the linearised loop on a first-order plant is stable (see above)."""
+        """Whether the linearised loop is stable: `response` is a and `slope` g of the plant."""
         return response * (2.0 + slope * (self.kp / 2.0 + self.ki)) < 4.0
 
 
 @dataclasses.dataclass(frozen=True)
 class IncrementalPI:
-    """DynamicVAE's incremental form, the smooth preset.
+    """DynamicVAE's incremental form of the controller, the smooth preset.
 
-    u_t = u_{t-1} + Kp [s(-e_t) - s(-e_{t-1})] - Ki e_t, the last term skipped when u_{t-1} lies
-    below beta_min; K is the mean of the last `window` measured values (fewer at the start).
+        u_t = u_{t-1} + Kp [s(-e_t) - s(-e_{t-1})] - Ki e_t
 
-    Source: Shao et al. 2022, arXiv:2009.06795.
+    K is the mean of the last `window` measured values (of all, while they are fewer). The weight
+    starts high, at 50 for dSprites and at 100 for MNIST, and comes down.
+
+    Args:
+        kp, ki, beta_min, beta_max, anti_windup: as in `PI`; the published code is
+            "official_freeze", which leaves out the term in ki while u_{t-1} lies below beta_min.
+        initial_beta: u before the first update.
+        window: how many values of the KL are averaged.
+
+    Source: Shao et al. 2022, arXiv:2009.06795, and its published code.
     """
 
     kp: float = 0.01
     ki: float = 0.005
     beta_min: float = 0.1
     beta_max: float = math.inf
+    anti_windup: str = "conditional"
     initial_beta: float = 50.0
     window: int = 5
 
+    def __post_init__(self) -> None:
+        _check_controller(self)
+        if self.window < 1:
+            raise DeclarationError(f"IncrementalPI: got window={self.window}, expected 1 or more.")
+
     def init(self) -> dict[str, Any]:
-        return {
-            "unclipped": float(self.initial_beta),
-            "last": 0.0,
-            "seen": 0.0,
-            "kls": [0.0] * self.window,
-        }
+        """The state: u, s(-e) of the update before, and the KLs that are averaged."""
+        first, zeros = float(self.initial_beta), [0.0] * self.window
+        return {"unclipped": first, "proportional": 0.0, "seen": 0.0, "kls": zeros}
 
     def update(self, state: Mapping, kl: Array, set_point: Array) -> tuple[dict, Array]:
-        kls = [kl, *state["kls"][:-1]]
-        seen = state["seen"] + 1.0
-        total = kls[0]
-        for age, value in enumerate(kls[1:], start=1):
-            total = total + ops.where(seen > age, value, value * 0.0)
-        error = set_point - total / ops.minimum(seen, seen * 0.0 + self.window)
-        now = ops.sigmoid(-error)
-        last = ops.where(seen > 1.5, state["last"], now)
-        integral = ops.where(state["unclipped"] < self.beta_min, error * 0.0, -self.ki * error)
-        u = state["unclipped"] + self.kp * (now - last) + integral
-        high = self.beta_max if math.isfinite(self.beta_max) else 3.0e38
-        new = {"unclipped": u, "last": now, "seen": seen, "kls": kls}
-        return new, ops.clip(u, self.beta_min, high)
+        """(state, beta) after a KL of `kl` nats was measured, `set_point` being wanted."""
+        kls = [kl, *state["kls"][:-1]]  # newest first; places not yet filled hold 0
+        seen = minimum(state["seen"] + 1.0, float(self.window))
+        error = set_point - sum(kls[1:], start=kls[0]) / seen
+        now = sigmoid(-error)
+        before = where(state["seen"] < 0.5, now, state["proportional"])
+        resting = state["unclipped"] + self.kp * (now - before)
+        step = -self.ki * error
+        step = where(_held(self, state["unclipped"], resting + step, step), step * 0.0, step)
+        u = resting + step
+        new = {"unclipped": u, "proportional": now, "seen": seen, "kls": kls}
+        return new, _clipped(self, u)
 
 
-@dataclasses.dataclass(frozen=True)
-class ControlledELBO(ELBO):
-    """R_t + beta_t K_t with beta_t moved by a controller so that the KL settles at `set_point`.
-
-    Args:
-        set_point: C, nats per datum: a number, or a schedule (`StepSetPoint`, `RampSetPoint`).
-        controller: `PI(...)` or `IncrementalPI(...)`.
-
-    K_t is the batch's total KL, before any scaling, and beta_t is computed from it before the loss
-    is formed. With gradient accumulation the controller moves once per update, on the mean KL of
-    the parts, and the parts are weighted by the beta before it. Metrics: `kl`, `set_point`,
-    `kl_weight`, and `elbo`, which is always the bound with beta = 1.
-    """
-
-    set_point: float | SetPoint = dataclasses.field(default=10.0, kw_only=True)
-    controller: PI | IncrementalPI = dataclasses.field(default_factory=PI, kw_only=True)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.kl_weight != 1.0:
-            raise DeclarationError(
-                "ControlledELBO: got a kl_weight, but the controller sets it; leave it out."
-            )
-
-    def init(self, bound: Bound) -> dict:
-        state = self.controller.init()
-        return {"controller": state, "beta": _first_beta(self.controller)}
-
-    def final_weight(self, num_steps: int) -> tuple[float | None, float | None]:
-        return None, None
-
-    def loss(
-        self, bound: Bound, params: Mapping, state: dict, count: Array, batch: Mapping, key: Any
-    ) -> tuple[Array, tuple[dict, dict]]:
-        terms = _controlled_terms(self, bound, params, batch, key)
-        target = self.set_point
-        c = target.at(count) if isinstance(target, SetPoint) else count * 0.0 + target
-        kl = ops.stop_gradient(per_datum(bound, terms, terms.kl))
-        new, beta = self.controller.update(state["controller"], kl, c)
-        weight = beta if bound.accumulate == 1 else state["beta"]
-        loss, metrics = weighted_loss(bound, terms, weight, self.free_bits)
-        metrics |= {"kl_weight": weight, "set_point": c}
-        return loss, ({"controller": new, "beta": beta}, metrics)
-
-    def evaluate(self, bound: Bound, params: Mapping, batch: Mapping, key: Any) -> dict:
-        return report_terms(bound, _controlled_terms(self, bound, params, batch, key))
+def _held(controller: PI | IncrementalPI, last: Array, wanted: Array, step: Array) -> Array:
+    """Whether the integral's step is left out, by the controller's `anti_windup`."""
+    low, high = controller.beta_min, controller.beta_max
+    if controller.anti_windup == "conditional":
+        return ((wanted < low) & (step < 0)) | ((wanted > high) & (step > 0))
+    if controller.anti_windup == "official_freeze":
+        return (last < low) | (last > high)
+    return step != step  # never; NaN is found by the fit's guard
 
 
-def _controlled_terms(
-    loss: ControlledELBO, bound: Bound, params: Mapping, batch: Mapping, key: Any
-) -> Terms:
-    k = loss.num_particles if loss.num_particles > 1 else None
-    return compute(bound, params, batch, key, num_particles=k, analytic_kl=loss.analytic_kl)
+def _clipped(controller: PI | IncrementalPI, u: Array) -> Array:
+    high = controller.beta_max if math.isfinite(controller.beta_max) else None
+    return clip(u, controller.beta_min, high)
 
 
-def _first_beta(controller: PI | IncrementalPI) -> float:
-    return min(max(controller.init()["unclipped"], controller.beta_min), controller.beta_max)
-
-
-@dataclasses.dataclass(frozen=True)
-class CapacityELBO(ELBO):
-    """R + gamma |K - C_t|, C_t from 0 to `capacity` over `num_steps` updates: the capacity baseline.
-
-    Source: Burgess et al. 2018, arXiv:1804.03599.
-    """
-
-    gamma: float = dataclasses.field(default=100.0, kw_only=True)
-    capacity: float = dataclasses.field(default=15.0, kw_only=True)
-    num_steps: int = dataclasses.field(default=100_000, kw_only=True)
-
-    def final_weight(self, num_steps: int) -> tuple[float | None, float | None]:
-        return None, None
-
-    def loss(
-        self, bound: Bound, params: Mapping, state: dict, count: Array, batch: Mapping, key: Any
-    ) -> tuple[Array, tuple[dict, dict]]:
-        k = self.num_particles if self.num_particles > 1 else None
-        terms = compute(bound, params, batch, key, num_particles=k, analytic_kl=self.analytic_kl)
-        c = self.capacity * ops.clip(count / self.num_steps, 0.0, 1.0)
-        kl = per_datum(bound, terms, terms.kl)
-        loss = -per_datum(bound, terms, terms.log_prob) + self.gamma * ops.abs(kl - c)
-        return loss, (state, report_terms(bound, terms) | {"loss": loss, "set_point": c})
+def _check_controller(controller: PI | IncrementalPI) -> None:
+    who, c = type(controller).__name__, controller
+    if not (c.kp >= 0 and c.ki >= 0 and c.beta_min < c.beta_max and math.isfinite(c.beta_min)):
+        raise DeclarationError(
+            f"{who}: got kp={c.kp}, ki={c.ki} and the range [{c.beta_min}, {c.beta_max}], expected "
+            "gains of at least 0 and a finite beta_min below beta_max."
+        )
+    if c.initial_beta is not None and not c.beta_min <= c.initial_beta <= c.beta_max:
+        raise DeclarationError(
+            f"{who}: got initial_beta={c.initial_beta}, expected a weight in the range "
+            f"[{c.beta_min}, {c.beta_max}]; widen the range, or start inside it."
+        )
+    if c.anti_windup not in ANTI_WINDUP:
+        raise DeclarationError(
+            f"{who}: got anti_windup={c.anti_windup!r}, expected one of {', '.join(ANTI_WINDUP)}."
+        )

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from probgen.bound import Bound
 from probgen.errors import AlgorithmError, DeclarationError
-from probgen.inference.terms import Terms, compute, per_datum
+from probgen.inference.likelihood import elbo_measure
+from probgen.inference.terms import Terms, compute, log_weights, per_datum
 from probgen.inference.weights import KLWeight
 
 Array = Any
@@ -36,7 +37,11 @@ class ELBO:
             pushed further down, max(K_j, lambda). Source: Kingma et al. 2016, arXiv:1606.04934.
 
     Latents without a reparametrised draw (Bernoulli, Categorical...) get the score-function
-    gradient with the datum's own bound as its weight: unbiased, and noisy.
+    gradient with the datum's own bound as its weight: unbiased, and noisy. Several particles serve
+    as each other's baseline there.
+
+    Sources: Kingma & Welling 2014, arXiv:1312.6114; for discrete latents Mnih & Rezende 2016,
+    arXiv:1602.06725.
     """
 
     num_particles: int = 1
@@ -55,7 +60,7 @@ class ELBO:
         """State of the loss beside the parameters: none."""
         return {}
 
-    def weight_at(self, ops: Any, count: Array) -> Array:
+    def weight_at(self, count: Array) -> Array:
         """beta at the update that follows `count` finished ones."""
         weight = self.kl_weight
         return weight.at(count) if isinstance(weight, KLWeight) else count * 0.0 + weight
@@ -64,24 +69,37 @@ class ELBO:
         """(beta at the end of a fit, the beta that its schedule is heading for)."""
         weight = self.kl_weight
         if isinstance(weight, KLWeight):
-            return weight.value(num_steps - 1), weight.target
+            return float(weight.at(float(num_steps - 1))), weight.target
         return float(weight), float(weight)
 
     def loss(
         self, bound: Bound, params: Mapping, state: dict, count: Array, batch: Mapping, key: Any
     ) -> tuple[Array, tuple[dict, dict]]:
         """(loss, (state, metrics)), nats per datum."""
-        terms = _terms(self, bound, params, batch, key)
-        beta = self.weight_at(bound.backend.ops, count)
+        terms = draw_terms(self, bound, params, batch, key)
+        beta = self.weight_at(count)
         loss, metrics = weighted_loss(bound, terms, beta, self.free_bits)
         return loss, (state, {**metrics, "kl_weight": beta})
 
+    # As a measure of `pg.evaluate`: the bound of each datum by `num_particles` draws.
+    unit = "nats"
+    larger_is_stranger = False
+
+    @property
+    def name(self) -> str:
+        return f"ELBO({self.num_particles})"
+
+    def bind_measure(self, bound: Bound) -> Callable:
+        """The bound of each datum, (params, batch, key) -> estimates; always with beta = 1."""
+        return elbo_measure(bound, self.num_particles)
+
     def evaluate(self, bound: Bound, params: Mapping, batch: Mapping, key: Any) -> dict:
         """The bound itself on held-out data: beta = 1, no free bits."""
-        return report_terms(bound, _terms(self, bound, params, batch, key))
+        return report_terms(bound, draw_terms(self, bound, params, batch, key))
 
 
-def _terms(loss: ELBO, bound: Bound, params: Mapping, batch: Mapping, key: Any) -> Terms:
+def draw_terms(loss: ELBO, bound: Bound, params: Mapping, batch: Mapping, key: Any) -> Terms:
+    """The terms of a bound by the loss's own number of draws and kind of KL."""
     k = loss.num_particles if loss.num_particles > 1 else None
     if k is not None and bound.has_global_latents:
         raise AlgorithmError(
@@ -97,20 +115,37 @@ def weighted_loss(
 ) -> tuple[Array, dict]:
     """R + beta K per datum with its metrics; beta is a constant for differentiation."""
     ops = bound.backend.ops
-    reconstruction = per_datum(bound, terms, terms.log_prob)
-    kl = dict(terms.kl)
-    if free_bits:
-        for name, units in terms.kl_units.items():
-            mean = ops.mean(ops.reshape(units, (-1, units.shape[-1])), axis=0)
-            kl[name] = terms.kl[name] * 0.0 + ops.sum(ops.maximum(mean, free_bits))
+    kl = _with_free_bits(bound, terms, free_bits) if free_bits else terms.kl
     weight = ops.stop_gradient(ops.asarray_like(beta, next(iter(kl.values())))) if kl else beta
-    loss = -reconstruction + weight * per_datum(bound, terms, kl)
-    loss = loss + _score_term(bound, terms)
+    loss = weight * per_datum(bound, terms, kl) - per_datum(bound, terms, terms.log_prob)
+    loss = loss + _score_term(bound, terms, weight)
     return loss, report_terms(bound, terms) | {"loss": loss}
 
 
-def _score_term(bound: Bound, terms: Terms) -> Array | float:
-    """Zero in value; its gradient is E[-(log p - log q) grad log q] for draws without one."""
+def _with_free_bits(bound: Bound, terms: Terms, free_bits: float) -> dict[str, Array]:
+    """The KL of each latent as sum_j max(K_j, lambda), K_j the mean over the batch."""
+    ops = bound.backend.ops
+    whole = sorted({*terms.kl} - {*terms.kl_units})
+    if whole or terms.score:
+        raise AlgorithmError(
+            f"free_bits: the KL of {whole or sorted(terms.score)} "
+            + ("does not split into latent units" if whole else "has no reparametrised draw")
+            + ", expected independent, reparametrised units on a last axis, such as those of a "
+            "diagonal Gaussian; use ControlledELBO(set_point=...) to hold the total KL instead."
+        )
+    kl = {}
+    for name, units in terms.kl_units.items():
+        mean = ops.mean(ops.reshape(units, (-1, units.shape[-1])), axis=0)
+        kl[name] = terms.kl[name] * 0.0 + ops.sum(ops.maximum(mean, free_bits))
+    return kl
+
+
+def _score_term(bound: Bound, terms: Terms, beta: Array) -> Array | float:
+    """Zero in value; its gradient is -E[(log p - beta KL) grad log q] for draws without one.
+
+    With several particles each one's signal is taken relative to the mean of the others, which are
+    independent of it given x: the expectation stays, the variance falls.
+    """
     ops = bound.backend.ops
     total: Any = 0.0
     for name, log_q in terms.score.items():
@@ -119,13 +154,15 @@ def _score_term(bound: Bound, terms: Terms) -> Array | float:
                 f"site {name!r}: is global and its draw has no gradient, expected a continuous "
                 "global latent; move it inside the data plate, or sum it out."
             )
-        bounds: Any = 0.0
-        for values, sign in ((terms.log_prob, 1.0), (terms.kl, -1.0)):
+        signal: Any = 0.0
+        for values, factor in ((terms.log_prob, 1.0), (terms.kl, -beta)):
             for site, value in values.items():
                 if terms.is_local[site]:
-                    bounds = bounds + sign * value
-        surrogate = ops.stop_gradient(bounds) * (log_q - ops.stop_gradient(log_q))
-        total = total - ops.mean(surrogate)
+                    signal = signal + factor * ops.stop_gradient(value)
+        if log_q.ndim == 2 and log_q.shape[0] > 1:  # [particles, batch]
+            num = log_q.shape[0]
+            signal = (num * signal - ops.sum(signal, axis=0)) / (num - 1.0)
+        total = total - ops.mean(signal * (log_q - ops.stop_gradient(log_q)))
     return total
 
 
@@ -184,6 +221,11 @@ class ImportanceWeightedELBO:
     ) -> tuple[Array, tuple[dict, dict]]:
         ops = bound.backend.ops
         terms = self._sampled(bound, params, batch, key)
+        if terms.score:
+            raise AlgorithmError(
+                f"ImportanceWeightedELBO: the draws of {sorted(terms.score)} have no gradient, "
+                "expected reparametrised latents; use ELBO."
+            )
         log_w = log_weights(terms)
         value = ops.mean(iwae(ops, log_w))
         loss = self._doubly(bound, params, batch, terms) if self.doubly_reparametrized else -value
@@ -194,15 +236,8 @@ class ImportanceWeightedELBO:
         return self._metrics(bound, terms, log_weights(terms))
 
     def _sampled(self, bound: Bound, params: Mapping, batch: Mapping, key: Any) -> Terms:
-        terms = compute(
-            bound, params, batch, key, num_particles=self.num_particles, analytic_kl=False
-        )
-        if terms.score:
-            raise AlgorithmError(
-                f"ImportanceWeightedELBO: the draws of {sorted(terms.score)} have no gradient, "
-                "expected reparametrised latents; use ELBO."
-            )
-        return terms
+        k = self.num_particles
+        return compute(bound, params, batch, key, num_particles=k, analytic_kl=False)
 
     def _metrics(self, bound: Bound, terms: Terms, log_w: Array) -> dict[str, Array]:
         ops = bound.backend.ops
@@ -230,16 +265,6 @@ class ImportanceWeightedELBO:
 
 def _joint(sites: Mapping[str, Any]) -> Array:
     return sum(s.log_prob for s in sites.values() if s.log_prob is not None)
-
-
-def log_weights(terms: Terms) -> Array:
-    """log p(x, z_k) - log q(z_k | x), [K, batch], nats; every site must be local."""
-    total: Any = 0.0
-    for name, value in terms.log_prob.items():
-        total = total + (value if terms.is_local[name] else value[..., None])
-    for value in terms.kl.values():
-        total = total - value
-    return total
 
 
 def iwae(ops: Any, log_w: Array) -> Array:

@@ -6,6 +6,11 @@ With z ~ q(z | x) and every quantity in nats per datum:
     kl/z         KL(q(z | x) || p(z)), in closed form where both sides have one and it is asked
                  for, else log q(z | x) - log p(z) at the draw
 
+A closed form is taken over z with all else fixed, so what p(z | ...) depends on must not itself
+follow z in the guide: with q(z1 | x) q(z2 | z1) the mean of KL(q(z1 | x) || p(z1 | z2)) is not the
+KL, and the "bound" none. Hence it is used for a latent only if those before it in the model are
+before it in the guide too.
+
 Local terms keep their data axis, [*particles, batch]; global ones (outside the data plate) do not.
 How terms become an objective is not here: see `elbo`.
 """
@@ -62,12 +67,14 @@ def compute(
     if missing:
         raise AlgorithmError(
             f"guide of {bound.model.name!r}: does not draw {missing}, expected every latent site "
-            f"of the model, {list(bound.latents)}; add pg.sample({missing[0]!r}, ...) to it, or give "
-            f"data for {missing[0]!r}."
+            f"of the model, {list(bound.latents)}; add pg.sample({missing[0]!r}, ...) to it, or "
+            f"give data for {missing[0]!r}."
         )
     latents = {n: s.value for n, s in drawn.items() if n not in bound.observed}
     sites = bound.trace(params, batch, latents, num_particles=num_particles)
     log_prob, kl, units, is_local, score = {}, {}, {}, {}, {}
+    above: set[str] = set()  # latents before this one in the model
+    order = list(latents)
     for name, site in sites.items():
         if site.kind == "deterministic":
             continue
@@ -75,7 +82,9 @@ def compute(
         if name not in latents:
             log_prob[name] = site.log_prob
             continue
-        kl[name], per_unit = _kl(bound, drawn[name], site, analytic_kl)
+        closed = analytic_kl and above <= set(order[: order.index(name)])
+        above.add(name)
+        kl[name], per_unit = _kl(bound, drawn[name], site, closed)
         if per_unit is not None:
             units[name] = per_unit
         if not bound.backend.is_reparametrised(drawn[name].fn):
@@ -107,6 +116,27 @@ def _fits(value: Array, log_prob: Array, extra: int) -> bool:
     return value.ndim == log_prob.ndim + extra and tuple(value.shape[: log_prob.ndim]) == tuple(
         log_prob.shape
     )
+
+
+def log_weights(terms: Terms) -> Array:
+    """log p(x, z_k) - log q(z_k | x), [K, batch], nats.
+
+    Raises:
+        AlgorithmError: a site is global, so that its weight is not one datum's.
+    """
+    shared = sorted(n for n in {*terms.log_prob, *terms.kl} if not terms.is_local[n])
+    if shared:
+        raise AlgorithmError(
+            f"importance weights: the sites {shared} lie outside the data plate, expected local "
+            "ones only, since the weights are per datum; move them into pg.data_plate(), or use "
+            "ELBO."
+        )
+    total: Any = 0.0
+    for value in terms.log_prob.values():
+        total = total + value
+    for value in terms.kl.values():
+        total = total - value
+    return total
 
 
 def per_datum(bound: Bound, terms: Terms, values: Mapping[str, Array]) -> Array | float:

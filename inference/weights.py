@@ -1,22 +1,29 @@
-"""Schedules for the weight beta of a KL term: functions of the number of finished updates."""
+"""Schedules for the weight beta of a KL term: functions of the number of finished updates.
+
+    linear      beta = start + (final - start) t / T                  for t < T, then final
+    cyclical    beta = final min(1, frac(t / T) / ratio)
+    sigmoid     beta = s((t - T/2) / (T/10))                          for t < T, then 1
+
+A constant beta is a plain number, `ELBO(kl_weight=4.0)`; a beta moved by feedback is in `control`.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Any
 
-from probgen import ops
 from probgen.errors import DeclarationError
+from probgen.inference.scalars import clip, floor, sigmoid, where
 
 Array = Any
 
 
 @dataclasses.dataclass(frozen=True)
 class KLWeight:
-    """Base of schedules: `at(count)` inside a step, `value(count)` on a plain number.
+    """Base of schedules: `at(count)` is the weight of the update after `count` finished ones.
 
-    `target` is the weight that the schedule is heading for; a fit that ends below it says so.
+    `count` may be a number or a backend's array. `target` is the weight that the schedule is
+    heading for; a fit that ends elsewhere says so in its report.
     """
 
     @property
@@ -24,9 +31,6 @@ class KLWeight:
         return 1.0
 
     def at(self, count: Array) -> Array:
-        raise NotImplementedError  # abstract: every schedule below defines it
-
-    def value(self, count: float) -> float:
         raise NotImplementedError  # abstract: every schedule below defines it
 
 
@@ -52,20 +56,17 @@ class LinearWarmup(KLWeight):
         return self.final
 
     def at(self, count: Array) -> Array:
-        part = ops.clip(count / self.num_steps, 0.0, 1.0)
-        return self.start + (self.final - self.start) * part
-
-    def value(self, count: float) -> float:
-        part = min(max(count / self.num_steps, 0.0), 1.0)
-        return self.start + (self.final - self.start) * part
+        return self.start + (self.final - self.start) * clip(count / self.num_steps, 0.0, 1.0)
 
 
 @dataclasses.dataclass(frozen=True)
 class CyclicalWarmup(KLWeight):
     """beta climbs from 0 to `final` in the first `ratio` of each cycle and rests there.
 
-    The weight is min(1, frac / ratio) final, with frac the place in a cycle of `period` updates;
-    ratio 1/2 is min(1, 2 frac). Source: Fu et al. 2019, arXiv:1903.10145.
+    A cycle lasts `period` updates; with frac the part of it that is over, beta is
+    final min(1, frac / ratio), so ratio 1/2 is min(1, 2 frac).
+
+    Source: Fu et al. 2019, arXiv:1903.10145.
     """
 
     period: int
@@ -74,19 +75,21 @@ class CyclicalWarmup(KLWeight):
 
     def __post_init__(self) -> None:
         _positive("CyclicalWarmup", period=self.period, ratio=self.ratio)
+        if self.ratio > 1:
+            raise DeclarationError(
+                f"CyclicalWarmup: got ratio={self.ratio!r}, expected at most 1: the part of a "
+                "cycle that climbs."
+            )
 
     @property
     def target(self) -> float:
         return self.final
 
     def at(self, count: Array) -> Array:
-        turns = count / self.period
-        frac = turns - ops.floor(turns)
-        return self.final * ops.clip(frac / self.ratio, 0.0, 1.0)
-
-    def value(self, count: float) -> float:
-        frac = count / self.period % 1.0
-        return self.final * min(frac / self.ratio, 1.0)
+        # The half keeps a compiler that divides by way of the reciprocal on the right side.
+        cycle = floor((count + 0.5) / self.period)
+        frac = (count - cycle * self.period) / self.period
+        return self.final * clip(frac / self.ratio, 0.0, 1.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,8 +106,4 @@ class SigmoidWarmup(KLWeight):
 
     def at(self, count: Array) -> Array:
         t = self.num_steps
-        return ops.where(count < t, ops.sigmoid((count - t / 2) / (t / 10)), count * 0.0 + 1.0)
-
-    def value(self, count: float) -> float:
-        t = self.num_steps
-        return 1.0 / (1.0 + math.exp(-(count - t / 2) / (t / 10))) if count < t else 1.0
+        return where(count < t, sigmoid((count - t / 2) / (t / 10)), count * 0.0 + 1.0)

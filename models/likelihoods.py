@@ -1,8 +1,9 @@
 """Likelihoods p(x | z): what a decoder's output means.
 
 A likelihood takes the decoder's output for a batch and gives the distribution of one datum. Its
-`heads` say how many numbers per pixel the decoder must give. `dist.Bernoulli` and the like stand
-for the likelihood with its defaults.
+`parameters_per_value` says how many numbers per pixel the decoder must give: they lie on a last
+axis of their own, [*batch, *event, k], unless k is 1. `dist.Bernoulli` and the like stand for the
+likelihood with its defaults. All log-probabilities are nats, constants included.
 """
 
 from __future__ import annotations
@@ -20,10 +21,11 @@ Array = Any
 
 @dataclasses.dataclass(frozen=True)
 class Likelihood:
-    """Base of likelihoods. `parameters_per_value`: numbers of the decoder per value of the datum."""
+    """Base of likelihoods."""
 
     @property
     def parameters_per_value(self) -> int:
+        """How many numbers the decoder gives for each value of a datum."""
         return 1
 
     def __call__(self, output: Array, event_ndim: int) -> Deferred:
@@ -33,6 +35,10 @@ class Likelihood:
     def mean(self, output: Array) -> Array:
         """What to show of a datum: its expectation given the output, [*batch, *event]."""
         raise NotImplementedError  # abstract: every likelihood below defines it
+
+    def encoder_input(self, x: Array) -> Array:
+        """A datum as an encoder should see it, of the order of one."""
+        return x
 
     def formula(self) -> str:
         """The distribution in LaTeX, `f` being the decoder."""
@@ -55,25 +61,21 @@ class Bernoulli(Likelihood):
 
 @dataclasses.dataclass(frozen=True)
 class Normal(Likelihood):
-    """x real: the output is the mean, and
+    """x real: the output is the mean.
 
-    `scale` a number: fixed; "learned": one scale for all, a parameter; "predicted": per value, by
-    the decoder, whose output then has a last axis of (mean, log scale).
-
-    `min_scale` bounds a learned or predicted scale from below, scale = min_scale + softplus(raw),
-    since the likelihood of a continuous datum is not bounded as its scale goes to zero.
+    Args:
+        scale: a number: fixed; "learned": one scale for all values, a parameter; "predicted": one
+            for each value, by the decoder, whose output then has a last axis (mean, raw scale).
+        min_scale: bounds a learned or predicted scale from below, min_scale + softplus(raw), since
+            the likelihood of a continuous datum grows without bound as its scale goes to zero.
     """
 
     scale: float | str = "learned"
     min_scale: float = 1e-3
 
     def __post_init__(self) -> None:
-        ok = (
-            self.scale in ("learned", "predicted")
-            if isinstance(self.scale, str)
-            else (self.scale > 0)
-        )
-        if not ok:
+        named = isinstance(self.scale, str)
+        if not (self.scale in ("learned", "predicted") if named else self.scale > 0):  # type: ignore[operator]
             raise DeclarationError(
                 f"Normal likelihood: got scale={self.scale!r}, expected a positive number, "
                 "'learned' or 'predicted'."
@@ -99,18 +101,19 @@ class Normal(Likelihood):
         return output[..., 0] if self.scale == "predicted" else output
 
     def formula(self) -> str:
-        scale = {"learned": r"\sigma^2", "predicted": r"\sigma_\theta(z)^2"}
-        value = (
-            scale.get(self.scale, f"{self.scale}^2")
-            if isinstance(self.scale, str)
-            else (f"{self.scale:g}^2")
-        )
-        return rf"\mathcal{{N}}(x;\ f_\theta(z),\ {value} I)"
+        if self.scale == "predicted":
+            return r"\mathcal{N}(x;\ f_\theta(z),\ \mathrm{diag}\,\sigma_\theta(z)^2)"
+        scale = r"\sigma" if self.scale == "learned" else f"{self.scale:g}"
+        return rf"\mathcal{{N}}(x;\ f_\theta(z),\ {scale}^2 I)"
 
 
 @dataclasses.dataclass(frozen=True)
 class DiscretizedLogistic(Likelihood):
-    """x on `num_levels` levels in [0, 1]: output (mean, raw scale); see `probgen.discretized`."""
+    """x on `num_levels` levels in [0, 1], such as image bytes / 255; see `probgen.discretized`.
+
+    The output's last axis is (raw location, raw scale): the logistic density is centred at
+    sigmoid(raw location), which `mean` shows, and has scale min_scale + softplus(raw scale) / 5.
+    """
 
     num_levels: int = 256
     min_scale: float = 1e-3
@@ -142,6 +145,9 @@ class Categorical(Likelihood):
     @property
     def parameters_per_value(self) -> int:
         return self.num_classes
+
+    def encoder_input(self, x: Array) -> Array:
+        return ops.cast(x, "float32") / (self.num_classes - 1.0)
 
     def __call__(self, output: Array, event_ndim: int) -> Deferred:
         return dist.Categorical(logits=output).to_event(event_ndim)

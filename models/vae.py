@@ -1,4 +1,10 @@
-"""The variational auto-encoder: a generator with an encoder as its guide."""
+"""The variational auto-encoder: a generator with an encoder as its guide.
+
+    p(x, z) = p(z) p_theta(x | z)          q_phi(z | x) = N(z; m_phi(x), S_phi(x))
+
+S is a diagonal or a full covariance. A prior that is itself a VAE makes a hierarchy: the guide then
+goes on from z with the prior's own, q(z | x) q(prior/z | z).
+"""
 
 from __future__ import annotations
 
@@ -20,13 +26,14 @@ class VAE(Generator):
 
     Args:
         latent, decoder, likelihood, data_shape: as in `Generator`.
-        encoder: a net from a datum to the guide's parameters. For `guide="diagonal"` its output is
-            a dict with heads "loc" and "log_scale", each of the latent's shape. For
-            `guide="full"` it may be declared the same way; it is then given the
-            d + d (d + 1) / 2 numbers that a full covariance needs.
+        encoder: a net from a datum to the guide's parameters. For `guide_kind="diagonal"` its
+            output is a dict with heads "loc" and "log_scale", each of the latent's shape. For
+            "full" it may be declared the same way: a net with an `out` is given the
+            d + d (d + 1) / 2 numbers that a full covariance needs; one without must give them.
         guide_kind: "diagonal" or "full" covariance (by its Cholesky factor, softplus diagonal).
 
-    Sites: "z", "x". Nets: "decoder", "encoder" (and "likelihood" for a learned scale).
+    Sites: "z", "x". Nets: "decoder", "encoder" (and "likelihood" for a learned scale). Those of a
+    prior that is a model are called "prior/...".
 
     Source: Kingma & Welling 2014, arXiv:1312.6114; Rezende et al. 2014, arXiv:1401.4082.
     """
@@ -62,7 +69,7 @@ class VAE(Generator):
         """q(z | x) as a distribution, inside a run."""
         if self.guide_kind == "full":
             return self._full(x)
-        h = pg.net("encoder", self.encoder)(x)
+        h = pg.net("encoder", self.encoder)(self.likelihood.encoder_input(x))
         if not isinstance(h, dict) or not {"loc", "log_scale"} <= set(h):
             got = sorted(h) if isinstance(h, dict) else type(h).__name__
             raise UnknownName(
@@ -78,7 +85,7 @@ class VAE(Generator):
         encoder = self.encoder
         if hasattr(encoder, "out"):
             encoder = dataclasses.replace(encoder, out=count, heads=None)
-        h = pg.net("encoder", encoder)(x)
+        h = pg.net("encoder", encoder)(self.likelihood.encoder_input(x))
         loc, raw = h[..., :d], h[..., d:]
         diagonal = ops.softplus(raw[..., :d]) + 1e-4
         return dist.MultivariateNormal(loc, scale_tril=_lower(diagonal, raw[..., d:], d))

@@ -15,9 +15,10 @@ import numpy as np
 
 from probgen.backends.protocol import Backend, Key, Site
 from probgen.dist import did_you_mean
-from probgen.errors import AlgorithmError, DeclarationError, ShapeError, SupportError, UnknownName
+from probgen.errors import AlgorithmError, DeclarationError, ProbgenError, ShapeError, UnknownName
 from probgen.modelling import Model, arguments, call_arguments
 from probgen.program import DATA_PLATE
+from probgen.support import check_support, check_types
 from probgen.trees import tree_items, tree_map
 
 Array = Any
@@ -27,7 +28,8 @@ class SiteInfo(NamedTuple):
     """What a run on one datum shows of a site.
 
     kind: sample, factor or deterministic; plates: names, the data plate's included;
-    event_shape and support: of its distribution; distribution: the declaration as text.
+    event_shape and support: of its distribution; distribution: the declaration as text;
+    is_fixed: the program itself gives its value (`obs=`).
     """
 
     kind: str
@@ -36,6 +38,7 @@ class SiteInfo(NamedTuple):
     support: str
     distribution: str
     is_discrete: bool
+    is_fixed: bool = False
 
     @property
     def is_local(self) -> bool:
@@ -79,7 +82,7 @@ class Bound:
         return tuple(
             n
             for n, s in self.structure.sites.items()
-            if s.kind == "sample" and n not in self.observed
+            if s.kind == "sample" and n not in self.observed and not s.is_fixed
         )
 
     @property
@@ -236,15 +239,27 @@ def bind(
     program = model.program
     input_names = arguments(program)
     guide_names = arguments(model.guide) if model.guide is not None else {}
-    run, sites = backend.probe(
-        program,
-        started,
-        values={k: v for k, v in row.items() if k not in input_names},
-        inputs=call_arguments(program, {**fixed, **row}, f"model {model.name!r}"),
-        key=key,
-        batch_size=1,
-        initialise=initialise,
-    )
+    inputs = call_arguments(program, {**fixed, **row}, f"model {model.name!r}")
+    given = {k: v for k, v in row.items() if k not in input_names}
+
+    def probe(values: dict) -> Any:
+        return backend.probe(
+            program, started, values=values, inputs=inputs, key=key, batch_size=1,
+            initialise=initialise,
+        )  # fmt: skip
+
+    try:
+        run, sites = probe(given)
+    except ProbgenError:
+        raise
+    except Exception:
+        # A framework's own words: perhaps the data do not fit, which a run without them shows.
+        run, sites = probe({})
+        check_types(run.sites, {k: data[k] for k in given})
+        seen = tuple(n for n in run.sites if n in given)
+        _check_shapes(model, _structure(backend, run, sites), data, seen)
+        raise
+    check_types(run.sites, {k: data[k] for k in given})
     structure = _structure(backend, run, sites)
     observed = tuple(n for n, s in structure.sites.items() if n in row and s.kind == "sample")
     for name in [*row, *fixed]:
@@ -300,6 +315,7 @@ def _structure(backend: Backend, run: Any, sites: Mapping[str, Site]) -> Structu
             backend.support_name(fn) if fn is not None else "",
             repr(known["distribution"]) if "distribution" in known else "",
             fn is not None and backend.is_discrete(fn),
+            known.get("is_fixed", False),
         )
     depth = max((-dim for dim, _ in run.plates.values()), default=0)
     sizes = {name: plate.size for name, (_, plate) in run.plates.items() if name != DATA_PLATE}
@@ -340,32 +356,6 @@ def _check_guide(
                 f"guide of {model.name!r}: site {name!r} has events of shape {got}, expected "
                 f"{want} as in the model; change the guide's output or the prior's shape."
             )
-
-
-def check_support(bound: Bound, params: Mapping, batch: Mapping[str, Array], key: Key) -> None:
-    """Refuses data outside the support of their site.
-
-    Raises:
-        SupportError: names the site, its support, how many values are outside and the first one.
-    """
-    b = bound.backend
-    sites = bound.trace(params, batch, key=key, condition=False) if bound.observed else {}
-    for name in bound.observed:
-        ok = b.in_support(sites[name].fn, batch[name])
-        if ok is None:
-            continue
-        inside = b.to_numpy(ok)
-        if inside.all():
-            continue
-        values = b.to_numpy(batch[name])
-        flat = values.reshape(values.shape[0], -1)
-        raise SupportError(
-            f"data {name!r}: {int((~inside).sum())} of {inside.size} values lie outside the "
-            f"support of {bound.structure.sites[name].distribution.split('(')[0]} "
-            f"({b.support_name(sites[name].fn)}); the data range over [{flat.min():g}, "
-            f"{flat.max():g}]. Transform the data (probgen.data.binarize, to_levels, dequantize) "
-            "or choose a likelihood whose support holds them."
-        )
 
 
 def parameter_count(params: Mapping) -> dict[str, int]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 from typing import Any
 
 import numpy as np
@@ -75,9 +76,19 @@ class EarlyStopping(Callback):
 
 
 class TensorBoard(Callback):
-    """Writes metrics for TensorBoard; needs the package `tensorboard` (pip install it)."""
+    """Writes metrics for TensorBoard: "train/elbo", "validation/elbo", at the step they are of.
 
-    def __init__(self, log_dir: str, every: int = 1):
+    Args:
+        log_dir: a folder; a resumed fit adds to it.
+        every: writes the training metrics of every so many steps.
+
+    Raises (when the fit starts):
+        DeclarationError: the package `tensorboard` is not installed.
+    """
+
+    def __init__(self, log_dir: str | os.PathLike, every: int = 1):
+        if every < 1:
+            raise DeclarationError(f"TensorBoard: got every={every}, expected 1 or more steps.")
         self.log_dir, self.every, self._writer = log_dir, every, None
 
     def on_start(self, progress: Any) -> None:
@@ -104,9 +115,10 @@ class TensorBoard(Callback):
     def on_chunk(self, progress: Any, metrics: dict[str, np.ndarray]) -> None:
         scalars = {k: np.asarray(v) for k, v in metrics.items() if np.ndim(v) == 1}
         count = len(next(iter(scalars.values()), ()))
-        for i in range(0, count, self.every):
+        for i in range(count):
             step = progress.step - count + i + 1
-            self._write(step, {k: v[i] for k, v in scalars.items()}, "train")
+            if step % self.every == 0:
+                self._write(step, {k: v[i] for k, v in scalars.items()}, "train")
 
     def on_validation(self, progress: Any, metrics: dict[str, float]) -> None:
         self._write(progress.step, metrics, "validation")

@@ -1,16 +1,18 @@
 """Checkpoints of a running fit: everything that the next step depends on, one folder a moment.
 
-A fit is a pure function of (seed, step, state), so the state, the step and the history are all there
-is to keep. A new checkpoint never overwrites the last one: it gets its own folder, and older ones
-go once it stands.
+A fit is a pure function of (seed, step, state), so the state, the step and the history are all that
+there is to keep. A new checkpoint never overwrites the last one: it gets its own folder, and older
+ones go once it stands.
 """
 
 from __future__ import annotations
 
 import logging
+import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -22,64 +24,141 @@ from probgen.trees import tree_map
 
 log = logging.getLogger("probgen")
 KEEP = 2
+_NAME = re.compile(r"step-\d{9,}")
 
 
-def _folders(root: Path) -> list[Path]:
-    return sorted(p for p in root.glob("step-*") if p.is_dir())
+class Kept(NamedTuple):
+    """A checkpoint that was read: `arrays` is the flattened state; see `restore`."""
+
+    step: int
+    arrays: dict[str, np.ndarray]
+    history: History
+    finished: bool
 
 
-def save(
-    root: Path, step: int, state: Any, history: History, backend: Backend, identity: dict
-) -> None:
-    """Writes a checkpoint of `step` and lets those before the last `KEEP` go."""
-    arrays = store.flatten(tree_map(backend.to_numpy, state))
-    config = {"step": step, "identity": identity, "events": history.events}
-    store.write_folder(
-        root / f"step-{step:09d}", {"state": arrays, "history": history.to_arrays()}, config
-    )
-    for folder in _folders(root)[:-KEEP]:
-        shutil.rmtree(folder, ignore_errors=True)
-    for left in root.glob(".*.new"):
-        shutil.rmtree(left, ignore_errors=True)
+class Checkpoints:
+    """The checkpoints of one fit in one folder; the last `KEEP` are kept.
 
-
-def newest(root: Path, identity: dict) -> tuple[int, dict, History] | None:
-    """The latest whole checkpoint: (step, arrays of the state, history), or None when there is none.
+    Args:
+        root: the folder; made when the first checkpoint is written.
+        identity: what makes this fit this one (model, algorithm, seed...), as texts and numbers; a
+            checkpoint of another identity is refused by `newest`.
 
     Raises:
-        SaveError: it belongs to another fit (says what differs), or every checkpoint is damaged.
+        SaveError: the folder cannot be made.
     """
-    folders = _folders(root)
-    problems: list[SaveError] = []
-    for folder in reversed(folders):
+
+    def __init__(self, root: Path, identity: Mapping[str, Any]):
+        self.root, self.identity = root, dict(identity)
+        self._ours: list[Path] = []
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise SaveError(
+                f"{root}: cannot hold checkpoints ({error}), expected a folder that may be "
+                "written; choose another one."
+            ) from error
+
+    def _folders(self) -> list[Path]:
+        found = (p for p in self.root.glob("step-*") if _NAME.fullmatch(p.name) and p.is_dir())
+        return sorted(found, key=lambda p: int(p.name[5:]))
+
+    def save(
+        self, step: int, state: Any, history: History, backend: Backend, finished: bool = False
+    ) -> None:
+        """Writes a checkpoint, then lets go of older ones and of those of an earlier fit.
+
+        Args:
+            step: how many steps are done.
+            state, history: as they are after that step.
+            backend: whose arrays the state holds.
+            finished: nothing follows, whatever the number of steps (early stopping).
+
+        Raises:
+            SaveError: it cannot be written; the checkpoint before it is untouched.
+        """
+        arrays = store.flatten(tree_map(backend.to_numpy, state))
+        config = {
+            "kind": "checkpoint", "step": step, "finished": finished, "identity": self.identity,
+            "events": history.events,
+        }  # fmt: skip
+        folder = self.root / f"step-{step:09d}"
+        if folder.exists() and not store.is_ours(folder):
+            shutil.rmtree(folder)  # damaged: it was passed over by `newest`
+        store.write_folder(folder, {"state": arrays, "history": history.to_arrays()}, config)
+        self._ours = [*(p for p in self._ours if p != folder), folder][-KEEP:]
+        for other in self._folders():
+            if other not in self._ours:
+                shutil.rmtree(other, ignore_errors=True)
+        for left in (*self.root.glob(".step-*.new"), *self.root.glob(".step-*.old")):
+            shutil.rmtree(left, ignore_errors=True)
+
+    def newest(self) -> Kept | None:
+        """The latest whole checkpoint, or None when there is none.
+
+        Raises:
+            SaveError: it belongs to another fit (says what differs), or all are damaged.
+        """
+        problems: list[SaveError] = []
+        whole: list[Path] = []
+        kept: Kept | None = None
+        for folder in reversed(self._folders()):
+            try:
+                kept = self._read(folder) if kept is None else kept
+                whole.insert(0, folder)
+            except _Damaged as error:
+                log.warning("checkpoint %s is passed over: %s", folder.name, error)
+                problems.append(error)
+        if problems and kept is None:
+            raise SaveError(
+                f"{self.root}: got {len(problems)} checkpoints and none that can be read "
+                f"({problems[0]}), expected a whole one; remove the folder, or pass "
+                "resume=False, to begin anew."
+            ) from problems[0]
+        self._ours = whole[-KEEP:]
+        return kept
+
+    def _read(self, folder: Path) -> Kept:
         try:
             arrays, config = store.read_folder(folder)
+            state, history = arrays["state"], arrays["history"]
+            step, there = int(config["step"]), dict(config["identity"])
         except SaveError as error:
-            log.warning("checkpoint %s is passed over: %s", folder.name, error)
-            problems.append(error)
-            continue
-        differs = [k for k in identity if config.get("identity", {}).get(k) != identity[k]]
+            raise _Damaged(str(error)) from error
+        except (KeyError, TypeError, ValueError) as error:
+            raise _Damaged(f"{folder}: is not a checkpoint (lacks {error}).") from error
+        differs = [k for k in self.identity if there.get(k) != self.identity[k]]
         if differs:
-            was = {k: config.get("identity", {}).get(k) for k in differs}
-            raise SaveError(
-                f"{folder}: belongs to another fit: {', '.join(differs)} differ (there {was}, here "
-                f"{ {k: identity[k] for k in differs} }); choose another checkpoint folder, or pass "
-                "resume=False to begin anew."
+            lines = "; ".join(
+                f"{k}: there {there.get(k)}, here {self.identity[k]}" for k in differs
             )
-        history = History.from_arrays(arrays["history"], config.get("events", ()))
-        return int(config["step"]), arrays["state"], history
-    if problems:
-        raise SaveError(
-            f"{root}: none of its {len(problems)} checkpoints can be read"
-        ) from problems[0]
-    return None
+            raise SaveError(
+                f"{folder}: got the checkpoint of another fit, expected one of this: {lines}. "
+                "Choose another checkpoint folder, or pass resume=False to begin anew."
+            )
+        past = History.from_arrays(history, config.get("events", ()))
+        return Kept(step, state, past, bool(config.get("finished", False)))
+
+
+class _Damaged(SaveError):
+    """A checkpoint that is passed over, for an older one."""
 
 
 def restore(template: Any, arrays: dict[str, np.ndarray], backend: Backend) -> Any:
-    """The state in the form of `template`, on the backend, with the template's types."""
+    """The state in the form of `template`, on the backend, with the template's types.
+
+    Raises:
+        SaveError: names or shapes of the arrays are not those of the template.
+    """
     filled = store.fill(template, arrays, "checkpoint")
 
     def like(old: Any, new: np.ndarray) -> Any:
-        return backend.asarray(np.asarray(new).astype(backend.to_numpy(old).dtype))
+        want = backend.to_numpy(old)
+        if want.shape != np.shape(new):
+            raise SaveError(
+                f"checkpoint: got an array of shape {np.shape(new)}, expected {want.shape}; was it "
+                "written by another model or algorithm?"
+            )
+        return backend.asarray(np.asarray(new).astype(want.dtype))
 
     return tree_map(like, template, filled)

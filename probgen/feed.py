@@ -8,20 +8,22 @@ from typing import Any
 import numpy as np
 
 from probgen.backends.protocol import Backend
+from probgen.data.checks import clean_array, is_array
 from probgen.data.sources import ArraySource, LazySource
 from probgen.data.streams import StreamSource
 from probgen.errors import DataError
 from probgen.modelling import Model, arguments
 
 RESIDENT_BYTES = 2**30  # data up to this size are kept on the device
-STACKED_BYTES = 2**27  # and this much of larger data is stacked at a time
+STACKED_BYTES = 2**25  # and this much of larger data is stacked at a time
 
 
 class Feed:
     """`chunk(step, count) -> (arrays, indices or None, count)`, the arguments of `run_steps`.
 
     Data that fit are moved to the device once and indexed there; larger ones, map-style data sets
-    and streams are stacked for each chunk. `check` sees all data once.
+    and streams are stacked for each chunk, at most `max_steps` batches at a time, so that memory
+    does not grow with the data. `check` sees all data once.
     """
 
     def __init__(self, source: Any, backend: Backend, check: Callable[[dict], None]):
@@ -33,8 +35,13 @@ class Feed:
             check(source.arrays)
             if sum(v.nbytes for v in source.arrays.values()) <= RESIDENT_BYTES:
                 self._resident = {k: backend.asarray(v) for k, v in source.arrays.items()}
+        self.max_steps: int | None = None
+        if self._resident is None:
+            batch = sum(v.nbytes for v in source.example().values())
+            self.max_steps = max(1, STACKED_BYTES // max(batch, 1))
 
     def chunk(self, step: int, count: int) -> tuple[Any, Any, int]:
+        """The batches of `count` steps from `step` on, or of fewer where a stream ends."""
         if self._resident is not None:
             return self._resident, self.source.schedule(step, count), count
         if isinstance(self.source, ArraySource | LazySource):
@@ -46,7 +53,8 @@ class Feed:
         if not isinstance(self.source, ArraySource):
             for batch in rows:
                 self.check(batch)
-        stacked = {k: self.backend.asarray(np.stack([r[k] for r in rows])) for k in rows[0]}
+        names = list(rows[0])
+        stacked = {k: self.backend.asarray(np.stack([r[k] for r in rows])) for k in names}
         return stacked, None, len(rows)
 
     def _from_stream(self, step: int, count: int) -> list[dict[str, np.ndarray]]:
@@ -62,13 +70,26 @@ class Feed:
 
 
 def merge_inputs(
-    model: Model, data: Any, inputs: Mapping[str, Any] | None
+    model: Model, data: Any, inputs: Mapping[str, Any] | None, size: int | None = None
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """(inputs shared by all data, inputs with one row a datum)."""
+    """(inputs shared by all data, inputs with one row a datum).
+
+    An array whose first axis is as long as the data has one row a datum.
+
+    Args:
+        model: whose program and guide name the inputs.
+        data: an array or a dict of arrays, for the number of data where `size` is not given.
+        inputs: by name.
+        size: number of data.
+
+    Raises:
+        DataError: a name that is no argument of the program or the guide, or that the data have.
+    """
     constants: dict[str, Any] = {}
     per_datum: dict[str, np.ndarray] = {}
-    first = next(iter(data.values()), None) if isinstance(data, Mapping) else data
-    size = len(first) if hasattr(first, "__len__") and np.ndim(first) else None
+    if size is None:
+        first = next(iter(data.values()), None) if isinstance(data, Mapping) else data
+        size = len(first) if hasattr(first, "__len__") and np.ndim(first) else None  # type: ignore
     known = set(arguments(model.program)) | set(arguments(model.guide) if model.guide else ())
     for name, value in (inputs or {}).items():
         if name not in known:
@@ -76,11 +97,13 @@ def merge_inputs(
                 f"inputs: got {name!r}, expected one of {sorted(known)}, the arguments of "
                 f"{model.name!r} and its guide."
             )
-        array = np.asarray(value)
-        if array.ndim and size is not None and array.shape[0] == size:
-            per_datum[name] = array
+        if isinstance(data, Mapping) and name in data:
+            raise DataError(f"inputs: got {name!r}, which the data have too; give it only once.")
+        if isinstance(value, list | tuple) or (is_array(value) and len(value.shape)):
+            array = clean_array(value, f"inputs[{name!r}]")
+            (per_datum if array.shape[0] == size else constants)[name] = array
         else:
-            constants[name] = array if array.ndim else value
+            constants[name] = value
     return constants, per_datum
 
 

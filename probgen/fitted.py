@@ -1,4 +1,4 @@
-"""A model with its parameters: what `fit` returns, what is saved, and what other models build on."""
+"""A model with its parameters: what `fit` returns, what is saved, what other models build on."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 
 from probgen import store
-from probgen.backends import resolve
+from probgen.backends import available, resolve
 from probgen.backends.protocol import Backend
 from probgen.bound import Bound, bind, parameter_count
-from probgen.codec import NotADeclaration, decode, encode
-from probgen.errors import SaveError, ShapeError
+from probgen.codec import NotADeclaration, Pool, decode, encode
+from probgen.errors import ProbgenError, SaveError, ShapeError
 from probgen.history import History
 from probgen.modelling import Model
+from probgen.trees import tree_map
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -31,6 +32,11 @@ class Fitted:
         report: what the algorithm says at the end (a collapse report for a VAE), or None.
         info: what ran: backend, versions, device, seed, steps.
         shapes: shape of one datum of each observed site or input that the fit saw.
+        constants: inputs shared by all data.
+        dtypes: type of each of `shapes`, float32 where not named.
+
+    A model may be built on a `Fitted` (`Tilted(fitted, energy)`, `VAE(latent=fitted)`), and `fit`
+    goes on from one.
     """
 
     model: Model
@@ -40,12 +46,11 @@ class Fitted:
     info: dict[str, Any] = dataclasses.field(default_factory=dict)
     shapes: dict[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
     constants: dict[str, Any] = dataclasses.field(default_factory=dict)
+    dtypes: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def resolve(self, backend: str | Backend, device: str = "auto") -> Backend:
         """The backend that a verb should use: the one asked for, else the one that fitted."""
         if backend == "auto" and self.info.get("backend"):
-            from probgen.backends import available
-
             name = self.info["backend"]
             if available().get(name):
                 return resolve(name, device)
@@ -55,44 +60,48 @@ class Fitted:
         self, backend: Backend, data: Mapping[str, Any] | None = None, **fields: Any
     ) -> tuple[Bound, dict]:
         """The model bound to a backend with these parameters."""
-        rows = data
-        if rows is None:
-            rows = {k: np.zeros((1, *shape), np.float32) for k, shape in self.shapes.items()}
+        rows = self._blank_rows() if data is None else data
         return bind(
             self.model, backend, data=rows, constants=self.constants, params=self.params, **fields
         )
+
+    def _blank_rows(self) -> dict[str, np.ndarray]:
+        """One datum of zeros for each site or input, in shape and type as the fit saw them."""
+        kinds = {k: self.dtypes.get(k, "float32") for k in self.shapes}
+        return {k: np.zeros((1, *shape), kinds[k]) for k, shape in self.shapes.items()}
 
     def num_parameters(self) -> int:
         """Number of parameters of all nets."""
         return sum(parameter_count(self.params).values())
 
     def save_pretrained(self, path: str | os.PathLike) -> None:
-        """Writes `model.safetensors`, `history.safetensors` and `config.json`, all or nothing.
+        """Writes `config.json` and the arrays as safetensors, all or nothing.
+
+        Fitted parts of the model are saved with it. A model that is a function of yours is named
+        only, and asked for again by `from_pretrained`. The report is not saved.
 
         Raises:
-            SaveError: the folder cannot be written; what stood there before is untouched.
+            SaveError: the folder cannot be written, or holds something else; what stood there
+                before is untouched.
         """
+        params = store.flatten(self.params)
+        pool = Pool({f"model:{k}": v for k, v in params.items()})
         try:
-            declaration = encode(self.model)
+            declaration = encode(self.model, pool)
         except NotADeclaration:
-            declaration = None
+            pool, declaration = Pool({}), None
         config = {
-            "model": declaration,
-            "model_name": self.model.name,
-            "info": self.info,
-            "shapes": {k: list(v) for k, v in self.shapes.items()},
-            "constants": encode(
-                {k: np.asarray(v) if not isinstance(v, int | float | str) else v
-                 for k, v in self.constants.items()}
-            ),
-            "events": self.history.events,
+            "kind": "run", "model": declaration, "model_name": self.model.name, "info": self.info,
+            "inputs": self._encode_inputs(pool), "events": self.history.events,
         }  # fmt: skip
-        arrays = {"model": store.flatten(self.params), "history": self.history.to_arrays()}
+        arrays = {"model": params, "history": self.history.to_arrays()}
+        if pool.added:
+            arrays["parts"] = pool.added
         store.write_folder(path, arrays, config)
 
     @classmethod
     def from_pretrained(cls, path: str | os.PathLike, model: Model | None = None) -> Fitted:
-        """Reads what `save_pretrained` wrote, on either backend.
+        """Reads what `save_pretrained` wrote, on either backend; no code of the folder is run.
 
         Args:
             path: the folder.
@@ -100,61 +109,101 @@ class Fitted:
 
         Raises:
             SaveError: missing, damaged, truncated or foreign folder; a model is needed.
-            ShapeError: the given model's parameters have other shapes.
+            ShapeError: the given model's parameters have other names or shapes.
         """
         arrays, config = store.read_folder(path)
-        if "model" not in arrays:
-            raise SaveError(f"{path}: holds no model.safetensors, expected a saved run.")
+        if "model" not in arrays or config.get("kind") != "run":
+            raise SaveError(
+                f"{path}: holds no saved run (it says {config.get('kind')!r}), expected a folder "
+                "written by save_pretrained."
+            )
+        stored = {f"model:{k}": v for k, v in arrays["model"].items()}
+        stored |= arrays.get("parts", {})
         if model is None:
             if config.get("model") is None:
                 raise SaveError(
-                    f"{path}: its model {config.get('model_name')!r} is a function, which no file "
-                    "holds; load it with from_pretrained(path, model=...)."
+                    f"{path}: its model {config.get('model_name')!r} is a function, or holds one, "
+                    "which no file does; load it with from_pretrained(path, model=...)."
                 )
-            model = decode(config["model"])
+            model = decode(config["model"], stored)
         if not isinstance(model, Model):
             raise SaveError(f"{path}: its model is {type(model).__name__}, expected a declaration.")
-        fitted = cls(
-            model,
-            store.unflatten(arrays["model"]),
-            History.from_arrays(arrays.get("history", {}), config.get("events", ())),
-            None,
-            config.get("info", {}),
-            {k: tuple(v) for k, v in config.get("shapes", {}).items()},
-            decode(config.get("constants", {"dict": {}})),
+        history = History.from_arrays(arrays.get("history", {}), config.get("events", ()))
+        inputs, info = config.get("inputs"), dict(config.get("info") or {})
+        return cls._built(model, arrays["model"], inputs, stored, info, history, str(path))
+
+    def _encode_inputs(self, pool: Pool) -> Any:
+        """Shapes, types and shared inputs as JSON data."""
+        constants = {
+            k: v if isinstance(v, bool | int | float | str) else np.asarray(v)
+            for k, v in self.constants.items()
+        }
+        return encode(
+            {"shapes": dict(self.shapes), "dtypes": dict(self.dtypes), "constants": constants},
+            pool,
         )
-        fitted.check(str(path))
-        return fitted
 
-    def check(self, where: str = "fitted") -> None:
-        """Refuses parameters whose names or shapes are not what the model draws for itself."""
-        from probgen.backends import available
+    def __encode__(self, pool: Pool) -> dict:
+        """This run as a part of another one: JSON data, its arrays in the pool."""
+        params = store.flatten(self.params)
+        return {
+            "model": encode(self.model, pool),
+            "params": {name: pool.put(np.asarray(value)) for name, value in params.items()},
+            "inputs": self._encode_inputs(pool),
+            "info": self.info,
+        }
 
-        there = [name for name, ok in available().items() if ok]
-        if not there:
-            return
-        backend = resolve("auto", "cpu")
-        rows = {k: np.zeros((1, *s), np.float32) for k, s in self.shapes.items()}
-        _, fresh = bind(self.model, backend, data=rows, constants=self.constants)
-        want = {k: np.shape(v) for k, v in store.flatten(_numpy(backend, fresh)).items()}
-        got = {k: np.shape(v) for k, v in store.flatten(self.params).items()}
+    @classmethod
+    def __decode__(cls, data: Mapping, stored: Mapping[str, np.ndarray]) -> Fitted:
+        """The run that `__encode__` wrote."""
+        model = decode(data["model"], stored)
+        if not isinstance(model, Model):
+            raise SaveError(f"config.json: a fitted part is {type(model).__name__}, not a model.")
+        params = {name: stored[place] for name, place in data["params"].items()}
+        info = dict(data["info"])
+        return cls._built(model, params, data["inputs"], stored, info, History(), "config.json")
+
+    @classmethod
+    def _built(
+        cls, model: Model, arrays: Mapping[str, np.ndarray], inputs: Any,
+        stored: Mapping[str, np.ndarray], info: dict, history: History, where: str,
+    ) -> Fitted:  # fmt: skip
+        """A run from saved parts; parameters get the containers that the model's own have."""
+        seen = decode(inputs, stored)
+        try:
+            rest = (seen["shapes"], seen["constants"], seen["dtypes"])
+        except (TypeError, KeyError) as error:
+            raise SaveError(f"{where}: says nothing of its inputs; it is damaged.") from error
+        fitted = cls(model, store.unflatten(arrays), history, None, info, *rest)
+        fresh = fitted._fresh_params(where)
+        if fresh is None:
+            return fitted
+        want = {k: np.shape(v) for k, v in store.flatten(fresh).items()}
+        got = {k: np.shape(v) for k, v in arrays.items()}
         if want != got:
             wrong = sorted(k for k in {*want, *got} if want.get(k) != got.get(k))[:3]
             raise ShapeError(
-                f"{where}: parameters do not fit the model {self.model.name!r}: "
+                f"{where}: parameters do not fit the model {model.name!r}: "
                 + "; ".join(f"{k} is {got.get(k)}, expected {want.get(k)}" for k in wrong)
                 + ". Was it saved from another declaration?"
             )
+        return dataclasses.replace(fitted, params=store.fill(fresh, arrays, where))
 
-    def __saved_as__(self) -> dict:
-        raise NotADeclaration("a Fitted is saved by its own model")
+    def _fresh_params(self, where: str) -> Any:
+        """The parameters that the model draws for itself, numpy; None without a backend."""
+        there = [name for name, ok in available().items() if ok]
+        if not there:
+            return None
+        ran = self.info.get("backend")
+        backend = resolve(ran if ran in there else "auto", "cpu")
+        try:
+            _, fresh = bind(self.model, backend, data=self._blank_rows(), constants=self.constants)
+        except ProbgenError:
+            raise
+        except Exception as error:
+            raise SaveError(f"{where}: its model does not run ({error!r}).") from error
+        return tree_map(backend.to_numpy, fresh)
 
     def __repr__(self) -> str:
         ran = self.info.get("backend", "no backend")
         return f"Fitted({self.model!r}, {self.num_parameters():,} parameters, {ran})"
-
-
-def _numpy(backend: Backend, tree: Any) -> Any:
-    from probgen.trees import tree_map
-
-    return tree_map(backend.to_numpy, tree)

@@ -15,35 +15,66 @@ from probgen.trees import tree_items, tree_like
 log = logging.getLogger("probgen")
 
 
-def find_problem(
-    backend: Backend, state: Any, metrics: dict[str, np.ndarray], start: int
-) -> str | None:
-    """Which term was not finite first, and at which step; None when all is well.
+class Guard:
+    """Looks at what a chunk of steps gave.
 
-    Terms of single sites ("log_prob/x", "kl/z") are named before the sums that hold them.
+    Args:
+        backend: whose arrays the state holds.
     """
-    first: dict[str, int] = {}
-    for name, values in metrics.items():
-        flat = np.asarray(values).reshape(len(values), -1)
-        bad = ~np.isfinite(flat).all(1)
-        if bad.any():
-            first[name] = int(np.argmax(bad))
-    if first:
-        step = min(first.values())
-        names = sorted((n for n, s in first.items() if s == step), key=lambda n: ("/" not in n, n))
-        terms = [n for n in names if "/" in n] or names
-        return f"{', '.join(terms)} at step {start + step}"
-    for path, leaf in tree_items(state):
-        values = backend.to_numpy(leaf)
-        if values.dtype.kind == "f" and not np.isfinite(values).all():
-            return (
-                f"{'/'.join(path)} after step {start + len(next(iter(metrics.values()), [0])) - 1}"
-            )
-    return None
+
+    def __init__(self, backend: Backend):
+        self.backend = backend
+        # One number comes from the device, not the state.
+        self._total = backend.compile(self._zero_if_finite, num_calls=1)
+
+    def _zero_if_finite(self, leaves: list) -> Any:
+        # x * 0 is 0, or NaN where x is not finite: no overflow of a sum of large numbers.
+        return sum((self.backend.ops.sum(leaf * 0.0) for leaf in leaves), start=0.0)
+
+    def find_problem(self, state: Any, metrics: dict[str, np.ndarray], start: int) -> str | None:
+        """Which term was not finite first, and at which step; None when all is well.
+
+        Terms of single sites ("log_prob/x", "kl/z") are named before the sums that hold them. A
+        state that is not finite though its metrics were (the last update of the chunk, an
+        optimiser's moment) is named by its path.
+
+        Args:
+            state: after the chunk.
+            metrics: each [steps, ...], numpy.
+            start: step of the chunk's first update, for the message.
+        """
+        first: dict[str, int] = {}
+        for name, values in metrics.items():
+            values = np.asarray(values)
+            if values.dtype.kind != "f":
+                continue
+            bad = ~np.isfinite(values.reshape(len(values), -1)).all(1)
+            if bad.any():
+                first[name] = int(np.argmax(bad))
+        if first:
+            step = min(first.values())
+            names = sorted(n for n, s in first.items() if s == step)
+            terms = [n for n in names if "/" in n] or names
+            return f"{', '.join(terms)} at step {start + step}"
+        leaves = [v for _, v in tree_items(state) if "float" in str(getattr(v, "dtype", ""))]
+        if np.isfinite(self.backend.to_numpy(self._total(leaves))):
+            return None
+        count = len(next(iter(metrics.values()), [0]))
+        for path, leaf in tree_items(state):
+            if not np.isfinite(self.backend.to_numpy(leaf)).all():
+                return f"{'/'.join(path)} after step {start + count - 1}"
+        raise AssertionError("one of the leaves is not finite")
 
 
 def lower_step(state: Any, attempt: int, problem: str, max_retries: int, history: History) -> Any:
     """The state with every optimiser's `step_scale` halved.
+
+    Args:
+        state: the last good one.
+        attempt: how many retries were made already.
+        problem: what `find_problem` said.
+        max_retries: how many are allowed.
+        history: gets an event.
 
     Raises:
         NonFiniteError: all retries are used up.

@@ -52,7 +52,8 @@ def _module_of(value: Any) -> str | None:
     # Containers first: torch.Size is a tuple that is defined in torch, but holds only numbers.
     if isinstance(value, list | tuple):
         return next((name for item in value if (name := _module_of(item))), None)
-    return _module_of_type(type(value))
+    kind: Any = type(value)
+    return _module_of_type(kind)
 
 
 def ops_for(*values: Any) -> ModuleType:

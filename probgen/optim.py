@@ -14,6 +14,12 @@ from probgen import ops
 from probgen.errors import DeclarationError
 
 
+def _positive(who: str, **values: Any) -> None:
+    for name, value in values.items():
+        if not (math.isfinite(value) and value > 0):
+            raise DeclarationError(f"{who}: got {name}={value!r}, expected a number above 0.")
+
+
 @dataclasses.dataclass(frozen=True)
 class Schedule:
     """A learning rate as a function of the number of finished updates."""
@@ -24,12 +30,20 @@ class Schedule:
 
 @dataclasses.dataclass(frozen=True)
 class CosineDecay(Schedule):
-    """Linear warm-up over `warmup_steps`, then half a cosine from `peak` to `final` at `num_steps`."""
+    """Linear warm-up over `warmup_steps`, then half a cosine, `peak` to `final` at `num_steps`."""
 
     peak: float
     num_steps: int
     warmup_steps: int = 0
     final: float = 0.0
+
+    def __post_init__(self) -> None:
+        _positive("CosineDecay", peak=self.peak, num_steps=self.num_steps)
+        if self.final < 0 or not 0 <= self.warmup_steps <= self.num_steps:
+            raise DeclarationError(
+                f"CosineDecay: got final={self.final}, warmup_steps={self.warmup_steps}, expected "
+                f"final >= 0 and warmup_steps from 0 to num_steps={self.num_steps}."
+            )
 
     def at(self, count: Any) -> Any:
         warm = self.peak * (count + 1.0) / max(self.warmup_steps, 1)
@@ -47,6 +61,9 @@ class ExponentialDecay(Schedule):
     rate: float
     every: int
 
+    def __post_init__(self) -> None:
+        _positive("ExponentialDecay", start=self.start, rate=self.rate, every=self.every)
+
     def at(self, count: Any) -> Any:
         return self.start * ops.exp(math.log(self.rate) * count / self.every)
 
@@ -57,6 +74,9 @@ class LinearWarmup(Schedule):
 
     peak: float
     num_steps: int
+
+    def __post_init__(self) -> None:
+        _positive("LinearWarmup", peak=self.peak, num_steps=self.num_steps)
 
     def at(self, count: Any) -> Any:
         return self.peak * ops.clip((count + 1.0) / max(self.num_steps, 1), 0.0, 1.0)
@@ -74,8 +94,12 @@ class OptimizerDeclaration:
         rate = self.learning_rate
         if not isinstance(rate, Schedule) and not (math.isfinite(rate) and rate > 0):
             raise DeclarationError(f"learning_rate: got {rate!r}, expected a positive number.")
-        if self.clip_norm is not None and not self.clip_norm > 0:
-            raise DeclarationError(f"clip_norm: got {self.clip_norm!r}, expected more than 0.")
+        if self.clip_norm is not None:
+            _positive(type(self).__name__, clip_norm=self.clip_norm)
+        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
+            raise DeclarationError(
+                f"weight_decay: got {self.weight_decay!r}, expected a number of at least 0."
+            )
 
     def learning_rate_at(self, count: Any) -> Any:
         """The rate of the next update after `count` finished ones."""
@@ -99,6 +123,14 @@ class Adam(OptimizerDeclaration):
     eps: float = 1e-8
     decoupled: bool = dataclasses.field(default=False, init=False, repr=False)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _positive(type(self).__name__, eps=self.eps)
+        if not (0 <= self.b1 < 1 and 0 <= self.b2 < 1):
+            raise DeclarationError(
+                f"{type(self).__name__}: got b1={self.b1}, b2={self.b2}, expected 0 <= b < 1."
+            )
+
     @property
     def num_moments(self) -> int:
         return 2
@@ -120,6 +152,14 @@ class SGD(OptimizerDeclaration):
 
     momentum: float = 0.0
     nesterov: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.momentum < 1 or (self.nesterov and not self.momentum):
+            raise DeclarationError(
+                f"SGD: got momentum={self.momentum}, nesterov={self.nesterov}, expected "
+                "0 <= momentum < 1, and more than 0 for Nesterov's look-ahead."
+            )
 
     @property
     def num_moments(self) -> int:

@@ -21,6 +21,14 @@ from probgen.ops import running_ops
 
 DATA_PLATE = "data"
 PARTICLES = "_particles"
+NOT_NORMAL = (
+    "site {name!r}: got noise for a {kind}, which is not a function of normal noise, expected a "
+    "Normal or MultivariateNormal; use space='data' or another distribution."
+)
+NO_BIJECTION = (
+    "site {name!r}: got a latent of support {support}, which has no map from the real line, expected "
+    "a support such as real, positive, interval or simplex; choose another distribution."
+)
 
 
 @dataclasses.dataclass
@@ -141,6 +149,7 @@ def sample(name: str, distribution: Deferred, obs: Any = None) -> Any:
         "distribution": distribution,
         "plates": tuple(p for p in run.active if p != PARTICLES),
         "event_shape": tuple(built.event_shape),
+        "is_fixed": obs is not None,
         "where": run.seen[full],
     }
     run.values[full] = run.lower.sample(full, built, obs)
@@ -201,6 +210,11 @@ def _open(run: Run, full: str, size: int) -> Iterator[None]:
         raise DeclarationError(
             f"plate {full!r} is opened on axis {run.plates[full][0]} and on axis {dim}, expected "
             "one axis per plate; give one of them another name."
+        )
+    if run.plates[full][1].size != size:
+        raise DeclarationError(
+            f"plate {full!r} is opened with size {run.plates[full][1].size} and with size {size}, "
+            "expected one size per plate; give one of them another name."
         )
     run.active[full] = (dim, size)
     try:
@@ -291,16 +305,25 @@ def _event_shape(run: Run, x: Any) -> tuple[int, ...]:
     return shape[len(plates) :] if has_them else shape
 
 
+def _inner_names(run: Run, name: str, rename: dict[str, str] | None) -> dict[str, str]:
+    """Sets the run's names for a part called `name`; with "" the part keeps the names out here."""
+    outer = {k: run.full_name(v) for k, v in (rename or {}).items()}
+    if name:
+        run.prefix, run.rename = f"{run.prefix}{name}/", outer
+    else:
+        run.rename = {**run.rename, **outer}
+    return run.rename
+
+
 def submodel(name: str, model: Any, rename: dict[str, str] | None = None, **inputs: Any) -> dict:
     """Runs another model as a part of this one and returns its sites' values by their own names.
 
-    Its sites and nets are called `name/site`, except those that `rename` gives a name out here:
+    Its sites and nets are called `name/site` (as they are when `name` is ""), except those that `rename` gives a name out here:
     a prior of several layers is `submodel("prior", model, rename={"x": "z"})["x"]`.
     """
     run = current("submodel")
     before = (run.prefix, run.rename)
-    outer = {k: run.full_name(v) for k, v in (rename or {}).items()}
-    run.prefix, run.rename = f"{run.prefix}{name}/", outer
+    outer = _inner_names(run, name, rename)
     known = set(run.values)
     try:
         model.program(**inputs)
@@ -315,8 +338,7 @@ def subguide(name: str, model: Any, rename: dict[str, str] | None = None, **inpu
     """Runs another model's guide as a part of this guide, with the names that `submodel` gives."""
     run = current("subguide")
     before = (run.prefix, run.rename)
-    outer = {k: run.full_name(v) for k, v in (rename or {}).items()}
-    run.prefix, run.rename = f"{run.prefix}{name}/", outer
+    _inner_names(run, name, rename)
     try:
         model.guide(**inputs)
     finally:

@@ -15,7 +15,7 @@ def bar(
     total: int, initial: int = 0, wanted: bool = True, unit: str = "step"
 ) -> Iterator[Callable]:
     """Gives `shown(count, metrics)`, which moves the bar and shows the main metric's mean."""
-    if not wanted or not sys.stderr.isatty():
+    if not wanted or sys.stderr is None or not sys.stderr.isatty():
         yield lambda count, metrics=None: None
         return
     from tqdm.auto import tqdm

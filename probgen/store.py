@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from probgen.errors import SaveError
-from probgen.trees import tree_items
+from probgen.trees import tree_items, tree_like
 
 FORMAT = "probgen"
 VERSION = 1
@@ -33,46 +33,64 @@ def write_folder(
     """Writes {file name: {array name: array}} and a config atomically.
 
     Raises:
-        SaveError: the disk is full or may not be written; what stood at `path` is untouched.
+        SaveError: the disk is full or may not be written, or something that is not ours stands at
+            `path`; what stood there is untouched.
     """
-    target = Path(path)
+    target = Path(os.path.abspath(path))
     fresh = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.new")
     old = target.with_name(f".{target.name}.old")
+    if target.exists() and not is_ours(target):
+        raise SaveError(
+            f"{target}: got a place that holds something else, expected a new folder, an empty one "
+            "or a run folder of probgen; choose another path."
+        )
     try:
-        if target.exists() and not (target / "config.json").exists():
-            if not target.is_dir() or any(target.iterdir()):
-                raise SaveError(
-                    f"{target}: got a place that holds something else, expected a new folder or a "
-                    "run folder of probgen; choose another path."
-                )
         fresh.mkdir(parents=True)
         sums = {}
         for name, group in arrays.items():
             file = fresh / f"{name}.safetensors"
             save_file({k: np.ascontiguousarray(v) for k, v in group.items()}, file)
-            sums[file.name] = hashlib.sha256(file.read_bytes()).hexdigest()
+            sums[file.name] = _digest(file)
             _sync(file)
-        text = json.dumps(
-            {"format": FORMAT, "version": VERSION, "sha256": sums, **config}, indent=1
-        )
-        (fresh / "config.json").write_text(text + "\n")
+        header = {"format": FORMAT, "version": VERSION, "sha256": sums}
+        (fresh / "config.json").write_text(json.dumps({**header, **config}, indent=1) + "\n")
         _sync(fresh / "config.json")
         _sync(fresh)
         if target.exists():
             shutil.rmtree(old, ignore_errors=True)
             os.replace(target, old)
         os.replace(fresh, target)
-        shutil.rmtree(old, ignore_errors=True)
         _sync(target.parent)
-    except (OSError, SafetensorError) as error:
+        shutil.rmtree(old, ignore_errors=True)
+    except (OSError, SafetensorError, TypeError, ValueError) as error:
         if not target.exists() and old.exists():
             os.replace(old, target)
-        shutil.rmtree(fresh, ignore_errors=True)
         raise SaveError(
             f"{target}: could not be written ({error}); what stood there before is untouched. "
             "Make room or choose another folder, and save again."
         ) from error
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
     return target
+
+
+def is_ours(folder: Path) -> bool:
+    """Whether a save may replace the folder: it is empty, or holds what we wrote and no more."""
+    if not folder.is_dir():
+        return False
+    names = {p.name for p in folder.iterdir()}
+    if not names:
+        return True
+    try:
+        config = _read_config(folder)
+    except SaveError:
+        return False
+    return names <= {"config.json", *config["sha256"]}
+
+
+def _digest(file: Path) -> str:
+    with open(file, "rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def _sync(path: Path) -> None:
@@ -89,51 +107,58 @@ def read_folder(path: str | os.PathLike) -> tuple[dict[str, dict[str, np.ndarray
     Raises:
         SaveError: missing, truncated, damaged, or not written by probgen.
     """
-    folder = Path(path)
+    folder = Path(os.path.abspath(path))
     old = folder.with_name(f".{folder.name}.old")
     if not folder.exists() and old.exists():
         folder = old  # a save was cut off between its two moves
     if not folder.is_dir():
         raise SaveError(f"{folder}: no such folder, expected one written by save_pretrained.")
-    try:
-        config = json.loads((folder / "config.json").read_text())
-    except FileNotFoundError as error:
-        raise SaveError(
-            f"{folder}: has no config.json, expected a folder written by probgen."
-        ) from error
-    except (ValueError, OSError) as error:
-        raise SaveError(f"{folder}/config.json: cannot be read as JSON ({error}).") from error
-    if not isinstance(config, dict) or config.get("format") != FORMAT:
-        raise SaveError(
-            f"{folder}: got the config of another program, expected format {FORMAT!r}; "
-            "this folder was not written by probgen."
-        )
-    if config.get("version", 0) > VERSION:
-        raise SaveError(
-            f"{folder}: got format version {config['version']}, expected at most {VERSION}; "
-            "install a newer probgen."
-        )
+    config = _read_config(folder)
     arrays = {}
-    for name, digest in config.get("sha256", {}).items():
+    for name, digest in config["sha256"].items():
         if Path(name).name != name or not name.endswith(".safetensors"):
             raise SaveError(f"{folder}/config.json: names the file {name!r}, which is not allowed.")
         arrays[name.removesuffix(".safetensors")] = _read_arrays(folder / name, digest)
     return arrays, config
 
 
-def _read_arrays(file: Path, digest: str) -> dict[str, np.ndarray]:
+def _read_config(folder: Path) -> dict:
     try:
-        content = file.read_bytes()
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise SaveError(
+            f"{folder}: has no config.json, expected a folder written by probgen."
+        ) from error
+    except (ValueError, OSError, RecursionError) as error:
+        raise SaveError(f"{folder}/config.json: cannot be read as JSON ({error}).") from error
+    if not isinstance(config, dict) or config.get("format") != FORMAT:
+        raise SaveError(
+            f"{folder}: got the config of another program, expected format {FORMAT!r}; "
+            "this folder was not written by probgen."
+        )
+    if not isinstance(config.get("version"), int) or config["version"] > VERSION:
+        raise SaveError(
+            f"{folder}: got format version {config.get('version')!r}, expected at most {VERSION}; "
+            "install a newer probgen."
+        )
+    if not isinstance(config.get("sha256"), dict):
+        raise SaveError(f"{folder}/config.json: lists no files; it is damaged.")
+    return config
+
+
+def _read_arrays(file: Path, digest: Any) -> dict[str, np.ndarray]:
+    try:
+        found, size = _digest(file), file.stat().st_size
     except OSError as error:
         raise SaveError(f"{file}: cannot be read ({error}), expected the run's arrays.") from error
-    if hashlib.sha256(content).hexdigest() != digest:
+    if found != digest:
         raise SaveError(
-            f"{file}: its content ({len(content)} bytes) is not what config.json says it is; the "
+            f"{file}: its content ({size} bytes) is not what config.json says it is; the "
             "file is truncated or damaged. Restore it from a copy, or fit again."
         )
     try:
         return load_file(file)
-    except (SafetensorError, ValueError) as error:
+    except (SafetensorError, ValueError, KeyError) as error:
         raise SaveError(f"{file}: is not a safetensors file ({error}).") from error
 
 
@@ -159,8 +184,6 @@ def unflatten(arrays: Mapping[str, np.ndarray]) -> dict:
 
 def fill(template: Any, arrays: Mapping[str, np.ndarray], what: str) -> Any:
     """`template` with its leaves replaced by the arrays of a flattened tree of the same form."""
-    from probgen.trees import tree_like
-
     names = list(flatten_names(template))
     if set(names) != set(arrays):
         lost, extra = sorted(set(names) - set(arrays))[:3], sorted(set(arrays) - set(names))[:3]

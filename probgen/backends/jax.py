@@ -13,7 +13,7 @@ import numpyro.distributions as numpyro_dist
 import optax
 
 from probgen import optim
-from probgen.backends import jax_ops
+from probgen.backends import jax_mcmc, jax_ops
 from probgen.backends.jax_lowering import Lowering, normal_base, run_program
 from probgen.backends.protocol import Optimizer, Site
 from probgen.errors import BackendError
@@ -111,6 +111,15 @@ class JaxBackend:
     def vmap(self, fn: Callable, in_axes: Any = 0) -> Callable:
         return jax.vmap(fn, in_axes=in_axes)
 
+    def map_leading(self, fn: Callable, num_calls: int | None = None) -> Callable:
+        """`fn(tree, *rest)` over the leading axis of `tree`, compiled."""
+
+        @jax.jit
+        def run(tree: Any, *rest: Any) -> Any:
+            return jax.vmap(lambda item: fn(item, *rest))(tree)
+
+        return run
+
     def compile(self, fn: Callable, num_calls: int | None = None) -> Callable:
         return jax.jit(fn)
 
@@ -119,24 +128,50 @@ class JaxBackend:
     def scan(self, step: Callable, carry: Any, xs: Any = None, length: int | None = None) -> Any:
         return jax.lax.scan(step, carry, xs, length=length)
 
+    def loop(self, fn: Callable) -> Callable:
+        """A function that holds a `scan`, compiled whole."""
+        return jax.jit(fn)
+
     def run_steps(self, update: Callable) -> Callable:
-        """A chunk of `update(state, batch, key)` as one jitted scan; see `probgen.loop`."""
+        """A chunk of `update(state, batch, key)` as one jitted loop; see `probgen.loop`.
+
+        The number of steps is an argument, not a shape: one compilation serves chunks of every
+        length, and how a run is cut into chunks cannot change its numbers.
+        """
 
         @jax.jit
-        def chunk(state: Any, batches: Any, indices: Any, key: Any, start: Any) -> Any:
-            def step(state: Any, x: Any) -> Any:
-                i, item = x
-                batch = item if indices is None else {k: v[item] for k, v in batches.items()}
-                return update(state, batch, jax.random.fold_in(key, i))
-
+        def chunk(state: Any, batches: Any, indices: Any, key: Any, start: Any, count: Any) -> Any:
             items = batches if indices is None else indices
-            count = jax.tree.leaves(items)[0].shape[0]
-            return jax.lax.scan(step, state, (start + jnp.arange(count), items))
+
+            def step(i: Any, state: Any) -> Any:
+                item = jax.tree.map(lambda x: x[i], items)
+                batch = item if indices is None else {k: v[item] for k, v in batches.items()}
+                return update(state, batch, jax.random.fold_in(key, start + i))
+
+            room = jax.tree.leaves(items)[0].shape[0]
+            form = jax.eval_shape(step, jnp.int32(0), state)[1]
+            empty = jax.tree.map(lambda m: jnp.zeros((room, *m.shape), m.dtype), form)
+
+            def body(i: Any, carry: Any) -> Any:
+                state, kept = carry
+                state, metrics = step(i, state)
+                return state, jax.tree.map(lambda k, m: k.at[i].set(m), kept, metrics)
+
+            return jax.lax.fori_loop(0, count, body, (state, empty))
+
+        longest = 0
 
         def run(state: Any, batches: Any, indices: Any, key: Any, start: int) -> Any:
-            rows = None if indices is None else jnp.asarray(indices)
-            state, metrics = chunk(state, batches, rows, key, jnp.int32(start))
-            return state, tree_map(np.asarray, metrics)
+            nonlocal longest
+            items = batches if indices is None else indices
+            count = len(jax.tree.leaves(items)[0])
+            if indices is not None:
+                longest = max(longest, count)
+                indices = jnp.asarray(np.pad(indices, ((0, longest - count), (0, 0))))
+            # Arrays that were never placed would compile a second time when they come back placed.
+            state = jax.device_put(state, self._device)
+            state, metrics = chunk(state, batches, indices, key, jnp.int32(start), jnp.int32(count))
+            return state, tree_map(lambda m: np.asarray(m)[:count], metrics)
 
         return run
 
@@ -188,6 +223,10 @@ class JaxBackend:
         except NotImplementedError:
             return None
 
+    def log_prob(self, fn: Any, value: Any) -> jax.Array:
+        """[*batch] log density of a value, nats."""
+        return fn.log_prob(value)
+
     def event_units(self, fn: Any) -> tuple[Any, int]:
         """The distribution with its last event axis back in the batch, and how many were taken."""
         if isinstance(fn, numpyro_dist.ExpandedDistribution):
@@ -221,6 +260,31 @@ class JaxBackend:
 
     def mean(self, fn: Any) -> jax.Array:
         return fn.mean
+
+    # ---- native samplers
+
+    def unconstrained(self, program: Callable, params: Mapping, **options: Any) -> Any:
+        """Runs a program with its latents on the real line; see `jax_mcmc.unconstrained`."""
+        return jax_mcmc.unconstrained(program, params, **options)
+
+    def has_moving_support(self, fn: Any) -> bool:
+        """Whether the support's bounds are computed in this run, perhaps from latents."""
+        return jax_mcmc.has_moving_support(fn)
+
+    def fingerprint(self, fn: Callable, *args: Any) -> Any:
+        """What identifies the computation of `fn` at these shapes, on this device."""
+        return jax_mcmc.fingerprint(fn, *args), self.device
+
+    def kept(self, token: Any, make: Callable[[], Any]) -> Any:
+        """What `make` gave for this token before, in this process, or gives now."""
+        return jax_mcmc.kept(token, make)
+
+    def hmc(
+        self, posterior: Any, method: Any, params: Any, rows: Any, given: Any, key: Any,
+        token: Any, shown: Callable,
+    ) -> Any:  # fmt: skip
+        """NumPyro's NUTS or HMC, all chains at once, compiled once per token."""
+        return jax_mcmc.run(posterior, method, params, rows, given, key, token, shown)
 
     # ---- optimisers and reports
 

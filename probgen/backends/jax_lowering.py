@@ -17,8 +17,8 @@ from probgen import discretized
 from probgen.backends import jax_ops
 from probgen.backends.protocol import Site
 from probgen.dist import Deferred
-from probgen.errors import BackendError, DeclarationError, MissingSeed, ShapeError
-from probgen.program import DATA_PLATE, PARTICLES, Run, running
+from probgen.errors import AlgorithmError, BackendError, DeclarationError, MissingSeed, ShapeError
+from probgen.program import DATA_PLATE, NOT_NORMAL, PARTICLES, Run, running
 
 _RENAMED = {
     "LKJ": {"dim": "dimension"},
@@ -84,6 +84,25 @@ def normal_base(fn: Any) -> Any:
     return fn if type(fn) is numpyro_dist.Normal else None
 
 
+def _as_index(fn: Any, value: Any) -> Any:
+    """Classes that came as floating-point numbers as integers, which NumPyro indexes by."""
+    while isinstance(fn, numpyro_dist.Independent | numpyro_dist.ExpandedDistribution):
+        fn = fn.base_dist
+    classes = isinstance(fn, numpyro_dist.CategoricalLogits | numpyro_dist.CategoricalProbs)
+    is_float = jnp.issubdtype(jnp.result_type(value), jnp.floating)
+    return jnp.asarray(value).astype(jnp.int32) if classes and is_float else value
+
+
+def noise_transform(fn: Any) -> Callable | None:
+    """The map from standard normal noise to the site's value, where it is one of noise."""
+    base = normal_base(fn)
+    if base is not None:
+        return lambda eps: base.loc + base.scale * eps
+    if type(fn) is numpyro_dist.MultivariateNormal:
+        return lambda eps: fn.loc + (fn.scale_tril @ eps[..., None])[..., 0]
+    return None
+
+
 class Lowering:
     """The hands of one run on JAX: values that are given, a key for those that are drawn."""
 
@@ -103,6 +122,7 @@ class Lowering:
             built = _class(deferred.name)(**kwargs)
             for method, args in deferred.calls:
                 built = getattr(built, method)(*args)
+            built._validate_args = False  # data are checked once, by `probgen.support`
         except (RuntimeError, ValueError, TypeError) as error:
             raise DeclarationError(
                 f"site {site!r}: {deferred!r} cannot be built by NumPyro: {error}"
@@ -125,24 +145,26 @@ class Lowering:
         value = self.values.get(name, obs)
         if value is None:
             value = self._draw(name, fn)
-        return numpyro.sample(name, fn, obs=value)
+        return numpyro.sample(name, fn, obs=_as_index(fn, value))
 
     def _draw(self, name: str, fn: Any) -> Any:
-        if self.key is None and name not in self.noise:
+        eps = self.noise.get(name)
+        if self.key is None and eps is None:
             raise MissingSeed(
                 f"site {name!r} must be drawn, and there is no seed; give a value for it or a seed."
             )
         batch = jnp.broadcast_shapes(self._plates(), fn.batch_shape)
-        base = normal_base(fn)
-        key = None
-        if self.key is not None:
-            key = jax.random.fold_in(self.key, zlib.crc32(name.encode()) & 0x7FFFFFFF)
-        if base is not None:
-            eps = self.noise.get(name)
-            if eps is None:
-                eps = jax.random.normal(key, (*batch, *fn.event_shape))
-            return base.loc + base.scale * eps
-        return fn.expand(batch).sample(key)
+        transform = noise_transform(fn)
+        if transform is None and eps is not None:
+            raise AlgorithmError(NOT_NORMAL.format(name=name, kind=type(fn).__name__))
+        if eps is not None:
+            return transform(eps)  # type: ignore[misc]
+        key = jax.random.fold_in(self.key, zlib.crc32(name.encode()) & 0x7FFFFFFF)
+        if transform is None:
+            draw = fn.expand(batch).sample(key)
+            # A mixture's draw has a derivative, but not that of the expectation.
+            return draw if fn.has_rsample else jax.lax.stop_gradient(draw)
+        return transform(jax.random.normal(key, (*batch, *fn.event_shape)))
 
     def _plates(self) -> tuple[int, ...]:
         dims = dict(self.run.active.values())  # type: ignore[union-attr]
@@ -170,12 +192,13 @@ def run_program(
     """Runs a program under NumPyro's trace and turns the trace into sites."""
     run = Run(lower, params, batch_size, initialise, particles)
     lower.run = run
-    with numpyro.validation_enabled(False), numpyro.handlers.trace() as trace, running(run):
-        program(**inputs)
-    sites = {}
-    for name, node in trace.items():
-        if node["type"] in ("sample", "deterministic"):
-            sites[name] = _site(name, node, run)
+    with numpyro.validation_enabled(False):
+        with numpyro.handlers.trace() as trace, running(run):
+            program(**inputs)
+        sites = {}
+        for name, node in trace.items():
+            if node["type"] in ("sample", "deterministic"):
+                sites[name] = _site(name, node, run)
     return run, sites
 
 

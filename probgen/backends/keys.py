@@ -7,12 +7,13 @@ the same path, at every call. No framework here.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import dataclasses
 
 _MASK = (1 << 64) - 1
 
 
-class Key(NamedTuple):
+@dataclasses.dataclass(frozen=True, slots=True)
+class Key:
     """seed: 64 bits; origin: (argument number, data folded in...) inside a compiled function."""
 
     seed: int

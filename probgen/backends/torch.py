@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextvars
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -12,13 +13,14 @@ import pyro.distributions as pyro_dist
 import torch
 
 from probgen import optim
-from probgen.backends import keys, torch_ops, torch_optim, torch_random
+from probgen.backends import keys, torch_mcmc, torch_ops, torch_optim, torch_random
 from probgen.backends.protocol import Optimizer, Site
 from probgen.backends.torch_compile import Compiled
 from probgen.backends.torch_lowering import Lowering, normal_base, run_program
 from probgen.errors import BackendError
 from probgen.trees import tree_leaves, tree_like, tree_map
 
+log = logging.getLogger("probgen")
 _nested: contextvars.ContextVar[bool] = contextvars.ContextVar("nested_grad", default=False)
 _COMPILE = ("auto", "inductor", "graph", "live")
 
@@ -76,7 +78,7 @@ class TorchBackend:
         if isinstance(x, torch.Tensor):
             out = x.to(self.device)
         else:
-            out = torch.tensor(np.ascontiguousarray(np.asarray(x)), device=self.device)
+            out = torch.tensor(np.asarray(x, order="C"), device=self.device)
         if dtype is not None:
             return out.to(getattr(torch, dtype))
         return out.to(torch.float32) if out.dtype == torch.float64 else out
@@ -162,6 +164,23 @@ class TorchBackend:
     def vmap(self, fn: Callable, in_axes: Any = 0) -> Callable:
         return torch.func.vmap(fn, in_dims=in_axes, randomness="different")
 
+    def map_leading(self, fn: Callable, num_calls: int | None = None) -> Callable:
+        """`fn(tree, *rest)` over the leading axis of `tree`; one by one where vmap cannot."""
+        one = self.compile(fn)
+        batched = self.compile(
+            lambda tree, *rest: torch.func.vmap(lambda item: fn(item, *rest))(tree), num_calls
+        )
+
+        def run(tree: Any, *rest: Any) -> Any:
+            with torch.no_grad():
+                try:
+                    return batched(tree, *rest)
+                except (RuntimeError, NotImplementedError) as error:
+                    log.info("torch: vmap cannot batch this function (%s); one by one", error)
+                return _stack([one(_take(tree, i), *rest) for i in range(_length(tree))])
+
+        return run
+
     def compile(self, fn: Callable, num_calls: int | None = None) -> Compiled:
         out = Compiled(fn, self.device, self.policy, num_calls)
         self.compiled.append(out)
@@ -171,19 +190,17 @@ class TorchBackend:
 
     def scan(self, step: Callable, carry: Any, xs: Any = None, length: int | None = None) -> Any:
         """`jax.lax.scan` as a Python loop: (carry, x) -> (carry, y); the ys are stacked."""
-        if isinstance(xs, list) and xs and isinstance(xs[0], keys.Key):
-            items: Iterator = iter(xs)
-            length = len(xs)
-        elif xs is None:
-            items = iter([None] * (length or 0))
-        else:
-            length = _length(xs)
-            items = (_take(xs, i) for i in range(length))
+        count = _length(xs) if xs is not None else length or 0
         ys = []
-        for x in items:
-            carry, y = step(carry, x)
+        for i in range(count):
+            carry, y = step(carry, None if xs is None else _take(xs, i))
             ys.append(y)
         return carry, _stack(ys)
+
+    def loop(self, fn: Callable) -> Callable:
+        """A function that holds a `scan`: compiled whole on JAX, run as it is here, where the loop
+        is Python's and its steps are what `compile` was given."""
+        return fn
 
     def run_steps(self, update: Callable) -> Callable:
         """Runs `update(state, batch, key)` for a chunk of steps; see `probgen.loop`."""
@@ -250,6 +267,11 @@ class TorchBackend:
         except NotImplementedError:
             return None
 
+    def log_prob(self, fn: Any, value: Any) -> torch.Tensor:
+        """[*batch] log density of a value, nats; nothing is validated."""
+        with pyro.validation_enabled(False):
+            return fn.log_prob(value)
+
     def event_units(self, fn: Any) -> tuple[Any, int]:
         """The distribution with its last event axis back in the batch, and how many were taken."""
         if isinstance(fn, torch.distributions.Independent):
@@ -277,6 +299,30 @@ class TorchBackend:
     def mean(self, fn: Any) -> torch.Tensor:
         return fn.mean
 
+    # ---- native samplers
+
+    def unconstrained(self, program: Callable, params: Mapping, **options: Any) -> Any:
+        """Runs a program with its latents on the real line; see `torch_mcmc.unconstrained`."""
+        return torch_mcmc.unconstrained(self.device, program, params, **options)
+
+    def has_moving_support(self, fn: Any) -> bool:
+        """Whether the support's bounds are computed in this run, perhaps from latents."""
+        return torch_mcmc.has_moving_support(fn)
+
+    def fingerprint(self, fn: Callable, *args: Any) -> Any:
+        """Nothing: graphs are traced anew by every run here, and `kept` keeps none."""
+        return None
+
+    def kept(self, token: Any, make: Callable[[], Any]) -> Any:
+        return make()
+
+    def hmc(
+        self, posterior: Any, method: Any, params: Any, rows: Any, given: Any, key: Any,
+        token: Any, shown: Callable,
+    ) -> Any:  # fmt: skip
+        """Pyro's NUTS or HMC over the compiled potential, chain after chain."""
+        return torch_mcmc.run(posterior, method, params, rows, given, key, shown)
+
     # ---- optimisers and reports
 
     def optimizer(self, declaration: optim.OptimizerDeclaration) -> Optimizer:
@@ -302,12 +348,25 @@ def _like_multivariate(p: Any, q: Any) -> Any:
     return p
 
 
+def _is_keys(tree: Any) -> bool:
+    """A list of keys is one batch of them, as `split` gives it, not a container."""
+    return isinstance(tree, list) and bool(tree) and isinstance(tree[0], keys.Key)
+
+
 def _length(tree: Any) -> int:
-    return len(tree_leaves(tree)[0])
+    while isinstance(tree, dict | tuple) or (isinstance(tree, list) and not _is_keys(tree)):
+        tree = next(iter(tree.values() if isinstance(tree, dict) else tree))
+    return len(tree)
 
 
 def _take(tree: Any, i: int) -> Any:
-    return tree_map(lambda a: a[i], tree)
+    """Row i of every array of a tree, and the i-th of a batch of keys."""
+    if _is_keys(tree) or isinstance(tree, torch.Tensor):
+        return tree[i]
+    if isinstance(tree, dict):
+        return {k: _take(v, i) for k, v in tree.items()}
+    items = [_take(v, i) for v in tree]
+    return type(tree)(*items) if hasattr(tree, "_fields") else type(tree)(items)
 
 
 def _stack(items: list) -> Any:

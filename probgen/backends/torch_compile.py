@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextvars
 import logging
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -21,7 +22,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from probgen.backends import torch_random
 from probgen.backends.keys import Key, mix
-from probgen.trees import tree_leaves, tree_like
+from probgen.backends.torch_simplify import fold, simplify
+from probgen.trees import tree_leaves
 
 log = logging.getLogger("probgen")
 tracing: contextvars.ContextVar[bool] = contextvars.ContextVar("tracing", default=False)
@@ -64,10 +66,30 @@ def _rebuild(value: Any, tensors: Any, keys: Any) -> Any:
     return value
 
 
+def _builder(tree: Any) -> Callable:
+    """`tree_like` for the containers of `tree`, walked once: iterator of leaves -> tree."""
+    if tree is None:
+        return lambda _: None
+    if isinstance(tree, dict):
+        parts = [(k, _builder(tree[k])) for k in sorted(tree)]
+        return lambda feed: {k: part(feed) for k, part in parts}
+    if isinstance(tree, tuple | list):
+        inner, kind = [_builder(v) for v in tree], type(tree)
+        if hasattr(tree, "_fields"):
+            return lambda feed: kind(*[part(feed) for part in inner])
+        return lambda feed: kind([part(feed) for part in inner])
+    return next
+
+
 class Graph:
     """One function at one set of shapes: `call(tensors, seeds) -> output`."""
 
-    def __init__(self, fn: Callable, args: tuple, route: str):
+    def __init__(self, fn: Callable, args: tuple, route: str, device: str):
+        # Draws while planning and tracing are thrown away; the caller's random state stays.
+        with torch_random.seeded(0, device):
+            self._build(fn, args, route)
+
+    def _build(self, fn: Callable, args: tuple, route: str) -> None:
         tensors, keys, spec = [], [], []
         flatten(args, tensors, keys, spec)
         template = args
@@ -76,7 +98,7 @@ class Graph:
         rebuilt = _rebuild(template, iter(tensors), iter(marked))
         with torch.no_grad():
             output = self._run(fn, rebuilt)
-        self.output = output
+        self.build_output = _builder(output)
         self.num_noise = len(self.plan.slots)
         example_noise = torch_random.redraw(self.plan.slots, [k.seed for k in keys])
 
@@ -87,11 +109,14 @@ class Graph:
             out = tree_leaves(self._run(fn, args))
             return [o if isinstance(o, torch.Tensor) else torch.as_tensor(o) for o in out]
 
-        example = [t.detach().clone() for t in (*tensors, *example_noise)]
+        example = [
+            t.detach().clone(memory_format=torch.contiguous_format)
+            for t in (*tensors, *example_noise)
+        ]
         with torch.no_grad():
             module = make_fx(flat)(*example)
         module.graph.eliminate_dead_code()
-        module.recompile()
+        simplify(module)
         self.draws_inside = any(
             "rand" in str(n.target)
             or "normal" in str(n.target)
@@ -103,9 +128,12 @@ class Graph:
             for n in module.graph.nodes
             if n.op == "call_function"
         )
-        self.route, self.run = route, module
+        self.route = route
         if route == "inductor":
             self.run = self._inductor(module, example)
+        else:
+            fold(module)
+            self.run = module.forward
         self.plan.found, self.plan.inputs = {}, None
 
     def _run(self, fn: Callable, args: tuple) -> Any:
@@ -121,16 +149,28 @@ class Graph:
         from torch._inductor import compile as inductor
         from torch._inductor import config
 
-        with config.patch(fallback_random=True):
+        # The sizes that it would assert at every call are the signature that a graph is found by.
+        with warnings.catch_warnings(), config.patch(fallback_random=True, size_asserts=False):
+            warnings.simplefilter("ignore")  # inductor's own deprecations, not ours to act on
             return inductor(module, example)
 
     def __call__(self, tensors: list, keys: list, device: str) -> Any:
+        # Compiled code reads memory by the strides that it was made for, the contiguous ones.
+        inputs = [t if t.is_contiguous() else t.contiguous() for t in tensors]
         seeds = [k.seed for k in keys]
-        noise = torch_random.redraw(self.plan.slots, seeds) if self.num_noise else []
-        inside = mix(seeds[0], 0x5EED) if self.draws_inside and seeds else None
-        with torch.no_grad(), torch_random.seeded(inside, device):
-            out = self.run(*tensors, *noise)
-        return tree_like(self.output, list(out))
+        if self.num_noise:
+            inputs += torch_random.redraw(self.plan.slots, seeds)
+        had_grad = torch.is_grad_enabled()
+        torch._C._set_grad_enabled(False)  # torch.no_grad() without its cost per call
+        try:
+            if self.draws_inside and seeds:
+                with torch_random.seeded(mix(seeds[0], 0x5EED), device):
+                    out = self.run(*inputs)
+            else:
+                out = self.run(*inputs)
+        finally:
+            torch._C._set_grad_enabled(had_grad)
+        return self.build_output(iter(out))
 
 
 class Compiled:
@@ -173,8 +213,8 @@ class Compiled:
         routes = {"inductor": ("inductor", "graph"), "graph": ("graph",), "live": ()}
         for route in routes[self._wanted()]:
             try:
-                return Graph(self.fn, args, route)
-            except Exception as error:  # noqa: BLE001 - any failure to trace means the next route
+                return Graph(self.fn, args, route, self.device)
+            except Exception as error:  # any failure to trace means the next route
                 from probgen.errors import ProbgenError
 
                 if isinstance(error, ProbgenError):

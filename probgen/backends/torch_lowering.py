@@ -19,8 +19,8 @@ from probgen import discretized
 from probgen.backends import keys, torch_ops, torch_random
 from probgen.backends.protocol import Site
 from probgen.dist import Deferred
-from probgen.errors import BackendError, DeclarationError, MissingSeed, ShapeError
-from probgen.program import DATA_PLATE, PARTICLES, Run, running
+from probgen.errors import AlgorithmError, BackendError, DeclarationError, MissingSeed, ShapeError
+from probgen.program import DATA_PLATE, NOT_NORMAL, PARTICLES, Run, running
 
 _RENAMED = {
     "MixtureSameFamily": {"mixing_distribution": "mixture_distribution"},
@@ -69,10 +69,18 @@ class DiscretizedLogistic(TorchDistribution):
             return discretized.quantile(u, self.loc, self.scale, *self.levels)
 
 
+class LKJ(pyro_dist.LKJ):
+    """Pyro's, whose own `expand` asks the wrong class for it (pyro 1.9)."""
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> LKJ:
+        return LKJ(self.dim, self.concentration.expand(torch.Size(batch_shape)))
+
+
+_OWN = {"DiscretizedLogistic": DiscretizedLogistic, "LKJ": LKJ}
+
+
 def _class(name: str) -> Any:
-    if name == "DiscretizedLogistic":
-        return DiscretizedLogistic
-    found = getattr(pyro_dist, name, None)
+    found = _OWN.get(name, getattr(pyro_dist, name, None))
     if found is None:
         raise BackendError(
             f"dist.{name}: Pyro has no such distribution, only NumPyro does; run this model with "
@@ -86,6 +94,16 @@ def normal_base(fn: Any) -> Any:
     while isinstance(fn, torch.distributions.Independent):
         fn = fn.base_dist
     return fn if type(fn) is pyro_dist.Normal else None
+
+
+def noise_transform(fn: Any) -> Callable | None:
+    """The map from standard normal noise to the site's value, where it is one of noise."""
+    base = normal_base(fn)
+    if base is not None:
+        return lambda eps: base.loc + base.scale * eps
+    if type(fn) is pyro_dist.MultivariateNormal:
+        return lambda eps: fn.loc + (fn._unbroadcasted_scale_tril @ eps[..., None])[..., 0]
+    return None
 
 
 class Lowering:
@@ -113,6 +131,8 @@ class Lowering:
             built = _class(deferred.name)(**kwargs)
             for method, args in deferred.calls:
                 built = getattr(built, method)(*args)
+            # For whoever asks it for a log_prob later: a check of values cannot be traced.
+            built._validate_args = False
         except (RuntimeError, ValueError, TypeError) as error:
             raise DeclarationError(
                 f"site {site!r}: {deferred!r} cannot be built by Pyro: {error}"
@@ -139,24 +159,22 @@ class Lowering:
         return pyro.sample(name, fn, obs=value)
 
     def _draw(self, name: str, fn: Any) -> Any:
-        base = normal_base(fn)
-        if self.key is None and name not in self.noise:
+        eps = self.noise.get(name)
+        if self.key is None and eps is None:
             raise MissingSeed(
                 f"site {name!r} must be drawn, and there is no seed; give a value for it or a seed."
             )
         batch = torch.broadcast_shapes(self._plates(), fn.batch_shape)
-        if base is not None:
-            eps = self.noise.get(name)
-            if eps is None:
-                key = keys.fold_in(self.key, zlib.crc32(name.encode()))  # type: ignore[arg-type]
-                eps = torch_random.noise("normal", key, (*batch, *fn.event_shape), self.device)
-            return base.loc + base.scale * eps
-        if type(fn) is pyro_dist.MultivariateNormal:
+        transform = noise_transform(fn)
+        if transform is None:
+            if eps is not None:
+                raise AlgorithmError(NOT_NORMAL.format(name=name, kind=type(fn).__name__))
+            fn = fn.expand(batch)
+            return fn.rsample() if fn.has_rsample and torch.is_grad_enabled() else fn.sample()
+        if eps is None:
             key = keys.fold_in(self.key, zlib.crc32(name.encode()))  # type: ignore[arg-type]
             eps = torch_random.noise("normal", key, (*batch, *fn.event_shape), self.device)
-            return fn.loc + (fn._unbroadcasted_scale_tril @ eps[..., None])[..., 0]
-        fn = fn.expand(batch)
-        return fn.rsample() if fn.has_rsample and torch.is_grad_enabled() else fn.sample()
+        return transform(eps)
 
     def _plates(self) -> tuple[int, ...]:
         dims = dict(self.run.active.values())  # type: ignore[union-attr]
@@ -190,13 +208,15 @@ def run_program(
     draws = contextlib.nullcontext()
     if seed is not None and torch_random.planner.get() is None:
         draws = torch_random.seeded(keys.mix(seed, 0x5EED), lower.device)
-    with pyro.validation_enabled(False), draws, messenger, running(run):
-        program(**inputs)
-    sites = {}
-    for name, node in messenger.trace.nodes.items():
-        if node["type"] != "sample" or type(node["fn"]).__name__ == "_Subsample":
-            continue
-        sites[name] = _site(name, node, run)
+    with pyro.validation_enabled(False):
+        with draws, messenger, running(run):
+            program(**inputs)
+        sites = {}
+        # log_prob validates too, and its check of a value cannot be traced.
+        for name, node in messenger.trace.nodes.items():
+            if node["type"] != "sample" or type(node["fn"]).__name__ == "_Subsample":
+                continue
+            sites[name] = _site(name, node, run)
     return run, sites
 
 

@@ -23,7 +23,8 @@ def optimizer(declaration: optim.OptimizerDeclaration, device: str) -> Optimizer
         }
 
     def update(grads: Any, state: dict, params: Any) -> tuple[Any, dict]:
-        ps, gs = tree_leaves(params), tree_leaves(grads)
+        ps = tree_leaves(params)
+        gs = [_laid_out_like(p, g) for p, g in zip(ps, tree_leaves(grads), strict=True)]
         ms = [tree_leaves(m) for m in state["moments"]]
         if not ps:
             return params, state
@@ -40,6 +41,12 @@ def optimizer(declaration: optim.OptimizerDeclaration, device: str) -> Optimizer
         return params, state
 
     return Optimizer(init, update)
+
+
+def _laid_out_like(p: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
+    """The gradient with its parameter's strides: fused kernels walk both by memory, not by index,
+    and a convolution's gradient often comes in another order."""
+    return g if g.stride() == p.stride() else torch.empty_like(p).copy_(g)
 
 
 def _adam(d: optim.Adam, ps: list, gs: list, ms: list, count: Any, lr: Any) -> None:

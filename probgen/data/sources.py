@@ -50,10 +50,14 @@ class _Order:
         if not 0 <= seed < 2**64:
             raise DataError(f"data: got seed={seed}, expected a whole number from 0 to 2**64 - 1.")
         self.size = size
-        self.batch_size = int(count)
         self.seed = int(seed)
-        self.steps_per_epoch = size // self.batch_size
         self._last: tuple[int, np.ndarray] | None = None
+        self.set_batch_size(int(count))
+
+    def set_batch_size(self, batch_size: int) -> None:
+        """Changes the data per batch, 1 to `size`; the order of the data stays."""
+        self.batch_size = batch_size
+        self.steps_per_epoch = self.size // batch_size
 
     def permutation(self, epoch: int) -> np.ndarray:
         """[size] int64: the order of one epoch, a pure function of (seed, epoch)."""

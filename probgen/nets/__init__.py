@@ -13,6 +13,7 @@ from probgen.nets.attention import CrossAttention, SelfAttention
 from probgen.nets.base import ACTIVATIONS, Net, activation, count, out_shape
 from probgen.nets.blocks import ResidualBlock, Sequential
 from probgen.nets.conv import ConvDecoder, ConvEncoder, ConvEnergy
+from probgen.nets.denoiser import MLPDenoiser
 from probgen.nets.layers import (
     Conv,
     ConvTranspose,

@@ -1,0 +1,246 @@
+"""The demo: a VAE of handwritten digits, from data to a report, on either backend.
+
+The 5,000 MNIST digits that come with the installation are made black and white, 500 of them are
+held out by the seed, and a VAE with 16 latent units learns from the rest. What is then measured and
+shown is `measure` and `demo_report`; `run` does it all and is what `probgen demo` calls.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import probgen as pg
+from probgen import data, dist, nets
+from probgen.errors import DataError
+from probgen.evaluation.demo_report import demo_report
+from probgen.fitted import Fitted
+from probgen.inference import ELBO, IWAE, SVI
+from probgen.models import VAE
+
+Array = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How large the demo is; `quick()` is for a look and for tests."""
+
+    num_epochs: int = 40
+    num_train: int = 4500
+    num_held_out: int = 500
+    num_particles: int = 1000
+    latent_dim: int = 16
+    width: int = 256
+    batch_size: int = 128
+    learning_rate: float = 2e-3
+    elbo_particles: int = 16
+
+    @classmethod
+    def quick(cls) -> Settings:
+        """Seconds of work: fewer data, epochs and particles; its numbers are worse."""
+        return cls(num_epochs=8, num_train=1500, num_held_out=200, num_particles=100)
+
+    def __post_init__(self) -> None:
+        small = {k: v for k, v in dataclasses.asdict(self).items() if not v > 0}
+        if small:
+            raise DataError(f"demo: got {small}, expected positive numbers; leave them out.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Results:
+    """What the demo found; images are [n, 28, 28, 1], probabilities of ink or pixels in {0, 1}.
+
+    elbo, log_p: (mean over the held-out digits, standard error), nats per datum.
+    log_p_each: [n] the estimate of each held-out digit; order: their indices, likeliest first.
+    effective: [n] effective particles of each estimate.
+    units: latent units, the largest KL first; kl_units, active: [d] in the units' own order.
+    traversals: [units, steps, 28, 28, 1]; steps: the values along an axis, in standard deviations.
+    """
+
+    settings: Settings
+    fitted: Fitted
+    elbo: tuple[float, float]
+    train_elbo: tuple[float, float]
+    log_p: tuple[float, float]
+    log_p_each: np.ndarray
+    effective: np.ndarray
+    kl_units: np.ndarray
+    active: np.ndarray
+    samples: np.ndarray
+    originals: np.ndarray
+    reconstructions: np.ndarray
+    traversals: np.ndarray
+    steps: np.ndarray
+    held_out: np.ndarray
+    seconds: dict[str, float]
+    cpu_seconds: float
+
+    @property
+    def units(self) -> np.ndarray:
+        return np.argsort(-self.kl_units)
+
+    @property
+    def order(self) -> np.ndarray:
+        return np.argsort(-self.log_p_each)
+
+
+def digits(settings: Settings, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """(train, held out): black-and-white digits [n, 28, 28, 1] in {0, 1}, each class in its share."""
+    images = data.binarize(data.mnist5k())
+    sizes = [settings.num_train, settings.num_held_out]
+    train, held_out = data.split(images, sizes, seed=seed, stratify=True)
+    return train.images, held_out.images
+
+
+def declare(settings: Settings) -> VAE:
+    """z ~ N(0, I), x | z ~ Bernoulli(sigmoid(f(z))), and a Gaussian encoder; two-layer nets."""
+    hidden, d = (settings.width, settings.width), settings.latent_dim
+    return VAE(
+        latent=dist.Normal(0, 1).expand([d]).to_event(1),
+        decoder=nets.MLP(hidden=hidden, out=(28, 28, 1)),
+        likelihood=dist.Bernoulli,
+        encoder=nets.MLP(hidden=hidden, out=d, heads=("loc", "log_scale")),
+    )
+
+
+def learn(
+    settings: Settings, train: np.ndarray, held_out: np.ndarray, *, seed: int, backend: Any
+) -> Fitted:
+    """Fits the VAE by the ELBO with Adam, its step size falling to zero along half a cosine."""
+    steps = settings.num_epochs * (len(train) // min(settings.batch_size, len(train)))
+    return pg.fit(
+        declare(settings),
+        train,
+        SVI(ELBO(), pg.Adam(pg.CosineDecay(settings.learning_rate, steps))),
+        num_steps=steps,
+        batch_size=min(settings.batch_size, len(train)),
+        validation=held_out,
+        eval_every=max(1, steps // 20),
+        seed=seed,
+        backend=backend,
+    )
+
+
+def measure(
+    fitted: Fitted, train: np.ndarray, held_out: np.ndarray, settings: Settings, *, seed: int
+) -> dict[str, Any]:
+    """The likelihoods: `Results`' fields elbo, train_elbo, log_p, log_p_each, effective."""
+    bound, estimate = ELBO(num_particles=settings.elbo_particles), IWAE(settings.num_particles)
+    table = pg.evaluate(fitted, held_out, [bound, estimate], seed=seed)
+    seen = pg.evaluate(fitted, train[: len(held_out)], [bound], seed=seed)
+    return {
+        "elbo": table.mean(bound.name),
+        "train_elbo": seen.mean(bound.name),
+        "log_p": table.mean(estimate.name),
+        "log_p_each": table[estimate.name]["estimate"],
+        "effective": table[estimate.name]["effective_particles"],
+    }
+
+
+def pictures(fitted: Fitted, held_out: np.ndarray, *, seed: int, backend: Any) -> dict[str, Any]:
+    """Samples, reconstructions and traversals: `Results`' fields of those names."""
+    b = backend
+    bound, params = fitted.bind(b, {"x": held_out})
+    model = fitted.model
+
+    def mean_images(z: np.ndarray) -> np.ndarray:
+        return b.to_numpy(model.mean(bound, params, b.asarray(z.astype(np.float32))))
+
+    def codes(x: np.ndarray) -> np.ndarray:
+        guide = bound.trace_guide(params, {"x": b.asarray(x)}, key=b.key(seed))
+        return b.to_numpy(b.mean(guide["z"].fn))
+
+    z = pg.generate(fitted, 60, seed=seed, backend=b)["z"]
+    originals = held_out[:20]
+    steps = np.linspace(-2.5, 2.5, 11)
+    start = codes(held_out[:1])[0]  # [d]
+    paths = np.repeat(start[None, None], start.size, 0).repeat(len(steps), 1)  # [d, steps, d]
+    paths[np.arange(start.size), :, np.arange(start.size)] = steps
+    return {
+        "samples": mean_images(z),
+        "originals": originals,
+        "reconstructions": mean_images(codes(originals)),
+        "traversals": mean_images(paths.reshape(-1, start.size)).reshape(
+            start.size, len(steps), *held_out.shape[1:]
+        ),
+        "steps": steps,
+    }
+
+
+def run(
+    *,
+    backend: str = "auto",
+    out: str | os.PathLike = "runs/demo",
+    seed: int = 0,
+    settings: Settings | None = None,
+    command: str = "probgen demo",
+    say: Callable[[str], None] = logging.getLogger("probgen").info,
+) -> Path:
+    """Learns, measures, draws and writes `report.html`, `report.json` and the model under `out`.
+
+    Args:
+        backend: "auto", "torch" or "jax".
+        out: a folder; made if it is not there.
+        seed: of the split, the fit, the estimates and the samples.
+        settings: sizes; `Settings.quick()` for a look.
+        command: what the report says to type for the same again.
+        say: gets a line of text after each part.
+
+    Returns:
+        The path of the report.
+
+    Raises:
+        ProbgenError: data or framework are missing, or the folder cannot be written.
+    """
+    chosen, folder = settings or Settings(), Path(out)
+    watch = _Watch()
+    b = pg.backends.resolve(backend)
+    versions = ", ".join(f"{k} {v}" for k, v in b.versions().items())
+    say(f"backend  {b.name} on {b.device} ({versions})")
+    train, held_out = digits(chosen, seed)
+    say(f"data     {len(train)} digits to learn from, {len(held_out)} held out (seed {seed})")
+    fitted = learn(chosen, train, held_out, seed=seed, backend=b)
+    watch.lap("learning")
+    steps, count = fitted.history.num_steps, fitted.num_parameters()
+    say(f"learn    {steps} steps, {count:,} parameters: {watch.parts['learning']:.0f} s")
+    numbers = measure(fitted, train, held_out, chosen, seed=seed)
+    watch.lap("likelihoods")
+    say(f"measure  held-out ELBO {numbers['elbo'][0]:.2f} ± {numbers['elbo'][1]:.2f} nats per digit")
+    say(
+        f"         log p(x) about {numbers['log_p'][0]:.2f} ± {numbers['log_p'][1]:.2f} "
+        f"(K = {chosen.num_particles}): {watch.parts['likelihoods']:.0f} s"
+    )
+    drawn = pictures(fitted, held_out, seed=seed, backend=b)
+    watch.lap("pictures")
+    results = Results(
+        settings=chosen, fitted=fitted, **numbers, **drawn, held_out=held_out,
+        kl_units=fitted.report.kl_units["z"], active=fitted.report.active_units["z"],
+        seconds=watch.parts, cpu_seconds=watch.cpu(),
+    )  # fmt: skip
+    fitted.save_pretrained(folder / "model")
+    path = demo_report(results, command=command).save(folder / "report.html")
+    say(f"wrote    {path}, {path.with_suffix('.json')} and {folder / 'model'}")
+    return path
+
+
+class _Watch:
+    """Wall time of each part, and the processor time of the whole with its child processes."""
+
+    def __init__(self) -> None:
+        self.parts: dict[str, float] = {}
+        self._last, self._cpu = time.perf_counter(), sum(os.times()[:4])
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.parts[name] = now - self._last
+        self._last = now
+
+    def cpu(self) -> float:
+        return sum(os.times()[:4]) - self._cpu

@@ -1,0 +1,301 @@
+"""What the demo's page says: the sections, from the numbers that `demo` found.
+
+Each function makes one section from a `Results`; a further one is one line in `demo_report`.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from probgen.evaluation import figures
+from probgen.evaluation.report import (
+    Code,
+    Figure,
+    Formula,
+    ImageRows,
+    Number,
+    Numbers,
+    Paragraph,
+    Report,
+    Row,
+    Section,
+    Table,
+    with_error,
+)
+from probgen.evaluation.report.drawing import figure_svg
+from probgen.evaluation.report.model import model_blocks
+
+if TYPE_CHECKING:
+    from probgen.evaluation.demo import Results
+
+COLUMNS = 10
+
+
+def demo_report(results: Results, *, command: str) -> Report:
+    """The page of the demo.
+
+    Args:
+        command: what to type for the same again.
+    """
+    info, s = results.fitted.info, results.settings
+    report = Report(
+        "A variational auto-encoder of handwritten digits",
+        f"{s.num_train:,} digits of 28 × 28 black-and-white pixels to learn from, {s.num_held_out} "
+        f"held out to judge by; declared once in probgen, run here on {info['backend']}.",
+        facts={
+            "command": command,
+            "settings": vars(s),
+            "info": {k: v for k, v in info.items() if k != "fallbacks"},
+            "seconds": results.seconds,
+            "cpu_seconds": results.cpu_seconds,
+        },
+    )
+    for section in (
+        _summary(results),
+        _meaning(results),
+        _model(results),
+        _learning(results),
+        _samples(results),
+        _reconstructions(results),
+        _units(results),
+        _traversal(results),
+        _each(results),
+        _again(results, command),
+    ):
+        report.add(section)
+    return report
+
+
+def _versions(results: Results) -> dict[str, str]:
+    known = ("torch", "pyro", "jax", "numpyro")
+    return {k: str(v) for k, v in results.fitted.info.items() if k in known}
+
+
+def _summary(r: Results) -> Section:
+    info = r.fitted.info
+    versions = ", ".join(f"{k} {v}" for k, v in _versions(r).items())
+    effective = float(np.median(r.effective))
+    kl = float(r.kl_units.sum())
+    return Section(
+        "Summary",
+        Numbers(
+            [
+                Number("Held-out ELBO", r.elbo[0], "nats per digit", r.elbo[1],
+                       f"± is one standard error over {len(r.log_p_each)} digits"),
+                Number("Estimate of log p(x)", r.log_p[0], "nats per digit", r.log_p[1],
+                       f"importance-weighted, K = {r.settings.num_particles:,} particles"),
+                Number("ELBO, training digits", r.train_elbo[0], "nats", r.train_elbo[1]),
+                Number("KL to the prior", kl, "nats", None,
+                       f"{int(r.active.sum())} of {r.active.size} units active"),
+                Number("Effective particles", effective, f"of {r.settings.num_particles:,}", None,
+                       "median over held-out digits"),
+                Number("Parameters", float(r.fitted.num_parameters()), "", None, "in two networks"),
+                Number("Time", f"{sum(r.seconds.values()):.0f} s", "", None,
+                       f"{r.cpu_seconds:.0f} s of processor time"),
+                Number("Backend", str(info["backend"]), f"on {info['device']}", None, versions),
+                Number("Steps", float(r.fitted.history.num_steps), "", None,
+                       f"of {r.settings.batch_size} digits each"),
+                Number("Seed", str(info["seed"]), "", None, "of split, fit and estimates"),
+            ]
+        ),
+    )  # fmt: skip
+
+
+def _meaning(r: Results) -> Section:
+    gap = r.log_p[0] - r.elbo[0]
+    over = r.train_elbo[0] - r.elbo[0]
+    blank = float(r.held_out.mean())
+    coin = 784 * np.log(2)
+    return Section(
+        "What the numbers mean",
+        Paragraph(
+            f"**log p(x)** is the logarithm of the probability that the model gives to a digit it "
+            f"has never seen, all 784 pixels right; larger is better. Guessing each pixel by a fair "
+            f"coin gives {with_error(-coin, None)}; about {100 * blank:.0f} % of the pixels are ink."
+        ),
+        Paragraph(
+            f"**The ELBO** is a lower bound on it, and what training raises. **The "
+            f"importance-weighted estimate** draws K = {r.settings.num_particles:,} codes per digit "
+            f"and averages their weights; it too is low on average, and closes in on log p(x) as K "
+            f"grows. The {with_error(gap, None)} nats between the two are the price of the encoder's "
+            f"simple Gaussian."
+        ),
+        Paragraph(
+            f"**Overfitting** shows as the distance between training and held-out digits, here "
+            f"{with_error(over, None)} nats: {r.settings.num_train:,} digits are few. A standard "
+            f"error speaks of other held-out digits, not of other training runs."
+        ),
+    )
+
+
+def _model(r: Results) -> Section:
+    return Section(
+        "The model",
+        *model_blocks(r.fitted),
+        text="The declaration, as formula and as graph in plate notation: a shaded circle is "
+        "observed, the box repeats for every digit, dashed arrows belong to the encoder.",
+    )
+
+
+def _learning(r: Results) -> Section:
+    history = r.fitted.history
+    window = max(1, history.num_steps // 100)
+    held, at = history.validation, np.asarray(history.validation_steps)
+
+    def pair(metric: str, label: str) -> Any:
+        x, y = figures.smooth(history[metric], window)
+        shown = y[len(y) // 25 :]
+        low = min(float(shown.min()), float(held[metric].min()))
+        return figures.curves(
+            [
+                figures.Curve(x, y, "training", "blue"),
+                figures.Curve(at, held[metric], "held out", "orange", points=True),
+            ],
+            x_label="step", y_label=label, bottom=low - 0.02 * abs(low),
+        )  # fmt: skip
+
+    numbers = {
+        "steps": at, "held_out_elbo": held["elbo"], "held_out_kl": held["kl"],
+        "training_elbo": figures.smooth(history["elbo"], window)[1],
+    }  # fmt: skip
+    return Section(
+        "Learning curves",
+        Figure(
+            figure_svg(pair("elbo", "ELBO, nats per digit")),
+            f"The bound. Training: means over {window} steps; held out: all "
+            f"{r.settings.num_held_out} digits, one draw each.",
+            "Learning curve of the ELBO for training and held-out digits.",
+            numbers=numbers,
+        ),
+        Figure(
+            figure_svg(pair("kl", "KL to the prior, nats per digit")),
+            "What the code carries: the KL part of the bound, which is subtracted from the "
+            "reconstruction's log-probability.",
+            "Learning curve of the KL divergence for training and held-out digits.",
+        ),
+    )
+
+
+def _rows(images: np.ndarray, label: str = "", columns: int = COLUMNS) -> list[Row]:
+    whole = len(images) // columns * columns
+    return [Row(label, images[i : i + columns]) for i in range(0, whole, columns)]
+
+
+def _samples(r: Results) -> Section:
+    return Section(
+        "Samples",
+        ImageRows(
+            _rows(r.samples), "Each is a fresh z ~ N(0, I) decoded: the probability of ink.",
+            f"{len(r.samples)} digits drawn from the model.", ink=True,
+        ),
+    )  # fmt: skip
+
+
+def _reconstructions(r: Results) -> Section:
+    rows = []
+    for original, again in zip(_rows(r.originals), _rows(r.reconstructions), strict=True):
+        rows += [Row("digit", original.images), Row("model", again.images)]
+    return Section(
+        "Reconstructions",
+        ImageRows(
+            rows, "Held-out digits, and what the decoder makes of the mean of their codes.",
+            "Held-out digits above their reconstructions.", ink=True,
+        ),
+    )  # fmt: skip
+
+
+def _units(r: Results) -> Section:
+    order = r.units
+    names = [str(i) if len(order) <= 20 or i % 5 == 0 else "" for i in order]
+    return Section(
+        "KL per unit",
+        Figure(
+            figure_svg(
+                figures.bars(
+                    r.kl_units[order], names, strong=r.active[order],
+                    x_label="latent unit", y_label="KL, nats per digit",
+                )
+            ),
+            f"How much each unit of the code says about a digit; "
+            f"{int(r.active.sum())} of {r.active.size} are active (the mean of their code moves "
+            "with the digit: variance above 0.01). Pale bars are not.",
+            "Bar chart of the KL divergence of each latent unit, largest first.",
+            numbers={"kl_units": r.kl_units, "active": r.active},
+        ),
+        *_information(r),
+    )  # fmt: skip
+
+
+def _information(r: Results) -> list[Any]:
+    report = r.fitted.report
+    rows: list[list[str | float]] = [
+        ["KL, all units", f"{with_error(report.kl['z'], None)} nats"],
+        ["active units", f"{int(r.active.sum())} of {r.active.size}"],
+    ]
+    if report.information is not None:
+        low, high = report.information
+        rows.append(["information I(x; z)", f"{low:.2f} to {high:.2f} nats"])
+    text = (
+        f"On {report.num_data} training digits. The lower bound on the information cannot exceed "
+        f"log {report.num_data} = {np.log(report.num_data):.2f}."
+    )
+    return [Table(["the code", "value"], rows, caption=text, name="code")]
+
+
+def _traversal(r: Results) -> Section:
+    rows = [Row(f"z{unit}  {r.kl_units[unit]:.2f}", r.traversals[unit]) for unit in r.units]
+    return Section(
+        "Latent traversal",
+        ImageRows(
+            rows,
+            f"A held-out digit's code with one unit moved from {r.steps[0]:.1f} to "
+            f"{r.steps[-1]:.1f}, the other units kept. Rows are sorted by KL (the number at the "
+            "left, nats): the upper ones change the digit most.",
+            "Digits along each latent unit.", ink=True,
+        ),
+    )  # fmt: skip
+
+
+def _each(r: Results) -> Section:
+    best, worst = r.order[:COLUMNS], r.order[::-1][:COLUMNS]
+    return Section(
+        "Digit by digit",
+        Figure(
+            figure_svg(figures.histogram(r.log_p_each, x_label="log p(x), nats per digit",
+                                         y_label="held-out digits")),
+            "The estimate of each held-out digit. Much of the spread is simply how much ink a "
+            "digit has: a likelihood is not a grade for beauty.",
+            "Histogram of the estimated log-likelihood of held-out digits.",
+            numbers={"log_p": r.log_p_each, "effective_particles": r.effective},
+        ),
+        ImageRows(
+            [Row("likeliest", r.held_out[best]), Row("unlikeliest", r.held_out[worst])],
+            "The held-out digits at the two ends.", "The likeliest and unlikeliest digits.",
+            ink=True,
+        ),
+    )  # fmt: skip
+
+
+def _again(r: Results, command: str) -> Section:
+    rows: list[list[str | float]] = [[k, v] for k, v in _versions(r).items()]
+    rows += [["numpy", np.__version__], ["python", platform.python_version()]]
+    rows += [["machine", f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"]]
+    rows += [["seconds", ", ".join(f"{k} {v:.1f}" for k, v in r.seconds.items())]]
+    how = r.fitted.info.get("routes") or []
+    if how:
+        rows += [["compiled by", ", ".join(how)]]
+    return Section(
+        "Again",
+        Code(command, "command"),
+        Table(["part", "version"], rows, name="versions"),
+        Paragraph(
+            "Same seed, same backend, same machine: same numbers. The fitted model lies beside this "
+            "page in `model/` and is read by `pg.Fitted.from_pretrained`, on either backend; the "
+            "numbers of this page are in `report.json`.",
+            small=True,
+        ),
+    )

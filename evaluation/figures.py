@@ -1,0 +1,136 @@
+"""Figures that people look at: learning curves, bars. Each takes numbers and gives a figure.
+
+Every function returns a matplotlib `Figure` that belongs to nobody's global state: show it in a
+notebook, save it, or put it on a page with `report.drawing.figure_svg`. Sizes are for a phone's
+width, 4.2 x 2.8 inches, so that text stays readable there; a page sets two side by side.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from probgen.errors import ShapeError
+from probgen.evaluation.report.style import PALETTE
+
+COLOURS = {name: light for name, (light, _) in PALETTE.items()}
+SIZE = (4.2, 2.75)
+
+
+@dataclasses.dataclass(frozen=True)
+class Curve:
+    """One line: x, y [n], its name, its colour by the palette's name, and whether to mark points."""
+
+    x: np.ndarray
+    y: np.ndarray
+    name: str
+    colour: str = "blue"
+    points: bool = False
+    faint: bool = False
+
+
+def canvas(size: tuple[float, float] = SIZE) -> tuple[Any, Any]:
+    """An empty figure with one pair of axes in the house's manner: (figure, axes)."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.add_subplot()
+    axes.patch.set_visible(False)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    for side in ("left", "bottom"):
+        axes.spines[side].set_color(COLOURS["line"])
+    axes.tick_params(colors=COLOURS["muted"], labelsize=9, length=0)
+    axes.grid(True, color=COLOURS["line"], linewidth=0.6)
+    axes.set_axisbelow(True)
+    return figure, axes
+
+
+def name_axes(axes: Any, x: str, y: str) -> None:
+    """Writes what the axes are, the vertical one above the figure where it is read first."""
+    axes.set_xlabel(x, fontsize=9.5, color=COLOURS["muted"])
+    axes.set_title(y, fontsize=10, color=COLOURS["ink"], loc="left", pad=8)
+
+
+def curves(
+    lines: Sequence[Curve], *, x_label: str, y_label: str, bottom: float | None = None
+) -> Any:
+    """Lines over a common axis, named at a legend inside the axes.
+
+    Args:
+        bottom: where the vertical axis starts; a learning curve's first steps would otherwise
+            press all that matters against the upper edge.
+    """
+    figure, axes = canvas()
+    for line in lines:
+        axes.plot(
+            line.x, line.y,
+            color=COLOURS[line.colour],
+            linewidth=0.9 if line.faint else 1.9,
+            alpha=0.28 if line.faint else 1.0,
+            marker="o" if line.points else None, markersize=3.6,
+            label=None if line.faint else line.name,
+        )  # fmt: skip
+    if bottom is not None:
+        axes.set_ylim(bottom=bottom)
+    axes.margins(x=0.02)
+    name_axes(axes, x_label, y_label)
+    if sum(not line.faint for line in lines) > 1:
+        axes.legend(frameon=False, fontsize=9.5, labelcolor=COLOURS["ink"], loc="best")
+    return figure
+
+
+def bars(
+    values: np.ndarray,
+    names: Sequence[str],
+    *,
+    x_label: str,
+    y_label: str,
+    strong: np.ndarray | None = None,
+) -> Any:
+    """Vertical bars; where `strong` [n] is False they are pale.
+
+    Raises:
+        ShapeError: names or `strong` of another length.
+    """
+    values = np.asarray(values, np.float64)
+    chosen = np.ones(len(values), bool) if strong is None else np.asarray(strong)
+    if len(names) != len(values) or chosen.shape != values.shape:
+        raise ShapeError(
+            f"bars: got {values.shape} values, {len(names)} names and {chosen.shape} flags, "
+            "expected [n] of each."
+        )
+    figure, axes = canvas()
+    colours = [COLOURS["blue"] if on else COLOURS["line"] for on in chosen]
+    axes.bar(np.arange(len(values)), values, color=colours, width=0.72)
+    axes.set_xticks(np.arange(len(values)), names)
+    axes.grid(False, axis="x")
+    name_axes(axes, x_label, y_label)
+    return figure
+
+
+def histogram(values: np.ndarray, *, x_label: str, y_label: str, num_bins: int = 30) -> Any:
+    """How often each value occurs, with a line at the mean."""
+    figure, axes = canvas()
+    axes.hist(values, bins=num_bins, color=COLOURS["blue"], rwidth=0.92)
+    axes.axvline(float(np.mean(values)), color=COLOURS["orange"], linewidth=1.6)
+    axes.grid(False, axis="x")
+    name_axes(axes, x_label, y_label)
+    return figure
+
+
+def smooth(values: np.ndarray, window: int) -> tuple[np.ndarray, np.ndarray]:
+    """Means of successive windows: (their middles, counted from 0; the means).
+
+    Example:
+        >>> smooth(np.arange(6.0), 2)
+        (array([0.5, 2.5, 4.5]), array([0.5, 2.5, 4.5]))
+    """
+    count = len(values) // window
+    if count == 0:
+        return np.arange(len(values), dtype=np.float64), np.asarray(values, np.float64)
+    means = np.asarray(values[: count * window], np.float64).reshape(count, window).mean(1)
+    return (np.arange(count) + 0.5) * window - 0.5, means

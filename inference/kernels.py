@@ -1,0 +1,179 @@
+"""Transition kernels on a log density: init(x) -> state, step(key, state) -> (state, info).
+
+A position is a dict of arrays with the chains on the leading axis; a density gives one number a
+chain. Arguments that a density needs besides the position (parameters, data) are handed through, so
+that a compiled density serves every update of a fit. NUTS is not here: it is the backend's own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from probgen.backends.protocol import Backend
+from probgen.bound import Bound
+from probgen.errors import DeclarationError
+from probgen.inference.spaces import bind_space
+
+Array = Any
+Tree = Any
+
+
+class ChainState(NamedTuple):
+    """Position, its log density [chains] and gradient: a step costs one new gradient."""
+
+    x: Tree
+    log_density: Array
+    grad: Tree
+
+
+class Kernel(NamedTuple):
+    """init(x, *args) -> state;  step(key, state, *args) -> (state, info); info is not fed back."""
+
+    init: Callable
+    step: Callable
+
+
+@dataclasses.dataclass(frozen=True)
+class Langevin:
+    """Langevin dynamics: x' = x + h grad log p(x) + s sqrt(2 h) xi, with xi ~ N(0, I).
+
+    Args:
+        step_size: h.
+        num_steps: steps of one chain.
+        noise_scale: s; 1 targets p (with a bias of order h), other values target p^(1/s^2)
+            and the result says so; 0 is gradient ascent.
+        metropolis: corrects every step by an accept-reject test (MALA), which removes the bias;
+            needs noise_scale = 1.
+
+    Without the correction the stationary law of x^2 / 2 has variance 1 / (1 - h / 2).
+
+    Sources: Roberts & Tweedie 1996, Bernoulli 2(4); Nijkamp et al. 2019, arXiv:1904.09770
+    (short-run chains).
+    """
+
+    step_size: float
+    num_steps: int = 20
+    noise_scale: float = 1.0
+    metropolis: bool = False
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.step_size) and self.step_size > 0):
+            raise DeclarationError(f"Langevin: got step_size={self.step_size}, expected above 0.")
+        if self.num_steps < 1 or self.noise_scale < 0:
+            raise DeclarationError(
+                f"Langevin: got num_steps={self.num_steps}, noise_scale={self.noise_scale}, "
+                "expected at least one step and a scale of at least 0."
+            )
+        if self.metropolis and self.noise_scale != 1.0:
+            raise DeclarationError(
+                f"Langevin: got metropolis=True with noise_scale={self.noise_scale}, expected 1: "
+                "the correction is for the density itself; leave the noise scale out."
+            )
+
+    def note(self) -> str:
+        """What the chain targets, for results that show its draws."""
+        if self.metropolis:
+            return f"MALA, {self.num_steps} steps of {self.step_size:g}"
+        heat = f", temperature {self.noise_scale**2:g}" if self.noise_scale != 1.0 else ""
+        return f"short-run Langevin, {self.num_steps} steps of {self.step_size:g}{heat}"
+
+    def generate(
+        self, bound: Bound, params: Any, key: Any, num_samples: int, space: str | None = None
+    ) -> tuple[dict, dict]:
+        """(every site's value at the chains' ends, positions along them); for `pg.generate`.
+
+        The space is "noise" for a model with latents and "data" without, unless it is given.
+        """
+        b = bound.backend
+        where = bind_space(bound, space or ("noise" if bound.latents else "data"))
+        kernel = self.kernel(b, where.log_density, num_calls=self.num_steps)
+        k_start, k_chain = b.split(key, 2)
+
+        def run(params: Any, k_start: Any, k_chain: Any) -> tuple[dict, dict]:
+            x = where.init(params, {}, k_start, num_samples)
+
+            def step(state: ChainState, k: Any) -> tuple[ChainState, Tree]:
+                new, _ = kernel.step(k, state, params, {})
+                return new, new.x
+
+            keys = b.split(k_chain, self.num_steps)
+            end, chain = b.scan(step, kernel.init(x, params, {}), keys)
+            sites = where.sites(end.x, params, {})
+            return {n: s.value for n, s in sites.items() if s.kind != "factor"}, chain
+
+        return b.loop(run)(params, k_start, k_chain)
+
+    def kernel(
+        self, backend: Backend, log_density: Callable, num_calls: int | None = None
+    ) -> Kernel:
+        """The kernel for `log_density(x, *args) -> [chains]`; `num_calls` helps `compile`."""
+        b, ops = backend, backend.ops
+        h, noise = self.step_size, self.noise_scale * math.sqrt(2.0 * self.step_size)
+
+        def summed(x: Tree, *args: Any) -> tuple[Array, Array]:
+            value = log_density(x, *args)
+            return ops.sum(value), value
+
+        gradient = b.compile(b.value_and_grad(summed, has_aux=True), num_calls=num_calls)
+
+        def init(x: Tree, *args: Any) -> ChainState:
+            (_, value), grad = gradient(x, *args)
+            return ChainState(x, value, grad)
+
+        def propose(key: Any, state: ChainState) -> Tree:
+            names = sorted(state.x)
+            keys = dict(zip(names, b.split(key, len(names)), strict=True))
+            return {
+                n: state.x[n]
+                + h * state.grad[n]
+                + (noise * b.normal(keys[n], tuple(state.x[n].shape)) if noise else 0.0)
+                for n in names
+            }
+
+        def plain(key: Any, state: ChainState, *args: Any) -> tuple[ChainState, dict]:
+            new = init(propose(key, state), *args)
+            return new, {"log_density": new.log_density}
+
+        def forward(x: Tree, y: Tree, grad: Tree) -> Array:
+            """log q(y | x) up to a constant, [chains]."""
+            out: Any = 0.0
+            for n in x:
+                d = ops.reshape(y[n] - x[n] - h * grad[n], (x[n].shape[0], -1))
+                out = out - ops.sum(d * d, axis=-1) / (4.0 * h)
+            return out
+
+        def corrected(key: Any, state: ChainState, *args: Any) -> tuple[ChainState, dict]:
+            key_step, key_accept = b.split(key, 2)
+            new = init(propose(key_step, state), *args)
+            log_ratio = (
+                new.log_density
+                - state.log_density
+                + forward(new.x, state.x, new.grad)
+                - forward(state.x, new.x, state.grad)
+            )
+            u = b.uniform(key_accept, tuple(log_ratio.shape))
+            accept = ops.log(u) < log_ratio
+
+            def choose(a: Array, c: Array) -> Array:
+                flags = ops.reshape(accept, (*accept.shape, *([1] * (a.ndim - 1))))
+                return ops.where(flags, a, c)
+
+            kept = b.tree_map(choose, new, state)
+            rate = ops.minimum(ops.exp(ops.minimum(log_ratio, log_ratio * 0.0)), u * 0.0 + 1.0)
+            return kept, {"log_density": kept.log_density, "acceptance_rate": rate}
+
+        return Kernel(init, corrected if self.metropolis else plain)
+
+
+def run_chain(
+    backend: Backend, kernel: Kernel, x: Tree, key: Any, num_steps: int, *args: Any
+) -> tuple[ChainState, dict]:
+    """`num_steps` steps from x: the last state, and each step's info stacked on axis 0."""
+
+    def step(state: ChainState, k: Any) -> tuple[ChainState, dict]:
+        return kernel.step(k, state, *args)
+
+    return backend.scan(step, kernel.init(x, *args), backend.split(key, num_steps))

@@ -1,0 +1,170 @@
+"""Maximum likelihood of unnormalised models, with samples from a chain.
+
+For p_theta = p~_theta / Z_theta the gradient of the log-likelihood is
+
+    E_data[grad log p~(x)] - E_theta[grad log p~(x)]
+
+and the second mean is taken over the ends of chains that target the model. Energies are nats; a
+lower energy is more probable.
+
+Source: Hinton 2002; Tieleman 2008 (persistent chains); Nijkamp et al. 2019, arXiv:1904.09770.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from probgen.bound import Bound
+from probgen.errors import AlgorithmError, DeclarationError
+from probgen.inference.kernels import Langevin, run_chain
+from probgen.inference.spaces import Space, bind_space, total
+from probgen.learner import Learner
+from probgen.optim import Adam, OptimizerDeclaration
+
+Array = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class MaximumLikelihood:
+    """Learns the energy of an unnormalised model by maximum likelihood.
+
+    Args:
+        sampler: the chain that draws from the model, such as `Langevin(step_size, num_steps)`.
+        space: where it lives: "data", or "noise" for a tilted generative model.
+        optimizer: such as `pg.Adam(1e-4)`.
+        persistent: chains go on where the last update left them (they are part of the state and of
+            checkpoints); otherwise each update starts new ones, from the base or from fresh noise.
+        restart: with persistent chains, the share that starts anew at each update.
+        energy_penalty: adds lambda (mean E(x)^2 + mean E(x')^2), which keeps energies near zero.
+
+    Where every site is observed the whole unnormalised density is contrasted; where latents are
+    left (a tilted VAE), only its factors are, which is exact when the base is frozen.
+
+    Metrics: `energy_data`, `energy_samples` (minus the contrasted log density), their difference
+    `loss`, and the chain's mean `log_density` at its end.
+
+    Raises (when bound):
+        AlgorithmError: the model has no factor and no free parameter to learn; the base is not
+            frozen though it has latents; a factor reads a latent that data do not give.
+    """
+
+    sampler: Langevin
+    space: str = "data"
+    optimizer: OptimizerDeclaration = dataclasses.field(default_factory=lambda: Adam(1e-4))
+    persistent: bool = dataclasses.field(default=False, kw_only=True)
+    restart: float = dataclasses.field(default=0.05, kw_only=True)
+    energy_penalty: float = dataclasses.field(default=0.0, kw_only=True)
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.restart <= 1.0 or self.energy_penalty < 0:
+            raise DeclarationError(
+                f"MaximumLikelihood: got restart={self.restart}, energy_penalty="
+                f"{self.energy_penalty}, expected a share in [0, 1] and a penalty of at least 0."
+            )
+
+    def bind(self, bound: Bound) -> Learner:
+        """A learner of this contrast for `probgen.fit`."""
+        b, ops = bound.backend, bound.backend.ops
+        space = bind_space(bound, self.space)
+        factors_only = bool(bound.latents) or self.space == "noise"
+        self._check(bound, factors_only)
+        calls = None if bound.num_steps is None else bound.num_steps * self.sampler.num_steps
+        kernel = self.sampler.kernel(b, space.log_density, num_calls=calls)
+        optimizer = b.optimizer(self.optimizer)
+
+        def contrast(params: Mapping, values: Mapping, batch: Mapping, key: Any) -> Array:
+            size = next(iter(values.values())).shape[0]
+            sites = bound.trace(params, batch, values, key=key, batch_size=size, condition=False)
+            return total(sites, factors_only)
+
+        def objective(trainable: Any, frozen: Any, samples: Any, batch: Any, key: Any) -> Any:
+            params = {**trainable, **frozen}
+            k_data, k_samples = b.split(key, 2)
+            data = {n: batch[n] for n in bound.observed}
+            inputs = {n: v for n, v in batch.items() if n not in bound.observed}
+            on_data = contrast(params, data, inputs, k_data)
+            on_samples = contrast(params, samples, inputs, k_samples)
+            loss = ops.mean(on_samples) - ops.mean(on_data)
+            penalty = self.energy_penalty * (
+                ops.mean(on_data * on_data) + ops.mean(on_samples * on_samples)
+            )
+            metrics = {
+                "energy_data": -ops.mean(on_data),
+                "energy_samples": -ops.mean(on_samples),
+                "loss": loss,
+            }
+            return loss + penalty, metrics
+
+        once = b.value_and_grad(objective, has_aux=True)
+        gradient = b.compile(once, num_calls=bound.num_steps)
+
+        def init(params: Any, key: Any, batch: Any) -> dict:
+            trainable, frozen = bound.split_params(params)
+            state = {"params": trainable, "frozen": frozen, "opt": optimizer.init(trainable)}
+            if self.persistent:
+                size = bound.batch_size(batch)
+                state["chains"] = space.init({**trainable, **frozen}, batch, key, size)
+            return state
+
+        def start(state: dict, params: Any, batch: Any, key: Any) -> Any:
+            size = bound.batch_size(batch)
+            k_new, k_which = b.split(key, 2)
+            fresh = space.init(params, batch, k_new, size)
+            if not self.persistent:
+                return fresh
+            anew = b.uniform(k_which, (size,)) < self.restart
+
+            def choose(new: Array, old: Array) -> Array:
+                return ops.where(ops.reshape(anew, (size, *([1] * (new.ndim - 1)))), new, old)
+
+            return b.tree_map(choose, fresh, state["chains"])
+
+        def update(state: dict, batch: Any, key: Any) -> tuple[dict, dict]:
+            params = {**state["params"], **state["frozen"]}
+            k_start, k_chain, k_loss = b.split(key, 3)
+            x = start(state, params, batch, k_start)
+            n = self.sampler.num_steps
+            end, _ = run_chain(b, kernel, x, k_chain, n, params, batch)
+            samples = _values(space, end.x, params, batch)
+            (_, metrics), grads = gradient(state["params"], state["frozen"], samples, batch, k_loss)
+            trained, opt = optimizer.update(grads, state["opt"], state["params"])
+            new = {"params": trained, "frozen": state["frozen"], "opt": opt}
+            if self.persistent:
+                new["chains"] = end.x
+            return new, metrics | {"log_density": ops.mean(end.log_density)}
+
+        return Learner(init, update)
+
+    def _check(self, bound: Bound, factors_only: bool) -> None:
+        sites = bound.structure.sites
+        factors = [n for n, s in sites.items() if s.kind == "factor"]
+        frozen = bound.model.frozen()
+        trainable = [n for n in bound.structure.nets if n not in frozen]
+        if not bound.observed:
+            raise AlgorithmError(
+                f"MaximumLikelihood: the data observe no site of {bound.model.name!r}, expected "
+                f"data for one of {list(bound.latents)}."
+            )
+        if not trainable or not factors:
+            raise AlgorithmError(
+                f"MaximumLikelihood: the model {bound.model.name!r} has the factors {factors} and "
+                f"the trainable nets {trainable}, expected an energy to learn: declare an EBM or a "
+                "Tilted, or use pg.factor in a program."
+            )
+        guide = bound.guide_structure.nets if bound.guide_structure else {}
+        base = [n for n in trainable if n in guide]
+        if factors_only and base:
+            raise AlgorithmError(
+                f"MaximumLikelihood: the nets {base} of the base are not frozen, but its latents "
+                "are not observed, so their likelihood gradient is not known; fit the base first "
+                "and tilt the Fitted: Tilted(fitted, energy=...)."
+            )
+
+
+def _values(space: Space, x: Any, params: Mapping, batch: Mapping) -> dict[str, Array]:
+    if space.kind != "noise":
+        return x
+    sites = space.sites(x, params, batch)
+    return {n: sites[n].value for n in space.names}

@@ -1,0 +1,298 @@
+"""NumPyro's NUTS and HMC inside our own compiled loop, and what they need of a program.
+
+One jitted function runs a chunk of transitions, warm-up or sampling, of all chains at once; data
+and parameters are its arguments. Compiled functions are kept in a bounded store under a fingerprint
+of what they compute, so a run on other data of the same shapes compiles nothing, and a program whose
+closure has changed is never mistaken for what it was.
+"""
+
+from __future__ import annotations
+
+import collections
+import functools
+import hashlib
+import re
+import threading
+import zlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as numpyro_dist
+from jax.extend import core as jax_core
+from numpyro.infer import HMC, NUTS
+from numpyro.infer.hmc import HMCState
+from numpyro.infer.hmc_util import HMCAdaptState
+
+from probgen.backends.jax_lowering import Lowering, run_program
+from probgen.backends.protocol import Site
+from probgen.errors import AlgorithmError
+from probgen.posterior import Chains, Posterior, Start
+from probgen.program import NO_BIJECTION
+
+MAX_KEPT = 64  # compiled samplers and maps; the least recently used one is dropped
+NUM_CHUNKS = 20  # about how often the progress bar moves in a phase
+
+
+class FreeLowering(Lowering):
+    """Runs a program whose latents are given on the real line, and sums the log Jacobians."""
+
+    def __init__(
+        self, values: Mapping[str, Any], key: Any, names: tuple[str, ...],
+        free: Mapping[str, Any], given: Mapping[str, Any], strategy: str,
+    ):  # fmt: skip
+        super().__init__(values, key, None)
+        self.names, self.free, self.given, self.strategy = names, dict(free), given, strategy
+        self.log_det: Any = jnp.zeros(())
+
+    def sample(self, name: str, fn: Any, obs: Any) -> Any:
+        if name not in self.names:
+            return super().sample(name, fn, obs)
+        try:
+            transform = numpyro_dist.biject_to(fn.support)
+        except NotImplementedError as error:
+            raise AlgorithmError(NO_BIJECTION.format(name=name, support=fn.support)) from error
+        if name not in self.free:
+            self.free[name] = self._start(name, fn, transform)
+        u = self.free[name]
+        value = transform(u)
+        self.log_det = self.log_det + jnp.sum(transform.log_abs_det_jacobian(u, value))
+        return numpyro.sample(name, fn, obs=value)
+
+    def _start(self, name: str, fn: Any, transform: Any) -> Any:
+        batch = jnp.broadcast_shapes(self._plates(), fn.batch_shape)
+        shape = (*batch, *fn.event_shape)
+        if name in self.given:
+            return transform.inv(jnp.broadcast_to(self.given[name], shape))
+        if self.strategy == "init_to_feasible":
+            return jnp.zeros(transform.inverse_shape(shape))
+        if self.strategy == "init_to_uniform":
+            key = jax.random.fold_in(self.key, zlib.crc32(name.encode()) & 0x7FFFFFFF)
+            return jax.random.uniform(key, transform.inverse_shape(shape), minval=-2.0, maxval=2.0)
+        if self.strategy == "init_to_mean":
+            try:
+                return transform.inv(jnp.broadcast_to(fn.mean, shape))
+            except NotImplementedError:
+                pass  # no closed form: the median stands in, as in NumPyro
+        key, draws = self.key, []
+        for i in range(1 if self.strategy == "init_to_sample" else 15):
+            self.key = jax.random.fold_in(key, i)
+            draws.append(transform.inv(self._draw(name, fn)))
+        self.key = key
+        return jnp.median(jnp.stack(draws), axis=0)
+
+
+def unconstrained(
+    program: Callable, params: Mapping, *, names: tuple[str, ...], free: Mapping[str, Any],
+    given: Mapping[str, Any], strategy: str, values: Mapping[str, Any], inputs: Mapping[str, Any],
+    key: Any, batch_size: int | None,
+) -> tuple[dict[str, Site], dict[str, Any], Any]:  # fmt: skip
+    """(sites, latents on the real line, log |det| of their bijections)."""
+    lower = FreeLowering(values, key, names, free, given, strategy)
+    _, sites = run_program(program, dict(params), lower, inputs, batch_size, None)
+    return sites, lower.free, lower.log_det
+
+
+def has_moving_support(fn: Any) -> bool:
+    """Whether the support's bounds are computed in this run, perhaps from latents."""
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(fn.support))
+
+
+# ---- what is compiled is kept
+
+
+class _Kept:
+    """A bounded store of compiled functions, shared by threads."""
+
+    def __init__(self, size: int):
+        self.size, self.lock = size, threading.Lock()
+        self.items: collections.OrderedDict = collections.OrderedDict()
+
+    def get(self, token: Any, make: Callable[[], Any]) -> Any:
+        with self.lock:
+            if token in self.items:
+                self.items.move_to_end(token)
+                return self.items[token]
+        value = make()
+        with self.lock:
+            self.items[token] = value
+            while len(self.items) > self.size:
+                self.items.popitem(last=False)
+        return value
+
+
+_kept = _Kept(MAX_KEPT)
+
+
+def kept(token: Any, make: Callable[[], Any]) -> Any:
+    """What `make` gave for this token before, or gives now."""
+    return _kept.get(token, make)
+
+
+def fingerprint(fn: Callable, *args: Any) -> str:
+    """A hash of what `fn` computes at these shapes: its traced text, and the bits of its constants.
+
+    A program is traced anew at every call, so what it reads from outside is never stale.
+    """
+    closed = jax.make_jaxpr(fn)(*args)
+    digest = hashlib.sha256()
+    # Addresses of Python objects (derivative rules) differ from trace to trace and mean nothing.
+    digest.update(re.sub(r"0x[0-9a-f]+", "", str(closed.jaxpr)).encode())
+    digest.update(str(jax.tree.structure(args)).encode())
+    for constant in _constants(closed):
+        array = np.asarray(constant)
+        digest.update(f"{array.dtype}{array.shape}".encode() + array.tobytes())
+    return digest.hexdigest()
+
+
+def _constants(closed: Any) -> Any:
+    """Constants of a traced function and of those inside it; the text shows no array's values."""
+    yield from closed.consts
+    stack = [closed.jaxpr]
+    while stack:
+        for eqn in stack.pop().eqns:
+            for v in eqn.invars:
+                if isinstance(v, jax_core.Literal) and np.ndim(v.val):
+                    yield v.val
+            for value in jax.tree.leaves(
+                list(eqn.params.values()),
+                is_leaf=lambda x: isinstance(x, jax_core.ClosedJaxpr | jax_core.Jaxpr),
+            ):
+                if isinstance(value, jax_core.ClosedJaxpr):
+                    yield from value.consts
+                    stack.append(value.jaxpr)
+                elif isinstance(value, jax_core.Jaxpr):
+                    stack.append(value)
+                elif isinstance(value, np.ndarray | jax.Array):
+                    yield value
+
+
+# ---- the sampler
+
+# The count of transitions and the adaptation window are the same in all chains. Held outside of
+# `vmap` they keep NumPyro's branches branches: a dense mass matrix is factorised once a window,
+# not once a transition.
+_AXES = HMCState(*[0] * len(HMCState._fields))._replace(
+    i=None, adapt_state=HMCAdaptState(*[0] * len(HMCAdaptState._fields))._replace(window_idx=None)
+)
+
+
+class _Sampler:
+    """The compiled functions of one posterior and method; holds no data."""
+
+    def __init__(self, posterior: Posterior, method: Any):
+        self.posterior, self.method = posterior, method
+        longest = max(method.num_draws, method.num_warmup)
+        self.length = max(1, -(-longest // NUM_CHUNKS))
+        self.start, self.begin = jax.jit(self._start), jax.jit(self._begin)
+        self.chunk = jax.jit(self._chunk)
+
+    def _kernel(self, params: Any, rows: Any) -> Any:
+        m = self.method
+
+        def potential(free: Any) -> Any:
+            return -self.posterior.point(params, rows, free).log_density
+
+        dense = m.dense_mass if isinstance(m.dense_mass, bool) else list(m.dense_mass)
+        options = {
+            "potential_fn": potential, "step_size": m.step_size, "dense_mass": dense,
+            "adapt_step_size": m.adapt_step_size, "adapt_mass_matrix": m.adapt_mass_matrix,
+            "target_accept_prob": m.target_accept_prob,
+            "find_heuristic_step_size": bool(m.find_heuristic_step_size),
+        }  # fmt: skip
+        if m.algorithm == "NUTS":
+            return NUTS(**options, max_tree_depth=m.max_tree_depth)
+        return HMC(**options, trajectory_length=m.trajectory_length, num_steps=m.num_steps)
+
+    def _start(self, key: Any, attempt: Any, params: Any, rows: Any, given: Any) -> Start:
+        def one(chain: Any) -> Start:
+            k = jax.random.fold_in(jax.random.fold_in(key, chain), attempt)
+            strategy = self.method.init_strategy
+            strategy = strategy if isinstance(strategy, str) else "init_to_uniform"
+            p = self.posterior.point(params, rows, key=k, given=given, strategy=strategy)
+            value, grad = jax.value_and_grad(
+                lambda free: self.posterior.point(params, rows, free).log_density
+            )(p.free)
+            ok = jnp.isfinite(value) & (sum(p.outside.values(), jnp.zeros(())) == 0)
+            for leaf in jax.tree.leaves(grad):
+                ok &= jnp.isfinite(leaf).all()
+            return Start(p.free, ok, p.site_log_prob, p.outside)
+
+        return jax.vmap(one)(jnp.arange(self.method.num_chains))
+
+    def _begin(self, key: Any, free: Any, params: Any, rows: Any) -> Any:
+        def one(chain: Any, free: Any) -> Any:
+            kernel = self._kernel(params, rows)
+            return kernel.init(jax.random.fold_in(key, chain), self.method.num_warmup, free)
+
+        chains = jnp.arange(self.method.num_chains)
+        return jax.vmap(one, out_axes=_AXES)(chains, free)
+
+    def _chunk(self, state: Any, params: Any, rows: Any, count: Any, thinning: Any) -> Any:
+        """`count` draws of at most `self.length`, `thinning` transitions each; [length, chain]."""
+        kernel = self._kernel(params, rows)
+        # `sample` reads what `init` leaves in the kernel (lengths and schedule of the adaptation);
+        # only the shapes of this second `init` are worked out.
+        jax.eval_shape(
+            lambda key, z: kernel.init(key, self.method.num_warmup, z),
+            state.rng_key[0], jax.tree.map(lambda x: x[0], state.z),
+        )  # fmt: skip
+        sample = functools.partial(kernel.sample, model_args=(), model_kwargs={})
+        step = jax.vmap(sample, in_axes=(_AXES,), out_axes=_AXES)
+
+        def transition(_: Any, carry: Any) -> Any:
+            state, diverging = carry
+            state = step(state)
+            return state, diverging | state.diverging
+
+        def draw(state: Any, i: Any) -> Any:
+            # Draws past `count` cost nothing, and so one compilation serves chunks of any length.
+            steps = jnp.where(i < count, thinning, 0)
+            carry = (state, jnp.zeros_like(state.diverging))
+            state, diverging = jax.lax.fori_loop(0, steps, transition, carry)
+            stats = {
+                "lp": -state.potential_energy, "energy": state.energy, "diverging": diverging,
+                "acceptance_rate": state.accept_prob, "n_steps": state.num_steps,
+                "step_size": state.adapt_state.step_size,
+            }  # fmt: skip
+            return state, (state.z, stats)
+
+        return jax.lax.scan(draw, state, jnp.arange(self.length))
+
+
+def run(
+    posterior: Posterior, method: Any, params: Any, rows: Any, given: Any, key: Any, token: Any,
+    shown: Callable,
+) -> Chains:  # fmt: skip
+    """Draws of `method` (see `probgen.inference.mcmc`) from the posterior."""
+    options = tuple(
+        (k, v) for k, v in sorted(vars(method).items()) if k != "init_strategy" or not given
+    )
+    forms = tuple((n, v.shape) for n, v in sorted(given.items()))
+    sampler = kept((token, method.algorithm, options, forms), lambda: _Sampler(posterior, method))
+
+    def attempt(i: int) -> Start:
+        return jax.tree.map(np.asarray, sampler.start(key, jnp.int32(i), params, rows, given))
+
+    b = posterior.bound.backend
+    free = {n: b.asarray(v) for n, v in posterior.find_start(attempt).items()}
+    state = sampler.begin(key, free, params, rows)
+    parts = []
+    for total, thinning, keep in (
+        (method.num_warmup, 1, False), (method.num_draws, method.thinning, True),
+    ):  # fmt: skip
+        for start in range(0, total, sampler.length):
+            count = min(sampler.length, total - start)
+            state, out = sampler.chunk(state, params, rows, jnp.int32(count), jnp.int32(thinning))
+            if keep:
+                parts.append(jax.tree.map(lambda x, n=count: np.asarray(x)[:n], out))
+            else:
+                jax.block_until_ready(state)
+            shown(count * thinning * method.num_chains)
+    draws, stats = jax.tree.map(
+        lambda *x: np.ascontiguousarray(np.concatenate(x).swapaxes(0, 1)), *parts
+    )
+    return Chains(draws, stats, method.num_warmup)

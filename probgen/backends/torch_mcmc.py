@@ -1,0 +1,288 @@
+"""Pyro's NUTS and HMC over a compiled potential, and what they need of a program.
+
+The potential and its gradient are one graph over flat vectors (`torch_compile`); Pyro, which asks
+autograd for gradients, gets the stored one. Chains run one after another, each from its own seed,
+and the caller's random state is as it was afterwards. Pyro's parameter store is not used.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import pyro
+import torch
+from pyro.distributions.transforms import biject_to
+from pyro.infer.mcmc import HMC, NUTS
+from torch.distributions import constraints
+
+from probgen.backends import keys, torch_random
+from probgen.backends.protocol import Site
+from probgen.backends.torch_lowering import Lowering, run_program
+from probgen.errors import AlgorithmError
+from probgen.posterior import Chains, Posterior, Start
+from probgen.program import NO_BIJECTION
+
+LEAPFROGS = 7  # of a usual NUTS transition, to judge whether compilation pays
+_SHOWN_EVERY = 10
+
+
+class FreeLowering(Lowering):
+    """Runs a program whose latents are given on the real line, and sums the log Jacobians."""
+
+    def __init__(
+        self, device: str, values: Mapping[str, Any], key: Any, names: tuple[str, ...],
+        free: Mapping[str, Any], given: Mapping[str, Any], strategy: str,
+    ):  # fmt: skip
+        super().__init__(device, values, key, None)
+        self.names, self.free, self.given, self.strategy = names, dict(free), given, strategy
+        self.log_det: Any = torch.zeros((), device=device)
+
+    def sample(self, name: str, fn: Any, obs: Any) -> Any:
+        if name not in self.names:
+            return super().sample(name, fn, obs)
+        try:
+            transform = biject_to(fn.support)
+        except NotImplementedError as error:
+            raise AlgorithmError(NO_BIJECTION.format(name=name, support=fn.support)) from error
+        if name not in self.free:
+            self.free[name] = self._start(name, fn, transform)
+        u = self.free[name]
+        value = transform(u)
+        self.log_det = self.log_det + transform.log_abs_det_jacobian(u, value).sum()
+        return pyro.sample(name, fn, obs=value)
+
+    def _start(self, name: str, fn: Any, transform: Any) -> torch.Tensor:
+        batch = torch.broadcast_shapes(self._plates(), fn.batch_shape)
+        shape = torch.Size((*batch, *fn.event_shape))
+        if name in self.given:
+            return transform.inv(self.given[name].expand(shape))
+        if self.strategy == "init_to_feasible":
+            return torch.zeros(transform.inverse_shape(shape), device=self.device)
+        if self.strategy == "init_to_uniform":
+            key = keys.fold_in(self.key, zlib.crc32(name.encode()))  # type: ignore[arg-type]
+            free_shape = tuple(transform.inverse_shape(shape))
+            return 4.0 * torch_random.noise("uniform", key, free_shape, self.device) - 2.0
+        if self.strategy == "init_to_mean":
+            try:
+                return transform.inv(fn.mean.expand(shape))
+            except NotImplementedError:
+                pass  # no closed form: the median stands in, as in Pyro
+        key, draws = self.key, []
+        for i in range(1 if self.strategy == "init_to_sample" else 15):
+            self.key = keys.fold_in(key, i)  # type: ignore[arg-type]
+            draws.append(transform.inv(self._draw(name, fn)))
+        self.key = key
+        return torch.stack(draws).median(0).values
+
+
+def unconstrained(
+    device: str, program: Callable, params: Mapping, *, names: tuple[str, ...],
+    free: Mapping[str, Any], given: Mapping[str, Any], strategy: str, values: Mapping[str, Any],
+    inputs: Mapping[str, Any], key: Any, batch_size: int | None,
+) -> tuple[dict[str, Site], dict[str, Any], Any]:  # fmt: skip
+    """(sites, latents on the real line, log |det| of their bijections)."""
+    lower = FreeLowering(device, values, key, names, free, given, strategy)
+    _, sites = run_program(program, dict(params), lower, inputs, batch_size, None)
+    return sites, lower.free, lower.log_det
+
+
+def has_moving_support(fn: Any) -> bool:
+    """Whether the support's bounds are computed in this run, perhaps from latents."""
+    support = fn.support
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    return any(isinstance(v, torch.Tensor) for v in vars(support).values())
+
+
+class _Stored(torch.autograd.Function):
+    """A value whose gradient is already known: what Pyro's integrator asks autograd for."""
+
+    @staticmethod
+    def forward(ctx: Any, function: Callable, names: tuple[str, ...], *z: Any) -> Any:
+        value, grads = function(dict(zip(names, z, strict=True)))
+        ctx.grads = [grads[n] for n in names]
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Any) -> Any:  # type: ignore[override]
+        return (None, None, *(upstream * g for g in ctx.grads))
+
+
+class _Recorded:
+    """What Pyro's kernels do not keep of a transition, kept; a mixin over `HMC` and `NUTS`."""
+
+    energy = math.nan
+    fixed_steps: int | None = None
+    heuristic = True
+
+    def _sample_r(self, name: str) -> Any:
+        r, unscaled = super()._sample_r(name)  # type: ignore[misc]
+        self.energy = float(self._potential_energy_last + self._kinetic_energy(unscaled))  # type: ignore[attr-defined]
+        return r, unscaled
+
+    def _find_reasonable_step_size(self, z: Any) -> float:
+        return super()._find_reasonable_step_size(z) if self.heuristic else self.step_size  # type: ignore[misc, attr-defined]
+
+    @property
+    def num_steps(self) -> int:
+        return self.fixed_steps or super().num_steps  # type: ignore[misc]
+
+    @property
+    def mean_acceptance(self) -> float:
+        """Mean acceptance probability of the transitions since warm-up."""
+        return self._mean_accept_prob  # type: ignore[attr-defined]
+
+    @property
+    def lp(self) -> float:
+        return -float(self._potential_energy_last)  # type: ignore[attr-defined]
+
+
+class _NUTS(_Recorded, NUTS):
+    pass
+
+
+class _HMC(_Recorded, HMC):
+    pass
+
+
+class _Layout:
+    """Sites as flat vectors, one a block of the mass matrix: "0", "1"... and the rest.
+
+    Pyro works through a dict of vectors, so the fewer the cheaper a leapfrog.
+    """
+
+    def __init__(self, shapes: dict[str, tuple[int, ...]], dense_mass: Any):
+        blocks = [] if isinstance(dense_mass, bool) else [tuple(block) for block in dense_mass]
+        self.mass: Any = [(str(i),) for i in range(len(blocks))] if blocks else bool(dense_mass)
+        taken = {n for block in blocks for n in block}
+        rest = tuple(n for n in sorted(shapes) if n not in taken)
+        self.blocks = {str(i): b for i, b in enumerate([*blocks, *([rest] if rest else [])])}
+        self.shapes = shapes
+
+    def pack(self, free: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {
+            k: torch.cat([free[n].reshape(-1) for n in names]) for k, names in self.blocks.items()
+        }
+
+    def unpack(self, z: Mapping[str, Any]) -> dict[str, Any]:
+        """[..., size] vectors as sites; tensors or numpy arrays."""
+        out = {}
+        for block, names in self.blocks.items():
+            start = 0
+            for n in names:
+                size = math.prod(self.shapes[n])
+                part = z[block][..., start : start + size]
+                out[n] = part.reshape(*part.shape[:-1], *self.shapes[n])
+                start += size
+        return out
+
+
+def run(
+    posterior: Posterior, method: Any, params: Any, rows: Any, given: Any, key: keys.Key,
+    shown: Callable,
+) -> Chains:  # fmt: skip
+    """Draws of `method` (see `probgen.inference.mcmc`) from the posterior."""
+    b = posterior.bound.backend
+    strategy = method.init_strategy if isinstance(method.init_strategy, str) else "init_to_uniform"
+    chain_keys = [keys.fold_in(key, i) for i in range(method.num_chains)]
+
+    def point(key: keys.Key) -> Any:
+        with torch.no_grad():
+            return posterior.point(params, rows, key=key, given=given, strategy=strategy)
+
+    first = point(chain_keys[0])
+    layout = _Layout({n: tuple(v.shape) for n, v in first.free.items()}, method.dense_mass)
+
+    def potential(z: dict, params: Any, rows: Any) -> Any:
+        return -posterior.point(params, rows, layout.unpack(z)).log_density
+
+    calls = method.num_chains * (method.num_warmup + method.num_samples) * LEAPFROGS
+    gradient = b.compile(b.value_and_grad(potential), num_calls=calls)
+
+    def attempt(i: int) -> Start:
+        tried = []
+        for k in chain_keys:
+            p = point(keys.fold_in(k, i))
+            value, grads = gradient(layout.pack(p.free), params, rows)
+            ok = torch.isfinite(value) & all(bool(torch.isfinite(g).all()) for g in grads.values())
+            ok = ok & (sum(p.outside.values()) == 0)
+            tried.append(Start(p.free, ok, p.site_log_prob, p.outside))
+        return b.tree_map(lambda *x: np.stack([b.to_numpy(v) for v in x]), *tried)
+
+    starts = posterior.find_start(attempt)
+    chains = []
+    for i, k in enumerate(chain_keys):
+        z = layout.pack({n: b.asarray(v[i]) for n, v in starts.items()})
+        with torch_random.seeded(keys.mix(k.seed, 0xC4A1), b.device):
+            chains.append(_chain(method, layout, lambda z: gradient(z, params, rows), z, shown))
+    draws = {k: np.stack([c[0][k] for c in chains]) for k in layout.blocks}
+    stats = {k: np.stack([c[1][k] for c in chains]) for k in chains[0][1]}
+    return Chains(layout.unpack(draws), stats, method.num_warmup)
+
+
+def _chain(
+    method: Any, layout: _Layout, gradient: Callable, z: dict[str, torch.Tensor], shown: Callable
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """One chain: (draws by block, statistics by name)."""
+    names, calls = tuple(z), 0
+
+    def potential(z: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        return _Stored.apply(gradient, names, *(z[n] for n in names))
+
+    kernel = _kernel(method, layout, potential)
+    kernel.initial_params = z
+    with pyro.validation_enabled(False):
+        kernel.setup(method.num_warmup)
+        _advance(kernel, z, method.num_warmup, shown)
+        kept: list[dict[str, np.ndarray]] = []
+        stats: list[dict[str, Any]] = []
+        diverged, done, mean = 0, 0, 0.0
+        for _ in range(method.num_draws):
+            for _ in range(method.thinning):
+                before = calls
+                z = kernel.sample(z)
+                done += 1
+                # Pyro keeps the running mean a_n = a_(n-1) + (rate - a_(n-1)) / n only.
+                rate, mean = mean + done * (kernel.mean_acceptance - mean), kernel.mean_acceptance
+            divergences = len(kernel.diagnostics()["divergences"])
+            kept.append({k: v.detach().cpu().numpy().copy() for k, v in z.items()})
+            stats.append({
+                "lp": kernel.lp, "energy": kernel.energy, "diverging": divergences > diverged,
+                "acceptance_rate": rate, "n_steps": calls - before,
+                "step_size": float(kernel.step_size),
+            })  # fmt: skip
+            diverged = divergences
+            if len(kept) % _SHOWN_EVERY == 0 or len(kept) == method.num_draws:
+                count = (len(kept) - 1) % _SHOWN_EVERY + 1
+                shown(count * method.thinning)
+    draws = {k: np.stack([d[k] for d in kept]) for k in names}
+    return draws, {k: np.array([s[k] for s in stats]) for k in stats[0]}
+
+
+def _advance(kernel: Any, z: Any, count: int, shown: Callable) -> None:
+    for i in range(count):
+        kernel.sample(z)
+        if (i + 1) % _SHOWN_EVERY == 0 or i + 1 == count:
+            shown(i % _SHOWN_EVERY + 1)
+
+
+def _kernel(method: Any, layout: _Layout, potential: Callable) -> Any:
+    options = {
+        "potential_fn": potential, "step_size": method.step_size, "full_mass": layout.mass,
+        "adapt_step_size": method.adapt_step_size, "adapt_mass_matrix": method.adapt_mass_matrix,
+        "target_accept_prob": method.target_accept_prob,
+    }  # fmt: skip
+    kernel: Any
+    if method.algorithm == "NUTS":
+        kernel = _NUTS(**options, max_tree_depth=method.max_tree_depth)
+    else:
+        kernel = _HMC(**options, trajectory_length=method.trajectory_length)
+        kernel.fixed_steps = method.num_steps
+    kernel.heuristic = method.find_heuristic_step_size is not False
+    return kernel

@@ -1,0 +1,163 @@
+"""Cleans a traced graph: what make_fx writes down and nobody needs.
+
+A trace holds every `detach`, every view to the shape that is there already, `x + 0`, `x ** 1`, and
+the making of each constant. `simplify` takes them out; `fold` computes, once and for all, what
+depends on constants only. Both keep results to the bit. A graph may still write in place
+(Pyro's `masked_fill_`); what such a node touches is left as it is.
+
+Inductor does the like on its own; a graph that is replayed as Python pays for every node.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.fx import GraphModule, Node
+
+aten = torch.ops.aten
+
+_SAME = {aten.detach.default, aten.alias.default, aten.lift_fresh.default}
+_SHAPES = {
+    aten.expand.default,
+    aten.view.default,
+    aten._unsafe_view.default,
+    aten.reshape.default,
+}
+_NEUTRAL: dict[Any, float] = {
+    aten.add.Tensor: 0,
+    aten.add.Scalar: 0,
+    aten.sub.Tensor: 0,
+    aten.mul.Tensor: 1,
+    aten.mul.Scalar: 1,
+    aten.div.Tensor: 1,
+    aten.pow.Tensor_Scalar: 1,
+}
+_FOLD_UP_TO = 2**16  # elements of a folded constant
+
+
+def _op(node: Any) -> Any:
+    """The ATen operator that a node calls, or None."""
+    is_call = isinstance(node, Node) and node.op == "call_function"
+    return node.target if is_call and isinstance(node.target, torch._ops.OpOverload) else None
+
+
+def _writes(node: Node) -> list[Node]:
+    """Arguments that a node writes into."""
+    op = _op(node)
+    if op is None or not op._schema.is_mutable:
+        return []
+    given = [*zip(op._schema.arguments, node.args, strict=False)]
+    given += [(a, node.kwargs[a.name]) for a in op._schema.arguments if a.name in node.kwargs]
+    return [v for a, v in given if a.alias_info and a.alias_info.is_write and isinstance(v, Node)]
+
+
+def _base(node: Node) -> Node:
+    """The node whose memory a view shows; itself for a fresh tensor."""
+    while True:
+        op = _op(node)
+        if op is None or not op._schema.returns or op._schema.returns[0].alias_info is None:
+            return node
+        if not node.args or not isinstance(node.args[0], Node):
+            return node
+        node = node.args[0]
+
+
+def _written(graph: torch.fx.Graph) -> set[Node]:
+    return {_base(target) for node in graph.nodes for target in _writes(node)}
+
+
+def _value(node: Node) -> Any:
+    return node.meta.get("val")
+
+
+def _is_same(node: Node, source: Node) -> bool:
+    """Whether two nodes hold tensors of one shape, strides and type."""
+    a, b = _value(node), _value(source)
+    return (
+        isinstance(a, torch.Tensor)
+        and isinstance(b, torch.Tensor)
+        and a.shape == b.shape
+        and a.dtype == b.dtype
+        and a.stride() == b.stride()
+    )
+
+
+def simplify(module: GraphModule) -> None:
+    """Takes out nodes that change nothing; makes scalar constants part of the graph's text."""
+    graph = module.graph
+    written = _written(graph)
+    outputs = set(graph.output_node().all_input_nodes)
+    for node in list(graph.nodes):
+        op = _op(node)
+        if op is None or not node.args or not isinstance(node.args[0], Node):
+            continue
+        source = node.args[0]
+        if op in _SAME or (op in _SHAPES and _is_same(node, source)):
+            node.replace_all_uses_with(source)
+        elif op is aten.lift_fresh_copy.default and source.op == "get_attr":
+            _inline_scalar(module, node, source, written)
+        elif op in _NEUTRAL and len(node.args) == 2 and not node.kwargs:
+            # These make a new tensor: not where somebody writes, nor in place of an output.
+            neutral = not isinstance(node.args[1], Node) and node.args[1] == _NEUTRAL[op]
+            apart = node not in outputs and not {_base(node), _base(source)} & written
+            if neutral and apart and _is_same(node, source):
+                node.replace_all_uses_with(source)
+    graph.eliminate_dead_code()
+    module.recompile()
+
+
+def _inline_scalar(module: GraphModule, node: Node, source: Node, written: set[Node]) -> None:
+    constant = getattr(module, str(source.target))
+    if constant.ndim or _base(node) in written or constant.dtype is torch.bool:
+        return
+    with module.graph.inserting_before(node):
+        full = module.graph.call_function(
+            aten.full.default,
+            ([], constant.item()),
+            {"dtype": constant.dtype, "device": constant.device},
+        )
+    full.meta.update(node.meta)
+    node.replace_all_uses_with(full)
+
+
+def fold(module: GraphModule) -> None:
+    """Computes once what depends on constants only, as far as it is small.
+
+    A tensor that the traced function merely closes over is no constant: its owner may change it.
+    """
+    graph = module.graph
+    # Outputs belong to the caller, who may overwrite them.
+    taken = _written(graph) | {_base(node) for node in graph.output_node().all_input_nodes}
+    known: dict[Node, torch.Tensor] = {}
+    for node in list(graph.nodes):
+        op = _op(node)
+        if op is None or op._schema.is_mutable or _base(node) in taken:
+            continue
+        if torch.Tag.nondeterministic_seeded in op.tags or len(op._schema.returns) != 1:
+            continue
+        of_its_own = op is aten.lift_fresh_copy.default and node.args[0].op == "get_attr"  # type: ignore
+        if of_its_own:
+            known[node] = getattr(module, str(node.args[0].target)).clone()  # type: ignore
+        elif op is aten.ones_like.default or op is aten.zeros_like.default:
+            value = _value(node)
+            if isinstance(value, torch.Tensor) and value.numel() <= _FOLD_UP_TO:
+                number = 1 if op is aten.ones_like.default else 0
+                known[node] = torch.full(
+                    value.shape, number, dtype=value.dtype, device=value.device
+                )
+        elif all(n in known for n in node.all_input_nodes):
+            values = torch.fx.map_arg((node.args, node.kwargs), lambda n: known[n])
+            result = op(*values[0], **values[1])
+            if isinstance(result, torch.Tensor) and result.numel() <= _FOLD_UP_TO:
+                known[node] = result
+    for i, (node, value) in enumerate(known.items()):
+        if all(user in known for user in node.users):
+            continue
+        name = f"_folded_{i}"
+        module.register_buffer(name, value)
+        with graph.inserting_before(node):
+            constant = graph.get_attr(name)
+        node.replace_all_uses_with(constant)
+    graph.eliminate_dead_code()
+    module.recompile()

@@ -1,0 +1,249 @@
+"""The log density that samplers walk on: all latents of a bound model, on the whole real line.
+
+With u the unconstrained latents and theta = T(u), where T is the bijection of each latent's support
+(which may itself depend on other latents):
+
+    log p(u | data) = sum of every site's log p(theta, data) + log |det dT/du| + const,   nats
+
+All data are one batch, and nothing is scaled. Data and inputs are arguments, so that what was
+compiled for one data set serves the next. No sampler here: see `probgen.inference.mcmc`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from probgen.bound import Bound
+from probgen.errors import AlgorithmError, NonFiniteError, SupportError
+from probgen.trees import tree_leaves, tree_map
+
+Array = Any
+Tree = Any
+NUM_STARTS = 100  # starting points tried per chain; NumPyro and Pyro try as many
+CHUNK_ELEMENTS = 2**22  # numbers that one chunk of draws may hold while they are mapped
+
+
+class Point(NamedTuple):
+    """One point of the posterior.
+
+    Attributes:
+        free: the latents on the real line, by site name.
+        log_density: [] see above.
+        values: latents (in their supports) and deterministic sites, [*plates, *event].
+        log_likelihood: of each observed site, [*plates], nats.
+        site_log_prob: [] of each site.
+        outside: [] of each observed site, how many values lie outside its support.
+    """
+
+    free: dict[str, Array]
+    log_density: Array
+    values: dict[str, Array]
+    log_likelihood: dict[str, Array]
+    site_log_prob: dict[str, Array]
+    outside: dict[str, Array]
+
+
+class Chains(NamedTuple):
+    """What a sampler returns, numpy.
+
+    Attributes:
+        free: draws on the real line, [chain, draw, ...] by site name.
+        stats: [chain, draw] by ArviZ's names for them.
+        num_warmup: transitions before the first draw.
+    """
+
+    free: dict[str, np.ndarray]
+    stats: dict[str, np.ndarray]
+    num_warmup: int
+
+
+class Start(NamedTuple):
+    """A starting point for each chain, on trial; every leaf has the chains in front.
+
+    `ok`: log density and gradient are finite and all data lie in their support.
+    """
+
+    free: dict[str, np.ndarray]
+    ok: np.ndarray
+    site_log_prob: dict[str, np.ndarray]
+    outside: dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Posterior:
+    """A bound model's latents given data.
+
+    Attributes:
+        bound: the model, with names of what is observed.
+        num_rows: size of the data plate, or None when there are no data.
+    """
+
+    bound: Bound
+    num_rows: int | None
+
+    @property
+    def latents(self) -> tuple[str, ...]:
+        return self.bound.latents
+
+    @property
+    def observed(self) -> tuple[str, ...]:
+        sites = self.bound.structure.sites
+        return tuple(n for n, s in sites.items() if s.kind == "sample" and n not in self.latents)
+
+    def check(self) -> None:
+        """Refuses a model that has no posterior to sample.
+
+        Raises:
+            AlgorithmError: no latents, or a discrete one.
+        """
+        name, sites = self.bound.model.name, self.bound.structure.sites
+        if not self.latents:
+            raise AlgorithmError(
+                f"infer: the data observe all of {name!r}'s sites {sorted(self.observed)}, expected "
+                "at least one latent to infer; leave its data out, or use pg.evaluate."
+            )
+        for latent in self.latents:
+            if sites[latent].is_discrete:
+                raise AlgorithmError(
+                    f"infer: latent {latent!r} of {name!r} is discrete "
+                    f"({sites[latent].distribution}), expected continuous latents, since the "
+                    "chains follow gradients; sum it out (dist.MixtureSameFamily for a mixture), "
+                    "or give it as data."
+                )
+
+    def point(
+        self,
+        params: Mapping,
+        rows: Mapping[str, Array],
+        free: Mapping[str, Array] | None = None,
+        *,
+        key: Any = None,
+        given: Mapping[str, Array] | None = None,
+        strategy: str = "init_to_uniform",
+    ) -> Point:
+        """The posterior at `free`; what `free` leaves out starts at `given`, or by the strategy."""
+        bound, b = self.bound, self.bound.backend
+        program = bound.model.program
+        sites, free, log_det = b.unconstrained(
+            program,
+            params,
+            names=self.latents,
+            free=free or {},
+            given=given or {},
+            strategy=strategy,
+            values={n: rows[n] for n in bound.observed},
+            inputs=bound.inputs(program, rows, f"model {bound.model.name!r}"),
+            key=key,
+            batch_size=self.num_rows,
+        )
+        sums = {n: b.ops.sum(s.log_prob) for n, s in sites.items() if s.log_prob is not None}
+        total = log_det
+        for value in sums.values():
+            total = total + value
+        outside, likelihood = {}, {}
+        for name in self.observed:
+            fn, value = sites[name].fn, sites[name].value
+            likelihood[name] = b.log_prob(fn, value)
+            inside = b.in_support(fn, value)
+            if inside is None:
+                continue
+            outside[name] = b.ops.sum(b.ops.where(inside, 0.0 * total, 1.0 + 0.0 * total))
+            # A density need not look where its support ends: NumPyro's Uniform does not.
+            if b.has_moving_support(fn):
+                nowhere = b.ops.full_like(total, -np.inf)
+                total = b.ops.where(outside[name] > 0, nowhere, total)
+        values = {
+            n: s.value for n, s in sites.items() if n in self.latents or s.kind == "deterministic"
+        }
+        return Point(dict(free), total, values, likelihood, sums, outside)
+
+    def find_start(self, attempt: Callable[[int], Start]) -> dict[str, np.ndarray]:
+        """A good start for every chain: `attempt(i)` is tried until each chain has had one.
+
+        Raises:
+            SupportError: data lie outside the support of their site, wherever the chains start.
+            NonFiniteError: no start has a finite log density and gradient; names the sites.
+        """
+        found: Start | None = None
+        for i in range(NUM_STARTS):
+            new = attempt(i)
+            if found is None:
+                found = new
+            else:
+                good = found.ok
+                found = tree_map(
+                    lambda a, c, g=good: np.where(g.reshape(-1, *[1] * (a.ndim - 1)), a, c),
+                    found,
+                    new,
+                )
+            if found.ok.all():
+                return found.free
+        assert found is not None
+        raise self._no_start(found)
+
+    def _no_start(self, start: Start) -> Exception:
+        chain = int(np.argmin(start.ok))
+        name = self.bound.model.name
+        outside = {n: int(v[chain]) for n, v in start.outside.items() if v[chain] > 0}
+        if outside:
+            site, count = next(iter(outside.items()))
+            info = self.bound.structure.sites[site]
+            return SupportError(
+                f"data {site!r}: {count} values lie outside the support of "
+                f"{info.distribution.split('(')[0]} ({info.support}), at {NUM_STARTS} starting "
+                f"points of {name!r}; transform the data, choose a distribution whose support "
+                "holds them, or give starting values: init_strategy={'site': value}."
+            )
+        bad = sorted(n for n, v in start.site_log_prob.items() if not np.isfinite(v[chain]))
+        what = f"log probability of {', '.join(map(repr, bad))}" if bad else "gradient"
+        return NonFiniteError(
+            f"infer: chain {chain} of {name!r} found no start: the {what} is NaN or infinite at "
+            f"{NUM_STARTS} points, expected a finite log density; look at the data and priors of "
+            "these sites, or give starting values: init_strategy={'site': value}."
+        )
+
+    def token(self, params: Any, rows: Any, key: Any) -> Any:
+        """What identifies the posterior's computation at these shapes, for `backend.kept`."""
+        b = self.bound.backend
+        return b.fingerprint(
+            lambda params, rows, key: self.point(params, rows, key=key), params, rows, key
+        )
+
+    def map_draws(
+        self, what: str, chains: Chains, params: Any, rows: Any, token: Any, chunk: int | None
+    ) -> dict[str, np.ndarray]:
+        """A field of `Point` ("values", "log_likelihood") at every draw: [chain, draw, ...].
+
+        `chunk` draws are worked through at a time, by default as many as memory easily holds; the
+        last chunk is filled up, so that all have one shape.
+        """
+        b = self.bound.backend
+
+        def one(free: Any, params: Any, rows: Any) -> Any:
+            return getattr(self.point(params, rows, free), what)
+
+        lead = next(iter(chains.free.values())).shape[:2]
+        flat = {n: v.reshape(-1, *v.shape[2:]) for n, v in chains.free.items()}
+        total = lead[0] * lead[1]
+        if chunk is None:
+            # The data's size stands for what a program makes of them on the way.
+            size = sum(int(np.prod(v.shape[1:])) for v in flat.values())
+            size += sum(int(np.prod(np.shape(v))) for v in tree_leaves(rows))
+            chunk = max(1, CHUNK_ELEMENTS // max(size, 1))
+        if chunk < 1:
+            raise AlgorithmError(f"infer: got chunk_size={chunk}, expected at least 1.")
+        chunk = min(chunk, total)
+        function = b.kept((token, what), lambda: b.map_leading(one, num_calls=-(-total // chunk)))
+        parts = []
+        for start in range(0, total, chunk):
+            index = np.minimum(np.arange(start, start + chunk), total - 1)
+            out = function({n: b.asarray(v[index]) for n, v in flat.items()}, params, rows)
+            parts.append(tree_map(lambda x, s=start: b.to_numpy(x)[: total - s], out))
+        return {
+            n: np.concatenate([p[n] for p in parts]).reshape(*lead, *parts[0][n].shape[1:])
+            for n in parts[0]
+        }

@@ -1,0 +1,157 @@
+"""Refuses data of the wrong type for their site, or outside its support, before they are used.
+
+A support whose bounds are plain numbers (real, positive, {0, 1}, {0 ... k}) is read off one run on
+one datum, and every value is then held against it: no network runs on all the data. Only where the
+bounds are arrays (a Binomial with a count per datum) is the model run on all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from probgen.backends.protocol import Array, Key
+from probgen.errors import DataError, SupportError
+
+if TYPE_CHECKING:
+    from probgen.bound import Bound
+
+ROWS = 256  # data per run of the model where it must be run
+VALUES = 2**24  # values per comparison where it need not
+
+
+INDEXING = {"Categorical", "OrderedLogistic"}  # values are classes: integers
+COUNTING = {  # integers and floats are both read
+    "BetaBinomial", "Binomial", "DirichletMultinomial", "DiscreteUniform", "GammaPoisson",
+    "Geometric", "Multinomial", "NegativeBinomial", "Poisson", "ZeroInflatedPoisson",
+}  # fmt: skip
+
+
+def check_types(sites: Mapping[str, Mapping], data: Mapping[str, Any]) -> None:
+    """Refuses integers (an image of 0 ... 255) where a site wants floats, and floats for classes.
+
+    Args:
+        sites: of a run: name -> {"distribution": declaration, ...}.
+        data: rows by name, numpy.
+
+    Raises:
+        DataError: names the site, its distribution, the type, and the cure.
+    """
+    for name, site in sites.items():
+        if name not in data or "distribution" not in site:
+            continue
+        family, kind = site["distribution"].name, np.asarray(data[name]).dtype
+        if family in INDEXING and kind.kind not in "iu":
+            raise DataError(
+                f"data {name!r}: got numbers of type {kind}, expected integers, since the site's "
+                f"distribution is {family}, whose values are classes; convert them with "
+                ".astype('int32') (probgen.data.to_levels for images in [0, 1])."
+            )
+        if kind.kind in "biu" and family not in INDEXING | COUNTING:
+            raise DataError(
+                f"data {name!r}: got numbers of type {kind}, expected floats, since the site's "
+                f"distribution is {family}; convert images of 0 ... 255 with "
+                "probgen.data.from_levels (then binarize for a Bernoulli) or dequantize, other "
+                "numbers with .astype('float32')."
+            )
+
+
+class SupportCheck:
+    """`check(batch)` for batches of one data set; remembers the supports that it has read."""
+
+    def __init__(self, bound: Bound, params: Mapping, key: Key):
+        self.bound, self.params, self.key = bound, params, key
+        self._fixed: dict[str, Any] | None = None
+
+    def __call__(self, batch: Mapping[str, Any]) -> None:
+        """Refuses rows (numpy, or the backend's arrays) outside their support.
+
+        Raises:
+            SupportError: names the site, its support, how many values are outside, their range.
+        """
+        observed = [n for n in self.bound.observed if n in batch]
+        if not observed:
+            return
+        if self._fixed is None:
+            self._fixed = self._probe({k: v[:1] for k, v in batch.items()})
+        for name in observed:
+            if name in self._fixed:
+                values = batch[name]
+                rows = max(1, VALUES // max(1, int(np.prod(values.shape[1:]))))
+                for start in range(0, len(values), rows):
+                    self._compare(name, self._fixed[name], values[start : start + rows])
+        others = [n for n in observed if n not in self._fixed]
+        size = len(batch[observed[0]]) if others else 0
+        for start in range(0, size, ROWS):
+            part = {k: v[start : start + ROWS] for k, v in batch.items()}
+            sites = self._trace(part)
+            for name in others:
+                self._compare(name, sites[name].fn, part[name])
+
+    def _probe(self, rows: Mapping[str, Any]) -> dict[str, Any]:
+        """Site -> its distribution, of the observed sites whose support is the same for all data.
+
+        On JAX the run is abstract, so nothing is compiled and no parameter of the distribution may
+        be used; a support without arrays does not.
+        """
+        bound, b = self.bound, self.bound.backend
+        arrays = {k: b.asarray(v) for k, v in rows.items()}
+        program = bound.model.program
+        _, sites = b.probe(
+            program, dict(self.params), values={},
+            inputs=bound.inputs(program, arrays, f"model {bound.model.name!r}"),
+            key=self.key, batch_size=1, initialise=None,
+        )  # fmt: skip
+        found = {n: sites[n].fn for n in bound.observed}
+        return {n: fn for n, fn in found.items() if not _has_arrays(fn)}
+
+    def _trace(self, rows: Mapping[str, Any]) -> Any:
+        b = self.bound.backend
+        arrays = {k: b.asarray(v) for k, v in rows.items()}
+        return self.bound.trace(self.params, arrays, key=self.key, condition=False)
+
+    def _compare(self, name: str, fn: Any, values: Array) -> None:
+        b: Any = self.bound.backend
+        values = b.asarray(values)
+        ok = b.in_support(fn, values)
+        if ok is None:
+            return
+        inside = b.to_numpy(ok)
+        if inside.all():
+            return
+        flat = b.to_numpy(values).reshape(-1)
+        raise SupportError(
+            f"data {name!r}: {int((~inside).sum())} of {inside.size} events lie outside the "
+            f"support of {self.bound.structure.sites[name].distribution.split('(')[0]} "
+            f"({b.support_name(fn)}); the data range over [{flat.min():g}, {flat.max():g}]. "
+            "Transform the data (probgen.data.binarize, to_levels, dequantize) or choose a "
+            "likelihood whose support holds them."
+        )
+
+
+def _has_arrays(fn: Any) -> bool:
+    """Whether the bounds of a distribution's support may differ from datum to datum."""
+    try:
+        waiting = [fn.support]
+    except NotImplementedError:
+        return False
+    while waiting:
+        part = waiting.pop()
+        if getattr(part, "ndim", 0):
+            return True
+        if isinstance(part, list | tuple):
+            waiting += part
+        elif "constraint" in type(part).__module__:
+            waiting += list(vars(part).values()) if hasattr(part, "__dict__") else []
+    return False
+
+
+def check_support(bound: Bound, params: Mapping, batch: Mapping[str, Array], key: Key) -> None:
+    """`SupportCheck` for a single batch.
+
+    Raises:
+        SupportError: a value lies outside the support of its site.
+    """
+    SupportCheck(bound, params, key)(batch)

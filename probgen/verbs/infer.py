@@ -1,0 +1,198 @@
+"""`infer`: which latents, given data? Draws from the posterior as an ArviZ DataTree.
+
+All data are one batch here and the density is not scaled: a posterior is that of the whole data
+set. Samplers know nothing of results; this file turns their draws on the real line into values, and
+gives plates' names to axes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy as np
+
+import probgen
+from probgen.backends import resolve
+from probgen.backends.protocol import Backend
+from probgen.bound import Bound, bind
+from probgen.data.sources import as_arrays
+from probgen.errors import AlgorithmError, MissingSeed
+from probgen.feed import merge_inputs
+from probgen.fitted import Fitted
+from probgen.modelling import Model
+from probgen.posterior import Chains, Posterior
+from probgen.program import DATA_PLATE
+
+
+class Method(Protocol):
+    """A sampler such as `NUTS(...)`; `token` names what may be kept compiled."""
+
+    def draws(
+        self, posterior: Posterior, params: Any, rows: Any, key: Any, token: Any, progress_bar: bool
+    ) -> Chains: ...
+
+
+def infer(
+    model: Model | Fitted,
+    data: Any,
+    method: Method,
+    *,
+    inputs: Mapping[str, Any] | None = None,
+    names: tuple[str, ...] | None = None,
+    seed: int | None = None,
+    backend: str | Backend = "auto",
+    device: str = "auto",
+    log_likelihood: bool = False,
+    chunk_size: int | None = None,
+    progress_bar: bool = True,
+) -> Any:
+    """Draws from p(latents | data), by Markov chains.
+
+    Args:
+        model: a declaration, or a `Fitted` (whose parameters are held: only latents are inferred).
+        data: as in `fit`: an array (observes the site "x"), or arrays by site name; None or {} for
+            a program that is itself the density.
+        method: such as `NUTS(num_warmup=500, num_samples=1000, num_chains=4)`.
+        inputs: what the program conditions on; arrays as long as the data have one row a datum.
+        names: which entries of a data set observe which sites.
+        seed: an integer; same seed, same backend, same machine: same draws.
+        backend, device: "auto" is the fit's own for a `Fitted`, else JAX where it is installed.
+        log_likelihood: also give each observed value's log density at each draw, nats.
+        chunk_size: draws at a time when they are mapped to values and log likelihoods; None takes
+            as many as memory easily holds. It changes no number.
+        progress_bar: shows one on a terminal.
+
+    Returns:
+        An ArviZ DataTree. `posterior`: latents and deterministic sites, dimensions (chain, draw,
+        *plates, *event) with the plates' names ("data" is the data plate) and "<site>_dim_0"...
+        for events; a "/" of a submodel's site becomes ".". `sample_stats`: see the method.
+        `observed_data`, `constant_data`, and `log_likelihood` on request. Its attributes record
+        backend, device, versions, seed, method and seconds.
+
+    Raises:
+        MissingSeed: there is no seed.
+        AlgorithmError: no latents, a discrete one, nets without parameters.
+        SupportError: data outside the support of their site.
+        NonFiniteError: no starting point has a finite log density.
+        DataError, UnknownName, ShapeError: data or inputs that do not fit the program.
+    """
+    if seed is None:
+        raise MissingSeed("infer: got no seed, expected an integer such as seed=0.")
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer):
+        raise AlgorithmError(f"infer: got seed={seed!r}, expected an integer such as seed=0.")
+    if isinstance(method, type) or not hasattr(method, "draws"):
+        raise AlgorithmError(
+            f"infer: got the method {method!r}, expected one such as "
+            "NUTS(num_warmup=500, num_samples=1000) of probgen.inference."
+        )
+    b, declared, given, constants = _start(model, backend, device)
+    empty = data is None or (isinstance(data, Mapping) and not data)
+    arrays = {} if empty else as_arrays(data, names=names)
+    shared, per_datum = merge_inputs(declared, arrays, inputs)
+    constants = {**constants, **shared}
+    rows = {**arrays, **per_datum}
+    bound, params = bind(
+        declared, b, data=rows, constants=constants, params=given, seed=int(seed),
+        num_data=next((len(v) for v in rows.values()), None),
+    )  # fmt: skip
+    _check_nets(bound, given)
+    posterior = Posterior(bound, _num_rows(bound, rows))
+    posterior.check()
+    # Everything that is an array is an argument, so that other data need no other program.
+    on_device = {
+        k: b.asarray(v) for k, v in {**constants, **rows}.items() if isinstance(v, np.ndarray)
+    }
+    key = b.key(int(seed))
+    began = time.perf_counter()
+    token = posterior.token(params, on_device, key)
+    chains = method.draws(posterior, params, on_device, key, token, progress_bar)
+    seconds = time.perf_counter() - began
+
+    def mapped(what: str) -> dict[str, np.ndarray]:
+        return posterior.map_draws(what, chains, params, on_device, token, chunk_size)
+
+    groups = {"posterior": mapped("values"), "sample_stats": chains.stats}
+    if log_likelihood:
+        groups["log_likelihood"] = mapped("log_likelihood")
+    sites = bound.structure.sites
+    groups["observed_data"] = {n: v for n, v in rows.items() if n in sites}
+    groups["constant_data"] = {
+        n: np.asarray(v) for n, v in {**constants, **rows}.items() if n not in sites
+    }
+    versions = {**b.versions(), "probgen": probgen.__version__}
+    attributes = {
+        "model": declared.name, "method": repr(method), "backend": b.name, "device": b.device,
+        "versions": ", ".join(f"{k} {v}" for k, v in versions.items()), "seed": int(seed),
+        "sampling_time": seconds, "tuning_steps": chains.num_warmup,
+        "inference_library": "probgen", "inference_library_version": probgen.__version__,
+    }  # fmt: skip
+    return _to_datatree(posterior, groups, attributes)
+
+
+def _start(
+    model: Any, backend: str | Backend, device: str
+) -> tuple[Backend, Model, Any, dict[str, Any]]:
+    """(backend, declaration, parameters, constants)."""
+    if isinstance(model, Fitted):
+        b = model.resolve(backend, device)
+        return b, model.model, model.params, dict(model.constants)
+    if not isinstance(model, Model):
+        hint = "decorate it with @pg.model" if callable(model) else "declare a model first"
+        raise AlgorithmError(
+            f"infer: got {type(model).__name__} as the model, expected a declaration or a Fitted; "
+            f"{hint}."
+        )
+    return resolve(backend, device, prefer="jax"), model, None, {}
+
+
+def _check_nets(bound: Bound, params: Any) -> None:
+    known = {*bound.model.fitted_params(), *(params or {})}
+    missing = sorted(set(bound.structure.nets) - known)
+    if missing:
+        raise AlgorithmError(
+            f"infer: the nets {missing} of {bound.model.name!r} have no parameters, expected fitted "
+            "ones; give infer what pg.fit returns, or declare the weights as latents."
+        )
+
+
+def _num_rows(bound: Bound, rows: Mapping[str, np.ndarray]) -> int | None:
+    """Size of the data plate: the length of a site's data, or of an input with one row a datum."""
+    for name in bound.observed:
+        site = bound.structure.sites[name]
+        if site.is_local:
+            return int(rows[name].shape[len(site.plates) - 1])
+    return next((len(v) for v in rows.values()), None)
+
+
+def _to_datatree(posterior: Posterior, groups: dict, attributes: dict[str, Any]) -> Any:
+    from arviz_base import from_dict
+
+    structure = posterior.bound.structure
+    sizes = {**structure.plate_sizes, DATA_PLATE: posterior.num_rows}
+    dims: dict[str, list[str]] = {}
+    for group, values in groups.items():
+        lead = 0 if group.endswith("data") else 2
+        for name, value in values.items():
+            if group == "sample_stats":
+                continue
+            shape = np.shape(value)[lead:]
+            site = structure.sites.get(name)
+            # Plates are opened from the right: the outermost is an array's last plate axis.
+            plates = [] if site is None else list(site.plates[::-1])
+            if site is None and shape[:1] == (posterior.num_rows,):
+                plates = [DATA_PLATE]
+            if tuple(sizes[p] for p in plates) != shape[: len(plates)]:
+                plates = []  # a deterministic value need not have its plates' axes
+            event = [f"{name}_dim_{i}" for i in range(len(shape) - len(plates))]
+            if group != "log_likelihood":
+                dims[_legal(name)] = [_legal(d) for d in [*plates, *event]]
+    named = {group: {_legal(n): v for n, v in values.items()} for group, values in groups.items()}
+    kept = {group: values for group, values in named.items() if values}
+    return from_dict(kept, dims=dims, attrs={"/": attributes, "posterior": attributes})
+
+
+def _legal(name: str) -> str:
+    """A site's name as xarray's trees allow it, where "/" separates groups."""
+    return name.replace("/", ".")
