@@ -19,7 +19,7 @@ import numpy as np
 
 import probgen as pg
 from probgen import data, dist, nets
-from probgen.errors import DataError
+from probgen.errors import DeclarationError
 from probgen.evaluation.demo_report import demo_report
 from probgen.fitted import Fitted
 from probgen.inference import ELBO, IWAE, SVI
@@ -28,29 +28,35 @@ from probgen.models import VAE
 Array = Any
 
 
+NETS = ("mlp", "conv")
+
+
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """How large the demo is; `quick()` is for a look and for tests."""
 
-    num_epochs: int = 40
+    num_epochs: int = 50
     num_train: int = 4500
     num_held_out: int = 500
     num_particles: int = 1000
     latent_dim: int = 16
-    width: int = 256
     batch_size: int = 128
     learning_rate: float = 2e-3
     elbo_particles: int = 16
+    net: str = "mlp"
 
     @classmethod
-    def quick(cls) -> Settings:
+    def quick(cls, net: str = "mlp") -> Settings:
         """Seconds of work: fewer data, epochs and particles; its numbers are worse."""
-        return cls(num_epochs=8, num_train=1500, num_held_out=200, num_particles=100)
+        return cls(num_epochs=8, num_train=1500, num_held_out=200, num_particles=100, net=net)
 
     def __post_init__(self) -> None:
-        small = {k: v for k, v in dataclasses.asdict(self).items() if not v > 0}
-        if small:
-            raise DataError(f"demo: got {small}, expected positive numbers; leave them out.")
+        small = {k: v for k, v in vars(self).items() if k != "net" and not v > 0}
+        if small or self.net not in NETS:
+            raise DeclarationError(
+                f"demo: got {small or {'net': self.net}}, expected positive numbers, and a net "
+                f"among {NETS}; leave them out for the defaults."
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +98,7 @@ class Results:
 
 
 def digits(settings: Settings, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """(train, held out): black-and-white digits [n, 28, 28, 1] in {0, 1}, each class in its share."""
+    """(train, held out): black-and-white digits [n, 28, 28, 1], each class in its share."""
     images = data.binarize(data.mnist5k())
     sizes = [settings.num_train, settings.num_held_out]
     train, held_out = data.split(images, sizes, seed=seed, stratify=True)
@@ -100,13 +106,18 @@ def digits(settings: Settings, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def declare(settings: Settings) -> VAE:
-    """z ~ N(0, I), x | z ~ Bernoulli(sigmoid(f(z))), and a Gaussian encoder; two-layer nets."""
-    hidden, d = (settings.width, settings.width), settings.latent_dim
+    """z ~ N(0, I), x | z ~ Bernoulli(sigmoid(f(z))), and a Gaussian encoder."""
+    d, heads, image = settings.latent_dim, ("loc", "log_scale"), (28, 28, 1)
+    encoder: Any = nets.MLP(hidden=(400,), out=d, heads=heads)
+    decoder: Any = nets.MLP(hidden=(400,), out=image)
+    if settings.net == "conv":
+        encoder = nets.ConvEncoder(channels=(16, 32), hidden=(128,), out=d, heads=heads)
+        decoder = nets.ConvDecoder(channels=(32, 16), hidden=(128,), out=image)
     return VAE(
         latent=dist.Normal(0, 1).expand([d]).to_event(1),
-        decoder=nets.MLP(hidden=hidden, out=(28, 28, 1)),
+        decoder=decoder,
         likelihood=dist.Bernoulli,
-        encoder=nets.MLP(hidden=hidden, out=d, heads=("loc", "log_scale")),
+        encoder=encoder,
     )
 
 
@@ -212,7 +223,9 @@ def run(
     say(f"learn    {steps} steps, {count:,} parameters: {watch.parts['learning']:.0f} s")
     numbers = measure(fitted, train, held_out, chosen, seed=seed)
     watch.lap("likelihoods")
-    say(f"measure  held-out ELBO {numbers['elbo'][0]:.2f} ± {numbers['elbo'][1]:.2f} nats per digit")
+    say(
+        f"measure  held-out ELBO {numbers['elbo'][0]:.2f} ± {numbers['elbo'][1]:.2f} nats per digit"
+    )
     say(
         f"         log p(x) about {numbers['log_p'][0]:.2f} ± {numbers['log_p'][1]:.2f} "
         f"(K = {chosen.num_particles}): {watch.parts['likelihoods']:.0f} s"

@@ -15,7 +15,6 @@ from probgen.evaluation import figures
 from probgen.evaluation.report import (
     Code,
     Figure,
-    Formula,
     ImageRows,
     Number,
     Numbers,
@@ -28,6 +27,7 @@ from probgen.evaluation.report import (
 )
 from probgen.evaluation.report.drawing import figure_svg
 from probgen.evaluation.report.model import model_blocks
+from probgen.evaluation.report.text import number
 
 if TYPE_CHECKING:
     from probgen.evaluation.demo import Results
@@ -106,30 +106,35 @@ def _summary(r: Results) -> Section:
 
 
 def _meaning(r: Results) -> Section:
-    gap = r.log_p[0] - r.elbo[0]
-    over = r.train_elbo[0] - r.elbo[0]
-    blank = float(r.held_out.mean())
-    coin = 784 * np.log(2)
+    gap, over = r.log_p[0] - r.elbo[0], r.train_elbo[0] - r.elbo[0]
+    pixels = r.held_out[0].size
     return Section(
         "What the numbers mean",
         Paragraph(
-            f"**log p(x)** is the logarithm of the probability that the model gives to a digit it "
-            f"has never seen, all 784 pixels right; larger is better. Guessing each pixel by a fair "
-            f"coin gives {with_error(-coin, None)}; about {100 * blank:.0f} % of the pixels are ink."
+            "**log p(x)** is the logarithm of the probability that the model gives to a digit it "
+            f"has never seen, all {pixels} pixels of it; larger is better. To guess each pixel by "
+            f"the toss of a coin gives {number(-pixels * np.log(2))}; to guess it by the share of "
+            f"ink, {100 * r.held_out.mean():.0f} %, gives {number(_by_share(r))}."
         ),
         Paragraph(
-            f"**The ELBO** is a lower bound on it, and what training raises. **The "
-            f"importance-weighted estimate** draws K = {r.settings.num_particles:,} codes per digit "
-            f"and averages their weights; it too is low on average, and closes in on log p(x) as K "
-            f"grows. The {with_error(gap, None)} nats between the two are the price of the encoder's "
-            f"simple Gaussian."
+            "**The ELBO** is a lower bound on it, and what training raises. **The importance-"
+            f"weighted estimate** draws K = {r.settings.num_particles:,} codes for each digit and "
+            "averages their weights; it too is low on average, and closes in on log p(x) as K "
+            f"grows. The {gap:.1f} nats between the two are the price of the encoder's simple "
+            "Gaussian."
         ),
         Paragraph(
-            f"**Overfitting** shows as the distance between training and held-out digits, here "
-            f"{with_error(over, None)} nats: {r.settings.num_train:,} digits are few. A standard "
-            f"error speaks of other held-out digits, not of other training runs."
+            "**Overfitting** shows as the distance between training and held-out digits, here "
+            f"{over:.1f} nats: {r.settings.num_train:,} digits are few. A standard error speaks of "
+            "other held-out digits, not of other training runs."
         ),
     )
+
+
+def _by_share(r: Results) -> float:
+    """log p(x) of a held-out digit when each pixel is ink with the share of ink, nats."""
+    p = float(r.held_out.mean())
+    return r.held_out[0].size * (p * np.log(p) + (1 - p) * np.log1p(-p))
 
 
 def _model(r: Results) -> Section:
@@ -243,11 +248,11 @@ def _information(r: Results) -> list[Any]:
         f"On {report.num_data} training digits. The lower bound on the information cannot exceed "
         f"log {report.num_data} = {np.log(report.num_data):.2f}."
     )
-    return [Table(["the code", "value"], rows, caption=text, name="code")]
+    return [Table(["the code", "value"], rows, caption=text, name="code", wide=False)]
 
 
 def _traversal(r: Results) -> Section:
-    rows = [Row(f"z{unit}  {r.kl_units[unit]:.2f}", r.traversals[unit]) for unit in r.units]
+    rows = [Row(f"unit {unit}: {r.kl_units[unit]:.2f}", r.traversals[unit]) for unit in r.units]
     return Section(
         "Latent traversal",
         ImageRows(
@@ -293,9 +298,9 @@ def _again(r: Results, command: str) -> Section:
         Code(command, "command"),
         Table(["part", "version"], rows, name="versions"),
         Paragraph(
-            "Same seed, same backend, same machine: same numbers. The fitted model lies beside this "
-            "page in `model/` and is read by `pg.Fitted.from_pretrained`, on either backend; the "
-            "numbers of this page are in `report.json`.",
+            "Same seed, same backend, same machine: same numbers. The fitted model lies beside "
+            "this page in `model/` and is read by `pg.Fitted.from_pretrained`, on either backend; "
+            "the numbers of this page are in `report.json`.",
             small=True,
         ),
     )

@@ -22,7 +22,7 @@ SIZE = (4.2, 2.75)
 
 @dataclasses.dataclass(frozen=True)
 class Curve:
-    """One line: x, y [n], its name, its colour by the palette's name, and whether to mark points."""
+    """One line: x, y [n], its name, its colour's name in the palette, and its manner."""
 
     x: np.ndarray
     y: np.ndarray

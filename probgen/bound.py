@@ -160,6 +160,21 @@ class Bound:
             )
         return self.model.guide
 
+    def require_rows(self, who: str) -> None:
+        """Refuses data of sites inside further plates, whose first axis is not the data's.
+
+        Raises:
+            AlgorithmError: names the site, its plates and the cure.
+        """
+        for name in self.observed:
+            plates = [p for p in self.structure.sites[name].plates if p != DATA_PLATE]
+            if plates:
+                raise AlgorithmError(
+                    f"{who}: the data observe site {name!r} inside the plates {plates}, expected "
+                    "the data plate alone, since batches are rows of the data; make those axes "
+                    "events with .expand([...]).to_event(n), or use pg.infer on all the data."
+                )
+
     def split_params(self, params: Mapping) -> tuple[dict, dict]:
         """(trainable, frozen) parts of a parameter dict, by the model's `frozen` names."""
         frozen = self.model.frozen()

@@ -29,10 +29,12 @@ class Model:
     Attributes:
         guide: a program with the model's latent sites and no others, or None.
         is_normalized: False when the density carries a factor, so that it is known up to a constant.
+        backend: the only backend that it runs on ("" when both do); "auto" means this one then.
     """
 
     guide: Callable | None = None
     is_normalized: bool = True
+    backend: str = ""
 
     @property
     def program(self) -> Callable:

@@ -12,7 +12,7 @@ compiled for one data set serves the next. No sampler here: see `probgen.inferen
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -103,7 +103,7 @@ class Posterior:
         name, sites = self.bound.model.name, self.bound.structure.sites
         if not self.latents:
             raise AlgorithmError(
-                f"infer: the data observe all of {name!r}'s sites {sorted(self.observed)}, expected "
+                f"infer: the data observe all sites of {name!r}, {sorted(self.observed)}, expected "
                 "at least one latent to infer; leave its data out, or use pg.evaluate."
             )
         for latent in self.latents:
@@ -151,7 +151,7 @@ class Posterior:
             inside = b.in_support(fn, value)
             if inside is None:
                 continue
-            outside[name] = b.ops.sum(b.ops.where(inside, 0.0 * total, 1.0 + 0.0 * total))
+            outside[name] = b.ops.sum(b.ops.where(inside, 0.0, 1.0))
             # A density need not look where its support ends: NumPyro's Uniform does not.
             if b.has_moving_support(fn):
                 nowhere = b.ops.full_like(total, -np.inf)
@@ -161,38 +161,22 @@ class Posterior:
         }
         return Point(dict(free), total, values, likelihood, sums, outside)
 
-    def find_start(self, attempt: Callable[[int], Start]) -> dict[str, np.ndarray]:
-        """A good start for every chain: `attempt(i)` is tried until each chain has had one.
+    def check_start(self, start: Start) -> None:
+        """Refuses starting points of which one is not good.
 
         Raises:
             SupportError: data lie outside the support of their site, wherever the chains start.
             NonFiniteError: no start has a finite log density and gradient; names the sites.
         """
-        found: Start | None = None
-        for i in range(NUM_STARTS):
-            new = attempt(i)
-            if found is None:
-                found = new
-            else:
-                good = found.ok
-                found = tree_map(
-                    lambda a, c, g=good: np.where(g.reshape(-1, *[1] * (a.ndim - 1)), a, c),
-                    found,
-                    new,
-                )
-            if found.ok.all():
-                return found.free
-        assert found is not None
-        raise self._no_start(found)
-
-    def _no_start(self, start: Start) -> Exception:
+        if start.ok.all():
+            return
         chain = int(np.argmin(start.ok))
         name = self.bound.model.name
         outside = {n: int(v[chain]) for n, v in start.outside.items() if v[chain] > 0}
         if outside:
             site, count = next(iter(outside.items()))
             info = self.bound.structure.sites[site]
-            return SupportError(
+            raise SupportError(
                 f"data {site!r}: {count} values lie outside the support of "
                 f"{info.distribution.split('(')[0]} ({info.support}), at {NUM_STARTS} starting "
                 f"points of {name!r}; transform the data, choose a distribution whose support "
@@ -200,7 +184,7 @@ class Posterior:
             )
         bad = sorted(n for n, v in start.site_log_prob.items() if not np.isfinite(v[chain]))
         what = f"log probability of {', '.join(map(repr, bad))}" if bad else "gradient"
-        return NonFiniteError(
+        raise NonFiniteError(
             f"infer: chain {chain} of {name!r} found no start: the {what} is NaN or infinite at "
             f"{NUM_STARTS} points, expected a finite log density; look at the data and priors of "
             "these sites, or give starting values: init_strategy={'site': value}."

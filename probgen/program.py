@@ -42,6 +42,7 @@ class Run:
         initialise: called as `initialise(name, declaration, event_shapes)` for a net without
             parameters; None when parameters must exist.
         particles: (size, dim) of an outermost plate of particles, or None.
+        is_native: handlers of Pyro or NumPyro stand around the run, and may add axes on the left.
     """
 
     lower: Any
@@ -49,6 +50,7 @@ class Run:
     batch_size: int | None = None
     initialise: Callable | None = None
     particles: tuple[int, int] | None = None
+    is_native: bool = False
     prefix: str = ""
     rename: dict[str, str] = dataclasses.field(default_factory=dict)
     plates: dict[str, tuple[int, Any]] = dataclasses.field(default_factory=dict)
@@ -161,6 +163,8 @@ def _check_batch_shape(run: Run, name: str, batch_shape: tuple[int, ...]) -> Non
     inner = batch_shape
     if run.particles is not None and len(batch_shape) == -run.particles[1]:
         inner = batch_shape[1:]
+    if run.is_native and len(inner) > len(plates):
+        inner = inner[len(inner) - len(plates) :]
     padded = (1,) * (len(plates) - len(inner)) + inner
     if len(padded) == len(plates) and all(b in (1, p) for b, p in zip(padded, plates, strict=True)):
         return

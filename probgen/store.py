@@ -49,7 +49,7 @@ def write_folder(
         sums = {}
         for name, group in arrays.items():
             file = fresh / f"{name}.safetensors"
-            save_file({k: np.ascontiguousarray(v) for k, v in group.items()}, file)
+            save_file({k: np.asarray(v, order="C") for k, v in group.items()}, file)
             sums[file.name] = _digest(file)
             _sync(file)
         header = {"format": FORMAT, "version": VERSION, "sha256": sums}

@@ -21,6 +21,19 @@ def small_vae(latent=None, hidden=(8,), **options):
     )
 
 
+@pg.model
+def coins():
+    """Four coins and nothing latent: the least that the driver can be tried on."""
+    logits = pg.net("logits", nets.Parameter(SHAPE))()
+    with pg.data_plate():
+        pg.sample("x", dist.Bernoulli(logits=logits).to_event(1))
+
+
+@coins.with_guide
+def coins():
+    """Nothing to draw."""
+
+
 def binary_data(size=64, seed=0):
     """Rows of four bits of which the last two repeat the first two: something to learn."""
     first = np.random.default_rng(seed).integers(0, 2, (size, 2))

@@ -31,6 +31,7 @@ from probgen.inference import (
 )
 from probgen.inference.control import ANTI_WINDUP
 from probgen.models import VAE
+from probgen.trees import tree_map
 
 
 def every_mode(betas):
@@ -85,7 +86,7 @@ def float64(kind: str):
 
 def played(controller, kls, set_point, make=float):
     """The weights that a controller gives for a sequence of KLs."""
-    state = pg.trees.tree_map(make, controller.init())
+    state = tree_map(make, controller.init())
     betas = []
     for kl in kls:
         state, beta = controller.update(state, make(kl), make(set_point))
@@ -189,20 +190,23 @@ def test_without_anti_windup_the_kl_overshoots_further():
 
 @pytest.mark.parametrize("mode", ["conditional", "official_freeze"])
 def test_saturation_leaves_weight_and_integral_bounded(mode):
-    """A set point out of reach of beta >= 1: the weight rests at 1 and the integral stays put."""
+    """A set point out of reach of beta >= 1: the weight rests at 1, the integral stays put.
+
+    The proportional part is never quite zero, so "at 1" is up to kp s(-3), 0.0005.
+    """
     controller = PI(beta_min=1.0, anti_windup=mode)
     kl, beta, integral = simulate(controller, 10.0, lambda beta: 7.0 / beta, 20_000)
-    assert kl[-1] == pytest.approx(7.0, rel=1e-6) and np.all(beta[5000:] == 1.0)
+    assert kl[-1] == pytest.approx(7.0, rel=1e-3)
+    assert np.all(beta[5000:] - 1.0 <= controller.kp / (1 + math.exp(2.99)))
     assert np.abs(integral).max() <= controller.kp + controller.ki * 10.0
 
 
 def test_a_saturated_weight_leaves_its_limit_as_soon_as_the_error_turns():
     controller = PI(beta_min=1.0)
-    _, betas, _ = simulate(controller, 10.0, lambda beta: 7.0 / beta, 20_000)
     state = controller.init()
     for _ in range(20_000):
-        state, _ = controller.update(state, 7.0, 10.0)
-    assert betas[-1] == 1.0
+        state, beta = controller.update(state, 7.0, 10.0)
+    assert beta < 1.0005
     assert controller.update(state, 16.0, 10.0)[1] > 1.005
 
 
@@ -364,13 +368,15 @@ def fit(loss, backend, num_steps, **options):
 def test_a_controlled_fit_tracks_its_set_point_and_rescues_the_code(backend):
     """1500 steps, started near the steady weight; the mean KL of the last 500 to 4%.
 
-    The minibatch KL has sd 0.25 at most, so its mean over 500 steps a s.e. of 0.01; what is left is
-    the drift of a net that still learns, (d beta / dt) / ki, some tenths of a nat.
+    The minibatch KL has sd 0.25 at most, so its mean over 500 steps a s.e. of 0.01. What is left is
+    the drift of a net that still learns: the error that keeps beta moving is (d beta / dt) / ki,
+    about 0.1 nats at this gain, three times that of the long fits.
     """
-    collapsed = fit(ELBO(kl_weight=4.0), backend, 1500)
+    collapsed = fit(ELBO(kl_weight=4.0), backend, 600)
+    controllers = {4.0: PI(ki=3e-3, initial_beta=1.5), 10.0: PI(ki=3e-3, initial_beta=0.5)}
     found = {
-        c: fit(ControlledELBO(set_point=c, controller=PI(initial_beta=first)), backend, 1500)
-        for c, first in ((4.0, 1.5), (10.0, 0.5))
+        c: fit(ControlledELBO(set_point=c, controller=controller), backend, 1500)
+        for c, controller in controllers.items()
     }
     for c, fitted in found.items():
         assert fitted.history.last("kl", 500) == pytest.approx(c, rel=0.04)

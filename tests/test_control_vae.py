@@ -9,6 +9,7 @@ Bernoulli, Adam 1e-3, batches of 128. The laws that take seconds are in `test_co
 """
 
 import functools
+import itertools
 import os
 from pathlib import Path
 from typing import NamedTuple
@@ -160,7 +161,7 @@ def test_control_vae_weight_is_the_slope_of_the_rate_distortion_curve(backend_na
     """Check 5: between neighbours (R1 - R2) / (K2 - K1) lies in [beta2, beta1], up to 10%."""
     runs = [run(backend_name, controlled(c), 10_000) for c in CURVE]
     slopes = []
-    for one, two in zip(runs, runs[1:], strict=False):
+    for one, two in itertools.pairwise(runs):
         gained = two.train["log_prob"] - one.train["log_prob"]
         slopes.append(gained / (two.train["kl"] - one.train["kl"]))
         assert 0.9 * two.beta <= slopes[-1] <= 1.1 * one.beta
@@ -180,10 +181,13 @@ def test_control_vae_elbo_is_largest_where_the_weight_is_one(backend_name):
 
 
 def test_control_vae_saturates_without_harm(backend_name):
-    """Check 7: C = 10 is out of reach for beta >= 1: the weight rests at 1, the KL is the plain."""
+    """Check 7: C = 10 is out of reach for beta >= 1: the weight rests at 1, the KL is the plain.
+
+    P is never quite zero: "at 1" is up to kp s(-e), 0.001 at e = 2.
+    """
     plain = run(backend_name, ELBO())
     found = run(backend_name, controlled(10, beta_min=1.0))
-    assert found.beta == pytest.approx(1.0, abs=1e-6)
+    assert found.beta == pytest.approx(1.0, abs=2e-3)
     assert found.kl == pytest.approx(plain.kl, rel=0.03)
     assert any("set point" in w for w in found.fitted.report.warnings)
 

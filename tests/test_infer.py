@@ -31,8 +31,16 @@ def small(backend_name):
     return pg.backends.load(backend_name, "cpu", **options)
 
 
+def sized(kind, backend, **options):
+    """Chains as long as a second or two allows: Pyro's take a millisecond a leapfrog."""
+    sizes = {"num_warmup": 150, "num_samples": 300, "num_chains": 2}
+    if backend.name == "jax":
+        sizes = {"num_warmup": 300, "num_samples": 2000, "num_chains": 4}
+    return kind(**{**sizes, **options})
+
+
 def run(model, data, backend, method=None, **options):
-    method = method or NUTS(num_warmup=300, num_samples=500, num_chains=2)
+    method = method or sized(NUTS, backend)
     return pg.infer(
         model, data, method, **{"backend": backend, "seed": 0, "progress_bar": False, **options}
     )
@@ -79,16 +87,16 @@ def check_regression(draws):
 
 @pg.model
 def coin():
-    p = pg.sample("p", dist.Beta(2.0, 3.0))
+    p = pg.sample("p", dist.Beta(0.5, 1.5))
     with pg.data_plate():
-        pg.sample("heads", dist.Binomial(10, probs=p))
+        pg.sample("heads", dist.Binomial(2, probs=p))
 
 
-HEADS = np.array([7.0, 4.0, 8.0], np.float32)
+HEADS = np.array([2.0, 1.0], np.float32)  # few: the Jacobian is then most of the density
 
 
 def check_coin(draws):
-    law = scipy.stats.beta(2 + HEADS.sum(), 3 + (10 - HEADS).sum())
+    law = scipy.stats.beta(0.5 + HEADS.sum(), 1.5 + (2 - HEADS).sum())
     p = draws.posterior.p.values[..., None]
     assert_moments(p, np.array([law.mean()]), np.array([[law.var()]]), "p")
 
@@ -100,7 +108,7 @@ def counts():
         pg.sample("events", dist.Poisson(rate))
 
 
-EVENTS = np.array([3.0, 5.0, 2.0, 4.0, 6.0], np.float32)
+EVENTS = np.array([1.0, 0.0], np.float32)
 
 
 def check_counts(draws):
@@ -111,16 +119,16 @@ def check_counts(draws):
 
 @pg.model
 def die():
-    p = pg.sample("p", dist.Dirichlet(np.array([2.0, 1.0, 3.0], np.float32)))
+    p = pg.sample("p", dist.Dirichlet(np.array([2.0, 1.0, 1.5], np.float32)))
     with pg.data_plate():
         pg.sample("face", dist.Categorical(probs=p))
 
 
-FACES = np.array([0, 2, 2, 1, 2, 0, 2], np.float32)
+FACES = np.array([0, 2, 2], np.int32)
 
 
 def check_die(draws):
-    law = scipy.stats.dirichlet(np.array([2, 1, 3]) + np.bincount(FACES.astype(int), minlength=3))
+    law = scipy.stats.dirichlet(np.array([2, 1, 1.5]) + np.bincount(FACES, minlength=3))
     assert_moments(draws.posterior.p.values, law.mean(), law.cov(), "p")
 
 
@@ -173,21 +181,20 @@ CASES = {
     "gamma-poisson": (counts, {"events": EVENTS}, None, check_counts, {}),
     "dirichlet-categorical": (die, {"face": FACES}, None, check_die, {}),
     "correlated": (correlated, None, None, check_correlated, {"dense_mass": True}),
-    "support of a latent": (ladder, {}, None, check_ladder, {"num_samples": 1000}),
-    "support of the data": (tank, {"serial": SERIALS}, None, check_tank, {"num_samples": 1000}),
+    "support of a latent": (ladder, {}, None, check_ladder, {}),
+    "support of the data": (tank, {"serial": SERIALS}, None, check_tank, {}),
 }
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_nuts_keeps_a_posterior_known_in_closed_form(case, small):
     model, data, inputs, check, options = CASES[case]
-    method = NUTS(**{"num_warmup": 300, "num_samples": 500, "num_chains": 2, **options})
-    check(run(model, data, small, method, inputs=inputs))
+    check(run(model, data, small, sized(NUTS, small, **options), inputs=inputs))
 
 
 @pytest.mark.parametrize("options", [{"trajectory_length": 1.5}, {"num_steps": 3}])
 def test_hmc_keeps_a_posterior_known_in_closed_form(options, small):
-    method = HMC(num_warmup=300, num_samples=500, num_chains=2, **options)
+    method = sized(HMC, small, **options)
     draws = run(regression, {"y": Y}, small, method, inputs={"covariates": C})
     check_regression(draws)
     assert "tree_depth" not in draws.sample_stats
@@ -306,8 +313,9 @@ def test_same_seed_same_draws_and_nobody_elses_randomness(small):
     np.testing.assert_array_equal(states[1], np.random.get_state()[1])
 
 
-def test_pyros_parameter_store_stays_empty(small):
+def test_pyros_parameter_store_stays_empty():
     pyro = pytest.importorskip("pyro")
+    small = pg.backends.load("torch", "cpu", compile="graph")
     run(counts, {"events": EVENTS}, small, NUTS(**TINY))
     assert not dict(pyro.get_param_store())
 
@@ -345,7 +353,7 @@ def test_chains_start_where_they_are_told(strategy, small):
 
 
 def test_blocks_of_the_mass_matrix_are_named_by_sites(small):
-    method = NUTS(num_warmup=200, num_samples=400, num_chains=2, dense_mass=[("top",), ("x",)])
+    method = sized(NUTS, small, dense_mass=[("top",), ("x",)])
     check_ladder(run(ladder, None, small, method))
 
 
@@ -433,7 +441,7 @@ def test_what_cannot_be_inferred_is_refused_by_name(small):
     with pytest.raises(AlgorithmError, match=r"nets \['decoder'\].*no parameters"):
         run(untrained, {"y": Y}, small)
     with pytest.raises(SupportError, match="data 'events': 1 values lie outside"):
-        run(counts, {"events": -EVENTS[:1]}, small, NUTS(**TINY))
+        run(counts, {"events": -EVENTS}, small, NUTS(**TINY))
     with pytest.raises(UnknownName, match="init_strategy names 'ratio'.*did you mean 'rate'"):
         run(counts, {"events": EVENTS}, small, NUTS(init_strategy={"ratio": 1.0}))
     with pytest.raises(UnknownName, match="eventz"):

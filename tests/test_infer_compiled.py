@@ -1,4 +1,4 @@
-"""JAX: a second run on other data of the same shapes compiles nothing, and nothing kept is stale."""
+"""JAX: other data of the same shapes compile nothing, and what is kept is never stale."""
 
 import numpy as np
 import pytest

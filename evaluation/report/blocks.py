@@ -71,7 +71,7 @@ class Numbers:
         for i, n in enumerate(self.numbers):
             unit = f'<span class="unit">{inline(n.unit)}</span>' if n.unit else ""
             note = f'<div class="note">{inline(n.note)}</div>' if n.note else ""
-            kind = "tile lead" if i < self.lead else "tile"
+            kind = "tile main" if i < self.lead else "tile"
             tiles.append(
                 f'<div class="{kind}"><dt>{inline(n.name)}</dt>'
                 f'<dd><span class="value">{escape(n.shown())}</span> {unit}{note}</dd></div>'
@@ -91,7 +91,7 @@ class Numbers:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """Rows of text or numbers under a header; the first column names the row.
+    """Rows of text or numbers under a header; the first column names the row. See `Figure.wide`.
 
     Raises:
         ShapeError: a row is not as long as the header.
@@ -101,6 +101,7 @@ class Table:
     rows: Sequence[Sequence[str | float]]
     caption: str = ""
     name: str = "table"
+    wide: bool = True
 
     def __post_init__(self) -> None:
         for row in self.rows:
@@ -123,8 +124,9 @@ class Table:
         head = "".join(f'<th scope="col">{inline(h)}</th>' for h in self.header)
         body = "".join(map(line, self.rows))
         caption = f"<caption>{inline(self.caption)}</caption>" if self.caption else ""
+        kind = "scroll wide" if self.wide else "scroll half"
         return (
-            f'<div class="scroll wide" role="region" tabindex="0" aria-label="{escape(self.name)}">'
+            f'<div class="{kind}" role="region" tabindex="0" aria-label="{escape(self.name)}">'
             f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
         )
 
@@ -150,7 +152,8 @@ class Figure:
         return (
             f'<figure class="{"wide" if self.wide else "half"}">'
             f'<div class="drawing" role="img" aria-label="{escape(self.description)}">'
-            f"{isolate(self.svg, key)}</div><figcaption>{inline(self.caption)}</figcaption></figure>"
+            f"{isolate(self.svg, key)}</div>"
+            f"<figcaption>{inline(self.caption)}</figcaption></figure>"
         )
 
     def data(self) -> dict[str, Any]:
@@ -239,9 +242,8 @@ class ImageRows:
             )[:, : -self.gap or None]
             label = f'<span class="label">{inline(row.label)}</span>' if labelled else ""
             height, width = strip.shape[:2]
-            lines.append(
-                f'{label}<img alt="" width="{width}" height="{height}" src="{_png(strip, self.ink)}">'
-            )
+            source = _png(strip, self.ink)
+            lines.append(f'{label}<img alt="" width="{width}" height="{height}" src="{source}">')
         kind = f"strips{' labelled' if labelled else ''}{' ink' if self.ink else ''}"
         return (
             f'<figure class="wide"><div class="{kind}" role="img" '
@@ -258,7 +260,7 @@ def _clean(image: np.ndarray) -> np.ndarray:
 
 
 def _png(image: np.ndarray, ink: bool) -> str:
-    """[h, w, c] in [0, 1] as a data address; grey in 32 levels, since nobody sees more in a digit."""
+    """[h, w, c] in [0, 1] as a data address; grey in 32 levels, enough for the eye."""
     from PIL import Image
 
     if image.shape[2] == 1:

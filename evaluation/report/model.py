@@ -30,7 +30,9 @@ def model_blocks(fitted: Fitted) -> list[Block]:
     blocks: list[Block] = []
     latex = fitted.model.formula()
     if latex:
-        blocks.append(Formula(latex, "The density, and the guide that stands in for the posterior."))
+        blocks.append(
+            Formula(latex, "The density, and the guide that stands in for the posterior.")
+        )
     names = [n.name for n in graph.nodes if n.kind != "parameter"]
     edges = [[a.start, a.end, "guide" if a.guide else "model"] for a in graph.arrows]
     blocks.append(
@@ -53,7 +55,7 @@ def _table(bound: Bound, fitted: Fitted) -> Table:
         rows.append([name, f"{seen if site.kind == 'sample' else site.kind}, {shape}"])
     for name, count in parameter_count(fitted.params).items():
         rows.append([name, f"network, {count:,} parameters"])
-    return Table(["part", "what it is"], rows, name="parts")
+    return Table(["part", "what it is"], rows, name="parts", wide=False)
 
 
 def graph_of(bound: Bound, params: Mapping, *, seed: int = 0, num_data: int = 3) -> Graph:
@@ -65,7 +67,9 @@ def graph_of(bound: Bound, params: Mapping, *, seed: int = 0, num_data: int = 3)
     b = bound.backend
     batch = _inputs(bound, num_data, seed)
     first, second = (
-        _values(bound.trace(params, batch, key=b.key(seed + i), batch_size=num_data, condition=False))
+        _values(
+            bound.trace(params, batch, key=b.key(seed + i), batch_size=num_data, condition=False)
+        )
         for i in (0, 1)
     )
 
@@ -99,7 +103,9 @@ def graph_of(bound: Bound, params: Mapping, *, seed: int = 0, num_data: int = 3)
 
 def _node(bound: Bound, name: str) -> Node:
     site = bound.structure.sites[name]
-    kind = ("observed" if name in bound.observed else "latent") if site.kind == "sample" else site.kind
+    kind = (
+        ("observed" if name in bound.observed else "latent") if site.kind == "sample" else site.kind
+    )
     return Node(name, kind, site.plates)
 
 

@@ -89,10 +89,9 @@ def plates_svg(graph: Graph) -> str:
     parts = [_box(graph, name, box) for name, box in boxes.items()]
     parts += [_arrow(graph, arrow, places) for arrow in graph.arrows]
     parts += [_node(node, *places[node.name]) for node in graph.nodes]
-    left = min([x - RADIUS - 30 for x, _ in places.values()] + [b[0] for b in boxes.values()]) - 4
-    right = max([x + RADIUS + 30 for x, _ in places.values()] + [b[2] for b in boxes.values()]) + 4
-    top = min([y - RADIUS for _, y in places.values()] + [b[1] for b in boxes.values()]) - 4
-    bottom = max([y + RADIUS for _, y in places.values()] + [b[3] for b in boxes.values()]) + 4
+    rims = [_extent(node, *places[node.name]) for node in graph.nodes] + list(boxes.values())
+    left, top = (min(r[i] for r in rims) - 5 for i in (0, 1))
+    right, bottom = (max(r[i] for r in rims) + 5 for i in (2, 3))
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{left:.0f} {top:.0f} '
         f'{right - left:.0f} {bottom - top:.0f}" style="max-width: {right - left:.0f}px" '
@@ -166,6 +165,16 @@ def _box(graph: Graph, name: str, box: tuple[float, float, float, float]) -> str
         f'<text x="{right - 9:.1f}" y="{bottom - 8:.1f}" text-anchor="end" font-size="12" '
         f'fill="var(--muted)">{escape(text)}</text>'
     )
+
+
+def _extent(node: Node, x: float, y: float) -> tuple[float, float, float, float]:
+    """Left, top, right, bottom of a node with its label, which a square has beside it."""
+    if node.kind in ("parameter", "factor"):
+        label = 8.2 * len(node.name) + SQUARE + 7
+        return (x - SQUARE, y - 12, x + label, y + 12) if x > 0 else (
+            x - label, y - 12, x + SQUARE, y + 12)  # fmt: skip
+    note = max(RADIUS, 3.6 * len(node.note))
+    return x - note, y - RADIUS, x + note, y + RADIUS + (LABEL if node.note else 0)
 
 
 def _node(node: Node, x: float, y: float) -> str:

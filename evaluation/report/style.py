@@ -72,15 +72,15 @@ dl.tiles { display: grid; margin: 0; gap: 1px; background: var(--line); overflow
   border: 1px solid var(--line); border-radius: 10px;
   grid-template-columns: repeat(12, 1fr); }
 .tile { background: var(--card); padding: 12px 14px; grid-column: span 3; }
-.tile.lead { padding: 16px 14px; grid-column: span 6; }
+.tile.main { padding: 16px 14px; grid-column: span 6; }
 .tile dt { color: var(--muted); font-size: .84rem; }
 .tile dd { margin: 2px 0 0; }
 .tile .value { font-size: 1.06rem; font-weight: 600; font-variant-numeric: tabular-nums; }
-.tile.lead .value { font-size: clamp(1.5rem, 1.2rem + 1.4vw, 2rem); letter-spacing: -0.01em;
+.tile.main .value { font-size: clamp(1.5rem, 1.2rem + 1.4vw, 2rem); letter-spacing: -0.01em;
   white-space: nowrap; }
 .tile .unit { color: var(--muted); font-size: .88rem; }
 .tile .note { color: var(--muted); font-size: .84rem; line-height: 1.4; margin-top: 2px; }
-@media (max-width: 700px) { .tile { grid-column: span 6; } .tile.lead { grid-column: span 12; } }
+@media (max-width: 700px) { .tile { grid-column: span 6; } .tile.main { grid-column: span 12; } }
 .strips { display: grid; gap: 3px; max-width: 720px; }
 .strips.labelled { grid-template-columns: max-content 1fr; column-gap: 10px; }
 .strips img { display: block; width: 100%; height: auto; image-rendering: pixelated; }

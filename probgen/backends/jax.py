@@ -325,7 +325,7 @@ def _optimizer(declaration: optim.OptimizerDeclaration) -> Optimizer:
             parts.append(optax.add_decayed_weights(declaration.weight_decay))
         if declaration.momentum:
             parts.append(optax.trace(declaration.momentum, declaration.nesterov))
-    chain = optax.chain(*parts)
+    chain = optax.chain(*parts) if parts else optax.identity()
 
     def init(params: Any) -> dict:
         return {

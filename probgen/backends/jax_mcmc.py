@@ -1,9 +1,9 @@
 """NumPyro's NUTS and HMC inside our own compiled loop, and what they need of a program.
 
 One jitted function runs a chunk of transitions, warm-up or sampling, of all chains at once; data
-and parameters are its arguments. Compiled functions are kept in a bounded store under a fingerprint
-of what they compute, so a run on other data of the same shapes compiles nothing, and a program whose
-closure has changed is never mistaken for what it was.
+and parameters are its arguments. Compiled functions are kept in a bounded store under a
+fingerprint of what they compute, so a run on other data of the same shapes compiles nothing, and a
+program whose closure has changed is never mistaken for what it was.
 """
 
 from __future__ import annotations
@@ -26,11 +26,12 @@ from jax.extend import core as jax_core
 from numpyro.infer import HMC, NUTS
 from numpyro.infer.hmc import HMCState
 from numpyro.infer.hmc_util import HMCAdaptState
+from numpyro.infer.util import ParamInfo
 
 from probgen.backends.jax_lowering import Lowering, run_program
 from probgen.backends.protocol import Site
 from probgen.errors import AlgorithmError
-from probgen.posterior import Chains, Posterior, Start
+from probgen.posterior import NUM_STARTS, Chains, Posterior, Start
 from probgen.program import NO_BIJECTION
 
 MAX_KEPT = 64  # compiled samplers and maps; the least recently used one is dropped
@@ -187,7 +188,6 @@ class _Sampler:
         self.posterior, self.method = posterior, method
         longest = max(method.num_draws, method.num_warmup)
         self.length = max(1, -(-longest // NUM_CHUNKS))
-        self.start, self.begin = jax.jit(self._start), jax.jit(self._begin)
         self.chunk = jax.jit(self._chunk)
 
     def _kernel(self, params: Any, rows: Any) -> Any:
@@ -207,29 +207,49 @@ class _Sampler:
             return NUTS(**options, max_tree_depth=m.max_tree_depth)
         return HMC(**options, trajectory_length=m.trajectory_length, num_steps=m.num_steps)
 
-    def _start(self, key: Any, attempt: Any, params: Any, rows: Any, given: Any) -> Start:
-        def one(chain: Any) -> Start:
-            k = jax.random.fold_in(jax.random.fold_in(key, chain), attempt)
-            strategy = self.method.init_strategy
-            strategy = strategy if isinstance(strategy, str) else "init_to_uniform"
+    def begin(
+        self, strategy: str, key: Any, params: Any, rows: Any, given: Any
+    ) -> tuple[Start, Any]:
+        """Starting points, tried until each chain has a good one, and the kernel's state there."""
+        chains = jnp.arange(self.method.num_chains)
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, chains)
+
+        def one(key: Any, attempt: Any) -> tuple[Start, ParamInfo]:
+            k = jax.random.fold_in(key, attempt)
             p = self.posterior.point(params, rows, key=k, given=given, strategy=strategy)
             value, grad = jax.value_and_grad(
-                lambda free: self.posterior.point(params, rows, free).log_density
+                lambda free: -self.posterior.point(params, rows, free).log_density
             )(p.free)
             ok = jnp.isfinite(value) & (sum(p.outside.values(), jnp.zeros(())) == 0)
             for leaf in jax.tree.leaves(grad):
                 ok &= jnp.isfinite(leaf).all()
-            return Start(p.free, ok, p.site_log_prob, p.outside)
+            return Start(p.free, ok, p.site_log_prob, p.outside), ParamInfo(p.free, value, grad)
 
-        return jax.vmap(one)(jnp.arange(self.method.num_chains))
+        tried = jax.vmap(one, in_axes=(0, None))
 
-    def _begin(self, key: Any, free: Any, params: Any, rows: Any) -> Any:
-        def one(chain: Any, free: Any) -> Any:
+        def go_on(carry: Any) -> Any:
+            i, (start, _) = carry
+            return (i < NUM_STARTS) & ~start.ok.all()
+
+        def attempt(carry: Any) -> Any:
+            i, best = carry
+            good = best[0].ok
+            merged = jax.tree.map(
+                lambda a, c: jnp.where(good.reshape(-1, *[1] * (a.ndim - 1)), a, c),
+                best,
+                tried(keys, i),
+            )
+            return i + 1, merged
+
+        forms = jax.eval_shape(tried, keys, jnp.int32(0))
+        none = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), forms)
+        _, (start, info) = jax.lax.while_loop(go_on, attempt, (jnp.int32(0), none))
+
+        def init(key: Any, info: ParamInfo) -> Any:
             kernel = self._kernel(params, rows)
-            return kernel.init(jax.random.fold_in(key, chain), self.method.num_warmup, free)
+            return kernel.init(jax.random.fold_in(key, NUM_STARTS), self.method.num_warmup, info)
 
-        chains = jnp.arange(self.method.num_chains)
-        return jax.vmap(one, out_axes=_AXES)(chains, free)
+        return start, jax.vmap(init, out_axes=_AXES)(keys, info)
 
     def _chunk(self, state: Any, params: Any, rows: Any, count: Any, thinning: Any) -> Any:
         """`count` draws of at most `self.length`, `thinning` transitions each; [length, chain]."""
@@ -268,18 +288,15 @@ def run(
     shown: Callable,
 ) -> Chains:  # fmt: skip
     """Draws of `method` (see `probgen.inference.mcmc`) from the posterior."""
-    options = tuple(
-        (k, v) for k, v in sorted(vars(method).items()) if k != "init_strategy" or not given
-    )
-    forms = tuple((n, v.shape) for n, v in sorted(given.items()))
-    sampler = kept((token, method.algorithm, options, forms), lambda: _Sampler(posterior, method))
-
-    def attempt(i: int) -> Start:
-        return jax.tree.map(np.asarray, sampler.start(key, jnp.int32(i), params, rows, given))
-
-    b = posterior.bound.backend
-    free = {n: b.asarray(v) for n, v in posterior.find_start(attempt).items()}
-    state = sampler.begin(key, free, params, rows)
+    options = {k: v for k, v in vars(method).items() if k != "init_strategy"}
+    name = (token, method.algorithm, tuple(sorted(options.items())))
+    sampler = kept(name, lambda: _Sampler(posterior, method))
+    # How chains start is no part of how they move: only `begin` is compiled for it.
+    strategy = method.init_strategy if isinstance(method.init_strategy, str) else "init_to_uniform"
+    start_name = (*name, strategy, tuple((n, v.shape) for n, v in sorted(given.items())))
+    begin = kept(start_name, lambda: jax.jit(functools.partial(sampler.begin, strategy)))
+    start, state = begin(key, params, rows, given)
+    posterior.check_start(jax.tree.map(np.asarray, start))
     parts = []
     for total, thinning, keep in (
         (method.num_warmup, 1, False), (method.num_draws, method.thinning, True),

@@ -185,6 +185,8 @@ class Lowering:
         pyro.sample(name, pyro_dist.Unit(value, validate_args=False), obs=value.new_empty((0,)))
 
     def deterministic(self, name: str, value: Any) -> Any:
+        if not isinstance(value, torch.Tensor):
+            value = torch.as_tensor(value, device=self.device)
         return pyro.deterministic(name, value)
 
     def plate(self, name: str, size: int, dim: int) -> Any:

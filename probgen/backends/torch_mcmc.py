@@ -23,8 +23,9 @@ from probgen.backends import keys, torch_random
 from probgen.backends.protocol import Site
 from probgen.backends.torch_lowering import Lowering, run_program
 from probgen.errors import AlgorithmError
-from probgen.posterior import Chains, Posterior, Start
+from probgen.posterior import NUM_STARTS, Chains, Posterior, Start
 from probgen.program import NO_BIJECTION
+from probgen.trees import tree_map
 
 LEAPFROGS = 7  # of a usual NUTS transition, to judge whether compilation pays
 _SHOWN_EVERY = 10
@@ -176,7 +177,7 @@ class _Layout:
             for n in names:
                 size = math.prod(self.shapes[n])
                 part = z[block][..., start : start + size]
-                out[n] = part.reshape(*part.shape[:-1], *self.shapes[n])
+                out[n] = part.reshape((*part.shape[:-1], *self.shapes[n]))
                 start += size
         return out
 
@@ -213,7 +214,7 @@ def run(
             tried.append(Start(p.free, ok, p.site_log_prob, p.outside))
         return b.tree_map(lambda *x: np.stack([b.to_numpy(v) for v in x]), *tried)
 
-    starts = posterior.find_start(attempt)
+    starts = _find_start(posterior, attempt)
     chains = []
     for i, k in enumerate(chain_keys):
         z = layout.pack({n: b.asarray(v[i]) for n, v in starts.items()})
@@ -222,6 +223,22 @@ def run(
     draws = {k: np.stack([c[0][k] for c in chains]) for k in layout.blocks}
     stats = {k: np.stack([c[1][k] for c in chains]) for k in chains[0][1]}
     return Chains(layout.unpack(draws), stats, method.num_warmup)
+
+
+def _find_start(posterior: Posterior, attempt: Callable[[int], Start]) -> dict[str, np.ndarray]:
+    """Starting points, tried until each chain has a good one."""
+    best = attempt(0)
+    for i in range(1, NUM_STARTS):
+        if best.ok.all():
+            break
+        good = best.ok
+        best = tree_map(
+            lambda a, c, g=good: np.where(g.reshape(-1, *[1] * (a.ndim - 1)), a, c),
+            best,
+            attempt(i),
+        )
+    posterior.check_start(best)
+    return best.free
 
 
 def _chain(

@@ -37,7 +37,7 @@ __all__ = [
     "SelfAttention", "CrossAttention", "AttentionBlock",
     # compositions
     "Sequential", "ResidualBlock", "MLP", "ConvEncoder", "ConvDecoder", "UNet",
-    "MLPEnergy", "ConvEnergy",
+    "MLPDenoiser", "MLPEnergy", "ConvEnergy",
     # bring your own
     "from_torch", "from_flax", "from_equinox",
 ]  # fmt: skip

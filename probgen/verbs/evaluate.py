@@ -127,6 +127,7 @@ def evaluate(
     size = len(next(iter(arrays.values())))
     count = -(-size // chunk_size)
     bound, params = fitted.bind(b, arrays, num_data=size, num_steps=count)
+    bound.require_rows("evaluate")
     functions = [b.compile(m.bind_measure(bound), num_calls=count) for m in chosen]
     key, parts = b.key(seed), [[] for _ in chosen]  # type: list
     with bar(size * len(chosen), wanted=progress_bar, unit="datum") as shown:

@@ -119,6 +119,7 @@ def fit(
         declared, b, data=example, constants=constants, params=params, seed=seed,
         num_data=source.size, num_steps=total, accumulate=gradient_accumulation,
     )  # fmt: skip
+    bound.require_rows("fit")
     root_key = b.key(seed)
     check = SupportCheck(bound, initial, root_key)
     feed = Feed(source, b, check)
@@ -182,7 +183,7 @@ def _start(model: Any, backend: Any, device: str) -> tuple[Backend, Model, Any]:
     if not isinstance(model, Model):
         hint = "decorate it with @pg.model" if callable(model) else "declare a model first"
         raise AlgorithmError(f"fit: got {type(model).__name__} as the model; {hint}.")
-    return resolve(backend, device), model, None
+    return resolve(backend, device, prefer=model.backend), model, None
 
 
 def _source(

@@ -144,7 +144,7 @@ def _start(
             f"infer: got {type(model).__name__} as the model, expected a declaration or a Fitted; "
             f"{hint}."
         )
-    return resolve(backend, device, prefer="jax"), model, None, {}
+    return resolve(backend, device, prefer=model.backend or "jax"), model, None, {}
 
 
 def _check_nets(bound: Bound, params: Any) -> None:
@@ -152,8 +152,8 @@ def _check_nets(bound: Bound, params: Any) -> None:
     missing = sorted(set(bound.structure.nets) - known)
     if missing:
         raise AlgorithmError(
-            f"infer: the nets {missing} of {bound.model.name!r} have no parameters, expected fitted "
-            "ones; give infer what pg.fit returns, or declare the weights as latents."
+            f"infer: the nets {missing} of {bound.model.name!r} have no parameters, expected "
+            "fitted ones; give infer what pg.fit returns, or declare the weights as latents."
         )
 
 

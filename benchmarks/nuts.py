@@ -1,0 +1,126 @@
+"""Second and later runs of NUTS at the same shapes on JAX, against NumPyro's `MCMC.run` as used.
+
+A run is 500 transitions of warm-up and 1,000 draws of 4 vectorised chains; its rate is the smallest
+bulk effective sample size over coordinates, per second of everything that the call does. Each run
+has its own seed. NumPyro compiles in every `run()` without a progress bar; we do not.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from arviz_stats.base import array_stats
+from harness import Agreement, Contest, Setting, Side, Target, Timed
+from numpyro.infer import MCMC
+from numpyro.infer import NUTS as NumPyroNUTS
+from posteriors import POSTERIORS, split
+
+import probgen as pg
+from probgen import backends
+from probgen.inference import NUTS
+
+Draws = dict[str, np.ndarray]  # [chain, draw, ...]
+
+
+def numpyro_eight_schools(scale: Any, y: Any) -> None:
+    import numpyro
+    import numpyro.distributions as nd
+
+    mu = numpyro.sample("mu", nd.Normal(0.0, 5.0))
+    tau = numpyro.sample("tau", nd.HalfCauchy(5.0))
+    with numpyro.plate("schools", len(y)):
+        theta = numpyro.sample("theta", nd.Normal(0.0, 1.0))
+        numpyro.sample("y", nd.Normal(mu + tau * theta, scale), obs=y)
+
+
+def numpyro_logistic_regression(covariates: Any, y: Any) -> None:
+    import numpyro
+    import numpyro.distributions as nd
+
+    weights = numpyro.sample("weights", nd.Normal(0.0, 1.0).expand([20]).to_event(1))
+    with numpyro.plate("data", len(y)):
+        numpyro.sample("y", nd.Bernoulli(logits=covariates @ weights), obs=y)
+
+
+TWINS: dict[str, Callable] = {
+    "eight schools": numpyro_eight_schools,
+    "logistic 1000 x 20": numpyro_logistic_regression,
+}
+
+
+def ess(values: np.ndarray) -> np.ndarray:
+    """Bulk effective sample size of each coordinate, [chain, draw, ...] -> [...]."""
+    flat = values.reshape(*values.shape[:2], -1)
+    each = [array_stats.ess(flat[..., i], method="bulk") for i in range(flat.shape[-1])]
+    return np.array(each).reshape(values.shape[2:])
+
+
+class Sampler:
+    """`draw(seed)` once a block; keeps the last draws."""
+
+    def __init__(self, draw: Callable[[int], Draws], clock: Callable[[], float]):
+        self.draw, self.clock, self.seed = draw, clock, 0
+        self.last: Draws = {}
+
+    def block(self) -> Timed:
+        self.seed += 1
+        start = self.clock()
+        self.last = self.draw(self.seed)
+        seconds = self.clock() - start
+        return Timed(min(float(ess(v).min()) for v in self.last.values()), seconds)
+
+
+def declared(name: str, setting: Setting, lengths: dict[str, int]) -> Callable[[int], Draws]:
+    model, arrays = POSTERIORS[name]
+    data, inputs = split(arrays)
+    b = backends.load("jax", setting.device)
+
+    def draw(seed: int) -> Draws:
+        tree = pg.infer(
+            model, data, NUTS(**lengths), inputs=inputs, backend=b, seed=seed, progress_bar=False
+        )
+        return {n: np.asarray(v.values) for n, v in tree["posterior"].data_vars.items()}
+
+    return draw
+
+
+def as_used(name: str, setting: Setting, lengths: dict[str, int]) -> Callable[[int], Draws]:
+    arrays = POSTERIORS[name][1]
+    kernel = NumPyroNUTS(TWINS[name])
+    mcmc = MCMC(kernel, chain_method="vectorized", progress_bar=False, **lengths)
+
+    def draw(seed: int) -> Draws:
+        mcmc.run(jax.random.key(seed), **arrays)
+        return {n: np.asarray(v) for n, v in mcmc.get_samples(group_by_chain=True).items()}
+
+    return draw
+
+
+def same_posterior(ours: Sampler, peer: Sampler) -> Agreement:
+    """Largest difference of posterior means, in Monte Carlo standard errors."""
+    worst = 0.0
+    for name, a in ours.last.items():
+        b = peer.last[name]
+        error = np.hypot(*(v.std((0, 1)) / np.sqrt(ess(v)) for v in (a, b)))
+        worst = max(worst, float(np.max(np.abs(a.mean((0, 1)) - b.mean((0, 1))) / error)))
+    return Agreement("posterior means, s.e.", worst, 5.0)
+
+
+def contests(setting: Setting, only: str = "") -> Iterator[Contest]:
+    clock = time.process_time if setting.clock_name == "cpu" else time.perf_counter
+    lengths = {"num_warmup": 500, "num_samples": 1000, "num_chains": 4}
+    if setting.tiny:
+        lengths = {"num_warmup": 100, "num_samples": 100, "num_chains": 2}
+    for name in TWINS:
+        row = f"NUTS, later runs, {name}, JAX"
+        if only not in row:
+            continue
+        ours = Sampler(declared(name, setting, lengths), clock)
+        peer = Sampler(as_used(name, setting, lengths), clock)
+        sides = {"probgen": Side(ours.block), "NumPyro MCMC.run": Side(peer.block)}
+        target = Target(
+            "probgen", "NumPyro MCMC.run", 10.0, lambda a=ours, b=peer: same_posterior(a, b)
+        )
+        yield Contest(row, "effective draws", sides, [target])
