@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +20,7 @@ import numpy as np
 
 import probgen as pg
 from probgen import data, dist, nets
-from probgen.errors import DeclarationError
+from probgen.errors import DeclarationError, SaveError
 from probgen.evaluation.demo_report import demo_report
 from probgen.fitted import Fitted
 from probgen.inference import ELBO, IWAE, SVI
@@ -133,7 +134,7 @@ def learn(
         num_steps=steps,
         batch_size=min(settings.batch_size, len(train)),
         validation=held_out,
-        eval_every=max(1, steps // 20),
+        eval_every=-(-steps // 20),
         seed=seed,
         backend=backend,
     )
@@ -155,8 +156,14 @@ def measure(
     }
 
 
-def pictures(fitted: Fitted, held_out: np.ndarray, *, seed: int, backend: Any) -> dict[str, Any]:
-    """Samples, reconstructions and traversals: `Results`' fields of those names."""
+def pictures(
+    fitted: Fitted, held_out: np.ndarray, start: int, *, seed: int, backend: Any
+) -> dict[str, Any]:
+    """Samples, reconstructions and traversals: `Results`' fields of those names.
+
+    Args:
+        start: the held-out digit whose code the traversals start from.
+    """
     b = backend
     bound, params = fitted.bind(b, {"x": held_out})
     model = fitted.model
@@ -171,16 +178,15 @@ def pictures(fitted: Fitted, held_out: np.ndarray, *, seed: int, backend: Any) -
     z = pg.generate(fitted, 60, seed=seed, backend=b)["z"]
     originals = held_out[:20]
     steps = np.linspace(-2.5, 2.5, 11)
-    start = codes(held_out[:1])[0]  # [d]
-    paths = np.repeat(start[None, None], start.size, 0).repeat(len(steps), 1)  # [d, steps, d]
-    paths[np.arange(start.size), :, np.arange(start.size)] = steps
+    code = codes(held_out[start : start + 1])[0]  # [d]
+    d = code.size
+    paths = np.tile(code, (d, len(steps), 1))  # [d, steps, d]
+    paths[np.arange(d), :, np.arange(d)] = steps
     return {
         "samples": mean_images(z),
         "originals": originals,
         "reconstructions": mean_images(codes(originals)),
-        "traversals": mean_images(paths.reshape(-1, start.size)).reshape(
-            start.size, len(steps), *held_out.shape[1:]
-        ),
+        "traversals": mean_images(paths.reshape(-1, d)).reshape(d, len(steps), *held_out.shape[1:]),
         "steps": steps,
     }
 
@@ -210,7 +216,7 @@ def run(
     Raises:
         ProbgenError: data or framework are missing, or the folder cannot be written.
     """
-    chosen, folder = settings or Settings(), Path(out)
+    chosen, folder = settings or Settings(), _writable(out)
     watch = _Watch()
     b = pg.backends.resolve(backend)
     versions = ", ".join(f"{k} {v}" for k, v in b.versions().items())
@@ -230,7 +236,8 @@ def run(
         f"         log p(x) about {numbers['log_p'][0]:.2f} ± {numbers['log_p'][1]:.2f} "
         f"(K = {chosen.num_particles}): {watch.parts['likelihoods']:.0f} s"
     )
-    drawn = pictures(fitted, held_out, seed=seed, backend=b)
+    typical = int(np.argsort(numbers["log_p_each"])[len(held_out) // 2])
+    drawn = pictures(fitted, held_out, typical, seed=seed, backend=b)
     watch.lap("pictures")
     results = Results(
         settings=chosen, fitted=fitted, **numbers, **drawn, held_out=held_out,
@@ -241,6 +248,20 @@ def run(
     path = demo_report(results, command=command).save(folder / "report.html")
     say(f"wrote    {path}, {path.with_suffix('.json')} and {folder / 'model'}")
     return path
+
+
+def _writable(out: str | os.PathLike) -> Path:
+    """The folder, made: found out before a minute of work, not after it."""
+    folder = Path(out)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError as error:
+        raise SaveError(
+            f"demo: {folder} cannot be written to ({error.strerror or error}), expected a folder "
+            "for the report; give another one with --out."
+        ) from error
 
 
 class _Watch:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from probgen.evaluation.demo import Results
 
 COLUMNS = 10
+SUBSCRIPTS = str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉")
 
 
 def demo_report(results: Results, *, command: str) -> Report:
@@ -120,8 +121,10 @@ def _meaning(r: Results) -> Section:
             "**The ELBO** is a lower bound on it, and what training raises. **The importance-"
             f"weighted estimate** draws K = {r.settings.num_particles:,} codes for each digit and "
             "averages their weights; it too is low on average, and closes in on log p(x) as K "
-            f"grows. The {gap:.1f} nats between the two are the price of the encoder's simple "
-            "Gaussian."
+            f"grows. The {gap:.1f} nats between the two are the price of the encoder: a simple "
+            "Gaussian, guessed in one pass, for digits that it has not seen. Half of the digits "
+            f"rest on fewer than {np.median(r.effective):.0f} effective particles, so their "
+            "estimates are still somewhat low."
         ),
         Paragraph(
             "**Overfitting** shows as the distance between training and held-out digits, here "
@@ -141,8 +144,8 @@ def _model(r: Results) -> Section:
     return Section(
         "The model",
         *model_blocks(r.fitted),
-        text="The declaration, as formula and as graph in plate notation: a shaded circle is "
-        "observed, the box repeats for every digit, dashed arrows belong to the encoder.",
+        text="What was declared: the density, the approximate posterior that the encoder gives, "
+        "and the graph of both.",
     )
 
 
@@ -252,14 +255,17 @@ def _information(r: Results) -> list[Any]:
 
 
 def _traversal(r: Results) -> Section:
-    rows = [Row(f"unit {unit}: {r.kl_units[unit]:.2f}", r.traversals[unit]) for unit in r.units]
+    rows = [
+        Row(f"z{str(unit).translate(SUBSCRIPTS)}  {r.kl_units[unit]:.2f}", r.traversals[unit])
+        for unit in r.units
+    ]
     return Section(
         "Latent traversal",
         ImageRows(
             rows,
-            f"A held-out digit's code with one unit moved from {r.steps[0]:.1f} to "
-            f"{r.steps[-1]:.1f}, the other units kept. Rows are sorted by KL (the number at the "
-            "left, nats): the upper ones change the digit most.",
+            f"A held-out digit's code with one unit moved from {number(r.steps[0])} to "
+            f"{number(r.steps[-1])}, the other units kept. Rows are sorted by KL (the number at "
+            "the left, nats): the upper ones change the digit most.",
             "Digits along each latent unit.", ink=True,
         ),
     )  # fmt: skip

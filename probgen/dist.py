@@ -162,8 +162,9 @@ class Family:
 
 def did_you_mean(word: str, known: Any) -> str:
     """A hint for an error message: '; did you mean ...?', or nothing."""
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    names = {str(name).lower(): name for name in known}
+    close = difflib.get_close_matches(word.lower(), names, n=1)
+    return f"; did you mean {names[close[0]]!r}?" if close else ""
 
 
 def __getattr__(name: str) -> Family:

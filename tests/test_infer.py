@@ -132,7 +132,7 @@ def check_die(draws):
     assert_moments(draws.posterior.p.values, law.mean(), law.cov(), "p")
 
 
-COV = np.array([[1.0, 1.8, 0.0], [1.8, 4.0, -0.5], [0.0, -0.5, 0.25]])
+COV = np.array([[1.0, 1.5, 0.0], [1.5, 4.0, -0.5], [0.0, -0.5, 0.25]])
 
 
 @pg.model
@@ -161,7 +161,7 @@ def check_ladder(draws):
 
 @pg.model
 def tank():
-    most = pg.sample("most", dist.Gamma(3.0, 0.5))
+    most = pg.sample("most", dist.Gamma(4.0, 0.5))
     with pg.data_plate():
         pg.sample("serial", dist.Uniform(0.0, most))
 
@@ -170,7 +170,7 @@ SERIALS = np.array([1.0, 3.5, 2.0], np.float32)
 
 
 def check_tank(draws):
-    """Gamma(3, 1/2) times most^-3 above the largest serial is an exponential tail from there."""
+    """Gamma(4, 1/2) times most^-3 above the largest serial is an exponential tail from there."""
     assert (draws.posterior.most.values > 3.5).all()
     assert_mean(draws.posterior.most.values, 3.5 + 2.0, "most")
 
@@ -213,7 +213,8 @@ def test_latents_of_a_fitted_vae_have_their_exact_posterior(small):
     )
     learn = pg.inference.SVI(pg.inference.ELBO(), pg.Adam(1e-2))
     fitted = pg.fit(vae, x, learn, num_steps=60, backend=small, seed=0, progress_bar=False)
-    draws = run(fitted, x[:2], "auto" if small.name == "jax" else small, log_likelihood=True)
+    where = "auto" if small.name == "jax" else small  # auto is the backend that fitted
+    draws = run(fitted, x[:2], where, sized(NUTS, small), log_likelihood=True)
     assert draws.attrs["backend"] == small.name and set(draws.posterior.data_vars) == {"z"}
     bound, params = fitted.bind(small)
     probe = np.concatenate([np.zeros((1, 2)), np.eye(2)]).astype(np.float32)
@@ -250,7 +251,7 @@ def coin_prior():
 
 def test_plates_are_dimensions(small):
     y = np.array([1.0, 2.0, 3.0, 4.0], np.float32)
-    draws = run(schools, {"y": y}, small, NUTS(**TINY), log_likelihood=True)
+    draws = run(schools, {"y": y}, small, HMC(**TINY, num_steps=2), log_likelihood=True)
     post = draws.posterior
     assert post.mu.dims == ("chain", "draw")
     assert post.ability.dims == ("chain", "draw", "test", "data", "ability_dim_0")
@@ -260,13 +261,13 @@ def test_plates_are_dimensions(small):
     np.testing.assert_allclose(post.total, post.ability.sum("ability_dim_0"), rtol=1e-5, atol=1e-5)
     assert draws.observed_data.y.dims == ("data",)
     assert draws.log_likelihood.y.dims == ("chain", "draw", "data")
-    stats = {"lp", "energy", "diverging", "acceptance_rate", "n_steps", "tree_depth", "step_size"}
+    stats = {"lp", "energy", "diverging", "acceptance_rate", "n_steps", "step_size"}
     assert stats <= set(draws.sample_stats.data_vars)
     assert {draws.sample_stats[s].dims for s in stats} == {("chain", "draw")}
     for key in ("backend", "device", "versions", "seed", "method", "sampling_time"):
         assert key in draws.attrs and key in post.attrs
     assert draws.attrs["backend"] == small.name and draws.attrs["seed"] == 0
-    assert "NUTS(num_warmup=5" in draws.attrs["method"]
+    assert "HMC(num_warmup=5" in draws.attrs["method"]
 
 
 def test_the_statistics_are_those_of_the_draws(small):
@@ -321,9 +322,9 @@ def test_pyros_parameter_store_stays_empty():
 
 
 def test_thinning_keeps_every_nth_transition(small):
-    options = {"num_warmup": 20, "num_chains": 2}
-    every = run(counts, {"events": EVENTS}, small, NUTS(num_samples=12, **options))
-    third = run(counts, {"events": EVENTS}, small, NUTS(num_samples=12, thinning=3, **options))
+    options = {"num_warmup": 20, "num_samples": 12, "num_chains": 2, "num_steps": 2}
+    every = run(counts, {"events": EVENTS}, small, HMC(**options))
+    third = run(counts, {"events": EVENTS}, small, HMC(**options, thinning=3))
     np.testing.assert_allclose(
         third.posterior.rate, every.posterior.rate.values[:, 2::3], rtol=1e-5
     )
@@ -335,9 +336,9 @@ STRATEGIES = ("uniform", "median", "mean", "sample", "feasible")
 @pytest.mark.parametrize("strategy", [*(f"init_to_{s}" for s in STRATEGIES), {"rate": 2.5}])
 def test_chains_start_where_they_are_told(strategy, small):
     """With steps of 1e-6 a chain stays where it starts; Gamma(2, 1/2) has mean 4, median 3.36."""
-    method = NUTS(
+    method = HMC(
         num_warmup=0, num_samples=1, num_chains=3, step_size=1e-6, adapt_step_size=False,
-        max_tree_depth=1, init_strategy=strategy,
+        num_steps=1, init_strategy=strategy,
     )  # fmt: skip
     rate = run(counts, {"events": EVENTS}, small, method).posterior.rate.values[:, 0]
     known = {"init_to_mean": 4.0, "init_to_feasible": 1.0}

@@ -5,12 +5,13 @@ import pytest
 
 import probgen as pg
 from probgen import dist
-from probgen.inference import NUTS
+from probgen.inference import HMC, NUTS
 
 jax = pytest.importorskip("jax")
 pytest.importorskip("numpyro")
 
 METHOD = NUTS(num_warmup=30, num_samples=50, num_chains=2)
+QUICK = HMC(num_warmup=100, num_samples=100, num_chains=2, num_steps=4)  # to compile, that is
 COMPILED = "/jax/core/compile/backend_compile_duration"
 
 
@@ -72,7 +73,7 @@ def test_a_number_that_a_program_closes_over_is_never_stale():
         pg.sample("w", dist.Normal(0.0, scales["prior"]))
 
     def spread():
-        draws = pg.infer(program, None, METHOD, seed=0, backend="jax", progress_bar=False)
+        draws = pg.infer(program, None, QUICK, seed=0, backend="jax", progress_bar=False)
         return float(draws.posterior.w.std())
 
     narrow = spread()
@@ -89,7 +90,7 @@ def test_an_array_that_a_program_closes_over_is_never_stale():
         pg.sample("w", dist.Normal(where, 0.1).to_event(1))
 
     def mean():
-        draws = pg.infer(program, None, METHOD, seed=0, backend="jax", progress_bar=False)
+        draws = pg.infer(program, None, QUICK, seed=0, backend="jax", progress_bar=False)
         return draws.posterior.w.values.mean((0, 1))
 
     before = mean()

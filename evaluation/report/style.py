@@ -51,7 +51,8 @@ section { border-top: 1px solid var(--line); padding-top: 24px; margin-top: 32px
 code, pre { font: .92em/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
 :not(pre) > code { background: var(--card); padding: .1em .3em; border-radius: 4px; }
 pre { background: var(--card); border: 1px solid var(--line); border-radius: 8px; margin: 0;
-  padding: 12px 14px; overflow-x: auto; }
+  padding: 12px 14px; overflow-x: auto;
+  white-space: pre-wrap; overflow-wrap: break-word; }
 .blocks { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 340px), 1fr));
   gap: 20px 28px; align-items: start; }
 .blocks > * { min-width: 0; }

@@ -84,15 +84,6 @@ def normal_base(fn: Any) -> Any:
     return fn if type(fn) is numpyro_dist.Normal else None
 
 
-def _as_index(fn: Any, value: Any) -> Any:
-    """Classes that came as floating-point numbers as integers, which NumPyro indexes by."""
-    while isinstance(fn, numpyro_dist.Independent | numpyro_dist.ExpandedDistribution):
-        fn = fn.base_dist
-    classes = isinstance(fn, numpyro_dist.CategoricalLogits | numpyro_dist.CategoricalProbs)
-    is_float = jnp.issubdtype(jnp.result_type(value), jnp.floating)
-    return jnp.asarray(value).astype(jnp.int32) if classes and is_float else value
-
-
 def noise_transform(fn: Any) -> Callable | None:
     """The map from standard normal noise to the site's value, where it is one of noise."""
     base = normal_base(fn)
@@ -145,7 +136,7 @@ class Lowering:
         value = self.values.get(name, obs)
         if value is None:
             value = self._draw(name, fn)
-        return numpyro.sample(name, fn, obs=_as_index(fn, value))
+        return numpyro.sample(name, fn, obs=value)
 
     def _draw(self, name: str, fn: Any) -> Any:
         eps = self.noise.get(name)

@@ -16,7 +16,7 @@ import numpyro.distributions as numpyro_dist
 from numpyro.distributions import biject_to, constraints
 from numpyro.primitives import Messenger
 
-from probgen.backends.jax_lowering import Lowering, _as_index
+from probgen.backends.jax_lowering import Lowering
 from probgen.errors import BackendError, ShapeError
 from probgen.native import NamedDistribution, NativeParam
 from probgen.program import DATA_PLATE, Run
@@ -49,8 +49,7 @@ class NativeLowering(Lowering):
         self.scale = scale
 
     def sample(self, name: str, fn: Any, obs: Any) -> Any:
-        value = self.values.get(name, obs)
-        return numpyro.sample(name, fn, obs=None if value is None else _as_index(fn, value))
+        return numpyro.sample(name, fn, obs=self.values.get(name, obs))
 
     def plate(self, name: str, size: int, dim: int) -> Any:
         made = numpyro.plate(name, size, dim=dim)
@@ -99,7 +98,7 @@ class Adapter(Messenger):
             self.scales[msg["name"]] = size / (subsample or size)
             if msg["value"] is None:
                 msg["value"] = jnp.arange(subsample or size)
-        elif msg["type"] == "prng_key":
+        elif msg["type"] == "prng_key" and msg["kwargs"]["rng_key"] is None:
             self.keys += 1
             msg["value"] = jax.random.fold_in(self._key(), self.keys)
         elif msg["type"] == "control_flow":
@@ -117,6 +116,8 @@ class Adapter(Messenger):
         run, name = self.run, self.run.full_name(msg["name"])
         constraint = msg["kwargs"].get("constraint", constraints.real)
         if name not in run.params:
+            if msg["args"] == (None,):
+                return  # a module that asks whether it has parameters
             if run.initialise is None:
                 raise BackendError(
                     f"param {name!r}: has no value, expected one of {sorted(run.params)}."
@@ -125,8 +126,11 @@ class Adapter(Messenger):
 
             def start(seed: int) -> Any:
                 value = self.again(own, seed)
-                free = value if constraint is constraints.real else biject_to(constraint).inv(value)
-                return jax.tree.map(np.asarray, free)
+                with apart():
+                    is_real = constraint is constraints.real
+                    return jax.tree.map(
+                        np.asarray, value if is_real else biject_to(constraint).inv(value)
+                    )
 
             run.params[name] = run.initialise(name, NativeParam(start), [])
         run.nets.setdefault(name, NativeParam(_no_start))
@@ -147,7 +151,7 @@ class Adapter(Messenger):
             return
         fixed = msg["is_observed"]
         if name in lower.values:
-            msg["value"], msg["is_observed"] = _as_index(msg["fn"], lower.values[name]), True
+            msg["value"], msg["is_observed"] = lower.values[name], True
         elif msg["value"] is None:
             msg["value"] = lower._draw(name, msg["fn"])
         run.values[name] = msg["value"]
@@ -213,8 +217,8 @@ def run_native(fn: Callable, run: Run, inputs: Mapping[str, Any], data_plate: st
 
     def again(name: str, seed: int) -> Any:
         """The initial value of a param: by a run of its own, since the present one is abstract."""
-        key = jax.random.key(zlib.crc32(name.encode()) ^ seed)
-        with apart(), numpyro.handlers.trace() as trace, numpyro.handlers.seed(rng_seed=key):
+        number = (zlib.crc32(name.encode()) ^ seed) & 0x7FFFFFFF
+        with apart(), numpyro.handlers.trace() as trace, numpyro.handlers.seed(rng_seed=number):
             fn(**inputs)
         return trace[name]["value"]
 

@@ -73,17 +73,20 @@ class ScaledPlate:
 class Adapter(Messenger):
     """Gives a native program's statements our run's values, and tells the run of them."""
 
-    def __init__(self, run: Run, data_plate: str):
+    def __init__(self, run: Run, data_plate: str, takes_params: bool):
         super().__init__()
-        self.run, self.data_plate = run, data_plate
+        self.run, self.data_plate, self.takes_params = run, data_plate, takes_params
 
     def _pyro_param(self, msg: Any) -> None:
+        if not self.takes_params:
+            return
         name = self.run.full_name(msg["name"])
         if "$$$" in name:
             raise BackendError(
                 f"pyro.module({name.split('$$$')[0]!r}, ...): keeps its parameters in the module, "
-                "expected them as arguments of a pure function; convert the module once with "
-                "pyro.nn.module.to_pyro_module_(net), and call it in the program."
+                "expected them as arguments of a pure function; write the program as the forward "
+                "of a pyro.nn.PyroModule that has the net as an attribute, and give that to "
+                "from_pyro."
             )
         constraint = msg["kwargs"].get("constraint", torch.distributions.constraints.real)
         if name not in self.run.params:
@@ -193,5 +196,21 @@ def _info(msg: Any, frames: tuple, fixed: bool) -> dict:
 
 def run_native(fn: Callable, run: Run, inputs: Mapping[str, Any], data_plate: str) -> Any:
     """Runs a Pyro program as a part of one of our runs."""
-    with Adapter(run, data_plate):
-        return fn(**inputs)
+    if not isinstance(fn, torch.nn.Module):
+        with Adapter(run, data_plate, takes_params=True):
+            return fn(**inputs)
+    found = {}
+    for name, value in fn.named_parameters():
+        full = run.full_name(name)
+        if full not in run.params and run.initialise is not None:
+
+            def start(seed: int, value: torch.Tensor = value) -> Any:
+                return value.detach().cpu().numpy()
+
+            run.params[full] = run.initialise(full, NativeParam(start), [])
+        run.nets.setdefault(full, NativeParam(_no_start))
+        found[name] = run.params[full]
+    # The module's own parameters stand aside, and so does Pyro's global store.
+    apart = pyro.get_param_store().scope()
+    with apart, Adapter(run, data_plate, takes_params=False):
+        return torch.func.functional_call(fn, found, (), dict(inputs))

@@ -190,7 +190,10 @@ def _to_datatree(posterior: Posterior, groups: dict, attributes: dict[str, Any])
                 dims[_legal(name)] = [_legal(d) for d in [*plates, *event]]
     named = {group: {_legal(n): v for n, v in values.items()} for group, values in groups.items()}
     kept = {group: values for group, values in named.items() if values}
-    return from_dict(kept, dims=dims, attrs={"/": attributes, "posterior": attributes})
+    # ArviZ's conventions would warn of more chains than draws, which is the caller's choice.
+    return from_dict(
+        kept, dims=dims, attrs={"/": attributes, "posterior": attributes}, check_conventions=False
+    )
 
 
 def _legal(name: str) -> str:
