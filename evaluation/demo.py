@@ -166,7 +166,7 @@ def pictures(
     """
     b = backend
     bound, params = fitted.bind(b, {"x": held_out})
-    model = fitted.model
+    model: Any = fitted.model
 
     def mean_images(z: np.ndarray) -> np.ndarray:
         return b.to_numpy(model.mean(bound, params, b.asarray(z.astype(np.float32))))

@@ -38,6 +38,12 @@ def canvas(size: tuple[float, float] = SIZE) -> tuple[Any, Any]:
 
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.add_subplot()
+    dress(axes)
+    return figure, axes
+
+
+def dress(axes: Any) -> None:
+    """Gives a pair of axes the house's manner: pale lines, no box, a grid behind."""
     axes.patch.set_visible(False)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
@@ -46,7 +52,6 @@ def canvas(size: tuple[float, float] = SIZE) -> tuple[Any, Any]:
     axes.tick_params(colors=COLOURS["muted"], labelsize=9, length=0)
     axes.grid(True, color=COLOURS["line"], linewidth=0.6)
     axes.set_axisbelow(True)
-    return figure, axes
 
 
 def name_axes(axes: Any, x: str, y: str) -> None:

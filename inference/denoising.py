@@ -39,7 +39,8 @@ class Denoising:
 
     def bind(self, bound: Bound) -> Learner:
         """A learner of the denoising loss for `probgen.fit`."""
-        b, ops, model = bound.backend, bound.backend.ops, bound.model
+        b, ops = bound.backend, bound.backend.ops
+        model: Any = bound.model
         needed = ("table", "target", "schedule", "shape")
         if not all(hasattr(model, name) for name in needed) or "x" not in bound.observed:
             raise AlgorithmError(

@@ -65,7 +65,7 @@ class ELBO:
         weight = self.kl_weight
         return weight.at(count) if isinstance(weight, KLWeight) else count * 0.0 + weight
 
-    def final_weight(self, num_steps: int) -> tuple[float, float]:
+    def final_weight(self, num_steps: int) -> tuple[float | None, float | None]:
         """(beta at the end of a fit, the beta that its schedule is heading for)."""
         weight = self.kl_weight
         if isinstance(weight, KLWeight):

@@ -109,7 +109,7 @@ class MaximumLikelihood:
             return state
 
         def start(state: dict, params: Any, batch: Any, key: Any) -> Any:
-            size = bound.batch_size(batch)
+            size = next(iter(batch.values())).shape[0]
             k_new, k_which = b.split(key, 2)
             fresh = space.init(params, batch, k_new, size)
             if not self.persistent:

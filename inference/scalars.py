@@ -46,4 +46,7 @@ def clip(x: Scalar, low: float | None, high: float | None) -> Scalar:
 
 def where(condition: Scalar, x: Scalar, y: Scalar) -> Scalar:
     """x where the condition holds, else y."""
-    return np.where(condition, x, y)[()] if _plain(condition, x, y) else ops.where(condition, x, y)
+    if not _plain(condition, x, y):
+        return ops.where(condition, x, y)
+    chosen: Any = np.where(condition, x, y)
+    return chosen[()]

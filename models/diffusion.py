@@ -167,6 +167,13 @@ class Diffusion(Model):
         x, _ = b.scan(step, x, (table, times, keys[1:]))
         return {"x": x}
 
+    def sketch(self) -> tuple[Model, str]:
+        total = self.schedule.num_train_timesteps
+        if total <= 4:
+            return self, ""
+        few = dataclasses.replace(self.schedule, num_train_timesteps=3)
+        return dataclasses.replace(self, schedule=few), f"3 of its {total} steps"
+
     def formula(self) -> str:
         return (
             r"p_\theta(x_{0:T}) = \mathcal{N}(x_T; 0, I) \prod_{t=1}^{T} "

@@ -306,12 +306,12 @@ def _concrete(backend: Backend, values: Mapping[str, Any]) -> dict[str, Any]:
 def _probe_guide(
     model: Model, backend: Backend, params: dict, available: dict, key: Key, initialise: Any
 ) -> Structure:
-    guide = model.guide
+    guide: Any = model.guide
     run, sites = backend.probe(
         guide,
         params,
         values={},
-        inputs=call_arguments(guide, available, f"guide of {model.name!r}"),  # type: ignore
+        inputs=call_arguments(guide, available, f"guide of {model.name!r}"),
         key=key,
         batch_size=1,
         initialise=initialise,

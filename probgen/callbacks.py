@@ -89,7 +89,8 @@ class TensorBoard(Callback):
     def __init__(self, log_dir: str | os.PathLike, every: int = 1):
         if every < 1:
             raise DeclarationError(f"TensorBoard: got every={every}, expected 1 or more steps.")
-        self.log_dir, self.every, self._writer = log_dir, every, None
+        self.log_dir, self.every = log_dir, every
+        self._writer: Any = None
 
     def on_start(self, progress: Any) -> None:
         try:
@@ -110,7 +111,7 @@ class TensorBoard(Callback):
             for k, v in metrics.items()
         ]
         event = self._event(step=step, summary=self._summary(value=values))
-        self._writer.add_event(event)  # type: ignore[union-attr]
+        self._writer.add_event(event)
 
     def on_chunk(self, progress: Any, metrics: dict[str, np.ndarray]) -> None:
         scalars = {k: np.asarray(v) for k, v in metrics.items() if np.ndim(v) == 1}

@@ -77,7 +77,7 @@ SIGNATURES: dict[str, str] = {
 
 
 def signature(name: str) -> dict[str, Any]:
-    """Argument names of a distribution in order, with default, `...` (needed) or None (may lack)."""
+    """Argument names in order, each with its default, `...` (needed) or None (may lack)."""
     out: dict[str, Any] = {}
     for word in SIGNATURES[name].split():
         if word.endswith("?"):
@@ -163,7 +163,7 @@ class Family:
 def did_you_mean(word: str, known: Any) -> str:
     """A hint for an error message: '; did you mean ...?', or nothing."""
     names = {str(name).lower(): name for name in known}
-    close = difflib.get_close_matches(word.lower(), names, n=1)
+    close = difflib.get_close_matches(str(word).lower(), names, n=1)
     return f"; did you mean {names[close[0]]!r}?" if close else ""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -69,6 +70,18 @@ class Fitted:
         """One datum of zeros for each site or input, in shape and type as the fit saw them."""
         kinds = {k: self.dtypes.get(k, "float32") for k in self.shapes}
         return {k: np.zeros((1, *shape), kinds[k]) for k, shape in self.shapes.items()}
+
+    def describe(self, data: Any = None, inputs: Any = None) -> str:
+        """Sites and nets as text; see `probgen.describe`."""
+        return importlib.import_module("probgen.describe").describe(self, data, inputs)
+
+    def latex(self, data: Any = None, inputs: Any = None) -> str:
+        """The density in LaTeX; see `probgen.describe`."""
+        return importlib.import_module("probgen.describe").latex(self, data, inputs)
+
+    def graph(self, data: Any = None, inputs: Any = None) -> str:
+        """Graphviz source in plate notation; see `probgen.describe`."""
+        return importlib.import_module("probgen.describe").graph(self, data, inputs)
 
     def num_parameters(self) -> int:
         """Number of parameters of all nets."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -9,27 +10,38 @@ import numpy as np
 from probgen.dist import did_you_mean
 from probgen.errors import UnknownName
 
+WINDOW = 100
+
 
 class History:
     """Metrics of a fit.
 
     `history["elbo"]` is an array with one entry a step; a metric that is a vector (a KL per latent
-    unit) has one row a chunk of steps, its mean there. `history.validation["elbo"]` goes with
-    `history.validation_steps`.
+    unit) has one row for every `WINDOW` steps, its mean there, and one for the rest.
+    `history.validation["elbo"]` goes with `history.validation_steps`, and `events` are sentences
+    about what was out of the ordinary.
     """
 
     def __init__(self) -> None:
         self._parts: dict[str, list[np.ndarray]] = {}
+        self._rest: dict[str, np.ndarray] = {}  # steps of vectors that do not fill a window yet
         self._validation: dict[str, list[float]] = {}
         self.validation_steps: list[int] = []
         self.events: list[str] = []
 
     def extend(self, metrics: dict[str, np.ndarray]) -> None:
         """Adds a chunk of steps: each metric [steps, ...]."""
-        for name, values in metrics.items():
-            values = np.asarray(values)
-            part = values if values.ndim == 1 else values.mean(0, keepdims=True)
-            self._parts.setdefault(name, []).append(part)
+        for name, given in metrics.items():
+            values, parts = np.asarray(given), self._parts.setdefault(name, [])
+            if values.ndim == 1:
+                parts.append(values)
+                continue
+            if name in self._rest:
+                values = np.concatenate([self._rest[name], values])
+            while len(values) >= WINDOW:
+                parts.append(values[:WINDOW].mean(0, keepdims=True))
+                values = values[WINDOW:]
+            self._rest[name] = values.copy()
 
     def add_validation(self, step: int, metrics: dict[str, float]) -> None:
         self.validation_steps.append(int(step))
@@ -42,13 +54,18 @@ class History:
 
     @property
     def num_steps(self) -> int:
-        return max((sum(len(p) for p in parts) for parts in self._parts.values()), default=0)
+        """Steps that were recorded."""
+        scalars = (parts for parts in self._parts.values() if parts and parts[0].ndim == 1)
+        return max((sum(len(p) for p in parts) for parts in scalars), default=0)
 
     def keys(self) -> list[str]:
         return sorted(self._parts)
 
     def __contains__(self, name: str) -> bool:
         return name in self._parts
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.keys())
 
     def __getitem__(self, name: str) -> np.ndarray:
         if name not in self._parts:
@@ -58,15 +75,23 @@ class History:
             )
         if len(self._parts[name]) > 1:
             self._parts[name] = [np.concatenate(self._parts[name])]
-        return self._parts[name][0]
+        rest = self._rest.get(name, np.empty(0))
+        if not len(rest):
+            return self._parts[name][0]
+        return np.concatenate([*self._parts[name], rest.mean(0, keepdims=True)])
 
     def last(self, name: str, num: int = 100) -> float:
-        """Mean of a metric over the last `num` steps."""
+        """Mean of a metric over the last `num` steps.
+
+        Raises:
+            UnknownName: no metric of that name.
+        """
         return float(self[name][-num:].mean())
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """Everything as arrays, for saving; `from_arrays` is the inverse."""
-        out = {f"train/{k}": self[k] for k in self.keys()}
+        out = {f"train/{k}": np.concatenate(v) for k, v in self._parts.items() if v}
+        out |= {f"rest/{k}": v for k, v in self._rest.items()}
         out |= {f"validation/{k}": v for k, v in self.validation.items()}
         out["validation_steps"] = np.asarray(self.validation_steps, np.int64)
         return out
@@ -78,6 +103,9 @@ class History:
             kind, _, metric = name.partition("/")
             if kind == "train":
                 history._parts[metric] = [values]
+            elif kind == "rest":
+                history._parts.setdefault(metric, [])
+                history._rest[metric] = values
             elif kind == "validation":
                 history._validation[metric] = [float(v) for v in values]
         history.validation_steps = [int(s) for s in arrays.get("validation_steps", ())]

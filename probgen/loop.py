@@ -83,12 +83,9 @@ class Loop:
         chunk = b.run_steps(self._update())
         progress = Progress(step, self.total, history, state, b)
         evaluates = self.held_out is not None
-        length = chunk_length(
-            self.eval_every if evaluates else self.total,
-            self.feed.max_steps,
-            self.checkpoint_every if self.checkpoints else None,
-        )
-        marks = (length, self.eval_every) if evaluates else (length,)
+        marks = [self.eval_every] if evaluates else []
+        marks += [self.checkpoint_every] if self.checkpoints is not None else []
+        marks.append(chunk_length(min([self.total, *marks]), self.feed.max_steps))
         for callback in self.callbacks:
             callback.on_start(progress)
         with bar(self.total, step, self.progress_bar) as shown:
@@ -178,13 +175,13 @@ def _record(history: History, step: int, found: dict[str, float]) -> None:
         log.warning("fit: %s", message)
 
 
-def chunk_length(every: int, *limits: int | None) -> int:
-    """Steps per compiled chunk: at most the limits, and about `CHUNK` where they allow it.
+def chunk_length(every: int, limit: int | None = None) -> int:
+    """Steps per compiled chunk: at most the limit, and about `CHUNK` where it allows it.
 
-    A divisor of `every` (the steps between evaluations, or all of them) is preferred, so that most
-    chunks are of one length.
+    A divisor of `every` (the steps between evaluations or checkpoints, or all of them) is
+    preferred, so that most chunks are of one length.
     """
-    cap = min([2 * CHUNK, every, *(limit for limit in limits if limit is not None)])
+    cap = min(2 * CHUNK, every, every if limit is None else limit)
     if cap == every:
         return every
     near = [n for n in range(max(cap // 4, 1), cap + 1) if every % n == 0]

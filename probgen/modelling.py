@@ -16,6 +16,7 @@ or observed sites.
 
 from __future__ import annotations
 
+import importlib
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -28,7 +29,7 @@ class Model:
 
     Attributes:
         guide: a program with the model's latent sites and no others, or None.
-        is_normalized: False when the density carries a factor, so that it is known up to a constant.
+        is_normalized: False when the density carries a factor and is known up to a constant.
         backend: the only backend that it runs on ("" when both do); "auto" means this one then.
     """
 
@@ -56,6 +57,22 @@ class Model:
     def formula(self) -> str | None:
         """The density in LaTeX where the family knows a nicer one than the sites give."""
         return None
+
+    def sketch(self) -> tuple[Model, str]:
+        """A small stand-in to draw, and what it leaves out ("" when it is the model itself)."""
+        return self, ""
+
+    def describe(self, data: Any = None, inputs: Any = None) -> str:
+        """Sites and nets as text; see `probgen.describe`."""
+        return importlib.import_module("probgen.describe").describe(self, data, inputs)
+
+    def latex(self, data: Any = None, inputs: Any = None) -> str:
+        """The density in LaTeX; see `probgen.describe`."""
+        return importlib.import_module("probgen.describe").latex(self, data, inputs)
+
+    def graph(self, data: Any = None, inputs: Any = None) -> str:
+        """Graphviz source in plate notation; see `probgen.describe`."""
+        return importlib.import_module("probgen.describe").graph(self, data, inputs)
 
 
 class ProgramModel(Model):

@@ -210,9 +210,9 @@ def _to_native(
 ) -> tuple[Callable, Callable | None]:
     side = _side(which)
     constants: Mapping = {}
-    if isinstance(model, Fitted):
+    if isinstance(model, Fitted):  # its parts, from here on
         params = model.params if params is None else params
-        model, constants = model.model, model.constants
+        constants, model = model.constants, model.model
     if not isinstance(model, Model):
         raise AlgorithmError(
             f"to_{_LIBRARY[which].lower()}: got {type(model).__name__}, expected a model or a "

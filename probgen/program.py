@@ -1,8 +1,8 @@
 """The words of a program: sample, factor, deterministic, plate, data_plate, net, submodel.
 
-Outside a run a program is only a declaration. A backend runs it by making a `Run`, which these words
-find in a context variable; each word then hands its site to Pyro's or NumPyro's own primitive. The
-run is the only state, it belongs to one call, and it is gone when the call returns.
+Outside a run a program is only a declaration. A backend runs it by making a `Run`, which these
+words find in a context variable; each word then hands its site to Pyro's or NumPyro's own
+primitive. The run is the only state, it belongs to one call, and it is gone when that returns.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ NOT_NORMAL = (
     "Normal or MultivariateNormal; use space='data' or another distribution."
 )
 NO_BIJECTION = (
-    "site {name!r}: got a latent of support {support}, which has no map from the real line, expected "
-    "a support such as real, positive, interval or simplex; choose another distribution."
+    "site {name!r}: got a latent of support {support}, which has no map from the real line, "
+    "expected a support such as real, positive, interval or simplex; choose another distribution."
 )
 
 
@@ -72,6 +72,8 @@ class Run:
 
 
 _run: contextvars.ContextVar[Run | None] = contextvars.ContextVar("probgen_run", default=None)
+# Values in place of deterministic sites: how `probgen.describe` asks what depends on them.
+held: contextvars.ContextVar[dict] = contextvars.ContextVar("probgen_held", default={})  # noqa: B039
 
 
 @contextlib.contextmanager
@@ -103,7 +105,7 @@ def current(word: str) -> Run:
 
 def _caller() -> str:
     """File and line of the nearest frame outside this file and the standard library."""
-    frame = sys._getframe(2)
+    frame: Any = sys._getframe(2)
     while frame is not None and os.path.basename(frame.f_code.co_filename) in (
         "program.py",
         "contextlib.py",
@@ -200,7 +202,7 @@ def deterministic(name: str, value: Any) -> Any:
         "plates": tuple(p for p in run.active if p != PARTICLES),
         "where": run.seen[full],
     }
-    run.values[full] = run.lower.deterministic(full, value)
+    run.values[full] = run.lower.deterministic(full, held.get().get(full, value))
     return run.values[full]
 
 
@@ -322,8 +324,8 @@ def _inner_names(run: Run, name: str, rename: dict[str, str] | None) -> dict[str
 def submodel(name: str, model: Any, rename: dict[str, str] | None = None, **inputs: Any) -> dict:
     """Runs another model as a part of this one and returns its sites' values by their own names.
 
-    Its sites and nets are called `name/site` (as they are when `name` is ""), except those that `rename` gives a name out here:
-    a prior of several layers is `submodel("prior", model, rename={"x": "z"})["x"]`.
+    Its sites and nets are called `name/site`, or as they are when `name` is "", except those that
+    `rename` gives a name out here: a prior of several layers is `submodel("prior", model, rename={"x": "z"})["x"]`.
     """
     run = current("submodel")
     before = (run.prefix, run.rename)

@@ -569,7 +569,7 @@ def test_units_far_down_a_hierarchy_are_not_called_active_for_their_noise(b):
     def model(x):
         with pg.data_plate():
             loc = pg.ops.stack([x, x * 0.0], axis=-1)
-            low = pg.sample("low", dist.Normal(loc, 0.5).to_event(1))
+            low = pg.sample("low", dist.Normal(loc, 1.2).to_event(1))
             pg.sample("top", dist.Normal(low[..., 1:], 1.0).to_event(1))
 
     report = reported(b, model, drawn(1000)[:, 0])

@@ -18,7 +18,8 @@ from fit_cases import (
 
 import probgen as pg
 from probgen import dist, nets
-from probgen.errors import AlgorithmError, DataError, MissingSeed
+from probgen.errors import AlgorithmError, DataError, MissingSeed, UnknownName
+from probgen.history import History
 from probgen.loop import chunk_length
 from probgen.models import Generator
 
@@ -367,3 +368,29 @@ def test_a_model_without_a_guide_is_refused_by_svi(b):
     )  # fmt: skip
     with pytest.raises(AlgorithmError, match="no guide"):
         pg.fit(generator, binary_data(), svi(), num_steps=2, seed=0, backend=b)
+
+
+# ---- history ----
+
+
+@pytest.mark.parametrize("cuts", [[230], [100, 100, 30], [7, 93, 1, 129], [1] * 230])
+def test_vectors_have_a_row_for_a_hundred_steps_however_they_came(cuts):
+    rows = np.random.default_rng(0).normal(size=(230, 3)).astype(np.float32)
+    history, start = History(), 0
+    for i, count in enumerate(cuts):
+        history.extend({"v": rows[start : start + count], "s": rows[start : start + count, 0]})
+        start += count
+        if i == 1:
+            history = History.from_arrays(history.to_arrays(), history.events)
+    expected = [rows[:100].mean(0), rows[100:200].mean(0), rows[200:].mean(0)]
+    np.testing.assert_array_equal(history["v"], expected)
+    np.testing.assert_array_equal(history["s"], rows[:, 0])
+    assert history.num_steps == 230 and list(history) == ["s", "v"]
+    np.testing.assert_allclose(history.last("s", 30), rows[-30:, 0].mean(), rtol=1e-6)
+
+
+def test_a_metric_that_is_not_there_is_named_with_those_that_are():
+    history = History()
+    history.extend({"elbo": np.zeros(2)})
+    with pytest.raises(UnknownName, match=r"no metric 'ELBO', expected one of \['elbo'\]; did you"):
+        history["ELBO"]

@@ -329,12 +329,13 @@ def test_native_conditioning_and_replay_decide_our_sites(torch):
     with pyro.poutine.trace() as tr:
         conditioned(batch_size=3)
     assert tr.trace.nodes["mu"]["is_observed"] and not tr.trace.nodes["y"]["is_observed"]
-    replayed = pyro.poutine.replay(model_fn, trace=tr.trace)
-    with pyro.poutine.trace() as again:
-        replayed(batch_size=3)
-    np.testing.assert_array_equal(
-        again.trace.nodes["y"]["value"].numpy(), tr.trace.nodes["y"]["value"].numpy()
-    )
+    first = pyro.poutine.trace(model_fn).get_trace(batch_size=3)
+    replayed = pyro.poutine.replay(model_fn, trace=first)
+    again = pyro.poutine.trace(replayed).get_trace(batch_size=3)
+    for name in ("mu", "y"):
+        np.testing.assert_array_equal(
+            again.nodes[name]["value"].numpy(), first.nodes[name]["value"].numpy()
+        )
 
 
 def test_automatic_guides_of_numpyro_fit_our_program(jax):

@@ -116,7 +116,7 @@ def test_tilting_mends_a_frozen_vae(small):
 
 
 def test_a_diffusion_prior_learns_a_mixture(small):
-    """Ancestral draws have the mixture's weights and spread; held to standard errors and a floor."""
+    """Ancestral draws have the mixture's weights and spread; held to their errors and a floor."""
     truth = pg.data.gaussian_mixture([[-1.0, -1.0], [1.0, 1.0]], covariances=0.0625)
     x = truth.sample(4000, seed=1).astype(np.float32)
     model = Diffusion(

@@ -165,9 +165,14 @@ class JaxBackend:
             nonlocal longest
             items = batches if indices is None else indices
             count = len(jax.tree.leaves(items)[0])
+            longest = max(longest, count)
             if indices is not None:
-                longest = max(longest, count)
                 indices = jnp.asarray(np.pad(indices, ((0, longest - count), (0, 0))))
+            elif count < longest:
+                batches = {
+                    k: jnp.pad(v, [(0, longest - count)] + [(0, 0)] * (v.ndim - 1))
+                    for k, v in batches.items()
+                }
             # Arrays that were never placed would compile a second time when they come back placed.
             state = jax.device_put(state, self._device)
             state, metrics = chunk(state, batches, indices, key, jnp.int32(start), jnp.int32(count))

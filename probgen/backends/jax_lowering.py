@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -43,7 +43,7 @@ class _Levels(constraints._SingletonConstraint):
 class DiscretizedLogistic(numpyro_dist.Distribution):
     """NumPyro's side of `probgen.discretized`."""
 
-    arg_constraints = {"loc": constraints.real, "scale": constraints.positive}
+    arg_constraints: ClassVar = {"loc": constraints.real, "scale": constraints.positive}
     pytree_data_fields = ("loc", "scale")
     pytree_aux_fields = ("levels",)
 

@@ -266,7 +266,9 @@ class _Sampler:
         def transition(_: Any, carry: Any) -> Any:
             state, diverging = carry
             state = step(state)
-            return state, diverging | state.diverging
+            # A fixed number of steps is a Python number, whose weaker type would compile again.
+            count = jax.lax.convert_element_type(state.num_steps, jnp.result_type(int))
+            return state._replace(num_steps=count), diverging | state.diverging
 
         def draw(state: Any, i: Any) -> Any:
             # Draws past `count` cost nothing, and so one compilation serves chunks of any length.

@@ -30,7 +30,7 @@ class Site(NamedTuple):
     """
 
     value: Array
-    log_prob: Array | None
+    log_prob: Array
     is_local: bool
     fn: Any
     kind: str
@@ -52,54 +52,159 @@ class Backend(Protocol):
 
     name: str
     device: str
-    ops: Any
 
-    # arrays
-    def asarray(self, x: Any, dtype: str | None = None) -> Array: ...
-    def to_numpy(self, x: Array) -> Any: ...
-    def copy(self, tree: Tree) -> Tree: ...
+    @property
+    def ops(self) -> Any:
+        """The array functions of `probgen.ops` for this framework."""
 
-    # randomness
-    def key(self, seed: int) -> Key: ...
-    def split(self, key: Key, num: int = 2) -> Any: ...
-    def fold_in(self, key: Key, data: int) -> Key: ...
-    def normal(self, key: Key, shape: tuple[int, ...]) -> Array: ...
-    def uniform(self, key: Key, shape: tuple[int, ...]) -> Array: ...
-    def randint(self, key: Key, shape: tuple[int, ...], low: int, high: int) -> Array: ...
+    # ---- arrays and trees
 
-    # calculus and loops
-    def value_and_grad(self, fn: Callable, has_aux: bool = False) -> Callable: ...
-    def grad(self, fn: Callable) -> Callable: ...
-    def vmap(self, fn: Callable, in_axes: Any = 0) -> Callable: ...
-    def compile(self, fn: Callable, num_calls: int | None = None) -> Callable: ...
-    def scan(self, step: Callable, carry: Tree, xs: Tree, length: int | None = None) -> Any: ...
-    def loop(self, fn: Callable) -> Callable: ...
-    def run_steps(self, update: Callable) -> Callable: ...
+    def asarray(self, x: Any, dtype: str | None = None) -> Array:
+        """On this device; float64 becomes float32 unless a dtype is named."""
 
-    # programs
+    def to_numpy(self, x: Array) -> Any:
+        """As a numpy array."""
+
+    def copy(self, tree: Tree) -> Tree:
+        """A tree that in-place updates of the first one do not change."""
+
+    def tree_map(self, fn: Callable, tree: Tree, *rest: Tree) -> Tree:
+        """`fn` over corresponding leaves."""
+
+    def lerp(self, a: Tree, b: Tree, weight: float) -> Tree:
+        """a + weight (b - a), leaf by leaf."""
+
+    # ---- randomness: a key is a value, used once
+
+    def key(self, seed: int) -> Key:
+        """The key of a seed."""
+
+    def split(self, key: Key, num: int = 2) -> Any:
+        """`num` new keys, to be indexed or given to `scan`."""
+
+    def fold_in(self, key: Key, data: int) -> Key:
+        """A new key from a key and a number."""
+
+    def normal(self, key: Key, shape: tuple[int, ...]) -> Array:
+        """Standard normal draws."""
+
+    def uniform(self, key: Key, shape: tuple[int, ...]) -> Array:
+        """Draws on [0, 1)."""
+
+    def randint(self, key: Key, shape: tuple[int, ...], low: int, high: int) -> Array:
+        """Integers in low ... high - 1."""
+
+    # ---- calculus and loops
+
+    def value_and_grad(self, fn: Callable, has_aux: bool = False) -> Callable:
+        """(tree, *args) -> (value, gradient tree); ((value, aux), gradient) with aux."""
+
+    def grad(self, fn: Callable) -> Callable:
+        """(tree, *args) -> gradient tree."""
+
+    def vmap(self, fn: Callable, in_axes: Any = 0) -> Callable:
+        """`fn` over a further leading axis."""
+
+    def map_leading(self, fn: Callable, num_calls: int | None = None) -> Callable:
+        """`fn(tree, *rest)` over the leading axis of `tree`, compiled."""
+
+    def compile(self, fn: Callable, num_calls: int | None = None) -> Callable:
+        """The same pure function, faster when called often; `num_calls` says how often."""
+
+    def scan(
+        self, step: Callable, carry: Tree, xs: Tree = None, length: int | None = None
+    ) -> tuple[Tree, Tree]:
+        """(carry, x) -> (carry, y) over the leading axis of xs; the ys are stacked."""
+
+    def loop(self, fn: Callable) -> Callable:
+        """A function that holds a `scan`, compiled whole where the framework can."""
+
+    def run_steps(self, update: Callable) -> Callable:
+        """(state, batches, indices | None, key, start) -> (state, metrics [steps, ...] in numpy).
+
+        With `indices` [steps, batch] the batches are rows of resident arrays, else the arrays'
+        leading axis is the steps'. Step i gets the key fold_in(key, start + i).
+        """
+
+    # ---- programs
+
     def trace(
         self,
         program: Callable,
         params: Mapping,
         *,
-        values: Mapping[str, Array] = ...,
-        inputs: Mapping[str, Any] = ...,
+        values: Mapping[str, Array] | None = None,
+        inputs: Mapping[str, Any] | None = None,
         key: Key | None = None,
         batch_size: int | None = None,
         particles: tuple[int, int] | None = None,
         noise: Mapping[str, Array] | None = None,
-    ) -> dict[str, Site]: ...
-    def probe(self, program: Callable, params: dict, **options: Any) -> Any: ...
-    def kl_divergence(self, q: Any, p: Any) -> Array | None: ...
+    ) -> dict[str, Site]:
+        """Runs a program: sites have the given values or noise, or are drawn from the key."""
 
-    # native samplers
-    def unconstrained(self, program: Callable, params: Mapping, **options: Any) -> Any: ...
-    def has_moving_support(self, fn: Any) -> bool: ...
-    def map_leading(self, fn: Callable, num_calls: int | None = None) -> Callable: ...
-    def fingerprint(self, fn: Callable, *args: Any) -> Any: ...
-    def kept(self, token: Any, make: Callable[[], Any]) -> Any: ...
-    def hmc(self, posterior: Any, method: Any, *args: Any) -> Any: ...
+    def probe(
+        self,
+        program: Callable,
+        params: dict,
+        *,
+        values: Mapping[str, Any],
+        inputs: Mapping[str, Any],
+        key: Key,
+        batch_size: int,
+        initialise: Callable | None,
+    ) -> Any:
+        """One run for its structure, (run, sites); nets without parameters get some."""
 
-    # optimisers
-    def optimizer(self, declaration: Any) -> Optimizer: ...
-    def versions(self) -> dict[str, str]: ...
+    # ---- distributions, as they stand in `Site.fn`
+
+    def log_prob(self, fn: Any, value: Array) -> Array:
+        """[*batch] log density, nats."""
+
+    def mean(self, fn: Any) -> Array:
+        """[*batch, *event] expectation."""
+
+    def kl_divergence(self, q: Any, p: Any) -> Array | None:
+        """KL(q || p) in closed form, [*batch]; None where there is none."""
+
+    def event_units(self, fn: Any) -> tuple[Any, int]:
+        """(the distribution with its last event axis in the batch, 1), or (itself, 0)."""
+
+    def in_support(self, fn: Any, value: Array) -> Array | None:
+        """[*batch] whether the value lies in the support; None when it cannot be told."""
+
+    def support_name(self, fn: Any) -> str:
+        """The support in words."""
+
+    def is_discrete(self, fn: Any) -> bool:
+        """Whether its values are."""
+
+    def is_reparametrised(self, fn: Any) -> bool:
+        """Whether a draw carries the gradient of its parameters."""
+
+    def has_moving_support(self, fn: Any) -> bool:
+        """Whether the support's bounds are computed in this run, perhaps from latents."""
+
+    # ---- native samplers
+
+    def unconstrained(self, program: Callable, params: Mapping, **options: Any) -> Any:
+        """Runs a program with its latents on the real line; see the backends' `mcmc` files."""
+
+    def hmc(self, posterior: Any, method: Any, *args: Any) -> Any:
+        """The framework's own NUTS or HMC."""
+
+    def fingerprint(self, fn: Callable, *args: Any) -> Any:
+        """What a compiled function may be kept under; None when none is kept."""
+
+    def kept(self, token: Any, make: Callable[[], Any]) -> Any:
+        """The function kept under `token`, made when there is none."""
+
+    # ---- optimisers and reports
+
+    def optimizer(self, declaration: Any) -> Optimizer:
+        """A declaration of `probgen.optim` as pure functions."""
+
+    def versions(self) -> dict[str, str]:
+        """Versions of the framework and its probabilistic language."""
+
+    def info(self) -> dict[str, Any]:
+        """What ran: device, versions, `routes` of compiled functions and `fallbacks`."""

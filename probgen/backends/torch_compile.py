@@ -90,8 +90,9 @@ class Graph:
             self._build(fn, args, route)
 
     def _build(self, fn: Callable, args: tuple, route: str) -> None:
-        tensors, keys, spec = [], [], []
-        flatten(args, tensors, keys, spec)
+        tensors: list = []
+        keys: list = []
+        flatten(args, tensors, keys, [])
         template = args
         self.plan = torch_random.Planner()
         marked = [Key(k.seed, (i,)) for i, k in enumerate(keys)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import zlib
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyro
@@ -43,7 +43,7 @@ class _Levels(constraints.Constraint):
 class DiscretizedLogistic(TorchDistribution):
     """Pyro's side of `probgen.discretized`."""
 
-    arg_constraints = {"loc": constraints.real, "scale": constraints.positive}
+    arg_constraints: ClassVar = {"loc": constraints.real, "scale": constraints.positive}
     has_rsample = False
 
     def __init__(self, loc: Any, scale: Any, low: float, high: float, num_levels: int):
@@ -207,7 +207,7 @@ def run_program(
     lower.run = run
     messenger = TraceMessenger()
     seed = None if lower.key is None else lower.key.seed
-    draws = contextlib.nullcontext()
+    draws: Any = contextlib.nullcontext()
     if seed is not None and torch_random.planner.get() is None:
         draws = torch_random.seeded(keys.mix(seed, 0x5EED), lower.device)
     with pyro.validation_enabled(False):

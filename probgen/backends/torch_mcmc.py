@@ -72,11 +72,11 @@ class FreeLowering(Lowering):
                 return transform.inv(fn.mean.expand(shape))
             except NotImplementedError:
                 pass  # no closed form: the median stands in, as in Pyro
-        key, draws = self.key, []
+        first, draws = self.key, []
         for i in range(1 if self.strategy == "init_to_sample" else 15):
-            self.key = keys.fold_in(key, i)  # type: ignore[arg-type]
+            self.key = keys.fold_in(first, i)  # type: ignore[arg-type]
             draws.append(transform.inv(self._draw(name, fn)))
-        self.key = key
+        self.key = first
         return torch.stack(draws).median(0).values
 
 
@@ -109,7 +109,7 @@ class _Stored(torch.autograd.Function):
         return value
 
     @staticmethod
-    def backward(ctx: Any, upstream: Any) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, upstream: Any) -> Any:
         return (None, None, *(upstream * g for g in ctx.grads))
 
 

@@ -36,7 +36,7 @@ def optimizer(declaration: optim.OptimizerDeclaration, device: str) -> Optimizer
             lr = declaration.learning_rate_at(state["count"]) * state["step_scale"]
             if isinstance(declaration, optim.Adam):
                 _adam(declaration, ps, gs, ms, state["count"], lr)
-            else:
+            elif isinstance(declaration, optim.SGD):
                 _sgd(declaration, ps, gs, ms, state["count"], lr)
         return params, state
 

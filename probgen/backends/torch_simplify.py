@@ -136,9 +136,9 @@ def fold(module: GraphModule) -> None:
             continue
         if torch.Tag.nondeterministic_seeded in op.tags or len(op._schema.returns) != 1:
             continue
-        of_its_own = op is aten.lift_fresh_copy.default and node.args[0].op == "get_attr"  # type: ignore
+        of_its_own = op is aten.lift_fresh_copy.default and node.args[0].op == "get_attr"
         if of_its_own:
-            known[node] = getattr(module, str(node.args[0].target)).clone()  # type: ignore
+            known[node] = getattr(module, str(node.args[0].target)).clone()
         elif op is aten.ones_like.default or op is aten.zeros_like.default:
             value = _value(node)
             if isinstance(value, torch.Tensor) and value.numel() <= _FOLD_UP_TO:

@@ -1,1 +1,1 @@
-"""The four verbs, a file each: `fit`, `infer`, `generate`, `evaluate`. Users meet them as `pg.fit`..."""
+"""The four verbs, a file each: `fit`, `infer`, `generate`, `evaluate`; to users `pg.fit`..."""

@@ -126,10 +126,12 @@ def evaluate(
     arrays = {**arrays, **per_datum}
     size = len(next(iter(arrays.values())))
     count = -(-size // chunk_size)
+    fitted = dataclasses.replace(fitted, constants={**fitted.constants, **constants})
     bound, params = fitted.bind(b, arrays, num_data=size, num_steps=count)
     bound.require_rows("evaluate")
     functions = [b.compile(m.bind_measure(bound), num_calls=count) for m in chosen]
-    key, parts = b.key(seed), [[] for _ in chosen]  # type: list
+    key = b.key(seed)
+    parts: list[list] = [[] for _ in chosen]
     with bar(size * len(chosen), wanted=progress_bar, unit="datum") as shown:
         for start in range(0, size, chunk_size):
             rows = {k: b.asarray(v[start : start + chunk_size]) for k, v in arrays.items()}
@@ -156,6 +158,6 @@ def _check_finite(name: str, out: dict[str, np.ndarray], start: int) -> None:
     bad = np.flatnonzero(np.isnan(out["estimate"]))
     if len(bad):
         raise NonFiniteError(
-            f"evaluate: {name} is NaN for {len(bad)} data, the first is datum {start + bad[0]}; look "
-            "at that datum, and at the model's parameters for NaN."
+            f"evaluate: {name} is NaN for {len(bad)} data, the first is datum {start + bad[0]}; "
+            "look at that datum, and at the model's parameters for NaN."
         )

@@ -146,9 +146,10 @@ def fit(
         step, history = kept.step, kept.history
         state = checkpoints.restore(state, kept.arrays, b)
         log.info("fit: goes on from step %d of %s", step, checkpoint)
+    every = eval_every or getattr(source, "steps_per_epoch", None) or 1000
     loop = Loop(
         bound, learner, feed, root_key, total, ema_decay, held_out,
-        eval_every or getattr(source, "steps_per_epoch", 1000), max(size, 1), tuple(callbacks),
+        every, max(size, 1), tuple(callbacks),
         folder, checkpoint_every, max_retries, progress_bar,
     )  # fmt: skip
     began = time.perf_counter()
@@ -247,7 +248,7 @@ def _num_steps(source: Any, num_epochs: int | None, num_steps: int | None) -> in
     if num_steps is None:
         if isinstance(source, StreamSource):
             raise AlgorithmError("fit: data without a size have no epochs; give num_steps instead.")
-        num_steps = num_epochs * source.steps_per_epoch  # type: ignore[operator]
+        num_steps = num_epochs * source.steps_per_epoch
     if int(num_steps) != num_steps or num_steps < 1:
         raise AlgorithmError(f"fit: got {num_steps} steps, expected a positive whole number.")
     return int(num_steps)

@@ -81,12 +81,12 @@ def generate(
         raise MissingSeed("generate: got no seed, expected an integer such as seed=0.")
     if num_samples < 1 or chunk_size < 1:
         raise AlgorithmError(
-            f"generate: got num_samples={num_samples}, chunk_size={chunk_size}, expected at least 1."
+            f"generate: got num_samples={num_samples}, chunk_size={chunk_size}, expected 1 or more."
         )
     if not isinstance(fitted, Fitted):
         raise AlgorithmError(
-            f"generate: got {type(fitted).__name__}, expected a Fitted; parameters come from pg.fit "
-            "or Fitted.from_pretrained."
+            f"generate: got {type(fitted).__name__}, expected a Fitted; parameters come from "
+            "pg.fit or Fitted.from_pretrained."
         )
     model = fitted.model
     if method is None and not model.is_normalized:

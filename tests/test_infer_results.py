@@ -1,0 +1,153 @@
+"""What `pg.infer` returns: dimensions, statistics, log likelihoods, draws that a seed repeats."""
+
+import numpy as np
+import pytest
+import scipy.stats
+from infer_cases import EVENTS, TINY, C, Y, counts, quick, regression, run
+
+import probgen as pg
+from probgen import dist
+from probgen.inference import HMC, NUTS
+
+
+@pytest.fixture(scope="module")
+def small(backend_name):
+    return quick(backend_name)
+
+
+@pg.model
+def schools():
+    mu = pg.sample("mu", dist.Normal(0, 5))
+    with pg.data_plate(), pg.plate("test", 3):
+        ability = pg.sample("ability", dist.Normal(mu, 1).expand([2]).to_event(1))
+        pg.deterministic("total", ability[..., 0] + ability[..., 1])
+    with pg.data_plate():
+        pg.sample("y", dist.Normal(mu, 1.0))
+    pg.submodel("part", coin_prior)
+
+
+@pg.model
+def coin_prior():
+    pg.sample("p", dist.Beta(2.0, 3.0))
+
+
+def test_plates_are_dimensions(small):
+    y = np.array([1.0, 2.0, 3.0, 4.0], np.float32)
+    draws = run(schools, {"y": y}, small, HMC(**TINY, num_steps=2), log_likelihood=True)
+    post = draws.posterior
+    assert post.mu.dims == ("chain", "draw")
+    assert post.ability.dims == ("chain", "draw", "test", "data", "ability_dim_0")
+    assert post.total.dims == ("chain", "draw", "test", "data")
+    assert post.ability.shape == (2, 10, 3, 4, 2)
+    assert post["part.p"].dims == ("chain", "draw")
+    np.testing.assert_allclose(post.total, post.ability.sum("ability_dim_0"), rtol=1e-5, atol=1e-5)
+    assert draws.observed_data.y.dims == ("data",)
+    assert draws.log_likelihood.y.dims == ("chain", "draw", "data")
+    stats = {"lp", "energy", "diverging", "acceptance_rate", "n_steps", "step_size"}
+    assert stats <= set(draws.sample_stats.data_vars)
+    assert {draws.sample_stats[s].dims for s in stats} == {("chain", "draw")}
+    for key in ("backend", "device", "versions", "seed", "method", "sampling_time"):
+        assert key in draws.attrs and key in post.attrs
+    assert draws.attrs["backend"] == small.name and draws.attrs["seed"] == 0
+    assert "HMC(num_warmup=5" in draws.attrs["method"]
+
+
+def test_the_statistics_are_those_of_the_draws(small):
+    """lp is the density on the real line: log p(rate, events) + log rate, for a positive latent."""
+    draws = run(counts, {"events": EVENTS}, small, NUTS(num_warmup=50, num_samples=40))
+    rate = draws.posterior.rate.values.astype(np.float64)
+    expected = scipy.stats.gamma(2, scale=2).logpdf(rate) + np.log(rate)
+    expected += scipy.stats.poisson(rate[..., None]).logpmf(EVENTS).sum(-1)
+    stats = draws.sample_stats
+    np.testing.assert_allclose(stats.lp, expected, rtol=1e-4, atol=1e-4)
+    assert (stats.energy.values >= -stats.lp.values.max() - 1.0).all()
+    assert ((stats.acceptance_rate >= 0) & (stats.acceptance_rate <= 1 + 1e-5)).all()
+    assert (stats.n_steps < 2**stats.tree_depth).all()
+    assert not stats.reached_max_treedepth.any() and (stats.step_size > 0).all()
+
+
+def test_a_log_likelihood_is_the_direct_one_whatever_the_chunk(small):
+    options = {"inputs": {"covariates": C}, "log_likelihood": True}
+    draws = run(regression, {"y": Y}, small, NUTS(**TINY), **options)
+    mean = np.einsum("cdi,ni->cdn", draws.posterior.weights.values, C)
+    direct = scipy.stats.norm(mean, 1.0).logpdf(Y)
+    assert draws.log_likelihood.y.dims == ("chain", "draw", "data")
+    np.testing.assert_allclose(draws.log_likelihood.y, direct, rtol=1e-4, atol=1e-4)
+    for chunk in (1, 7, 20, 1000):
+        other = run(regression, {"y": Y}, small, NUTS(**TINY), chunk_size=chunk, **options)
+        np.testing.assert_array_equal(other.posterior.weights, draws.posterior.weights)
+        np.testing.assert_allclose(
+            other.log_likelihood.y, draws.log_likelihood.y, rtol=1e-5, atol=1e-5
+        )
+
+
+def test_same_seed_same_draws_and_nobody_elses_randomness(small):
+    torch = pytest.importorskip("torch")
+    states = torch.random.get_rng_state(), np.random.get_state()[1].copy()
+    one, two, three = (
+        run(regression, {"y": Y}, small, NUTS(**TINY), inputs={"covariates": C}, seed=s)
+        for s in (3, 3, 4)
+    )
+    np.testing.assert_array_equal(one.posterior.weights, two.posterior.weights)
+    assert (one.posterior.weights != three.posterior.weights).any()
+    chains = one.posterior.weights.values
+    assert (chains[0] != chains[1]).any()
+    assert torch.equal(states[0], torch.random.get_rng_state())
+    np.testing.assert_array_equal(states[1], np.random.get_state()[1])
+
+
+def test_pyros_parameter_store_stays_empty():
+    pyro = pytest.importorskip("pyro")
+    small = pg.backends.load("torch", "cpu", compile="graph")
+    run(counts, {"events": EVENTS}, small, NUTS(**TINY))
+    assert not dict(pyro.get_param_store())
+
+
+def test_thinning_keeps_every_nth_transition(small):
+    options = {"num_warmup": 20, "num_samples": 12, "num_chains": 2, "num_steps": 2}
+    every = run(counts, {"events": EVENTS}, small, HMC(**options))
+    third = run(counts, {"events": EVENTS}, small, HMC(**options, thinning=3))
+    np.testing.assert_allclose(
+        third.posterior.rate, every.posterior.rate.values[:, 2::3], rtol=1e-5
+    )
+
+
+STRATEGIES = ("uniform", "median", "mean", "sample", "feasible")
+
+
+@pytest.mark.parametrize("strategy", [*(f"init_to_{s}" for s in STRATEGIES), {"rate": 2.5}])
+def test_chains_start_where_they_are_told(strategy, small):
+    """With steps of 1e-6 a chain stays where it starts; Gamma(2, 1/2) has mean 4, median 3.36."""
+    method = HMC(
+        num_warmup=0, num_samples=1, num_chains=3, step_size=1e-6, adapt_step_size=False,
+        num_steps=1, init_strategy=strategy,
+    )  # fmt: skip
+    rate = run(counts, {"events": EVENTS}, small, method).posterior.rate.values[:, 0]
+    known = {"init_to_mean": 4.0, "init_to_feasible": 1.0}
+    if isinstance(strategy, dict) or strategy in known:
+        np.testing.assert_allclose(rate, known.get(strategy, 2.5) if isinstance(strategy, str)
+                                   else 2.5, rtol=1e-3)  # fmt: skip
+    else:
+        assert len(set(rate)) == 3
+    if strategy == "init_to_uniform":
+        assert (abs(np.log(rate)) < 2).all()
+    if strategy == "init_to_median":
+        assert ((rate > 1.0) & (rate < 9.0)).all()
+
+
+def test_data_in_the_program_are_not_latents(small):
+    @pg.model
+    def inside():
+        mu = pg.sample("mu", dist.Normal(0.0, 1.0))
+        pg.sample("y", dist.Normal(mu, 1.0), obs=pg.ops.asarray(1.0))
+
+    draws = run(inside, None, small, NUTS(**TINY), log_likelihood=True)
+    assert set(draws.posterior.data_vars) == {"mu"}
+    direct = scipy.stats.norm(draws.posterior.mu, 1.0).logpdf(1.0)
+    np.testing.assert_allclose(draws.log_likelihood.y, direct, rtol=1e-4, atol=1e-4)
+
+
+def test_auto_prefers_jax():
+    pytest.importorskip("numpyro")
+    draws = pg.infer(counts, {"events": EVENTS}, NUTS(**TINY), seed=0, progress_bar=False)
+    assert draws.attrs["backend"] == "jax"
