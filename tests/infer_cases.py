@@ -169,6 +169,6 @@ CASES = {
     "gamma-poisson": (counts, {"events": EVENTS}, None, check_counts, {}),
     "dirichlet-categorical": (die, {"face": FACES}, None, check_die, {}),
     "correlated": (correlated, None, None, check_correlated, {"dense_mass": True}),
-    "support of a latent": (ladder, {}, None, check_ladder, {}),
+    "support of a latent": (ladder, {}, None, check_ladder, {"dense_mass": [("top",), ("x",)]}),
     "support of the data": (tank, {"serial": SERIALS}, None, check_tank, {}),
 }

@@ -14,8 +14,7 @@ from matplotlib.mathtext import MathTextParser
 from test_laws_programs import FAMILIES
 
 import probgen as pg
-from probgen import describe as views
-from probgen import dist, nets, ops
+from probgen import dist, formula, nets, ops, picture
 from probgen.bound import bind, parameter_count
 from probgen.fitted import Fitted
 from probgen.models import VAE, Diffusion, Generator, NoiseSchedule, Tilted
@@ -24,7 +23,7 @@ from probgen.models import VAE, Diffusion, Generator, NoiseSchedule, Tilted
 @pytest.fixture
 def on(backend, monkeypatch):
     """Has the views run on this backend."""
-    monkeypatch.setattr(views, "resolve", lambda *a, **k: backend)
+    monkeypatch.setattr(picture, "resolve", lambda *a, **k: backend)
     return backend
 
 
@@ -168,7 +167,7 @@ def test_a_normalised_program_has_an_equality():
 
 @pytest.mark.parametrize("name", ["a#b", "a&b", "50%", "a_b_c", "x^2", "prior/z", "$", "\\x", "ä"])
 def test_any_site_name_is_escaped(name):
-    renders(views.symbol(name, ("n",)))
+    renders(formula.symbol(name, ("n",)))
 
 
 @pytest.mark.parametrize(
@@ -177,7 +176,7 @@ def test_any_site_name_is_escaped(name):
      ("weights", r"\mathrm{weights}")],
 )  # fmt: skip
 def test_names_become_symbols(name, expected):
-    assert views.symbol(name) == expected
+    assert formula.symbol(name) == expected
 
 
 # ---- tables --------------------------------------------------------------------------------------

@@ -9,9 +9,7 @@ from infer_cases import (
     C,
     Y,
     assert_moments,
-    check_ladder,
     check_regression,
-    ladder,
     quick,
     regression,
     run,
@@ -70,8 +68,3 @@ def test_latents_of_a_fitted_vae_have_their_exact_posterior(small):
         assert_moments(draws.posterior.z.values[:, :, i], expected, cov, f"z[{i}]")
     direct = scipy.stats.norm(mean[0] + draws.posterior.z.values @ w.T, scale).logpdf(x[:2]).sum(-1)
     np.testing.assert_allclose(draws.log_likelihood.x.values, direct, rtol=1e-3, atol=1e-3)
-
-
-def test_blocks_of_the_mass_matrix_are_named_by_sites(small):
-    method = sized(NUTS, small, dense_mass=[("top",), ("x",)])
-    check_ladder(run(ladder, None, small, method))
