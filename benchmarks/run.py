@@ -32,7 +32,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1, help="more than 1: by the wall clock")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:1")
     parser.add_argument("--rounds", type=int, default=7, help="at least 5 for numbers to quote")
-    parser.add_argument("--tiny", action="store_true", help="check that it runs, in seconds")
+    parser.add_argument("--tiny", action="store_true", help="a check that it runs")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "latest.json")
     options = parser.parse_args(arguments)
     unknown = sorted(set(options.rows.split(",")) - set(ROWS))

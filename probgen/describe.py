@@ -151,8 +151,9 @@ def graph(
 ) -> str:
     """Graphviz source in plate notation; render it with `dot -Tsvg`.
 
-    See `probgen.picture.draw` for `data` and `inputs`. Circles are variables, shaded when observed; a double circle is deterministic; a black square
-    is a factor; plain text an input; a rounded box a net. Dashed arrows belong to the guide.
+    Circles are variables, shaded when observed; a double circle is deterministic; a black square
+    is a factor; plain text an input; a rounded box a net. Dashed arrows belong to the guide. See
+    `probgen.picture.draw` for `data` and `inputs`.
     """
     p = draw(model, data, inputs)
     structure, guide = p.bound.structure, p.bound.guide_structure

@@ -1,4 +1,4 @@
-"""A program's density in LaTeX, composed from its sites: products for plates, exponents for factors.
+"""A program's density in LaTeX, composed from its sites: a product for each plate.
 
 The text stays within what LaTeX and matplotlib's mathtext share. A net in a site's parameters shows
 as a subscript theta, inputs stand behind the bar, a scale is written as a variance.

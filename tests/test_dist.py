@@ -5,6 +5,7 @@ supports hold the same points on both backends, and moments of draws are scipy's
 """
 
 import functools
+import inspect
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -395,3 +396,15 @@ def test_a_mask_makes_a_term_count_nothing(backend):
     keep = backend.asarray(np.array([True, False, True]))
     got = log_prob(backend, dist.Normal(0.0, 1.0).mask(keep), np.array([0.5, 0.5, -1.0]))
     np.testing.assert_allclose(got, st.norm.logpdf([0.5, 0.5, -1.0]) * [1, 0, 1], rtol=1e-6)
+
+
+def test_positional_arguments_stand_in_numpyros_order():
+    """What people write by position, `dist.Gumbel(0.5, 2.0)`, means what it means there."""
+    numpyro_dist = pytest.importorskip("numpyro.distributions", reason="numpyro is not installed")
+    spelled = {"dimension": "dim"}
+    for name in CASES:
+        found = getattr(numpyro_dist, name)
+        theirs = [spelled.get(k, k) for k in inspect.signature(found).parameters]
+        ours = list(signature(name))
+        if name != "ZeroInflatedPoisson":  # Pyro has the rate first, NumPyro the gate
+            assert [k for k in theirs if k in ours] == ours, name
