@@ -325,7 +325,8 @@ def submodel(name: str, model: Any, rename: dict[str, str] | None = None, **inpu
     """Runs another model as a part of this one and returns its sites' values by their own names.
 
     Its sites and nets are called `name/site`, or as they are when `name` is "", except those that
-    `rename` gives a name out here: a prior of several layers is `submodel("prior", model, rename={"x": "z"})["x"]`.
+    `rename` gives a name out here: a prior of several layers is
+    `submodel("prior", model, rename={"x": "z"})["x"]`.
     """
     run = current("submodel")
     before = (run.prefix, run.rename)
