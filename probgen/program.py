@@ -118,7 +118,7 @@ def _claim(run: Run, name: str, what: str) -> str:
     if not isinstance(name, str) or not name:
         raise DeclarationError(f"pg.{what}: got the name {name!r}, expected a non-empty string.")
     full, here = run.full_name(name), _caller()
-    if full in run.seen or full in run.plates:
+    if full in run.seen or full in run.plates or full == DATA_PLATE:
         raise DuplicateSite(
             f"site {full!r} is declared at {run.seen.get(full, 'a plate')} and at {here}, expected "
             "one name per site; rename one, or share the value if they are one variable."

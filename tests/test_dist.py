@@ -317,7 +317,8 @@ def test_supports_hold_the_same_points_on_both_backends(name):
             pytest.skip(f"{which} is not installed: support is compared between the two")
         b = backends.load(which, "cpu")
         declared = Family(name)(**CASES[name].arguments)
-        middle = b.asarray(CASES[name].values[:1].astype(np.float32))
+        kind = np.int32 if name in DISCRETE_INDEX else np.float32
+        middle = b.asarray(CASES[name].values[:1].astype(kind))
         fn = b.trace(program_of(declared), {}, values={"x": middle}, batch_size=1)["x"].fn
         points = b.asarray(PROBES.astype(np.float32)[:, None])
         answers.append(b.to_numpy(b.in_support(fn, points))[:, 0])

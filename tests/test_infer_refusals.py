@@ -5,7 +5,14 @@ from infer_cases import EVENTS, TINY, Y, counts, quick, regression, run
 
 import probgen as pg
 from probgen import dist, nets
-from probgen.errors import AlgorithmError, MissingSeed, NonFiniteError, SupportError, UnknownName
+from probgen.errors import (
+    AlgorithmError,
+    DuplicateSite,
+    MissingSeed,
+    NonFiniteError,
+    SupportError,
+    UnknownName,
+)
 from probgen.inference import HMC, NUTS
 
 
@@ -68,6 +75,18 @@ def test_what_cannot_be_inferred_is_refused_by_name(small):
         with pg.data_plate():
             pg.sample("y", dist.Normal(pg.net("decoder", nets.MLP(out=1))(z)[..., 0], 1.0))
 
+    @pg.model
+    def named():
+        pg.sample("draw", dist.Normal(0.0, 1.0))
+
+    @pg.model
+    def named_data():
+        pg.sample("data", dist.Normal(0.0, 1.0))
+
+    with pytest.raises(AlgorithmError, match="'draw'.*ArviZ"):
+        run(named, None, small)
+    with pytest.raises(DuplicateSite, match="'data' is declared at a plate"):
+        run(named_data, None, small)
     with pytest.raises(AlgorithmError, match="latent 'k'.*discrete.*MixtureSameFamily"):
         run(mixture, None, small)
     with pytest.raises(AlgorithmError, match="at least one latent"):

@@ -112,13 +112,14 @@ CONTINUOUS = set(SCALARS) - {
 
 @st.composite
 def programs(draw, max_statements: int = 6) -> tuple[Statement, ...]:
-    """A random program: at most two plates deep, the data plate at most once on any path."""
+    """A random program, at most two plates deep; the data plate keeps to one depth, as it must."""
     counter = iter(range(1000))
+    data_depth = draw(st.sampled_from([0, 0, 1]))
 
     def statement(depth: int, scope: int, in_data: bool) -> tuple[Statement, bool]:
         words = ["sample", "sample", "sample", "factor", "deterministic"]
         words += ["plate"] if depth < 2 else []
-        words += ["data"] if depth < 2 and not in_data else []
+        words += ["data"] if depth == data_depth and not in_data else []
         word = draw(st.sampled_from(words))
         name = f"{word}{next(counter)}"
         if word in ("plate", "data"):

@@ -15,16 +15,9 @@ from numpyro.distributions import constraints
 
 from probgen import discretized
 from probgen.backends import jax_ops
+from probgen.backends.lowering import STRUCTURE, BaseLowering, as_site
 from probgen.backends.protocol import Site
-from probgen.dist import Deferred
-from probgen.errors import AlgorithmError, BackendError, DeclarationError, MissingSeed, ShapeError
-from probgen.program import DATA_PLATE, NOT_NORMAL, PARTICLES, Run, running
-
-_RENAMED = {
-    "LKJ": {"dim": "dimension"},
-    "LKJCholesky": {"dim": "dimension"},
-}
-_STRUCTURE = {"dim", "total_count", "event_dim", "num_levels", "low", "high"}
+from probgen.program import Run, running
 
 
 class _Levels(constraints._SingletonConstraint):
@@ -65,18 +58,6 @@ class DiscretizedLogistic(numpyro_dist.Distribution):
         return discretized.quantile(u, self.loc, self.scale, *self.levels)
 
 
-def _class(name: str) -> Any:
-    if name == "DiscretizedLogistic":
-        return DiscretizedLogistic
-    found = getattr(numpyro_dist, name, None)
-    if found is None:
-        raise BackendError(
-            f"dist.{name}: NumPyro has no such distribution, only Pyro does; run this model with "
-            'backend="torch", or declare it with a distribution that both have.'
-        )
-    return found
-
-
 def normal_base(fn: Any) -> Any:
     """The Normal under expansions and events, or None: such a site is loc + scale * noise."""
     while isinstance(fn, numpyro_dist.Independent | numpyro_dist.ExpandedDistribution):
@@ -94,42 +75,26 @@ def noise_transform(fn: Any) -> Callable | None:
     return None
 
 
-class Lowering:
-    """The hands of one run on JAX: values that are given, a key for those that are drawn."""
+class Lowering(BaseLowering):
+    """The hands of one run on JAX."""
 
     ops = jax_ops
+    library = "NumPyro"
+    classes = numpyro_dist
+    own: ClassVar = {"DiscretizedLogistic": DiscretizedLogistic}
+    renamed: ClassVar = {
+        "LKJ": {"dim": "dimension"},
+        "LKJCholesky": {"dim": "dimension"},
+    }
 
-    def __init__(self, values: Mapping[str, Any], key: Any, noise: Mapping[str, Any] | None):
-        self.values, self.key, self.noise = values, key, noise or {}
-        self.run: Run | None = None
-
-    def build(self, deferred: Deferred, site: str) -> Any:
-        """NumPyro's distribution for a declaration."""
-        kwargs = {
-            _RENAMED.get(deferred.name, {}).get(k, k): self._argument(k, v, site)
-            for k, v in deferred.arguments
-        }
-        try:
-            built = _class(deferred.name)(**kwargs)
-            for method, args in deferred.calls:
-                built = getattr(built, method)(*args)
-            built._validate_args = False  # data are checked once, by `probgen.support`
-        except (RuntimeError, ValueError, TypeError) as error:
-            raise DeclarationError(
-                f"site {site!r}: {deferred!r} cannot be built by NumPyro: {error}"
-            ) from error
-        return built
-
-    def _argument(self, name: str, value: Any, site: str) -> Any:
-        if isinstance(value, Deferred):
-            return self.build(value, site)
-        if name in _STRUCTURE or isinstance(value, bool | str):
+    def argument(self, name: str, value: Any) -> Any:
+        """Numbers as floats, lists and numpy as arrays; what shapes the distribution as it is."""
+        if name in STRUCTURE or isinstance(value, bool | str):
             return value
         if isinstance(value, int):
             return float(value)
         if isinstance(value, list | np.ndarray):
-            out = np.asarray(value)
-            return jnp.asarray(out, dtype=jnp.result_type(float))
+            return jnp.asarray(np.asarray(value), dtype=jnp.result_type(float))
         return value
 
     def sample(self, name: str, fn: Any, obs: Any) -> Any:
@@ -139,27 +104,17 @@ class Lowering:
         return numpyro.sample(name, fn, obs=value)
 
     def _draw(self, name: str, fn: Any) -> Any:
-        eps = self.noise.get(name)
-        if self.key is None and eps is None:
-            raise MissingSeed(
-                f"site {name!r} must be drawn, and there is no seed; give a value for it or a seed."
-            )
-        batch = jnp.broadcast_shapes(self._plates(), fn.batch_shape)
         transform = noise_transform(fn)
-        if transform is None and eps is not None:
-            raise AlgorithmError(NOT_NORMAL.format(name=name, kind=type(fn).__name__))
-        if eps is not None:
-            return transform(eps)  # type: ignore[misc]
+        eps = self.needed_noise(name, fn, transform)
+        if transform is not None and eps is not None:
+            return transform(eps)
+        batch = jnp.broadcast_shapes(self._plates(), fn.batch_shape)
         key = jax.random.fold_in(self.key, zlib.crc32(name.encode()) & 0x7FFFFFFF)
         if transform is None:
             draw = fn.expand(batch).sample(key)
             # A mixture's draw has a derivative, but not that of the expectation.
             return draw if fn.has_rsample else jax.lax.stop_gradient(draw)
         return transform(jax.random.normal(key, (*batch, *fn.event_shape)))
-
-    def _plates(self) -> tuple[int, ...]:
-        dims = dict(self.run.active.values())  # type: ignore[union-attr]
-        return tuple(dims.get(-i, 1) for i in range(max((-d for d in dims), default=0), 0, -1))
 
     def factor(self, name: str, value: Any) -> None:
         numpyro.factor(name, jnp.asarray(value))
@@ -189,24 +144,9 @@ def run_program(
         sites = {}
         for name, node in trace.items():
             if node["type"] in ("sample", "deterministic"):
-                sites[name] = _site(name, node, run)
+                sites[name] = as_site(name, node, run, _broadcast)
     return run, sites
 
 
-def _site(name: str, node: dict, run: Run) -> Site:
-    kind = run.sites[name]["kind"]
-    frames = node["cond_indep_stack"]
-    is_local = any(f.name == DATA_PLATE for f in frames)
-    if kind == "deterministic":
-        return Site(node["value"], None, is_local, None, kind)
-    log_prob = node["fn"].log_prob(node["value"])
-    keep = [f for f in frames if f.name in (PARTICLES, DATA_PLATE)]
-    depth = max((-f.dim for f in frames), default=0)
-    sizes = {f.dim: f.size for f in frames}
-    plates = tuple(sizes.get(-i, 1) for i in range(depth, 0, -1))
-    log_prob = jnp.broadcast_to(log_prob, jnp.broadcast_shapes(log_prob.shape, plates))
-    inner = tuple(a for a in range(-log_prob.ndim, 0) if a not in {f.dim for f in keep})
-    log_prob = log_prob.sum(inner) if inner else log_prob
-    if log_prob.ndim != len(keep):
-        raise ShapeError(f"site {name!r}: log-probability of shape {tuple(log_prob.shape)}.")
-    return Site(node["value"], log_prob, is_local, None if kind == "factor" else node["fn"], kind)
+def _broadcast(log_prob: Any, plates: tuple[int, ...]) -> Any:
+    return jnp.broadcast_to(log_prob, jnp.broadcast_shapes(log_prob.shape, plates))

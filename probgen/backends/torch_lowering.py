@@ -17,15 +17,9 @@ from torch.distributions import constraints
 
 from probgen import discretized
 from probgen.backends import keys, torch_ops, torch_random
+from probgen.backends.lowering import STRUCTURE, BaseLowering, as_site
 from probgen.backends.protocol import Site
-from probgen.dist import Deferred
-from probgen.errors import AlgorithmError, BackendError, DeclarationError, MissingSeed, ShapeError
-from probgen.program import DATA_PLATE, NOT_NORMAL, PARTICLES, Run, running
-
-_RENAMED = {
-    "MixtureSameFamily": {"mixing_distribution": "mixture_distribution"},
-}
-_INTEGERS = {"dim", "total_count", "event_dim", "num_levels", "low", "high"}
+from probgen.program import Run, running
 
 
 class _Levels(constraints.Constraint):
@@ -76,19 +70,6 @@ class LKJ(pyro_dist.LKJ):
         return LKJ(self.dim, self.concentration.expand(torch.Size(batch_shape)))
 
 
-_OWN = {"DiscretizedLogistic": DiscretizedLogistic, "LKJ": LKJ}
-
-
-def _class(name: str) -> Any:
-    found = _OWN.get(name, getattr(pyro_dist, name, None))
-    if found is None:
-        raise BackendError(
-            f"dist.{name}: Pyro has no such distribution, only NumPyro does; run this model with "
-            'backend="jax", or declare it with a distribution that both have.'
-        )
-    return found
-
-
 def normal_base(fn: Any) -> Any:
     """The Normal under expansions and events, or None: such a site is loc + scale * noise."""
     while isinstance(fn, torch.distributions.Independent):
@@ -106,10 +87,16 @@ def noise_transform(fn: Any) -> Callable | None:
     return None
 
 
-class Lowering:
-    """The hands of one run on torch: values that are given, a key for those that are drawn."""
+class Lowering(BaseLowering):
+    """The hands of one run on torch."""
 
     ops = torch_ops
+    library = "Pyro"
+    classes = pyro_dist
+    own: ClassVar = {"DiscretizedLogistic": DiscretizedLogistic, "LKJ": LKJ}
+    renamed: ClassVar = {
+        "MixtureSameFamily": {"mixing_distribution": "mixture_distribution"},
+    }
 
     def __init__(
         self,
@@ -118,37 +105,18 @@ class Lowering:
         key: keys.Key | None,
         noise: Mapping[str, Any] | None,
     ):
-        self.device, self.values, self.key, self.noise = device, values, key, noise or {}
-        self.run: Run | None = None
+        super().__init__(values, key, noise)
+        self.device = device
 
-    def build(self, deferred: Deferred, site: str) -> Any:
-        """Pyro's distribution for a declaration."""
-        kwargs = {
-            _RENAMED.get(deferred.name, {}).get(k, k): self._argument(k, v, site)
-            for k, v in deferred.arguments
-        }
-        try:
-            built = _class(deferred.name)(**kwargs)
-            for method, args in deferred.calls:
-                built = getattr(built, method)(*args)
-            # For whoever asks it for a log_prob later: a check of values cannot be traced.
-            built._validate_args = False
-        except (RuntimeError, ValueError, TypeError) as error:
-            raise DeclarationError(
-                f"site {site!r}: {deferred!r} cannot be built by Pyro: {error}"
-            ) from error
-        return built
-
-    def _argument(self, name: str, value: Any, site: str) -> Any:
-        if isinstance(value, Deferred):
-            return self.build(value, site)
-        if isinstance(value, bool | str) or (isinstance(value, int) and name in _INTEGERS):
+    def argument(self, name: str, value: Any) -> Any:
+        """Numbers and arrays as tensors on the device; what shapes the distribution as it is."""
+        if isinstance(value, bool | str) or (isinstance(value, int) and name in STRUCTURE):
             return value
         if isinstance(value, int | float | np.ndarray | list | np.generic):
             if isinstance(value, float) and name in ("low", "high"):
                 return value
             out = torch.as_tensor(value, device=self.device)
-            keep = name in _INTEGERS and not out.is_floating_point()
+            keep = name in STRUCTURE and not out.is_floating_point()
             return out if keep else out.to(torch.get_default_dtype())
         return value
 
@@ -159,26 +127,16 @@ class Lowering:
         return pyro.sample(name, fn, obs=value)
 
     def _draw(self, name: str, fn: Any) -> Any:
-        eps = self.noise.get(name)
-        if self.key is None and eps is None:
-            raise MissingSeed(
-                f"site {name!r} must be drawn, and there is no seed; give a value for it or a seed."
-            )
-        batch = torch.broadcast_shapes(self._plates(), fn.batch_shape)
         transform = noise_transform(fn)
+        eps = self.needed_noise(name, fn, transform)
+        batch = torch.broadcast_shapes(self._plates(), fn.batch_shape)
         if transform is None:
-            if eps is not None:
-                raise AlgorithmError(NOT_NORMAL.format(name=name, kind=type(fn).__name__))
             fn = fn.expand(batch)
             return fn.rsample() if fn.has_rsample and torch.is_grad_enabled() else fn.sample()
         if eps is None:
-            key = keys.fold_in(self.key, zlib.crc32(name.encode()))  # type: ignore[arg-type]
+            key = keys.fold_in(self.key, zlib.crc32(name.encode()))
             eps = torch_random.noise("normal", key, (*batch, *fn.event_shape), self.device)
         return transform(eps)
-
-    def _plates(self) -> tuple[int, ...]:
-        dims = dict(self.run.active.values())  # type: ignore[union-attr]
-        return tuple(dims.get(-i, 1) for i in range(max((-d for d in dims), default=0), 0, -1))
 
     def factor(self, name: str, value: Any) -> None:
         value = torch.as_tensor(value, device=self.device)
@@ -218,31 +176,9 @@ def run_program(
         for name, node in messenger.trace.nodes.items():
             if node["type"] != "sample" or type(node["fn"]).__name__ == "_Subsample":
                 continue
-            sites[name] = _site(name, node, run)
+            sites[name] = as_site(name, node, run, _broadcast)
     return run, sites
 
 
-def _site(name: str, node: dict, run: Run) -> Site:
-    kind = run.sites[name]["kind"]
-    frames = node["cond_indep_stack"]
-    is_local = any(f.name == DATA_PLATE for f in frames)
-    if kind == "deterministic":
-        return Site(node["value"], None, is_local, None, kind)
-    log_prob = node["fn"].log_prob(node["value"])
-    keep = [f for f in frames if f.name in (PARTICLES, DATA_PLATE)]
-    log_prob = torch.broadcast_to(
-        log_prob, torch.broadcast_shapes(log_prob.shape, _frame_shape(frames))
-    )
-    axes = [i - log_prob.ndim for i in range(log_prob.ndim)]
-    inner = [a for a in axes if a not in {f.dim for f in keep}]
-    if inner:
-        log_prob = log_prob.sum(inner)
-    if log_prob.ndim != len(keep):
-        raise ShapeError(f"site {name!r}: log-probability of shape {tuple(log_prob.shape)}.")
-    return Site(node["value"], log_prob, is_local, None if kind == "factor" else node["fn"], kind)
-
-
-def _frame_shape(frames: Any) -> tuple[int, ...]:
-    depth = max((-f.dim for f in frames), default=0)
-    sizes = {f.dim: f.size for f in frames}
-    return tuple(sizes.get(-i, 1) for i in range(depth, 0, -1))
+def _broadcast(log_prob: torch.Tensor, plates: tuple[int, ...]) -> torch.Tensor:
+    return torch.broadcast_to(log_prob, torch.broadcast_shapes(log_prob.shape, plates))

@@ -64,7 +64,7 @@ class FreeLowering(Lowering):
         if self.strategy == "init_to_feasible":
             return torch.zeros(transform.inverse_shape(shape), device=self.device)
         if self.strategy == "init_to_uniform":
-            key = keys.fold_in(self.key, zlib.crc32(name.encode()))  # type: ignore[arg-type]
+            key = keys.fold_in(self.key, zlib.crc32(name.encode()))
             free_shape = tuple(transform.inverse_shape(shape))
             return 4.0 * torch_random.noise("uniform", key, free_shape, self.device) - 2.0
         if self.strategy == "init_to_mean":
@@ -74,7 +74,7 @@ class FreeLowering(Lowering):
                 pass  # no closed form: the median stands in, as in Pyro
         first, draws = self.key, []
         for i in range(1 if self.strategy == "init_to_sample" else 15):
-            self.key = keys.fold_in(first, i)  # type: ignore[arg-type]
+            self.key = keys.fold_in(first, i)
             draws.append(transform.inv(self._draw(name, fn)))
         self.key = first
         return torch.stack(draws).median(0).values

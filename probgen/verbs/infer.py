@@ -98,6 +98,7 @@ def infer(
         num_data=next((len(v) for v in rows.values()), None),
     )  # fmt: skip
     _check_nets(bound, given)
+    _check_names(bound)
     posterior = Posterior(bound, _num_rows(bound, rows))
     posterior.check()
     # Everything that is an array is an argument, so that other data need no other program.
@@ -154,6 +155,15 @@ def _check_nets(bound: Bound, params: Any) -> None:
         raise AlgorithmError(
             f"infer: the nets {missing} of {bound.model.name!r} have no parameters, expected "
             "fitted ones; give infer what pg.fit returns, or declare the weights as latents."
+        )
+
+
+def _check_names(bound: Bound) -> None:
+    structure = bound.structure
+    for name in {*structure.sites, *structure.plate_sizes} & {"chain", "draw"}:
+        raise AlgorithmError(
+            f"infer: {bound.model.name!r} has a site or plate {name!r}, which is ArviZ's name for "
+            "an axis of all draws, expected another; rename it."
         )
 
 
