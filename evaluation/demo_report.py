@@ -217,7 +217,7 @@ def _reconstructions(r: Results) -> Section:
 
 
 def _units(r: Results) -> Section:
-    order = r.units
+    order, pale = r.units, "" if r.active.all() else " Pale bars are not."
     names = [str(i) if len(order) <= 20 or i % 5 == 0 else "" for i in order]
     return Section(
         "KL per unit",
@@ -230,7 +230,7 @@ def _units(r: Results) -> Section:
             ),
             f"How much each unit of the code says about a digit; "
             f"{int(r.active.sum())} of {r.active.size} are active (the mean of their code moves "
-            "with the digit: variance above 0.01). Pale bars are not.",
+            f"with the digit: variance above 0.01).{pale}",
             "Bar chart of the KL divergence of each latent unit, largest first.",
             numbers={"kl_units": r.kl_units, "active": r.active},
         ),

@@ -69,3 +69,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return
     for item in chosen:
         item.add_marker(pytest.mark.skip(reason="no GPU here that torch or jax can see"))
+
+
+@pytest.fixture(scope="session")
+def b(backend_name):
+    """A backend without inductor, whose compilation short computations do not earn back."""
+    from probgen import backends
+
+    options = {"compile": "graph"} if backend_name == "torch" else {}
+    return backends.load(backend_name, "cpu", **options)

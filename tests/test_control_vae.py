@@ -170,14 +170,20 @@ def test_control_vae_weight_is_the_slope_of_the_rate_distortion_curve(backend_na
 
 
 def test_control_vae_elbo_is_largest_where_the_weight_is_one(backend_name):
-    """Check 6."""
+    """Check 6, on the mean ELBO of the last 1000 steps, up to 5 standard errors.
+
+    The mean, since single iterates differ by 0.1 nats, more than the set points on either side of
+    beta = 1 do: the sheet's own pilot has a tie there. Errors are from blocks of 50 steps.
+    """
     runs = [run(backend_name, controlled(c), 10_000) for c in CURVE]
-    best = int(np.argmax([r.train["elbo"] for r in runs]))
-    nearest = np.argsort([abs(r.beta - 1.0) for r in runs])
-    elbos = [r.train["elbo"] for r in runs]
-    print(f"\nELBO on {backend_name}: {np.round(elbos, 2)}")
-    # Two set points beside beta = 1 may be equally good: a tie within 0.05 nats is no failure.
-    assert best == nearest[0] or elbos[best] - elbos[nearest[0]] < 0.05
+    blocks = np.stack([r.history["elbo"][-1000:].reshape(20, 50).mean(1) for r in runs])
+    elbos, errors = blocks.mean(1), blocks.std(1, ddof=1) / np.sqrt(20)
+    print(f"\nELBO on {backend_name}: {np.round(elbos, 3)} +- {np.round(errors, 3)}")
+    nearest = int(np.argmin([abs(r.beta - 1.0) for r in runs]))
+    others = np.delete(np.arange(len(runs)), nearest)
+    slack = 5 * np.hypot(errors[nearest], errors[others])
+    assert np.all(elbos[nearest] > elbos[others] - slack)
+    assert np.argmax(elbos) in (2, 3)  # C = 7 or 9, between which beta is 1
 
 
 def test_control_vae_saturates_without_harm(backend_name):

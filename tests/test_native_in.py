@@ -382,3 +382,49 @@ def test_masks_of_a_native_program_count(torch):
     np.testing.assert_allclose(
         torch.to_numpy(sites["y"].log_prob), st.norm.logpdf(Y) * (Y > 0), rtol=1e-5
     )
+
+
+def native_mean(name):
+    """mu ~ N(0, 2), y ~ N(mu, 1), written natively; y is observed by data under its name."""
+    if name == "torch":
+        import pyro
+        import pyro.distributions as pd
+
+        def model(offset):
+            mu = pyro.sample("mu", pd.Normal(0.0, 2.0))
+            with pyro.plate("data", len(offset)):
+                pyro.sample("y", pd.Normal(mu + offset, 1.0))
+
+        return pg.from_pyro(model)
+    import numpyro
+    import numpyro.distributions as nd
+
+    def model(offset):
+        mu = numpyro.sample("mu", nd.Normal(0.0, 2.0))
+        with numpyro.plate("data", offset.shape[0]):
+            numpyro.sample("y", nd.Normal(mu + offset, 1.0))
+
+    return pg.from_numpyro(model)
+
+
+def test_nuts_finds_the_posterior_of_a_native_program(backend):
+    from probgen.inference import NUTS
+
+    offset = np.linspace(-1, 1, 20).astype(np.float32)
+    y = (offset + RNG.normal(1.0, 1.0, 20)).astype(np.float32)
+    tree = pg.infer(
+        native_mean(backend.name), {"y": y}, NUTS(num_warmup=200, num_samples=400, num_chains=2),
+        inputs={"offset": offset}, backend=backend, seed=0, progress_bar=False,
+    )  # fmt: skip
+    draws = tree.posterior["mu"].values
+    precision = 1 / 4 + 20
+    mean, sd = float((y - offset).sum() / precision), precision**-0.5
+    assert abs(draws.mean() - mean) < 5 * sd / math.sqrt(draws.size / 4)
+
+
+def test_generate_draws_from_a_fitted_native_program(backend):
+    fitted = pg.fit(
+        native_regression(backend.name), {"x": X, "y": Y}, SVI(ELBO(), pg.Adam(0.02)),
+        num_steps=2, seed=0, progress_bar=False, backend=backend,
+    )  # fmt: skip
+    assert pg.generate(fitted, 5, seed=0, inputs={"x": X[:5]})["y"].shape == (5,)

@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 
 import probgen as pg
 from probgen import dist, nets
-from probgen.bound import bind
 from probgen.errors import DeclarationError, SaveError, ShapeError
 from probgen.evaluation import figures
 from probgen.evaluation.report import (
@@ -36,6 +35,7 @@ from probgen.evaluation.report.drawing import figure_svg, formula_svg
 from probgen.evaluation.report.model import graph_of
 from probgen.evaluation.report.plates import Arrow, Graph, Node, plates_svg
 from probgen.evaluation.report.style import PALETTE
+from probgen.picture import draw
 
 VOID = {"meta", "link", "img", "br", "path", "rect", "circle", "use", "hr"}
 RNG = np.random.default_rng(0)
@@ -242,7 +242,7 @@ def test_arrows_need_both_ends():
         Graph([Node("a")], [Arrow("a", "b")])
 
 
-def hierarchy(backend):
+def hierarchy():
     """w -> (y | z, through a named value), z -> y; a guide that reads y."""
 
     @pg.model
@@ -262,21 +262,22 @@ def hierarchy(backend):
             pg.sample("z", dist.Normal(h["loc"], pg.ops.exp(h["log_scale"])).to_event(1))
             pg.sample("alone", dist.Normal(0, 1))
 
-    return bind(guided, backend, data={"y": np.zeros((2, 3), np.float32)}, num_data=2)
+    return draw(guided, {"y": (3,)})
 
 
-def test_the_graph_has_the_dependences_of_the_program_and_no_others(backend):
-    graph = graph_of(*hierarchy(backend))
+def test_the_graph_has_the_dependences_of_the_program_and_no_others():
+    graph = graph_of(hierarchy(), num_data=1234)
     model = {(a.start, a.end) for a in graph.arrows if not a.guide}
     guide = {(a.start, a.end) for a in graph.arrows if a.guide}
-    assert model == {("w", "y"), ("z", "y"), ("f", "y")}
+    assert model == {("w", "y"), ("shown", "y"), ("z", "shown"), ("f", "shown")}
     assert guide == {("y", "z"), ("g", "z")}
     kinds = {n.name: (n.kind, n.plates) for n in graph.nodes}
     assert kinds["y"] == ("observed", ("data",)) and kinds["w"] == ("latent", ())
-    assert kinds["f"] == ("parameter", ())
+    assert kinds["f"] == ("parameter", ()) and kinds["shown"][0] == "deterministic"
+    assert ">1,234 data<" in plates_svg(graph)
 
 
-def test_inputs_stand_in_the_graph_and_global_sites_outside_the_plate(backend):
+def test_inputs_stand_in_the_graph_and_global_sites_outside_the_plate():
     @pg.model
     def regression(covariates):
         weights = pg.sample("weights", dist.Normal(0, 1).expand([3]).to_event(1))
@@ -284,7 +285,7 @@ def test_inputs_stand_in_the_graph_and_global_sites_outside_the_plate(backend):
             pg.sample("y", dist.Normal(pg.ops.sum(covariates * weights, axis=-1), 1.0))
 
     data = {"covariates": np.ones((2, 3), np.float32), "y": np.zeros(2, np.float32)}
-    graph = graph_of(*bind(regression, backend, data=data), inputs={"covariates": (3,)})
+    graph = graph_of(draw(regression, data))
     assert {(a.start, a.end) for a in graph.arrows} == {("weights", "y"), ("covariates", "y")}
     plates = {n.name: n.plates for n in graph.nodes}
     assert plates == {"weights": (), "y": ("data",), "covariates": ("data",)}

@@ -98,10 +98,12 @@ class Lowering(BaseLowering):
         return value
 
     def sample(self, name: str, fn: Any, obs: Any) -> Any:
+        return numpyro.sample(name, fn, obs=self.value_of(name, fn, obs))
+
+    def value_of(self, name: str, fn: Any, obs: Any) -> Any:
+        """A site's value: the one that is given, else its own `obs`, else a draw."""
         value = self.values.get(name, obs)
-        if value is None:
-            value = self._draw(name, fn)
-        return numpyro.sample(name, fn, obs=value)
+        return self._draw(name, fn) if value is None else value
 
     def _draw(self, name: str, fn: Any) -> Any:
         transform = noise_transform(fn)

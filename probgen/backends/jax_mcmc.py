@@ -20,7 +20,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpyro
 import numpyro.distributions as numpyro_dist
 from jax.extend import core as jax_core
 from numpyro.infer import HMC, NUTS
@@ -49,9 +48,9 @@ class FreeLowering(Lowering):
         self.names, self.free, self.given, self.strategy = names, dict(free), given, strategy
         self.log_det: Any = jnp.zeros(())
 
-    def sample(self, name: str, fn: Any, obs: Any) -> Any:
+    def value_of(self, name: str, fn: Any, obs: Any) -> Any:
         if name not in self.names:
-            return super().sample(name, fn, obs)
+            return super().value_of(name, fn, obs)
         try:
             transform = numpyro_dist.biject_to(fn.support)
         except NotImplementedError as error:
@@ -61,7 +60,7 @@ class FreeLowering(Lowering):
         u = self.free[name]
         value = transform(u)
         self.log_det = self.log_det + jnp.sum(transform.log_abs_det_jacobian(u, value))
-        return numpyro.sample(name, fn, obs=value)
+        return value
 
     def _start(self, name: str, fn: Any, transform: Any) -> Any:
         batch = jnp.broadcast_shapes(self._plates(), fn.batch_shape)

@@ -150,10 +150,7 @@ class Adapter(Messenger):
             run.sites[name] = {"kind": "factor", "plates": plates, "where": "?"}
             return
         fixed = msg["is_observed"]
-        if name in lower.values:
-            msg["value"], msg["is_observed"] = lower.values[name], True
-        elif msg["value"] is None:
-            msg["value"] = lower._draw(name, msg["fn"])
+        msg["value"] = lower.value_of(name, msg["fn"], msg["value"])
         run.values[name] = msg["value"]
         run.sites[name] = {
             "kind": "sample",

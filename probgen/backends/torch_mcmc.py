@@ -42,9 +42,9 @@ class FreeLowering(Lowering):
         self.names, self.free, self.given, self.strategy = names, dict(free), given, strategy
         self.log_det: Any = torch.zeros((), device=device)
 
-    def sample(self, name: str, fn: Any, obs: Any) -> Any:
+    def value_of(self, name: str, fn: Any, obs: Any) -> Any:
         if name not in self.names:
-            return super().sample(name, fn, obs)
+            return super().value_of(name, fn, obs)
         try:
             transform = biject_to(fn.support)
         except NotImplementedError as error:
@@ -54,7 +54,7 @@ class FreeLowering(Lowering):
         u = self.free[name]
         value = transform(u)
         self.log_det = self.log_det + transform.log_abs_det_jacobian(u, value).sum()
-        return pyro.sample(name, fn, obs=value)
+        return value
 
     def _start(self, name: str, fn: Any, transform: Any) -> torch.Tensor:
         batch = torch.broadcast_shapes(self._plates(), fn.batch_shape)

@@ -128,10 +128,8 @@ class Adapter(Messenger):
         kind = _kind(msg)
         if kind == "sample":
             fixed = msg["is_observed"]
-            if name in lower.values:
-                msg["value"], msg["is_observed"] = lower.values[name], True
-            elif msg["value"] is None:
-                msg["value"] = lower._draw(name, msg["fn"])
+            msg["value"] = lower.value_of(name, msg["fn"], msg["value"])
+            msg["is_observed"] = True  # to Pyro: its handlers outside have nothing left to decide
             run.sites[name] = _info(msg, frames, fixed)
         else:
             run.sites[name] = {"kind": kind, "plates": tuple(f.name for f in frames), "where": "?"}
