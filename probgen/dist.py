@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 from typing import Any
 
-from probgen.errors import DeclarationError, UnknownName
+from probgen.errors import DeclarationError, UnknownDistribution, UnknownName
 
 # name -> arguments in order; "a=1.0" has a default, "a?" may be left out.
 SIGNATURES: dict[str, str] = {
@@ -119,9 +120,17 @@ class Deferred:
         return dataclasses.replace(self, calls=(*self.calls, (method, args)))
 
     def __repr__(self) -> str:
-        args = ", ".join(f"{k}={v!r}" for k, v in self.arguments)
+        args = ", ".join(f"{k}={_shown(v)}" for k, v in self.arguments)
         calls = "".join(f".{m}({', '.join(map(repr, a))})" for m, a in self.calls)
         return f"dist.{self.name}({args}){calls}"
+
+
+def _shown(value: Any) -> str:
+    """An argument in a declaration's text: a framework's array by its shape, not its numbers."""
+    shape = getattr(value, "shape", ())
+    if math.prod(shape) > 1 and not type(value).__module__.startswith("numpy"):
+        return f"<array {tuple(shape)}>"
+    return repr(value)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,7 +180,7 @@ def __getattr__(name: str) -> Family:
     if name.startswith("_"):
         raise AttributeError(name)
     if name not in SIGNATURES:
-        raise AttributeError(
+        raise UnknownDistribution(
             f"probgen.dist has no distribution {name!r}{did_you_mean(name, SIGNATURES)}; "
             "known are: " + ", ".join(sorted(SIGNATURES))
         )

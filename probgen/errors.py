@@ -21,6 +21,10 @@ class UnknownName(DeclarationError):
     """A name that the program, the parameters or a registry does not have."""
 
 
+class UnknownDistribution(UnknownName, AttributeError):
+    """`probgen.dist` has no distribution of that name; an AttributeError too, as Python asks."""
+
+
 class ShapeError(ProbgenError):
     """An array, or a site's log-probability, has axes that do not fit."""
 
