@@ -162,7 +162,7 @@ class Langevin:
                 return ops.where(flags, a, c)
 
             kept = b.tree_map(choose, new, state)
-            rate = ops.minimum(ops.exp(ops.minimum(log_ratio, log_ratio * 0.0)), u * 0.0 + 1.0)
+            rate = ops.exp(ops.minimum(log_ratio, log_ratio * 0.0))
             return kept, {"log_density": kept.log_density, "acceptance_rate": rate}
 
         return Kernel(init, corrected if self.metropolis else plain)

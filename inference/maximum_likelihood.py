@@ -22,6 +22,7 @@ from probgen.inference.kernels import Langevin, run_chain
 from probgen.inference.spaces import Space, bind_space, total
 from probgen.learner import Learner
 from probgen.optim import Adam, OptimizerDeclaration
+from probgen.trees import tree_leaves
 
 Array = Any
 
@@ -46,8 +47,9 @@ class MaximumLikelihood:
     `loss`, and the chain's mean `log_density` at its end.
 
     Raises (when bound):
-        AlgorithmError: the model has no factor and no free parameter to learn; the base is not
-            frozen though it has latents; a factor reads a latent that data do not give.
+        AlgorithmError: the model has no factor or no free parameter to learn; the base is not
+            frozen though it has latents; a factor reads a latent that data do not give; gradient
+            accumulation.
     """
 
     sampler: Langevin
@@ -70,6 +72,11 @@ class MaximumLikelihood:
         space = bind_space(bound, self.space)
         factors_only = bool(bound.latents) or self.space == "noise"
         self._check(bound, factors_only)
+        if bound.accumulate > 1:
+            raise AlgorithmError(
+                f"MaximumLikelihood: got gradient_accumulation={bound.accumulate}, expected 1: "
+                "chains and data are contrasted as one batch; lower batch_size instead."
+            )
         calls = None if bound.num_steps is None else bound.num_steps * self.sampler.num_steps
         kernel = self.sampler.kernel(b, space.log_density, num_calls=calls)
         optimizer = b.optimizer(self.optimizer)
@@ -103,10 +110,35 @@ class MaximumLikelihood:
         def init(params: Any, key: Any, batch: Any) -> dict:
             trainable, frozen = bound.split_params(params)
             state = {"params": trainable, "frozen": frozen, "opt": optimizer.init(trainable)}
+            x = space.init({**trainable, **frozen}, batch, key, next(iter(batch.values())).shape[0])
+            if factors_only:
+                check_contrast(trainable, frozen, x, batch, key)
             if self.persistent:
-                size = bound.batch_size(batch)
-                state["chains"] = space.init({**trainable, **frozen}, batch, key, size)
+                state["chains"] = x
             return state
+
+        def check_contrast(trainable: Any, frozen: Any, x: Any, batch: Any, key: Any) -> None:
+            """Refuses what the factors alone cannot teach, on the first batch."""
+            params = {**trainable, **frozen}
+            data = {n: batch[n] for n in bound.observed}
+            inputs = {n: v for n, v in batch.items() if n not in bound.observed}
+            one, other = (contrast(params, data, inputs, k) for k in b.split(key, 2))
+            if (b.to_numpy(one) != b.to_numpy(other)).any():
+                raise AlgorithmError(
+                    f"MaximumLikelihood: a factor of {bound.model.name!r} reads the latents "
+                    f"{list(bound.latents)}, which the data do not give, expected an energy of "
+                    f"{list(bound.observed)} alone; tilt on='{bound.observed[0]}'."
+                )
+            samples = _values(space, x, params, batch)
+            _, grads = gradient(trainable, frozen, samples, batch, key)
+            leaves = {n: [b.to_numpy(g) for g in tree_leaves(t)] for n, t in grads.items()}
+            still = [n for n, gs in leaves.items() if not any(g.any() for g in gs)]
+            if still:
+                raise AlgorithmError(
+                    f"MaximumLikelihood: the nets {still} are not frozen and the factors teach "
+                    "them nothing, expected a fitted base; fit it first and tilt the Fitted: "
+                    "Tilted(fitted, energy=...)."
+                )
 
         def start(state: dict, params: Any, batch: Any, key: Any) -> Any:
             size = next(iter(batch.values())).shape[0]

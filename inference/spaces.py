@@ -116,8 +116,7 @@ def total(sites: Mapping[str, Any], factors_only: bool = False) -> Array:
     kinds = ("factor",) if factors_only else ("factor", "sample")
     values = [s.log_prob for s in sites.values() if s.kind in kinds]
     if not values:
-        first = next(iter(sites.values()))
-        return first.log_prob * 0.0
+        return next(s.log_prob for s in sites.values() if s.kind == "sample") * 0.0
     out = values[0]
     for value in values[1:]:
         out = out + value

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from probgen.bound import Bound
 from probgen.inference.collapse import collapse_report
-from probgen.learner import Learner, all_params
+from probgen.learner import Learner
 from probgen.optim import Adam, OptimizerDeclaration
 
 
@@ -78,6 +78,3 @@ class SVI:
             return collapse_report(bound, loss, params, batch, key, history)
 
         return Learner(init, update, evaluate, report)
-
-
-__all__ = ["SVI", "Loss", "all_params"]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from typing import Any
 
 import probgen as pg
 from probgen.errors import DeclarationError, UnknownName
 from probgen.fitted import Fitted
-from probgen.modelling import Model, arguments
+from probgen.modelling import Model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +68,7 @@ class Tilted(Model):
             with pg.data_plate():
                 pg.factor(factor, -pg.net(self.net_name, self.energy)(values[self.on]))
 
-        program.__signature__ = _signature(base)  # type: ignore[attr-defined]
+        program.__signature__ = inspect.signature(base)  # type: ignore[attr-defined]
         return program
 
     @property
@@ -78,10 +79,3 @@ class Tilted(Model):
         inner = self.model.formula() or r"p(x, z)"
         head = inner.split("=", 1)[-1].split(r",\qquad")[0].strip()
         return rf"p_\theta(x, z) = \frac{{1}}{{Z_\theta}}\ {head}\ e^{{-E_\theta({self.on})}}"
-
-
-def _signature(fn: Any) -> Any:
-    import inspect
-
-    arguments(fn)
-    return inspect.signature(fn)

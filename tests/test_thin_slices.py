@@ -7,11 +7,13 @@ prior. Each is a declaration, `fit`, and a check against a truth that is known.
 import math
 
 import numpy as np
+import pytest
 
 import probgen as pg
 from probgen import dist, nets
+from probgen.errors import AlgorithmError
 from probgen.inference import ELBO, SVI, Denoising, Langevin, MaximumLikelihood
-from probgen.models import EBM, VAE, Diffusion, NoiseSchedule, Tilted
+from probgen.models import EBM, VAE, Diffusion, Generator, NoiseSchedule, Tilted
 from probgen.trees import tree_items
 
 STANDARD = dist.Normal(0, 1).expand([2]).to_event(1)
@@ -105,6 +107,34 @@ def test_tilting_mends_a_frozen_vae(b):
     after = pg.generate(fitted, 4000, method=method, space="noise", seed=0, backend=b)["x"]
     target, wide, mended = (np.cov(s.T) for s in (x, before, after))
     assert np.abs(mended - target).sum() < 0.5 * np.abs(wide - target).sum()
+
+
+@pytest.mark.parametrize(
+    "tilt, options, match",
+    [
+        (lambda vae: Tilted(vae, nets.MLPEnergy(hidden=(8,)), on="z"), {}, "reads the latents"),
+        (lambda vae: Tilted(vae.model, nets.MLPEnergy(hidden=(8,))), {}, "not frozen"),
+        (
+            lambda vae: Tilted(
+                Generator(vae.model.latent, vae.model.decoder, vae.model.likelihood),
+                nets.MLPEnergy(hidden=(8,)),
+            ),
+            {},
+            "'decoder'.* not frozen",
+        ),
+        (
+            lambda vae: Tilted(vae, nets.MLPEnergy(hidden=(8,))),
+            {"gradient_accumulation": 2},
+            "gradient_accumulation=2",
+        ),
+    ],
+)
+def test_what_factors_alone_cannot_teach_is_refused(b, tilt, options, match):
+    x = np.random.default_rng(0).normal(size=(256, 2)).astype(np.float32)
+    vae = pg.fit(linear_vae(1.0), x, SVI(ELBO()), num_steps=2, backend=b, **FAST)
+    learn = MaximumLikelihood(Langevin(0.1, num_steps=2), space="noise")
+    with pytest.raises(AlgorithmError, match=match):
+        pg.fit(tilt(vae), x, learn, num_steps=2, backend=b, **FAST, **options)
 
 
 def test_a_diffusion_prior_learns_a_mixture(b):

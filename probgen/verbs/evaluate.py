@@ -9,13 +9,14 @@ from typing import Any, Protocol
 import numpy as np
 
 from probgen.backends.protocol import Backend
-from probgen.bound import Bound, check_support
+from probgen.bound import Bound
 from probgen.data.sources import as_arrays
 from probgen.dist import did_you_mean
 from probgen.errors import AlgorithmError, MissingSeed, NonFiniteError, UnknownName
 from probgen.feed import merge_inputs
 from probgen.fitted import Fitted
 from probgen.progress import bar
+from probgen.support import SupportCheck
 
 
 class Measure(Protocol):
@@ -131,11 +132,12 @@ def evaluate(
     bound.require_rows("evaluate")
     functions = [b.compile(m.bind_measure(bound), num_calls=count) for m in chosen]
     key = b.key(seed)
+    check = SupportCheck(bound, params, key)
     parts: list[list] = [[] for _ in chosen]
     with bar(size * len(chosen), wanted=progress_bar, unit="datum") as shown:
         for start in range(0, size, chunk_size):
             rows = {k: b.asarray(v[start : start + chunk_size]) for k, v in arrays.items()}
-            check_support(bound, params, rows, key)
+            check(rows)
             for i, function in enumerate(functions):
                 k = b.fold_in(b.fold_in(key, i), start)
                 out = {n: b.to_numpy(v) for n, v in function(params, rows, k).items()}
