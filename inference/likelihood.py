@@ -3,7 +3,8 @@
     ELBO_K   (1/K) sum_k log w_k             IWAE_K   log (1/K) sum_k w_k
 
 with w_k = p(x, z_k) / q(z_k | x), z_k ~ q. Both are lower bounds of log p(x) in expectation, nats
-per datum, constants included. Particles are worked through in parts, so K may be large.
+per datum, constants included. Particles are worked through in parts, so K may be large. The log
+weights of a chunk come back to the host, where they are summed in float64.
 """
 
 from __future__ import annotations
@@ -13,8 +14,12 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
+from scipy.special import logsumexp
+
 from probgen.bound import Bound
 from probgen.errors import AlgorithmError, DeclarationError
+from probgen.inference.psis import khat, khat_limit
 from probgen.inference.terms import compute, log_weights
 
 Array = Any
@@ -29,12 +34,15 @@ class IWAE:
         particles_at_once: how many are drawn at a time, for memory.
 
     Gives per datum: `estimate`; `standard_error`, by the delta method sd(w) / (mean(w) sqrt(K)),
-    which is itself unreliable when few particles carry the weight; `effective_particles`,
-    (sum w)^2 / sum w^2, its diagnostic.
+    which is itself unreliable when few particles carry the weight; and what tells so:
+    `effective_particles`, (sum w)^2 / sum w^2, and `khat`, the Pareto shape of the largest weights
+    (above `khat_limit(K)` do not quote the estimate without a warning; NaN where K < 25 or the
+    weights are constant, so that there is no tail to fit).
 
     Raises (when bound): AlgorithmError: no guide, global latents, an unnormalised density.
 
-    Source: Burda, Grosse & Salakhutdinov 2016, arXiv:1509.00519.
+    Sources: Burda, Grosse & Salakhutdinov 2016, arXiv:1509.00519; Vehtari et al. 2024,
+    arXiv:1507.02646, for k-hat.
     """
 
     num_particles: int = 1000
@@ -52,29 +60,56 @@ class IWAE:
         return f"IWAE({self.num_particles})"
 
     def bind_measure(self, bound: Bound) -> Callable:
-        """The measure for one model: (params, batch, key) -> estimates."""
-        ops = bound.backend.ops
+        """The log weights for one model: (params, batch, key) -> {"log_w": [batch, K]}."""
         weights = particles(bound, self.name, self.num_particles, self.particles_at_once)
 
         def measure(params: Mapping, batch: Mapping, key: Any) -> dict[str, Array]:
-            log_w = weights(params, batch, key)
-            log_sum = ops.logsumexp(log_w, axis=0)
-            relative = ops.exp(log_w - log_sum)
-            squares = ops.sum(relative * relative, axis=0)
-            k = float(self.num_particles)
-            # var of the mean of w, over its squared mean: (K sum r^2 - 1) / (K - 1)
-            spread = ops.clip(k * squares - 1.0, 0.0, k) / max(k - 1.0, 1.0)
-            return {
-                "estimate": log_sum - math.log(k),
-                "standard_error": ops.sqrt(spread),
-                "effective_particles": 1.0 / squares,
-            }
+            return {"log_w": bound.backend.ops.transpose(weights(params, batch, key))}
 
         return measure
 
+    def finish(self, values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Estimate, error and diagnostics from the log weights."""
+        return importance_estimate(values["log_w"])
+
+    def warnings(self, values: dict[str, np.ndarray]) -> list[str]:
+        """Says for how many data the weights have too heavy a tail."""
+        return khat_warning(values["khat"], self.num_particles)
+
+
+def importance_estimate(log_w: np.ndarray) -> dict[str, np.ndarray]:
+    """log-mean-exp of log weights [n, K] in float64, its delta-method error and diagnostics."""
+    log_w = np.asarray(log_w, np.float64)
+    num = log_w.shape[1]
+    log_sum = logsumexp(log_w, axis=1)
+    squares = np.exp(2.0 * (log_w - log_sum[:, None])).sum(1)
+    # var of the mean of w, over its squared mean: (K sum r^2 - 1) / (K - 1)
+    spread = np.clip(num * squares - 1.0, 0.0, None) / max(num - 1, 1)
+    out = {"estimate": log_sum - math.log(num)}
+    if num > 1:
+        out["standard_error"] = np.sqrt(spread)
+    tail = np.full(len(log_w), np.nan)
+    known = ~np.isnan(log_w).any(1)  # the others are refused, with their place, by `evaluate`
+    if known.any():
+        tail[known] = khat(log_w[known])
+    return out | {"effective_particles": 1.0 / squares, "khat": tail}
+
+
+def khat_warning(found: np.ndarray, num_particles: int) -> list[str]:
+    """One sentence where k-hat is above its limit for some data."""
+    limit = khat_limit(num_particles)
+    high = int((found > limit).sum())
+    if not high:
+        return []
+    return [
+        f"Pareto k-hat is above {limit:.2f} for {high} of {len(found)} data "
+        f"({high / len(found):.0%}): their log p(x) is likely too low, and its standard error too "
+        "small; use more particles, or AIS."
+    ]
+
 
 def elbo_measure(bound: Bound, num_particles: int, at_once: int = 100) -> Callable:
-    """The ELBO of each datum and its standard error over the particles (NaN-free: 0 at K = 1)."""
+    """The ELBO of each datum and its standard error over the particles (none at K = 1)."""
     ops = bound.backend.ops
     weights = particles(bound, f"ELBO({num_particles})", num_particles, at_once)
 
@@ -90,7 +125,7 @@ def elbo_measure(bound: Bound, num_particles: int, at_once: int = 100) -> Callab
 
 
 def particles(bound: Bound, who: str, num_particles: int, at_once: int) -> Callable:
-    """(params, batch, key) -> log w, [num_particles, batch], drawn in equal parts.
+    """(params, batch, key, guide_params) -> log w, [num_particles, batch], drawn in equal parts.
 
     Raises:
         AlgorithmError: the model has no guide, or global latents, or an unnormalised density.
@@ -110,23 +145,28 @@ def particles(bound: Bound, who: str, num_particles: int, at_once: int) -> Calla
     sizes = [at_once] * (num_particles // at_once)
     rest = num_particles - at_once * len(sizes)
 
-    def draw(params: Mapping, batch: Mapping, key: Any, size: int) -> Array:
+    def draw(params: Mapping, guide: Mapping | None, batch: Mapping, key: Any, size: int) -> Array:
         return log_weights(
-            compute(bound, params, batch, key, num_particles=size, analytic_kl=False)
-        )
+            compute(
+                bound, params, batch, key, num_particles=size, analytic_kl=False,
+                guide_params=guide,
+            )
+        )  # fmt: skip
 
-    def weights(params: Mapping, batch: Mapping, key: Any) -> Array:
+    def weights(
+        params: Mapping, batch: Mapping, key: Any, guide_params: Mapping | None = None
+    ) -> Array:
         parts = []
         k_whole, k_rest = b.split(key, 2)
         if sizes:
             _, blocks = b.scan(
-                lambda carry, k: (carry, draw(params, batch, k, at_once)),
+                lambda carry, k: (carry, draw(params, guide_params, batch, k, at_once)),
                 0,
                 b.split(k_whole, len(sizes)),
             )
             parts.append(b.ops.reshape(blocks, (at_once * len(sizes), *blocks.shape[2:])))
         if rest:
-            parts.append(draw(params, batch, k_rest, rest))
+            parts.append(draw(params, guide_params, batch, k_rest, rest))
         return parts[0] if len(parts) == 1 else b.ops.concatenate(parts, axis=0)
 
     return weights

@@ -55,13 +55,18 @@ def compute(
     *,
     num_particles: int | None = None,
     analytic_kl: bool = True,
+    guide_params: Mapping | None = None,
 ) -> Terms:
     """Draws the latents from the guide and collects the terms of the bound.
+
+    Args:
+        guide_params: those of the guide where they are not the model's.
 
     Raises:
         AlgorithmError: the guide leaves a latent site of the model out.
     """
-    guide = bound.trace_guide(params, batch, key=key, num_particles=num_particles)
+    q_params = params if guide_params is None else guide_params
+    guide = bound.trace_guide(q_params, batch, key=key, num_particles=num_particles)
     drawn = {n: s for n, s in guide.items() if s.kind == "sample"}
     missing = [n for n in bound.latents if n not in drawn]
     if missing:

@@ -38,7 +38,7 @@ _NAMES = {
     "infer": "probgen.verbs.infer",
     "generate": "probgen.verbs.generate",
     "evaluate": "probgen.verbs.evaluate",
-    "Evaluation": "probgen.verbs.evaluate",
+    "Evaluation": "probgen.evaluation_table",
     "Fitted": "probgen.fitted",
     "History": "probgen.history",
 }

@@ -137,8 +137,9 @@ class Bound:
         key: Key | None = None,
         latents: Mapping[str, Array] | None = None,
         num_particles: int | None = None,
+        noise: Mapping[str, Array] | None = None,
     ) -> dict[str, Site]:
-        """Runs the guide; its latents are drawn from `key`, or given."""
+        """Runs the guide; its latents are drawn from `key`, or given, or made from `noise`."""
         guide = self.require_guide("trace_guide")
         depth = max(self.structure.plate_ndim, self.guide_structure.plate_ndim)  # type: ignore
         return self.backend.trace(
@@ -149,6 +150,7 @@ class Bound:
             key=key,
             batch_size=self.batch_size(batch),
             particles=None if num_particles is None else (num_particles, -depth - 1),
+            noise=noise,
         )
 
     def require_guide(self, who: str) -> Callable:

@@ -45,6 +45,10 @@ class AlgorithmError(ProbgenError):
     """A model and an algorithm that do not fit each other, or options that contradict."""
 
 
+class NotByRow(AlgorithmError):
+    """A draw that cannot be made from one key a datum; `by_row` then takes the data one by one."""
+
+
 class MissingSeed(ProbgenError):
     """Randomness was asked for without a seed."""
 

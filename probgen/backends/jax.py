@@ -13,10 +13,10 @@ import numpyro.distributions as numpyro_dist
 import optax
 
 from probgen import optim
-from probgen.backends import jax_mcmc, jax_ops
+from probgen.backends import jax_mcmc, jax_ops, jax_rows
 from probgen.backends.jax_lowering import Lowering, normal_base, run_program
 from probgen.backends.protocol import Optimizer, Site
-from probgen.errors import BackendError
+from probgen.errors import BackendError, NotByRow, ShapeError
 from probgen.trees import tree_map
 
 
@@ -60,7 +60,7 @@ class JaxBackend:
         if dtype is not None:
             out = out.astype(dtype)
         elif out.dtype == np.float64:
-            out = out.astype(np.float32)
+            out = out.astype(jax.dtypes.canonicalize_dtype(np.float64))
         elif out.dtype == np.int64:
             out = out.astype(np.int32)
         if isinstance(out, jax.core.Tracer):
@@ -86,19 +86,52 @@ class JaxBackend:
         return jax.device_put(jax.random.key(int(seed) & 0xFFFFFFFF), self._device)
 
     def split(self, key: Any, num: int = 2) -> Any:
+        if key.ndim:
+            return jax.vmap(lambda k: jax.random.split(k, num), out_axes=1)(key)
         return jax.random.split(key, num)
 
     def fold_in(self, key: Any, data: Any) -> Any:
+        if key.ndim:
+            return jax.vmap(lambda k: jax.random.fold_in(k, data))(key)
         return jax.random.fold_in(key, data)
 
+    def row_keys(self, key: Any, ids: Any) -> Any:
+        return jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.asarray(ids, jnp.uint32))
+
+    def by_row(self, fn: Callable, num_calls: int | None = None) -> Callable:
+        """`fn(params, batch, row_keys)`, jitted; one datum at a time, by vmap, where it must be."""
+
+        def one(params: Any, row: Any, key: Any) -> Any:
+            out = fn(params, jax.tree.map(lambda x: x[None], row), key)
+            return jax.tree.map(lambda x: x[0], out)
+
+        def either(params: Any, batch: Any, key: Any) -> Any:
+            try:
+                return fn(params, batch, key)
+            except NotByRow:
+                return jax.vmap(one, in_axes=(None, 0, 0))(params, batch, key)
+
+        return jax.jit(either)
+
+    def minimise_rows(
+        self, declaration: optim.OptimizerDeclaration, loss: Callable, *, init: Callable,
+        finish: Callable, num_steps: int, keep_at: int, rows_at_once: int, num_rows: int,
+    ) -> Callable:  # fmt: skip
+        return jax_rows.minimise_rows(
+            self.optimizer(declaration), loss, init, finish, num_steps, keep_at, rows_at_once
+        )
+
+    def rows_at_once(self, num_parameters: int) -> int:
+        return jax_rows.rows_at_once(self._device.platform, num_parameters)
+
     def normal(self, key: Any, shape: tuple[int, ...]) -> jax.Array:
-        return jax.random.normal(key, shape)
+        return _draw(jax.random.normal, key, shape)
 
     def uniform(self, key: Any, shape: tuple[int, ...]) -> jax.Array:
-        return jax.random.uniform(key, shape)
+        return _draw(jax.random.uniform, key, shape)
 
     def randint(self, key: Any, shape: tuple[int, ...], low: int, high: int) -> jax.Array:
-        return jax.random.randint(key, shape, low, high)
+        return _draw(lambda k, s: jax.random.randint(k, s, low, high), key, shape)
 
     # ---- calculus
 
@@ -232,6 +265,14 @@ class JaxBackend:
         """[*batch] log density of a value, nats."""
         return fn.log_prob(value)
 
+    def gaussian(self, fn: Any) -> Any:
+        """(loc, scale), [*batch, *event], of independent Gaussians; None for anything else."""
+        base = normal_base(fn)
+        if base is None:
+            return None
+        shape = (*fn.batch_shape, *fn.event_shape)
+        return jnp.broadcast_to(base.loc, shape), jnp.broadcast_to(base.scale, shape)
+
     def event_units(self, fn: Any) -> tuple[Any, int]:
         """The distribution with its last event axis back in the batch, and how many were taken."""
         if isinstance(fn, numpyro_dist.ExpandedDistribution):
@@ -302,6 +343,18 @@ class JaxBackend:
     def info(self) -> dict[str, Any]:
         """What ran: device and versions; every hot function is jitted."""
         return {"device": self.device, **self.versions(), "routes": ["jit"], "fallbacks": []}
+
+
+def _draw(draw: Callable, key: Any, shape: tuple[int, ...]) -> jax.Array:
+    """A draw from a key; with row keys the leading axis is the data's, each from its own key."""
+    if not key.ndim:
+        return draw(key, shape)
+    if not shape or shape[0] != key.shape[0]:
+        raise ShapeError(
+            f"draw: got the shape {tuple(shape)} and one key for each of {key.shape[0]} data, "
+            "expected the data's axis first."
+        )
+    return jax.vmap(lambda k: draw(k, tuple(shape[1:])))(key)
 
 
 def _like_multivariate(p: Any, q: Any) -> Any:

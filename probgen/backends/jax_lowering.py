@@ -111,12 +111,22 @@ class Lowering(BaseLowering):
         if transform is not None and eps is not None:
             return transform(eps)
         batch = jnp.broadcast_shapes(self._plates(), fn.batch_shape)
-        key = jax.random.fold_in(self.key, zlib.crc32(name.encode()) & 0x7FFFFFFF)
+        fold = jax.random.fold_in
+        by_row = self.key.ndim == 1
+        number = zlib.crc32(name.encode()) & 0x7FFFFFFF
+        key = jax.vmap(lambda k: fold(k, number))(self.key) if by_row else fold(self.key, number)
+        if by_row and transform is None:
+            self.data_axis(name, fn, transform, 0)
         if transform is None:
             draw = fn.expand(batch).sample(key)
             # A mixture's draw has a derivative, but not that of the expectation.
             return draw if fn.has_rsample else jax.lax.stop_gradient(draw)
-        return transform(jax.random.normal(key, (*batch, *fn.event_shape)))
+        shape = (*batch, *fn.event_shape)
+        if by_row:
+            axis = self.data_axis(name, fn, transform, len(shape))
+            rest = shape[:axis] + shape[axis + 1 :]
+            return transform(jax.vmap(lambda k: jax.random.normal(k, rest), out_axes=axis)(key))
+        return transform(jax.random.normal(key, shape))
 
     def factor(self, name: str, value: Any) -> None:
         numpyro.factor(name, jnp.asarray(value))

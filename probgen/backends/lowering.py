@@ -9,7 +9,14 @@ from typing import Any, ClassVar
 
 from probgen.backends.protocol import Site
 from probgen.dist import Deferred
-from probgen.errors import AlgorithmError, BackendError, DeclarationError, MissingSeed, ShapeError
+from probgen.errors import (
+    AlgorithmError,
+    BackendError,
+    DeclarationError,
+    MissingSeed,
+    NotByRow,
+    ShapeError,
+)
 from probgen.program import DATA_PLATE, NOT_NORMAL, PARTICLES, Run
 
 # Arguments that shape a distribution and are not parameters of it.
@@ -88,6 +95,20 @@ class BaseLowering:
         if transform is None and eps is not None:
             raise AlgorithmError(NOT_NORMAL.format(name=name, kind=type(fn).__name__))
         return eps
+
+    def data_axis(self, name: str, fn: Any, transform: Callable | None, ndim: int) -> int:
+        """Where the data lie among a draw's `ndim` axes, for row keys.
+
+        Raises:
+            NotByRow: the site is no function of noise, or stands outside the data plate.
+        """
+        plate = self.run.active.get(DATA_PLATE)  # type: ignore[union-attr]
+        if transform is None or plate is None:
+            raise NotByRow(
+                f"site {name!r}: got one key a datum, expected a local site that is a function of "
+                f"normal noise, not {type(fn).__name__}; take the data one by one."
+            )
+        return ndim - len(fn.event_shape) + plate[0]
 
     def _plates(self) -> tuple[int, ...]:
         return axis_sizes(dict(self.run.active.values()))  # type: ignore[union-attr]

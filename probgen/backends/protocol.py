@@ -60,7 +60,8 @@ class Backend(Protocol):
     # ---- arrays and trees
 
     def asarray(self, x: Any, dtype: str | None = None) -> Array:
-        """On this device; float64 becomes float32 unless a dtype is named."""
+        """On this device; float64 becomes the framework's own default (float32, unless its user
+        set torch's default dtype or JAX's x64 mode), unless a dtype is named."""
 
     def to_numpy(self, x: Array) -> Any:
         """As a numpy array."""
@@ -85,8 +86,37 @@ class Backend(Protocol):
     def fold_in(self, key: Key, data: int) -> Key:
         """A new key from a key and a number."""
 
+    def row_keys(self, key: Key, ids: Any) -> Key:
+        """One key for each datum, fold_in(key, id): its draws do not depend on its neighbours.
+
+        `split` and `fold_in` work row by row; a draw's leading axis must be the data's.
+        """
+
+    def by_row(self, fn: Callable, num_calls: int | None = None) -> Callable:
+        """`fn(params, batch, row_keys)` compiled, for outputs whose leading axis is the data's.
+
+        Where a draw is no function of noise (`NotByRow`), the data are taken one by one, each with
+        its own key, so that the numbers do not depend on how the data are cut.
+        """
+
+    def minimise_rows(
+        self, declaration: Any, loss: Callable, *, init: Callable, finish: Callable,
+        num_steps: int, keep_at: int, rows_at_once: int, num_rows: int,
+    ) -> Callable:  # fmt: skip
+        """One optimisation for each datum: `(shared, xs, row_keys) -> out`, stacked over the data.
+
+        For each datum x (no batch axis) with its key: params = init(shared, x); `num_steps`
+        updates by the gradient of loss(params, shared, x, key_t), key_t = fold_in(key, t); then
+        finish(params, kept, shared, x, key), `kept` the parameters after `keep_at` updates. The
+        numbers do not depend on `rows_at_once`, how many are optimised side by side; `num_rows`
+        says how many there will be in all.
+        """
+
+    def rows_at_once(self, num_parameters: int) -> int:
+        """How many copies of so many parameters are best optimised side by side on this device."""
+
     def normal(self, key: Key, shape: tuple[int, ...]) -> Array:
-        """Standard normal draws."""
+        """Standard normal draws; with row keys shape[0] is the number of data."""
 
     def uniform(self, key: Key, shape: tuple[int, ...]) -> Array:
         """Draws on [0, 1)."""
@@ -165,6 +195,9 @@ class Backend(Protocol):
 
     def kl_divergence(self, q: Any, p: Any) -> Array | None:
         """KL(q || p) in closed form, [*batch]; None where there is none."""
+
+    def gaussian(self, fn: Any) -> tuple[Array, Array] | None:
+        """(loc, scale), [*batch, *event], of independent Gaussians; None for anything else."""
 
     def event_units(self, fn: Any) -> tuple[Any, int]:
         """(the distribution with its last event axis in the batch, 1), or (itself, 0)."""

@@ -13,11 +13,11 @@ import pyro.distributions as pyro_dist
 import torch
 
 from probgen import optim
-from probgen.backends import keys, torch_mcmc, torch_ops, torch_optim, torch_random
+from probgen.backends import keys, torch_mcmc, torch_ops, torch_optim, torch_random, torch_rows
 from probgen.backends.protocol import Optimizer, Site
 from probgen.backends.torch_compile import Compiled
 from probgen.backends.torch_lowering import Lowering, normal_base, run_program
-from probgen.errors import BackendError
+from probgen.errors import BackendError, NotByRow
 from probgen.trees import tree_leaves, tree_like, tree_map
 
 log = logging.getLogger("probgen")
@@ -81,7 +81,7 @@ class TorchBackend:
             out = torch.tensor(np.asarray(x, order="C"), device=self.device)
         if dtype is not None:
             return out.to(getattr(torch, dtype))
-        return out.to(torch.float32) if out.dtype == torch.float64 else out
+        return out.to(torch.get_default_dtype()) if out.dtype == torch.float64 else out
 
     def to_numpy(self, x: Any) -> np.ndarray:
         return x.detach().cpu().numpy() if isinstance(x, torch.Tensor) else np.asarray(x)
@@ -107,6 +107,38 @@ class TorchBackend:
 
     def fold_in(self, key: keys.Key, data: int) -> keys.Key:
         return keys.fold_in(key, int(data))
+
+    def row_keys(self, key: keys.Key, ids: Any) -> keys.Key:
+        return keys.rows(key, ids)
+
+    def by_row(self, fn: Callable, num_calls: int | None = None) -> Callable:
+        """`fn(params, batch, row_keys)`, compiled; one datum at a time where it must be."""
+        whole, one = self.compile(fn, num_calls), self.compile(fn)
+
+        def run(params: Any, batch: Any, key: keys.Key) -> Any:
+            with torch.no_grad():
+                try:
+                    return whole(params, batch, key)
+                except NotByRow as error:
+                    log.info("torch: data one by one (%s)", error)
+                rows = [
+                    one(params, tree_map(lambda x, i=i: x[i : i + 1], batch), keys.row(key, i))
+                    for i in range(len(key.seed))  # type: ignore[arg-type]
+                ]
+                return tree_map(lambda *a: torch.cat(a), *rows)
+
+        return run
+
+    def minimise_rows(
+        self, declaration: optim.OptimizerDeclaration, loss: Callable, *, init: Callable,
+        finish: Callable, num_steps: int, keep_at: int, rows_at_once: int, num_rows: int,
+    ) -> Callable:  # fmt: skip
+        return torch_rows.minimise_rows(
+            self, declaration, loss, init, finish, num_steps, keep_at, rows_at_once, num_rows
+        )
+
+    def rows_at_once(self, num_parameters: int) -> int:
+        return torch_rows.rows_at_once(self.device, num_parameters)
 
     def normal(self, key: keys.Key, shape: tuple[int, ...]) -> torch.Tensor:
         return torch_random.noise("normal", key, shape, self.device)
@@ -271,6 +303,14 @@ class TorchBackend:
         """[*batch] log density of a value, nats; nothing is validated."""
         with pyro.validation_enabled(False):
             return fn.log_prob(value)
+
+    def gaussian(self, fn: Any) -> Any:
+        """(loc, scale), [*batch, *event], of independent Gaussians; None for anything else."""
+        base = normal_base(fn)
+        if base is None:
+            return None
+        shape = (*fn.batch_shape, *fn.event_shape)
+        return base.loc.expand(shape), base.scale.expand(shape)
 
     def event_units(self, fn: Any) -> tuple[Any, int]:
         """The distribution with its last event axis back in the batch, and how many were taken."""

@@ -44,7 +44,7 @@ def flatten(value: Any, tensors: list, keys: list, spec: list) -> None:
             flatten(value[k], tensors, keys, spec)
     elif kind is Key:
         keys.append(value)
-        spec.append("key")
+        spec.append(("rows", len(value.seed)) if isinstance(value.seed, tuple) else "key")
     elif isinstance(value, tuple | list):
         spec.append((kind, len(value)))
         for v in value:
@@ -165,6 +165,7 @@ class Graph:
         torch._C._set_grad_enabled(False)  # torch.no_grad() without its cost per call
         try:
             if self.draws_inside and seeds:
+                # Never row keys: what draws inside refuses them.
                 with torch_random.seeded(mix(seeds[0], 0x5EED), device):
                     out = self.run(*inputs)
             else:

@@ -132,12 +132,22 @@ class Lowering(BaseLowering):
         transform = noise_transform(fn)
         eps = self.needed_noise(name, fn, transform)
         batch = torch.broadcast_shapes(self._plates(), fn.batch_shape)
+        rows = eps is None and isinstance(self.key.seed, tuple)
+        if rows and transform is None:
+            self.data_axis(name, fn, transform, 0)
+        by_row = rows and not torch_random.in_vmap()
+        axis = (
+            self.data_axis(name, fn, transform, len(batch) + len(fn.event_shape)) if by_row else 0
+        )
         if transform is None:
             fn = fn.expand(batch)
             return fn.rsample() if fn.has_rsample and torch.is_grad_enabled() else fn.sample()
         if eps is None:
             key = keys.fold_in(self.key, zlib.crc32(name.encode()))
-            eps = torch_random.noise("normal", key, (*batch, *fn.event_shape), self.device)
+            shape = [*batch, *fn.event_shape]
+            shape.insert(0, shape.pop(axis))
+            eps = torch_random.noise("normal", key, tuple(shape), self.device)
+            eps = eps.movedim(0, axis) if axis else eps
         return transform(eps)
 
     def factor(self, name: str, value: Any) -> None:
@@ -168,7 +178,7 @@ def run_program(
     messenger = TraceMessenger()
     seed = None if lower.key is None else lower.key.seed
     draws: Any = contextlib.nullcontext()
-    if seed is not None and torch_random.planner.get() is None:
+    if isinstance(seed, int) and torch_random.planner.get() is None:
         draws = torch_random.seeded(keys.mix(seed, 0x5EED), lower.device)
     with pyro.validation_enabled(False):
         with draws, messenger, running(run):

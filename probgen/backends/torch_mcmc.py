@@ -218,7 +218,7 @@ def run(
     chains = []
     for i, k in enumerate(chain_keys):
         z = layout.pack({n: b.asarray(v[i]) for n, v in starts.items()})
-        with torch_random.seeded(keys.mix(k.seed, 0xC4A1), b.device):
+        with torch_random.seeded(keys.mix(k.seed, 0xC4A1), b.device):  # type: ignore[arg-type]
             chains.append(_chain(method, layout, lambda z: gradient(z, params, rows), z, shown))
     draws = {k: np.stack([c[0][k] for c in chains]) for k in layout.blocks}
     stats = {k: np.stack([c[1][k] for c in chains]) for k in chains[0][1]}

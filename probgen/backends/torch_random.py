@@ -15,8 +15,10 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
 from probgen.backends.keys import Key, seed_at
+from probgen.errors import NotByRow, ShapeError
 
 _generators: dict[str, torch.Generator] = {}
 
@@ -69,15 +71,61 @@ _DRAWS: dict[str, Callable] = {
 }
 
 
-def draw(slot: Slot, seed: int) -> torch.Tensor:
-    """The slot's noise for a key of that seed."""
+def draw(slot: Slot, seed: int | tuple[int, ...]) -> torch.Tensor:
+    """The slot's noise for a key of that seed; with row keys each row is its own key's draw.
+
+    Raises:
+        ShapeError: row keys and a shape whose leading axis is not theirs.
+    """
+    if isinstance(seed, tuple):
+        if not slot.shape or slot.shape[0] != len(seed):
+            raise ShapeError(
+                f"draw: got the shape {slot.shape} and one key for each of {len(seed)} data, "
+                "expected the data's axis first."
+            )
+        one = slot._replace(shape=(1, *slot.shape[1:]))
+        return torch.cat([draw(one, each) for each in seed])
     return _DRAWS[slot.kind](slot, _generator(slot.device).manual_seed(seed))
+
+
+# The level of a `vmap` over data that is going on: inside it, a draw is one datum's.
+_vmapped: contextvars.ContextVar[int | None] = contextvars.ContextVar("vmapped", default=None)
+
+
+@contextlib.contextmanager
+def rows_of_vmap() -> Iterator[None]:
+    """Inside a `vmap` over data: a draw from row keys is one datum's, each row from its own key."""
+    token = _vmapped.set(torch._C._functorch.maybe_current_level())
+    try:
+        yield
+    finally:
+        _vmapped.reset(token)
+
+
+def in_vmap() -> bool:
+    """Whether data are being mapped over by `rows_of_vmap`."""
+    return _vmapped.get() is not None
 
 
 def noise(
     kind: str, key: Key, shape: tuple[int, ...], device: str, low: int = 0, high: int = 0
 ) -> torch.Tensor:
-    """A draw from a key: an input of the graph while a function is planned or traced."""
+    """A draw from a key: an input of the graph while a function is planned or traced.
+
+    In a `vmap` over data the physical draw has their axis in front, each row from its own key, and
+    comes back as one datum's: what a loop over the data would see.
+    """
+    level = _vmapped.get()
+    if level is not None:
+        if not isinstance(key.seed, tuple):
+            raise NotByRow("draw: got one key for a vmap over data, expected one key a datum.")
+        token = _vmapped.set(None)
+        try:
+            with temporarily_clear_interpreter_stack():  # the draw itself is not mapped
+                rows = noise(kind, key, (len(key.seed), *shape), device, low, high)
+        finally:
+            _vmapped.reset(token)
+        return torch._C._functorch._add_batch_dim(rows, 0, level)
     plan = planner.get()
     origin = key.origin if plan is not None else None
     argument, path = (origin[0], origin[1:]) if origin is not None else (-1, ())
@@ -87,7 +135,7 @@ def noise(
     return draw(slot, key.seed)
 
 
-def redraw(slots: list[Slot], seeds: list[int]) -> list[torch.Tensor]:
+def redraw(slots: list[Slot], seeds: list[int | tuple[int, ...]]) -> list[torch.Tensor]:
     """The noise inputs of one call, `seeds` being those of the call's key arguments."""
     return [draw(s, seed_at(seeds[s.argument], s.path)) for s in slots]
 

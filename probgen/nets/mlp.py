@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from probgen import ops
-from probgen.errors import ShapeError
+from probgen.errors import DeclarationError, ShapeError
 from probgen.nets.base import (
     Array,
     Key,
@@ -75,12 +75,36 @@ class MLP:
     def apply(self, params: Params, *inputs: Array) -> Any:
         layers = self._layers()
         first = params[layers[0][0]]
-        size = first.get("inner", first)["weight"].shape[0]
-        h = join(f"{type(self).__name__}.apply", inputs, size, self.in_ndim)
+        if "folded" in first:
+            h = first["folded"]
+        else:
+            size = first.get("inner", first)["weight"].shape[0]
+            h = join(f"{type(self).__name__}.apply", inputs, size, self.in_ndim)
+            h = layers[0][1].apply(first, h)
         act = activation(self.activation)
-        for name, layer in layers[:-1]:
-            h = act(layer.apply(params[name], h))
-        return split(layers[-1][1].apply(params["out"], h), self.out, self.heads)
+        for name, layer in layers[1:]:
+            h = layer.apply(params[name], act(h))
+        return split(h, self.out, self.heads)
+
+    def fold(self, params: Params, *inputs: Array) -> tuple[Params, Array]:
+        """(parameters without the first layer's, that layer's output [*lead, width]) for inputs
+        that stay: `apply` takes {..., first layer: {"folded": output}} and asks no more for x.
+
+        Raises:
+            DeclarationError: a spectral first layer, whose output is not linear in its weights.
+        """
+        name, layer = self._layers()[0]
+        if self.spectral:
+            raise DeclarationError(
+                "MLP.fold: got spectral=True, expected a plain linear first layer."
+            )
+        where, size = f"{type(self).__name__}.fold", params[name]["weight"].shape[0]
+        h = layer.apply(params[name], join(where, inputs, size, self.in_ndim))
+        return {k: v for k, v in params.items() if k != name}, h
+
+    def first_layer(self) -> str:
+        """Name of the first layer among the parameters."""
+        return self._layers()[0][0]
 
     def out_shape(self, *shapes: Shape) -> Shape:
         return event_shape(self.out)

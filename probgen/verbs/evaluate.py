@@ -3,87 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
+from probgen import store
 from probgen.backends.protocol import Backend
-from probgen.bound import Bound
-from probgen.data.sources import as_arrays
-from probgen.dist import did_you_mean
-from probgen.errors import AlgorithmError, MissingSeed, NonFiniteError, UnknownName
+from probgen.chunks import ChunkStore, content
+from probgen.data.sources import ArraySource, LazySource, as_source
+from probgen.errors import AlgorithmError, DataError, MissingSeed
+from probgen.evaluation_table import Evaluation
 from probgen.feed import merge_inputs
 from probgen.fitted import Fitted
+from probgen.measure import Measure, Room, check_finite, start
 from probgen.progress import bar
 from probgen.support import SupportCheck
 
-
-class Measure(Protocol):
-    """Something that is known of each datum, with its error.
-
-    Attributes:
-        name: of the measure, with its settings.
-        unit: such as "nats".
-        larger_is_stranger: the direction.
-
-    `bind(bound)` gives a function (params, batch, key) -> dict with "estimate" [batch],
-    "standard_error" [batch] and further diagnostics by name.
-    """
-
-    name: str
-    unit: str
-    larger_is_stranger: bool
-
-    def bind_measure(self, bound: Bound) -> Callable: ...
-
-
-@dataclasses.dataclass(frozen=True)
-class Evaluation:
-    """Measures of data: for each, an estimate per datum, its standard error and diagnostics.
-
-    `table["IWAE(1000)"]["estimate"]` is an array with one entry a datum.
-    """
-
-    values: dict[str, dict[str, np.ndarray]]
-    units: dict[str, str]
-    larger_is_stranger: dict[str, bool]
-    info: dict[str, Any] = dataclasses.field(default_factory=dict)
-
-    def __getitem__(self, name: str) -> dict[str, np.ndarray]:
-        if name not in self.values:
-            raise UnknownName(
-                f"evaluation: no measure {name!r}, expected one of {sorted(self.values)}"
-                f"{did_you_mean(name, self.values)}."
-            )
-        return self.values[name]
-
-    @property
-    def num_data(self) -> int:
-        return len(next(iter(self.values.values()))["estimate"])
-
-    def mean(self, name: str) -> tuple[float, float]:
-        """(mean over data, its standard error): sd over data / sqrt(n), which holds both the
-        spread of the data and the noise of each estimate."""
-        x = self[name]["estimate"].astype(np.float64)
-        error = float(x.std(ddof=1) / np.sqrt(len(x))) if len(x) > 1 else float("nan")
-        return float(x.mean()), error
-
-    def to_pandas(self) -> Any:
-        """A data frame, one row a datum, columns "measure/quantity"."""
-        import pandas
-
-        return pandas.DataFrame(
-            {f"{m}/{q}": a for m, group in self.values.items() for q, a in group.items()}
-        )
-
-    def __repr__(self) -> str:
-        lines = [f"{'measure':<28}{'mean':>12}{'s.e.':>10}  unit, direction ({self.num_data} data)"]
-        for name in self.values:
-            mean, error = self.mean(name)
-            way = "larger is stranger" if self.larger_is_stranger[name] else "larger is likelier"
-            lines.append(f"{name:<28}{mean:>12.3f}{error:>10.3f}  {self.units[name]}, {way}")
-        return "\n".join(lines)
+CHUNK = 100
 
 
 def evaluate(
@@ -94,72 +32,146 @@ def evaluate(
     seed: int | None = None,
     inputs: Mapping[str, Any] | None = None,
     names: tuple[str, ...] | None = None,
-    chunk_size: int = 100,
+    chunk_size: int = CHUNK,
+    path: str | os.PathLike | None = None,
     backend: str | Backend = "auto",
     device: str = "auto",
     progress_bar: bool = True,
 ) -> Evaluation:
     """Measures each datum, in chunks of `chunk_size`, so that memory does not grow with the data.
 
+    The noise belongs to the datum (its place in the data) and the measure: chunk size, order and
+    choice of the other measures change no number beyond floating-point rounding.
+
     Args:
         fitted: model and parameters.
-        data: as in `fit`.
+        data: as in `fit`; memory-mapped arrays and map-style data sets are read chunk by chunk.
         measures: such as `[ELBO(num_particles=16), IWAE(num_particles=1000)]`.
         seed: an integer.
-        chunk_size: data at a time; the noise belongs to the chunk, so keep it when comparing runs.
+        inputs: further arguments of the program or the guide.
+        names: of the entries of the data, as in `fit`.
+        chunk_size: data at a time.
+        path: a folder for the table. Finished chunks are written beside it as they come; the same
+            call after a kill reads them and goes on. The table is there when the call returns.
         backend, device: those of the fit by default.
 
     Raises:
         MissingSeed, DataError, SupportError, AlgorithmError: what was got, expected, and the cure.
         NonFiniteError: a measure gave NaN for a datum (says which).
+        SaveError: `path` cannot be written, or holds chunks of another evaluation.
     """
+    chosen = _checked(fitted, measures, seed, chunk_size)
+    b = fitted.resolve(backend, device)
+    source = as_source(data, batch_size=None, seed=0, names=names)
+    if not isinstance(source, ArraySource | LazySource):
+        raise DataError(
+            "evaluate: got a stream, expected data of a known size; collect it into arrays first."
+        )
+    size, example = source.size, source.take(np.arange(1))
+    constants, per_datum = merge_inputs(fitted.model, example, inputs, size=size)
+    fitted = dataclasses.replace(fitted, constants={**fitted.constants, **constants})
+
+    def read(first: int, stop: int) -> dict[str, np.ndarray]:
+        rows = (
+            {k: v[first:stop] for k, v in source.arrays.items()}
+            if isinstance(source, ArraySource)
+            else source.take(np.arange(first, stop))
+        )
+        return {**rows, **{k: v[first:stop] for k, v in per_datum.items()}}
+
+    chunk_size = min(chunk_size, size)
+    count = -(-size // chunk_size)
+    key = b.key(seed)  # type: ignore[arg-type]
+    room = Room(fitted, b, key, chunk_size, count, read(0, 1), size, names)
+    bound, params = room.bind()
+    bound.require_rows("evaluate")
+    check = SupportCheck(bound, params, key)
+    kept = _chunk_store(path, fitted, chosen, seed, chunk_size, b)
+    functions: list[Callable] = []
+    parts: list[dict[str, dict[str, np.ndarray]]] = []
+    with bar(size, wanted=progress_bar, unit="datum") as shown:
+        for first in range(0, size, chunk_size):
+            stop = min(first + chunk_size, size)
+            rows = read(first, stop)
+            values = kept.read(first, rows) if kept else None
+            if values is None:
+                check({k: b.asarray(v) for k, v in rows.items()})
+                # Reference data, if any, are only gone through when something is to be computed.
+                functions = functions or [start(m, room) for m in chosen]
+                values = _measure(chosen, functions, rows, np.arange(first, stop))
+                if kept:
+                    kept.write(first, rows, values)
+            parts.append(values)
+            shown(stop - first)
+    table = _table(chosen, parts, {"backend": b.name, "seed": seed, **b.info()})
+    if kept:
+        table.save(path)  # type: ignore[arg-type]
+        kept.clear()
+    return table
+
+
+def _checked(fitted: Any, measures: Any, seed: int | None, chunk_size: int) -> list[Measure]:
     if seed is None:
         raise MissingSeed("evaluate: got no seed, expected an integer such as seed=0.")
+    if not isinstance(fitted, Fitted):
+        raise AlgorithmError(
+            f"evaluate: got {type(fitted).__name__}, expected a Fitted: a model with parameters, "
+            "as pg.fit or Fitted.from_pretrained give it."
+        )
+    if not isinstance(chunk_size, int) or chunk_size < 1:
+        raise AlgorithmError(f"evaluate: got chunk_size={chunk_size!r}, expected 1 or more.")
     chosen = list(measures) if isinstance(measures, Iterable) else [measures]
-    if not chosen or not all(hasattr(m, "bind_measure") for m in chosen):
+    kinds = ("bind_measure", "bind_rows", "start")
+    if not chosen or not all(any(hasattr(m, k) for k in kinds) for m in chosen):
         raise AlgorithmError(
             f"evaluate: got the measures {chosen}, expected a list such as "
             "[IWAE(num_particles=1000)] of probgen.inference."
         )
-    b = fitted.resolve(backend, device)
-    arrays = as_arrays(data, names=names)
-    constants, per_datum = merge_inputs(fitted.model, arrays, inputs)
-    arrays = {**arrays, **per_datum}
-    size = len(next(iter(arrays.values())))
-    count = -(-size // chunk_size)
-    fitted = dataclasses.replace(fitted, constants={**fitted.constants, **constants})
-    bound, params = fitted.bind(b, arrays, num_data=size, num_steps=count)
-    bound.require_rows("evaluate")
-    functions = [b.compile(m.bind_measure(bound), num_calls=count) for m in chosen]
-    key = b.key(seed)
-    check = SupportCheck(bound, params, key)
-    parts: list[list] = [[] for _ in chosen]
-    with bar(size * len(chosen), wanted=progress_bar, unit="datum") as shown:
-        for start in range(0, size, chunk_size):
-            rows = {k: b.asarray(v[start : start + chunk_size]) for k, v in arrays.items()}
-            check(rows)
-            for i, function in enumerate(functions):
-                k = b.fold_in(b.fold_in(key, i), start)
-                out = {n: b.to_numpy(v) for n, v in function(params, rows, k).items()}
-                _check_finite(chosen[i].name, out, start)
-                parts[i].append(out)
-                shown(len(out["estimate"]))
+    labels = [m.name for m in chosen]
+    twice = sorted({n for n in labels if labels.count(n) > 1})
+    if twice:
+        raise AlgorithmError(
+            f"evaluate: got two measures named {twice[0]!r}, expected each name once."
+        )
+    return chosen
+
+
+def _measure(
+    chosen: list[Measure], functions: list[Callable], rows: dict, ids: np.ndarray
+) -> dict[str, dict[str, np.ndarray]]:
+    values = {}
+    for measure, function in zip(chosen, functions, strict=True):
+        out = function(rows, ids)
+        check_finite(measure.name, out["estimate"], int(ids[0]))
+        values[measure.name] = out
+    return values
+
+
+def _table(chosen: list[Measure], parts: list, info: dict) -> Evaluation:
     values = {
-        m.name: {q: np.concatenate([p[q] for p in part]) for q in part[0]}
-        for m, part in zip(chosen, parts, strict=True)
+        m.name: {q: np.concatenate([p[m.name][q] for p in parts]) for q in parts[0][m.name]}
+        for m in chosen
     }
-    return Evaluation(
+    said = {m.name: m.warnings(values[m.name]) for m in chosen if hasattr(m, "warnings")}
+    return Evaluation.from_values(
         values,
-        {m.name: m.unit for m in chosen},
-        {m.name: m.larger_is_stranger for m in chosen},
-        {"backend": b.name, "seed": seed, **b.info()},
+        units={m.name: m.unit for m in chosen},
+        larger_is_stranger={m.name: m.larger_is_stranger for m in chosen},
+        warnings=said,
+        info=info,
     )
 
 
-def _check_finite(name: str, out: dict[str, np.ndarray], start: int) -> None:
-    bad = np.flatnonzero(np.isnan(out["estimate"]))
-    if len(bad):
-        raise NonFiniteError(
-            f"evaluate: {name} is NaN for {len(bad)} data, the first is datum {start + bad[0]}; "
-            "look at that datum, and at the model's parameters for NaN."
-        )
+def _chunk_store(
+    path: Any, fitted: Fitted, chosen: list[Measure], seed: Any, chunk_size: int, b: Backend
+) -> ChunkStore | None:
+    if path is None:
+        return None
+    identity = {
+        "measures": [repr(m) for m in chosen],
+        "seed": seed,
+        "chunk_size": chunk_size,
+        "backend": b.name,
+        "parameters": content(store.flatten(fitted.params)),
+    }
+    return ChunkStore(path, identity)

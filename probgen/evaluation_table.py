@@ -1,0 +1,249 @@
+"""What `pg.evaluate` returns: measures of data, one entry a datum, as a tree of xarray data sets.
+
+One group a measure, with the variables "estimate", "standard_error" where there is one, and its
+diagnostics, all over the dimension "datum". Units, the direction and warnings are attributes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import xarray
+
+from probgen import store
+from probgen.dist import did_you_mean
+from probgen.errors import DataError, SaveError, UnknownName
+
+Values = dict[str, np.ndarray]
+
+
+class Evaluation:
+    """Measures of data: for each, an estimate per datum, its standard error and diagnostics.
+
+    `table["IWAE(1000)"]["estimate"]` has one entry a datum. Two tables of the same data are put
+    together by `|`.
+
+    Args:
+        data: a DataTree, one group a measure, attributes "unit", "larger_is_stranger", "warnings".
+        info: what ran: backend, versions, seed.
+    """
+
+    def __init__(self, data: xarray.DataTree, info: Mapping[str, Any] | None = None):
+        self.data, self.info = data, dict(info or {})
+
+    @classmethod
+    def from_values(
+        cls,
+        values: Mapping[str, Mapping[str, Any]],
+        *,
+        units: Mapping[str, str],
+        larger_is_stranger: Mapping[str, bool],
+        warnings: Mapping[str, list[str]] | None = None,
+        info: Mapping[str, Any] | None = None,
+    ) -> Evaluation:
+        """A table from arrays: {measure: {"estimate": [n], ...}}.
+
+        Raises:
+            DataError: a name with a slash, or arrays of different lengths.
+        """
+        groups = {}
+        lengths = {np.shape(a)[:1] for group in values.values() for a in group.values()}
+        if len(lengths) != 1:
+            raise DataError(
+                f"Evaluation: got arrays of the lengths {sorted(lengths)}, expected one entry a "
+                "datum in each."
+            )
+        for name, group in values.items():
+            if "/" in name:
+                raise DataError(f"Evaluation: got a measure {name!r}, expected a name without '/'.")
+            arrays = {}
+            for quantity, array in group.items():
+                array = np.asarray(array)
+                inner = [f"{quantity}_dim_{i}" for i in range(array.ndim - 1)]
+                arrays[quantity] = (("datum", *inner), array)
+            attributes = {
+                "unit": units[name],
+                "larger_is_stranger": bool(larger_is_stranger[name]),
+                "warnings": list((warnings or {}).get(name, ())),
+            }
+            groups[name] = xarray.Dataset(arrays, attrs=attributes)
+        return cls(xarray.DataTree.from_dict(groups), info)
+
+    # ---- reading
+
+    @property
+    def names(self) -> list[str]:
+        """The measures, in the order in which they were asked for."""
+        return list(self.data.children)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.names
+
+    def __getitem__(self, name: str) -> xarray.Dataset:
+        if name not in self.names:
+            raise UnknownName(
+                f"evaluation: no measure {name!r}, expected one of {sorted(self.names)}"
+                f"{did_you_mean(name, self.names)}."
+            )
+        return self.data[name].dataset
+
+    @property
+    def num_data(self) -> int:
+        return int(self[self.names[0]].sizes["datum"])
+
+    @property
+    def units(self) -> dict[str, str]:
+        """The unit of each measure."""
+        return {n: self[n].attrs["unit"] for n in self.names}
+
+    @property
+    def larger_is_stranger(self) -> dict[str, bool]:
+        """The direction of each measure."""
+        return {n: bool(self[n].attrs["larger_is_stranger"]) for n in self.names}
+
+    @property
+    def warnings(self) -> dict[str, list[str]]:
+        """What the measures say about how far they can be trusted."""
+        return {n: list(self[n].attrs["warnings"]) for n in self.names}
+
+    def strangeness(self, name: str) -> np.ndarray:
+        """[n] the estimates, turned so that larger means stranger; for OOD statistics."""
+        x = np.asarray(self[name]["estimate"].values, np.float64)
+        return x if self.larger_is_stranger[name] else -x
+
+    def mean(self, name: str) -> tuple[float, float]:
+        """(mean over data, its standard error): sd over data / sqrt(n), which holds both the
+        spread of the data and the noise of each estimate."""
+        x = np.asarray(self[name]["estimate"].values, np.float64)
+        error = float(x.std(ddof=1) / np.sqrt(len(x))) if len(x) > 1 else float("nan")
+        return float(x.mean()), error
+
+    def mc_error(self, name: str) -> float | None:
+        """Standard error of the mean that is due to Monte Carlo alone, with these data held fixed:
+        sqrt(sum of squared standard errors) / n; None for a measure without standard errors."""
+        group = self[name]
+        if "standard_error" not in group:
+            return None
+        errors = np.asarray(group["standard_error"].values, np.float64)
+        return float(np.sqrt((errors**2).sum()) / len(errors))
+
+    def select(self, indices: Any) -> Evaluation:
+        """The table of some of the data, by index."""
+        tree = {n: self[n].isel(datum=np.asarray(indices)) for n in self.names}
+        return Evaluation(xarray.DataTree.from_dict(tree), self.info)
+
+    def __or__(self, other: Evaluation) -> Evaluation:
+        if other.num_data != self.num_data:
+            raise DataError(
+                f"Evaluation: got tables of {self.num_data} and {other.num_data} data, expected "
+                "two of the same data."
+            )
+        tree = {n: t[n] for t in (self, other) for n in t.names}
+        return Evaluation(xarray.DataTree.from_dict(tree), {**other.info, **self.info})
+
+    # ---- other forms
+
+    def to_pandas(self) -> Any:
+        """A data frame, one row a datum, columns "measure/quantity" ("measure/quantity/i" for a
+        diagnostic with several numbers a datum)."""
+        import pandas
+
+        columns = {}
+        for name in self.names:
+            for quantity, array in self[name].data_vars.items():
+                flat = array.values.reshape(len(array), -1)
+                if array.ndim == 1:
+                    columns[f"{name}/{quantity}"] = flat[:, 0]
+                else:
+                    columns |= {f"{name}/{quantity}/{i}": c for i, c in enumerate(flat.T)}
+        return pandas.DataFrame(columns)
+
+    def summary(self) -> list[dict[str, Any]]:
+        """One record a measure: mean, its standard error, the Monte Carlo part of it, unit,
+        direction and warnings; numbers and text only, ready for JSON."""
+        rows = []
+        for name in self.names:
+            mean, error = self.mean(name)
+            rows.append(
+                {
+                    "measure": name,
+                    "mean": mean,
+                    "standard_error": error,
+                    "monte_carlo_error": self.mc_error(name),
+                    "unit": self.units[name],
+                    "larger_is_stranger": self.larger_is_stranger[name],
+                    "num_data": self.num_data,
+                    "warnings": self.warnings[name],
+                }
+            )
+        return rows
+
+    def __repr__(self) -> str:
+        width = max(28, max(map(len, self.names), default=0) + 2)
+        head = f"{'measure':<{width}}{'mean':>12}{'s.e.':>10}{'of it MC':>10}"
+        lines = [f"{head}  unit, direction ({self.num_data} data)"]
+        for row in self.summary():
+            way = "larger is stranger" if row["larger_is_stranger"] else "larger is likelier"
+            mc = row["monte_carlo_error"]
+            error = f"{mc:>10.3f}" if mc is not None else f"{'':>10}"
+            lines.append(
+                f"{row['measure']:<{width}}{row['mean']:>12.3f}{row['standard_error']:>10.3f}"
+                f"{error}  {row['unit']}, {way}"
+            )
+            lines += [f"  ! {text}" for text in row["warnings"]]
+        return "\n".join(lines)
+
+    # ---- on disk
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Writes the table as a folder of safetensors and JSON, all or nothing.
+
+        Raises:
+            SaveError: the folder cannot be written, or holds something else.
+        """
+        arrays: dict[str, np.ndarray] = {}
+        measures: dict[str, dict] = {}
+        for i, name in enumerate(self.names):
+            group = self[name]
+            arrays |= {f"{i}/{q}": np.asarray(a.values) for q, a in group.data_vars.items()}
+            measures[name] = dict(group.attrs)
+        config = {"kind": "evaluation", "measures": measures, "info": self.info}
+        store.write_folder(path, {"table": arrays}, config)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> Evaluation:
+        """Reads what `save` wrote.
+
+        Raises:
+            SaveError: missing, damaged, truncated or foreign folder.
+        """
+        arrays, config = store.read_folder(path)
+        if config.get("kind") != "evaluation" or "table" not in arrays:
+            raise SaveError(
+                f"{path}: holds no evaluation (it says {config.get('kind')!r}), expected a folder "
+                "written by Evaluation.save."
+            )
+        try:
+            measures, values = config["measures"], {}
+            for i, name in enumerate(measures):
+                start = f"{i}/"
+                values[name] = {
+                    k.removeprefix(start): v
+                    for k, v in arrays["table"].items()
+                    if k.startswith(start)
+                }
+            return cls.from_values(
+                values,
+                units={n: m["unit"] for n, m in measures.items()},
+                larger_is_stranger={n: m["larger_is_stranger"] for n, m in measures.items()},
+                warnings={n: m["warnings"] for n, m in measures.items()},
+                info=config.get("info"),
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise SaveError(f"{path}: its table cannot be read ({error!r}).") from error
