@@ -1,0 +1,226 @@
+"""ROC and precision-recall curves and their summaries; curves and areas are scikit-learn's.
+
+A datum is called positive when its score reaches a threshold. With `positive="ood"` that is
+"strange enough": TPR is the share of out-of-distribution data called so, FPR the share of
+in-distribution data. With `positive="in"` both classes and the direction change places. AUROC is
+the same number either way; average precision and FPR at 95 % TPR are not, so each table says which.
+No intervals here, but for the band around a curve: see `delong` and `intervals`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from probgen.evaluation.detection.counts import (
+    Metric,
+    auroc_of_counts,
+    counts,
+    resampled_counts,
+)
+from probgen.evaluation.detection.scores import (
+    Positive,
+    Scores,
+    as_scores,
+    check_positive,
+    check_share,
+    demand_spread,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class RocCurve:
+    """Points of a ROC curve, from (0, 0) to (1, 1).
+
+    thresholds are in the caller's own scores; the first, which no datum reaches, is infinite.
+    """
+
+    fpr: np.ndarray  # [p] nondecreasing
+    tpr: np.ndarray  # [p] nondecreasing
+    thresholds: np.ndarray  # [p]
+    positive: Positive
+    num_in: int
+    num_out: int
+
+
+@dataclasses.dataclass(frozen=True)
+class PrCurve:
+    """Points of a precision-recall curve; `prevalence` is the precision of a blind guess."""
+
+    precision: np.ndarray  # [p + 1], the last is 1 by convention, at recall 0
+    recall: np.ndarray  # [p + 1] nonincreasing, the last is 0
+    thresholds: np.ndarray  # [p] in the caller's own scores
+    positive: Positive
+    prevalence: float
+    num_in: int
+    num_out: int
+
+
+@dataclasses.dataclass(frozen=True)
+class RocBand:
+    """Pointwise limits of the true positive rate on a grid of false positive rates."""
+
+    fpr: np.ndarray  # [grid]
+    lower: np.ndarray  # [grid]
+    upper: np.ndarray  # [grid]
+    level: float
+
+
+def roc_curve(
+    in_scores: Any, out_scores: Any, *, larger_is_stranger: bool = True, positive: Positive = "ood"
+) -> RocCurve:
+    """The ROC curve; constant, tied and infinite scores are allowed.
+
+    Args:
+        in_scores: [n] scores of in-distribution data.
+        out_scores: [m] scores of out-of-distribution data.
+        larger_is_stranger: False for a measure that is larger on familiar data.
+        positive: which class a detection is.
+
+    Raises:
+        ShapeError, DataError: see `as_scores`.
+        AlgorithmError: an unknown positive class.
+    """
+    from sklearn import metrics
+
+    scores = as_scores(in_scores, out_scores, larger_is_stranger=larger_is_stranger)
+    labels, ranks, values = _ranked(scores, positive)
+    fpr, tpr, steps = metrics.roc_curve(labels, ranks)
+    turn = scores.sign * (1.0 if positive == "ood" else -1.0)
+    inner = turn * values[steps[1:].astype(int)]
+    thresholds = np.concatenate([[turn * np.inf], inner])
+    return RocCurve(fpr, tpr, thresholds, positive, len(scores.inside), len(scores.outside))
+
+
+def pr_curve(
+    in_scores: Any, out_scores: Any, *, larger_is_stranger: bool = True, positive: Positive = "ood"
+) -> PrCurve:
+    """The precision-recall curve; arguments and errors as for `roc_curve`."""
+    from sklearn import metrics
+
+    scores = as_scores(in_scores, out_scores, larger_is_stranger=larger_is_stranger)
+    labels, ranks, values = _ranked(scores, positive)
+    precision, recall, steps = metrics.precision_recall_curve(labels, ranks)
+    turn = scores.sign * (1.0 if positive == "ood" else -1.0)
+    return PrCurve(
+        precision, recall, turn * values[steps.astype(int)], positive, float(labels.mean()),
+        len(scores.inside), len(scores.outside),
+    )  # fmt: skip
+
+
+def auroc(in_scores: Any, out_scores: Any, *, larger_is_stranger: bool = True) -> float:
+    """P(s_out > s_in) + P(s_out = s_in) / 2: 1 tells the sets apart, 1/2 is a coin, 0 is reversed.
+
+    Raises:
+        ShapeError, DataError: see `as_scores`.
+    """
+    from sklearn import metrics
+
+    scores = as_scores(in_scores, out_scores, larger_is_stranger=larger_is_stranger)
+    labels, ranks, _ = _ranked(scores, "ood")
+    return float(metrics.roc_auc_score(labels, ranks))
+
+
+def average_precision(
+    in_scores: Any, out_scores: Any, *, larger_is_stranger: bool = True, positive: Positive = "ood"
+) -> float:
+    """Area under precision and recall as a step sum: sum_t (R_t - R_{t-1}) P_t.
+
+    A blind guess gets the prevalence of the positive class, so sets of other sizes give other
+    numbers: compare average precisions only at equal n.
+
+    Raises:
+        ShapeError, DataError: see `as_scores`.
+        AlgorithmError: an unknown positive class.
+    """
+    from sklearn import metrics
+
+    scores = as_scores(in_scores, out_scores, larger_is_stranger=larger_is_stranger)
+    labels, ranks, _ = _ranked(scores, positive)
+    return float(metrics.average_precision_score(labels, ranks))
+
+
+def fpr_at_tpr(
+    in_scores: Any,
+    out_scores: Any,
+    *,
+    tpr: float = 0.95,
+    larger_is_stranger: bool = True,
+    positive: Positive = "ood",
+) -> float:
+    """False positive rate at the largest threshold t with TPR(score >= t) >= tpr.
+
+    Nothing is interpolated: t is a score that occurs among the positives, and ties with it are
+    called positive. Published codes differ here in class, rate and interpolation; say which.
+
+    Raises:
+        ShapeError, DataError: see `as_scores`.
+        AlgorithmError: tpr outside (0, 1), or an unknown positive class.
+    """
+    scores = as_scores(in_scores, out_scores, larger_is_stranger=larger_is_stranger)
+    return float(Metric("fpr", positive, tpr).of_counts(*counts(scores)))
+
+
+def roc_band(
+    in_scores: Any,
+    out_scores: Any,
+    *,
+    larger_is_stranger: bool = True,
+    level: float = 0.95,
+    num_grid: int = 101,
+    num_resamples: int = 2000,
+    seed: int = 0,
+) -> RocBand:
+    """Pointwise percentile band around the ROC curve ("ood" positive), by stratified bootstrap.
+
+    Where the sets are apart (AUROC 0 or 1) every resample gives the same curve, and the band says
+    instead what min(n, m) independent pairs that all went one way allow: (1 - level)^(1/min(n, m)).
+
+    Raises:
+        ShapeError, DataError: see `as_scores`; scores that are all equal.
+        AlgorithmError: level outside (0, 1), or too few resamples.
+    """
+    check_share(level, "level")
+    scores = as_scores(in_scores, out_scores, larger_is_stranger=larger_is_stranger)
+    demand_spread(scores.inside, scores.outside, scores.name)
+    grid = np.linspace(0.0, 1.0, num_grid)
+    drawn = [
+        _tpr_on_grid(in_row, out_row, grid)
+        for chunk in resampled_counts(scores, num_resamples=num_resamples, seed=seed)
+        for in_row, out_row in zip(*chunk, strict=True)
+    ]
+    lower, upper = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    area = auroc_of_counts(*counts(scores)[::-1])
+    slack = 1 - (1 - level) ** (1 / min(len(scores.inside), len(scores.outside)))
+    if area == 1:
+        lower[:-1] = 1 - slack  # the corner (1, 1) holds for every curve
+    elif area == 0:
+        upper[:-1] = slack
+    return RocBand(grid, lower, upper, level)
+
+
+def _tpr_on_grid(in_counts: np.ndarray, out_counts: np.ndarray, grid: np.ndarray) -> np.ndarray:
+    """[grid] height of one curve: its highest point on a vertical, the chord over a tie group."""
+    false = np.concatenate([[0], np.cumsum(in_counts)]) / in_counts.sum()
+    hits = np.concatenate([[0], np.cumsum(out_counts)]) / out_counts.sum()
+    left = np.searchsorted(false, grid, side="right") - 1
+    right = np.minimum(left + 1, len(false) - 1)
+    run = false[right] - false[left]
+    share = np.where(run > 0, (grid - false[left]) / np.where(run > 0, run, 1.0), 0.0)
+    return hits[left] + share * (hits[right] - hits[left])
+
+
+def _ranked(scores: Scores, positive: Positive) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Labels and dense ranks [n + m] for scikit-learn, which takes no infinite score; values [u].
+
+    Ranks count from 0 upwards in the direction of the positive class, and values[rank] is the score
+    there, in the same direction.
+    """
+    check_positive(positive)
+    turn = 1.0 if positive == "ood" else -1.0
+    pooled = turn * np.concatenate([scores.inside, scores.outside])
+    values, ranks = np.unique(pooled, return_inverse=True)
+    is_out = np.repeat([False, True], [len(scores.inside), len(scores.outside)])
+    return (is_out if positive == "ood" else ~is_out), ranks, values

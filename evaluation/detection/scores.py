@@ -1,0 +1,135 @@
+"""Scores at the door: two sets of numbers, one of data like the training data, one of other data.
+
+Everywhere in this package a larger score means a stranger datum, and "ood" is the positive class
+unless `positive="in"` is said; a measure that runs the other way (a likelihood) is turned round
+here, once, by `larger_is_stranger=False`. Only the order of scores is ever used, so infinite scores
+are welcome. A NaN has no place in an order and is refused; nothing is dropped or replaced.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple, get_args
+
+import numpy as np
+
+from probgen.errors import AlgorithmError, DataError, ShapeError
+
+Positive = Literal["ood", "in"]
+
+
+class Scores(NamedTuple):
+    """Two checked sets of scores, already turned so that larger means stranger."""
+
+    inside: np.ndarray  # [n] scores of in-distribution data
+    outside: np.ndarray  # [m] scores of out-of-distribution data
+    sign: float  # +1, or -1 where the caller's own scores ran the other way
+    name: str  # how error messages call them
+
+    def groups(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Tie groups, the strangest first: codes of `inside` [n], of `outside` [m], values [u]."""
+        values, codes = np.unique(np.concatenate([self.inside, self.outside]), return_inverse=True)
+        codes = len(values) - 1 - codes
+        return codes[: len(self.inside)], codes[len(self.inside) :], values[::-1]
+
+
+def as_scores(
+    in_scores: Any, out_scores: Any, *, larger_is_stranger: bool = True, name: str = "scores"
+) -> Scores:
+    """Two one-dimensional sets of scores, checked, in float64, larger = stranger.
+
+    Args:
+        in_scores: [n] scores of in-distribution data, n >= 2; infinities are allowed.
+        out_scores: [m] scores of out-of-distribution data, m >= 2; m need not equal n.
+        larger_is_stranger: False turns both sets round, for likelihoods and other measures that
+            are larger on familiar data.
+        name: what an error message calls them.
+
+    Raises:
+        ShapeError: a set that is not one-dimensional.
+        DataError: a set of size 0 or 1, a NaN, or values that are not real numbers.
+    """
+    sign = 1.0 if larger_is_stranger else -1.0
+    inside = checked(in_scores, f"{name} of the in-distribution data")
+    outside = checked(out_scores, f"{name} of the out-of-distribution data")
+    return Scores(sign * inside, sign * outside, sign, name)
+
+
+def checked(values: Any, name: str, *, batched: bool = False) -> np.ndarray:
+    """Scores as float64: [size], or [*batch, size] where `batched`; at least two, no NaN."""
+    try:
+        raw = np.asarray(values)
+        if raw.dtype.kind not in "buif":
+            raise TypeError(f"dtype {raw.dtype}")
+        array = raw.astype(np.float64)
+    except (TypeError, ValueError, RuntimeError) as cause:
+        raise DataError(
+            f"{name}: got {type(values).__name__} that is no array of real numbers ({cause}), "
+            "expected one score per datum; convert them with numpy.asarray(scores, float)."
+        ) from cause
+    if array.ndim == 0 or (array.ndim > 1 and not batched):
+        expected = "[*batch, size]" if batched else "[size], one score per datum"
+        raise ShapeError(
+            f"{name}: got shape {array.shape}, expected {expected}; reduce each datum to one score "
+            "first, or pick one row."
+        )
+    if array.shape[-1] < 2:
+        raise DataError(
+            f"{name}: got {array.shape[-1]} of them, expected at least 2, since one datum says "
+            "nothing about the spread; score more data."
+        )
+    is_nan = np.isnan(array)
+    if is_nan.any():
+        where = [tuple(map(int, each)) for each in np.argwhere(is_nan)[:5]]
+        places = ", ".join(str(each[0] if len(each) == 1 else each) for each in where)
+        more = ", ..." if is_nan.sum() > len(where) else ""
+        raise DataError(
+            f"{name}: got NaN in {is_nan.sum()} of {array.size} places (index {places}{more}), "
+            "expected a number for every datum; look at those data, and leave them out of every "
+            "measure alike if they cannot be scored."
+        )
+    return array
+
+
+def demand_spread(inside: np.ndarray, outside: np.ndarray, name: str) -> None:
+    """Refuses scores that are all one number, which have an AUROC of 1/2 but no sampling error.
+
+    Raises:
+        DataError: some row of inside [*batch, n] and outside [*batch, m] holds one value alone.
+    """
+    first = inside[..., :1]
+    is_constant = (inside == first).all(-1) & (outside == first).all(-1)
+    if is_constant.any():
+        value = float(first[..., 0][is_constant].flat[0])
+        raise DataError(
+            f"{name}: got {value:g} for every datum, in and out of distribution, expected scores "
+            "that differ, since no interval or test can be had from a constant; check the measure "
+            "(`auroc` alone gives its 1/2)."
+        )
+
+
+def demand_pairs(first: tuple[int, int], second: tuple[int, int], names: tuple[str, str]) -> None:
+    """Refuses a paired comparison of sets (num_in, num_out) of different length.
+
+    Raises:
+        ShapeError: the sets cannot be the same data.
+    """
+    if first != second:
+        raise ShapeError(
+            f"{names[0]} and {names[1]}: got {first[0]} and {second[0]} scores in distribution, "
+            f"{first[1]} and {second[1]} out of it, expected the same data in the same order for "
+            "both, since the comparison is paired; score both measures on all of them."
+        )
+
+
+def check_positive(positive: str) -> None:
+    """Refuses a positive class other than "ood" and "in" with an AlgorithmError."""
+    if positive not in get_args(Positive):
+        raise AlgorithmError(
+            f"positive: got {positive!r}, expected 'ood' or 'in'; say which class a detection is."
+        )
+
+
+def check_share(value: float, name: str) -> None:
+    """Refuses a level, rate or significance outside (0, 1) with an AlgorithmError."""
+    if not 0 < value < 1:
+        raise AlgorithmError(f"{name}: got {value}, expected a share between 0 and 1, as 0.95.")
