@@ -97,6 +97,8 @@ def importance_estimate(log_w: np.ndarray) -> dict[str, np.ndarray]:
 
 def khat_warning(found: np.ndarray, num_particles: int) -> list[str]:
     """One sentence where k-hat is above its limit for some data."""
+    if num_particles < 2:
+        return []
     limit = khat_limit(num_particles)
     high = int((found > limit).sum())
     if not high:

@@ -34,8 +34,15 @@ def minimise_rows(
 
     @jax.jit
     def run(shared: Any, xs: Any, keys: Any) -> Any:
-        size = None if rows_at_once == 1 else rows_at_once
-        return jax.lax.map(lambda a: one(shared, *a), (xs, keys), batch_size=size)
+        # Equal stacks, the last one filled up: a shorter one would be compiled beside it.
+        count = keys.shape[0]
+        stacks = -(-count // rows_at_once)
+        size = -(-count // stacks)
+        fill = jnp.minimum(jnp.arange(stacks * size), count - 1)
+        items = jax.tree.map(lambda a: a[fill], (xs, keys))
+        batch = None if size == 1 else size
+        out = jax.lax.map(lambda a: one(shared, *a), items, batch_size=batch)
+        return jax.tree.map(lambda a: a[:count], out)
 
     return run
 

@@ -145,7 +145,8 @@ class Lowering(BaseLowering):
         if eps is None:
             key = keys.fold_in(self.key, zlib.crc32(name.encode()))
             shape = [*batch, *fn.event_shape]
-            shape.insert(0, shape.pop(axis))
+            if axis:
+                shape.insert(0, shape.pop(axis))
             eps = torch_random.noise("normal", key, tuple(shape), self.device)
             eps = eps.movedim(0, axis) if axis else eps
         return transform(eps)

@@ -1,0 +1,319 @@
+"""A model as a world to simulate: truths from its prior, data from its likelihood, then draws.
+
+    theta ~ p(theta),   y ~ p(y | theta),   theta_1 .. theta_L ~ the method's posterior given y
+
+One compiled simulator and one compiled density serve all simulated data sets. What is compared is
+every scalar of every latent, and two quantities that look at data and latents together,
+log p(y | theta) and log p(theta, y) (nats): latents alone cannot tell a method that ignores its
+data and returns the prior. No statistics here: see `sbc`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from probgen.backends import resolve
+from probgen.backends.protocol import Backend
+from probgen.bound import Bound, bind
+from probgen.data.sources import as_arrays
+from probgen.dist import did_you_mean
+from probgen.errors import AlgorithmError, MissingSeed, ShapeError, UnknownName
+from probgen.feed import merge_inputs
+from probgen.fitted import Fitted
+from probgen.modelling import Model
+from probgen.posterior import Posterior
+
+Values = dict[str, np.ndarray]
+LOG_LIKELIHOOD, LOG_JOINT = "log likelihood", "log joint"
+
+
+class Round(NamedTuple):
+    """One simulation: truth of each scalar quantity, and its draws [chain, draw]."""
+
+    truth: dict[str, float]
+    draws: Values
+
+
+@dataclasses.dataclass(frozen=True)
+class Guide:
+    """Draws from the model's own guide given the simulated data, with its fitted parameters.
+
+    Right for guides that read the data (a VAE's encoder). A guide whose parameters were fitted to
+    one data set says nothing of others: give a function that fits anew instead.
+    """
+
+
+def check_seed(seed: int | None, who: str) -> int:
+    """A seed as a whole number.
+
+    Raises:
+        MissingSeed: none was given.
+        AlgorithmError: it is not a whole number of at least 0.
+    """
+    if seed is None:
+        raise MissingSeed(f"{who}: got no seed, expected an integer such as seed=0.")
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
+        raise AlgorithmError(f"{who}: got seed={seed!r}, expected an integer such as seed=0.")
+    return int(seed)
+
+
+def start(
+    model: Any, backend: str | Backend, device: str, who: str
+) -> tuple[Backend, Model, Any, dict[str, Any]]:
+    """(backend, declaration, parameters, constants) of a declaration or a Fitted."""
+    if isinstance(model, Fitted):
+        return model.resolve(backend, device), model.model, model.params, dict(model.constants)
+    if not isinstance(model, Model):
+        raise AlgorithmError(
+            f"{who}: got {type(model).__name__} as the model, expected a declaration or a Fitted; "
+            "decorate a program with @pg.model."
+        )
+    return resolve(backend, device, prefer=model.backend or "jax"), model, None, {}
+
+
+def scalars(values: Mapping[str, np.ndarray], lead: int) -> Values:
+    """Each scalar of each array by name, with `lead` axes kept: "w[0, 2]"; a lone one is "w"."""
+    out: Values = {}
+    for name, value in values.items():
+        value = np.asarray(value)
+        shape = value.shape[lead:]
+        flat = value.reshape(*value.shape[:lead], -1)
+        for j, index in enumerate(np.ndindex(*shape)):
+            label = f"{name}[{', '.join(map(str, index))}]" if flat.shape[-1] > 1 else name
+            out[label] = flat[..., j]
+    return out
+
+
+class Study:
+    """A model bound for simulation.
+
+    Args:
+        model: a declaration, or a `Fitted` (whose parameters are held).
+        observed: the sites that stand for data; None is the site "x".
+        num_data: rows of a simulated data set.
+        inputs: what the program conditions on; arrays of `num_data` rows have one row a datum.
+        quantities: further functions (theta, data) -> number, of dicts of arrays, by name.
+
+    Raises:
+        AlgorithmError: the density is not normalised, so that it has no prior draws; no latents; no
+            parameters for a net.
+        UnknownName: an observed site that the model does not have.
+    """
+
+    def __init__(
+        self,
+        model: Model | Fitted,
+        *,
+        observed: tuple[str, ...] | None,
+        num_data: int,
+        inputs: Mapping[str, Any] | None,
+        seed: int,
+        backend: str | Backend,
+        device: str,
+        quantities: Mapping[str, Callable] | None = None,
+        who: str = "sbc",
+    ):
+        b, declared, given, constants = start(model, backend, device, who)
+        shared, per_datum = merge_inputs(declared, {}, inputs, size=num_data)
+        constants = {**constants, **shared}
+        self.who, self.backend, self.num_data = who, b, num_data
+        self.quantities = dict(quantities or {})
+        prior, params = bind(
+            declared, b, data=per_datum, constants=constants, params=given, seed=seed,
+            num_data=num_data,
+        )  # fmt: skip
+        self.params = params
+        self._check(prior, given)
+        names = self._observed(prior, observed)
+        self.inputs = {k: b.asarray(v) for k, v in per_datum.items()}
+        self._families = {n: prior.structure.sites[n].distribution.split("(")[0] for n in names}
+        self._draw = b.compile(lambda p, rows, key: self._run(prior, p, rows, key))
+        self._names = names
+        first = self._data(self._draw(params, self.inputs, b.key(seed)))
+        self.bound, _ = bind(
+            declared, b, data={**first, **per_datum}, constants=constants, params=given, seed=seed,
+            num_data=num_data,
+        )  # fmt: skip
+        self.posterior = Posterior(self.bound, num_data)
+        self._density = b.map_leading(self._log_densities)
+
+    def _check(self, bound: Bound, given: Any) -> None:
+        factors = [n for n, s in bound.structure.sites.items() if s.kind == "factor"]
+        if factors or not bound.model.is_normalized:
+            raise AlgorithmError(
+                f"{self.who}: the density of {bound.model.name!r} is known up to a constant "
+                f"(factors {factors}), so it has no prior draws to calibrate against; write it "
+                "with pg.sample alone."
+            )
+        missing = sorted(set(bound.structure.nets) - {*bound.model.fitted_params(), *(given or {})})
+        if missing:
+            raise AlgorithmError(
+                f"{self.who}: the nets {missing} of {bound.model.name!r} have no parameters, "
+                "expected fitted ones; give what pg.fit returns."
+            )
+
+    def _observed(self, bound: Bound, observed: tuple[str, ...] | None) -> tuple[str, ...]:
+        names = [n for n, s in bound.structure.sites.items() if s.kind == "sample"]
+        chosen = ("x",) if observed is None else tuple(observed)
+        if isinstance(observed, str) or not chosen:
+            raise AlgorithmError(
+                f"{self.who}: got observed={observed!r}, expected a tuple of site names, such as "
+                f"('{names[-1]}',)."
+            )
+        for name in chosen:
+            if name not in names:
+                raise UnknownName(
+                    f"{self.who}: got the observed site {name!r}, expected some of {names}"
+                    f"{did_you_mean(name, names)}; say which sites are data: observed=(...)."
+                )
+        if not set(bound.latents) - set(chosen):
+            raise AlgorithmError(
+                f"{self.who}: the sites {sorted(chosen)} are all that {bound.model.name!r} has, "
+                "expected at least one latent to infer; name fewer sites as observed."
+            )
+        return chosen
+
+    def _run(self, bound: Bound, params: Any, rows: Any, key: Any) -> dict[str, Any]:
+        sites = bound.trace(params, rows, key=key, batch_size=self.num_data, condition=False)
+        return {
+            n: s.value
+            for n, s in sites.items()
+            if s.kind == "sample" and not bound.structure.sites[n].is_fixed
+        }
+
+    def _data(self, values: Mapping[str, Any]) -> Values:
+        """The observed sites as a user would give them: floats, except for classes and counts."""
+        out = {}
+        for name in self._names:
+            value = self.backend.to_numpy(values[name])
+            indexing = self._families[name] in ("Categorical", "OrderedLogistic")
+            out[name] = np.asarray(value, np.int32 if indexing else np.float32)
+        return as_arrays(out)
+
+    def simulate(self, key: Any) -> tuple[Values, Values]:
+        """(latents, data) from prior and model, numpy."""
+        values = self._draw(self.params, self.inputs, key)
+        latents = {n: self.backend.to_numpy(values[n]) for n in self.bound.latents}
+        return latents, self._data(values)
+
+    def rows(self, data: Values) -> dict[str, Any]:
+        """Data, inputs of each datum and shared inputs, on the backend."""
+        b = self.backend
+        shared = {k: v for k, v in self.bound.constants.items() if hasattr(v, "shape")}
+        return {**shared, **{k: b.asarray(v) for k, v in data.items()}, **self.inputs}
+
+    def _log_densities(self, latents: Mapping, params: Any, rows: Any) -> tuple[Any, Any]:
+        """(log p(y | theta), log p(theta, y)), each [], in the latents' own coordinates."""
+        sites = self.bound.trace(params, rows, latents, batch_size=self.num_data)
+        ops = self.backend.ops
+        sums = {n: ops.sum(s.log_prob) for n, s in sites.items() if s.kind == "sample"}
+        likelihood = sum(v for n, v in sums.items() if n not in self.bound.latents)
+        return likelihood, sum(sums.values())
+
+    def log_densities(self, latents: Values, data: Values) -> tuple[np.ndarray, np.ndarray]:
+        """log p(y | theta) and log p(theta, y) for latents [S, ...], each [S], nats."""
+        b = self.backend
+        held = {n: b.asarray(v) for n, v in latents.items()}
+        both = self._density(held, self.params, self.rows(data))
+        return tuple(np.asarray(b.to_numpy(v), np.float64) for v in both)  # type: ignore
+
+    def sampler(self, method: Any, num_draws: int, thinning: int) -> Callable[..., Values]:
+        """(data, key, seed) -> draws of the latents [chain, draw, ...], thinned."""
+        if isinstance(method, Guide):
+            return self._from_guide(num_draws)
+        if hasattr(method, "draws") and not isinstance(method, type):
+            return self._from_chains(method, num_draws, thinning)
+        if callable(method):
+            return lambda data, key, seed: self._from_function(
+                method, data, seed, num_draws, thinning
+            )
+        raise AlgorithmError(
+            f"{self.who}: got the method {method!r}, expected NUTS(...), HMC(...), Guide(), or a "
+            "function (data, num_draws, seed) -> dict of draws."
+        )
+
+    def _from_chains(self, method: Any, num_draws: int, thinning: int) -> Callable[..., Values]:
+        fields = {f.name for f in dataclasses.fields(method)}
+        if fields >= {"num_samples", "thinning", "num_chains"}:
+            per_chain = -(-num_draws // method.num_chains)
+            method = dataclasses.replace(
+                method, num_samples=per_chain * thinning, thinning=thinning
+            )
+            thinning = 1
+        self.posterior.check()
+        tokens: list[Any] = []
+
+        def draw(data: Values, key: Any, seed: int) -> Values:
+            rows = self.rows(data)
+            if not tokens:
+                tokens.append(self.posterior.token(self.params, rows, key))
+            chains = method.draws(self.posterior, self.params, rows, key, tokens[0], False)
+            values = self.posterior.map_draws("values", chains, self.params, rows, tokens[0], None)
+            return {n: values[n][:, ::thinning] for n in self.bound.latents}
+
+        return draw
+
+    def _from_guide(self, num_draws: int) -> Callable[..., Values]:
+        b, bound = self.backend, self.bound
+        bound.require_guide(self.who)
+
+        def run(params: Any, rows: Any, key: Any) -> dict[str, Any]:
+            sites = bound.trace_guide(params, rows, key=key, num_particles=num_draws)
+            return {n: sites[n].value for n in bound.latents}
+
+        compiled = b.compile(run)
+
+        def draw(data: Values, key: Any, seed: int) -> Values:
+            out = compiled(self.params, self.rows(data), key)
+            return {n: b.to_numpy(v)[None] for n, v in out.items()}
+
+        return draw
+
+    def _from_function(
+        self, method: Callable, data: Values, seed: int, num_draws: int, thinning: int
+    ) -> Values:
+        out = method(data, num_draws * thinning, seed)
+        if not isinstance(out, Mapping) or set(out) != set(self.bound.latents):
+            got = sorted(out) if isinstance(out, Mapping) else type(out).__name__
+            raise AlgorithmError(
+                f"{self.who}: the method gave {got}, expected a dict with the draws of "
+                f"{sorted(self.bound.latents)}."
+            )
+        return {n: np.asarray(v)[None, ::thinning] for n, v in out.items()}
+
+    def round(self, sampler: Callable, key: Any, seed: int, num_draws: int) -> Round:
+        """One simulation: truth and `num_draws` draws of every quantity."""
+        key_world, key_draws = self.backend.split(key, 2)
+        truth, data = self.simulate(key_world)
+        found = sampler(data, key_draws, seed)
+        lead = next(iter(found.values())).shape[:2]
+        draws = {}
+        for name, value in found.items():
+            shape = truth[name].shape
+            # A guide's particles stand in front of as many singleton axes as plates are deep.
+            if value.size != int(np.prod([*lead, *shape])) or value.shape[:2] != lead:
+                raise ShapeError(
+                    f"{self.who}: got draws of {name!r} of shape {value.shape}, expected (chains, "
+                    f"draws, {', '.join(map(str, shape))}); one value for each draw."
+                )
+            draws[name] = value.reshape(*lead, *shape)
+        if lead[0] * lead[1] < num_draws:
+            raise ShapeError(
+                f"{self.who}: got {lead[0]} x {lead[1]} draws, expected at least {num_draws}; "
+                "let the method draw more, or ask for fewer: num_draws=..."
+            )
+        flat = {n: v.reshape(-1, *v.shape[2:]) for n, v in draws.items()}
+        both = {n: np.concatenate([truth[n][None], v]) for n, v in flat.items()}
+        likelihood, joint = self.log_densities(both, data)
+        extra = {LOG_LIKELIHOOD: likelihood, LOG_JOINT: joint}
+        for name, fn in self.quantities.items():
+            theta = ({n: v[i] for n, v in both.items()} for i in range(len(likelihood)))
+            extra[name] = np.array([float(fn(t, data)) for t in theta])
+        known = {k: float(v) for k, v in scalars(truth, 0).items()}
+        known |= {k: float(v[0]) for k, v in extra.items()}
+        given = scalars(draws, 2) | {k: v[1:].reshape(lead) for k, v in extra.items()}
+        return Round(known, given)

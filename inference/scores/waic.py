@@ -1,0 +1,112 @@
+"""WAIC over an ensemble of models: Var_m[log p_m(x)] - mean_m[log p_m(x)], nats."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from probgen.errors import DeclarationError
+from probgen.fitted import Fitted
+from probgen.inference.scores.other_models import (
+    Weights,
+    bind_other,
+    identity,
+    require_fitted,
+    tail_warning,
+    with_error,
+)
+from probgen.measure import Room, Rows, Values
+
+
+@dataclasses.dataclass(frozen=True)
+class WAIC:
+    """Spread of an ensemble's log-likelihoods about a datum, less their mean.
+
+        -(mean_m log p_m(x) - Var_m[log p_m(x)]),   the variance with divisor M - 1
+
+    Assumes that models fitted apart disagree about what they have not seen. Var is in nats squared
+    and the mean in nats: on images of thousands of values it is the variance that decides, so both
+    are given.
+
+    Fails: models of one kind tend to be wrong together, and then it ranks as the likelihood does,
+    errors of estimation included (arXiv:2107.06908). The Monte Carlo error of each log p_m adds to
+    the variance, hence to the estimate, where it differs between models.
+
+    Args:
+        models: the whole ensemble, independently trained; the evaluated model counts only if it is
+            one of them. Five in the paper.
+        num_particles: K of each log-likelihood.
+        particles_at_once: for memory.
+
+    Gives per datum: `estimate`; `standard_error` from Monte Carlo alone, not from the choice of
+    models; `mean`, `variance`; `log_prob` [n, M]; `khat`, the largest.
+
+    Raises: DeclarationError: fewer than two models. When bound: AlgorithmError: a model without a
+        guide. ShapeError, SupportError: a model that does not fit the data.
+
+    Source: Choi, Jang & Alemi 2018, arXiv:1810.01392.
+    """
+
+    models: Sequence[Fitted]
+    num_particles: int = 1000
+    particles_at_once: int = 100
+
+    unit = "nats"
+    larger_is_stranger = True
+
+    def __post_init__(self) -> None:
+        found = (self.models,) if isinstance(self.models, Fitted) else tuple(self.models)
+        for i, each in enumerate(found):
+            require_fitted("WAIC", f"model {i}", each)
+        if len(found) < 2:
+            raise DeclarationError(
+                f"WAIC: got an ensemble of {len(found)}, expected at least two models, since it is "
+                "their disagreement that is measured; fit the same model with several seeds."
+            )
+        Weights(self.num_particles, self.particles_at_once)  # refuses counts below one
+        object.__setattr__(self, "models", found)
+
+    def __repr__(self) -> str:
+        return (
+            f"WAIC(models=[{', '.join(map(identity, self.models))}], "
+            f"num_particles={self.num_particles}, particles_at_once={self.particles_at_once})"
+        )
+
+    @property
+    def name(self) -> str:
+        return f"WAIC({len(self.models)} models, {self.num_particles})"
+
+    def start(self, room: Room) -> Callable[[Rows, np.ndarray], Values]:
+        """All models' estimates, chunk by chunk."""
+        weights: Any = Weights(self.num_particles, self.particles_at_once)
+        checks = [
+            bind_other(room, self.name, f"model {i}", each) for i, each in enumerate(self.models)
+        ]
+        members = [room.device(weights, each) for each in self.models]
+
+        def measure(rows: Rows, ids: np.ndarray) -> Values:
+            for check in checks:
+                check(rows)
+            found = [member(rows, ids) for member in members]
+            log_prob = np.stack([f["estimate"] for f in found], axis=1)
+            mean, count = log_prob.mean(1), log_prob.shape[1]
+            variance = log_prob.var(1, ddof=1)
+            # d(Var - mean) / d(log p_m)
+            slopes = 2.0 * (log_prob - mean[:, None]) / (count - 1) - 1.0 / count
+            values = {
+                "estimate": variance - mean,
+                "mean": mean,
+                "variance": variance,
+                "log_prob": log_prob,
+                "khat": np.fmax.reduce([f["khat"] for f in found]),
+            }
+            return with_error(values, list(slopes.T), [f["log_w"] for f in found])
+
+        return measure
+
+    def warnings(self, values: Values) -> list[str]:
+        """Says for how many data the weights of some model have too heavy a tail."""
+        return tail_warning(values["khat"], self.num_particles)
