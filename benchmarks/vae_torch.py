@@ -51,9 +51,9 @@ class Decoder(nn.Sequential):
         )
 
 
-def networks(kind: str, device: str) -> tuple[Encoder, Decoder]:
-    """Both, with our initial parameters in torch's layouts; maps are flattened channel first."""
-    ours, encoder, decoder = initial_params(kind), Encoder(kind), Decoder(kind)
+def networks(kind: str, device: str, params: Any = None) -> tuple[Encoder, Decoder]:
+    """Both, with our (initial) parameters in torch's layouts; maps are flattened channel first."""
+    ours, encoder, decoder = params or initial_params(kind), Encoder(kind), Decoder(kind)
     e, d = ours["encoder"], ours["decoder"]
     if kind == "mlp":
         pairs = [

@@ -118,7 +118,7 @@ class JaxBackend:
         finish: Callable, num_steps: int, keep_at: int, rows_at_once: int, num_rows: int,
     ) -> Callable:  # fmt: skip
         return jax_rows.minimise_rows(
-            self.optimizer(declaration), loss, init, finish, num_steps, keep_at, rows_at_once
+            declaration, loss, init, finish, num_steps, keep_at, rows_at_once
         )
 
     def rows_at_once(self, num_parameters: int) -> int:
@@ -257,7 +257,8 @@ class JaxBackend:
     def kl_divergence(self, q: Any, p: Any) -> jax.Array | None:
         """KL(q || p) where NumPyro has the closed form, [*batch]; None where it has not."""
         try:
-            return numpyro_dist.kl_divergence(q, _like_multivariate(p, q))
+            q = _unexpanded(q)
+            return numpyro_dist.kl_divergence(q, _like_multivariate(_unexpanded(p), q))
         except NotImplementedError:
             return None
 
@@ -355,6 +356,17 @@ def _draw(draw: Callable, key: Any, shape: tuple[int, ...]) -> jax.Array:
             "expected the data's axis first."
         )
     return jax.vmap(lambda k: draw(k, tuple(shape[1:])))(key)
+
+
+def _unexpanded(fn: Any) -> Any:
+    """A multivariate Gaussian expanded by plates as one of that batch shape, as torch has it."""
+    base = getattr(fn, "base_dist", None)
+    is_expanded = isinstance(fn, numpyro_dist.ExpandedDistribution)
+    if not (is_expanded and type(base) is numpyro_dist.MultivariateNormal):
+        return fn
+    loc = jnp.broadcast_to(base.loc, (*fn.batch_shape, *base.event_shape))
+    tril = jnp.broadcast_to(base.scale_tril, (*loc.shape, loc.shape[-1]))
+    return numpyro_dist.MultivariateNormal(loc, scale_tril=tril)
 
 
 def _like_multivariate(p: Any, q: Any) -> Any:

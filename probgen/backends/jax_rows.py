@@ -8,15 +8,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from probgen.optim import OptimizerDeclaration
+from probgen.updates import pure
+
 SMALL = 2**16  # parameters from which on a CPU takes one copy at a time
 
 
 def minimise_rows(
-    optimizer: Any, loss: Callable, init: Callable, finish: Callable, num_steps: int, keep_at: int,
-    rows_at_once: int,
+    declaration: OptimizerDeclaration, loss: Callable, init: Callable, finish: Callable,
+    num_steps: int, keep_at: int, rows_at_once: int,
 ) -> Callable:  # fmt: skip
     """See `Backend.minimise_rows`."""
-    gradient = jax.grad(loss)
+    gradient, optimizer = jax.grad(loss), pure(declaration)
 
     def one(shared: Any, x: Any, key: Any) -> Any:
         # What comes from `shared` unbatched must not be tied to it by the loop's carry.

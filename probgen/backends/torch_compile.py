@@ -96,7 +96,9 @@ class Graph:
         template = args
         self.plan = torch_random.Planner()
         marked = [Key(k.seed, (i,)) for i, k in enumerate(keys)]
-        rebuilt = _rebuild(template, iter(tensors), iter(marked))
+        # On copies: a function that writes into its arguments must do so once a call.
+        copies = [t.detach().clone() for t in tensors]
+        rebuilt = _rebuild(template, iter(copies), iter(marked))
         with torch.no_grad():
             output = self._run(fn, rebuilt)
         self.build_output = _builder(output)

@@ -7,7 +7,6 @@ elementwise, so a stack of copies is as good as copies apart.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -15,9 +14,9 @@ import torch
 
 from probgen import optim
 from probgen.backends import keys, torch_random
-from probgen.backends.protocol import Optimizer
 from probgen.errors import NotByRow
-from probgen.trees import tree_leaves, tree_like, tree_map
+from probgen.trees import tree_leaves, tree_map
+from probgen.updates import pure
 
 LARGE, SMALL = 2**18, 2**16  # parameters: on a CPU one copy at a time, a few, or many
 
@@ -27,60 +26,6 @@ def rows_at_once(device: str, num_parameters: int) -> int:
     if device == "cpu":
         return 1 if num_parameters >= LARGE else 8 if num_parameters >= SMALL else 64
     return max(1, min(256, 2**31 // max(16 * num_parameters, 1)))
-
-
-def functional(declaration: optim.OptimizerDeclaration) -> Optimizer:
-    """The update as a pure function of tensors, for graphs and for `vmap`; the same formulas."""
-    moments = declaration.num_moments
-
-    def init(params: Any) -> dict:
-        first = tree_leaves(params)[0]
-        return {
-            "count": torch.zeros((), device=first.device),
-            "moments": [tree_map(torch.zeros_like, params) for _ in range(moments)],
-        }
-
-    def update(grads: Any, state: dict, params: Any) -> tuple[Any, dict]:
-        d, count = declaration, state["count"]
-        ps, gs = tree_leaves(params), tree_leaves(grads)
-        ms = [tree_leaves(m) for m in state["moments"]]
-        if d.clip_norm is not None:
-            norm = torch.sqrt(sum((g * g).sum() for g in gs))
-            gs = [g * torch.clamp(d.clip_norm / norm, max=1.0) for g in gs]
-        rate = d.learning_rate_at(count)
-        if d.weight_decay and not getattr(d, "decoupled", False):
-            gs = [g + d.weight_decay * p for g, p in zip(gs, ps, strict=True)]
-        if isinstance(d, optim.Adam):
-            new, ms = _adam(d, ps, gs, ms, count + 1.0, rate)
-        else:
-            new, ms = _sgd(d, ps, gs, ms, rate)
-        state = {"count": count + 1.0, "moments": [tree_like(params, m) for m in ms]}
-        return tree_like(params, new), state
-
-    return Optimizer(init, update)
-
-
-def _adam(d: optim.Adam, ps: list, gs: list, ms: list, t: Any, rate: Any) -> tuple[list, list]:
-    first = [m + (1 - d.b1) * (g - m) for m, g in zip(ms[0], gs, strict=True)]
-    second = [d.b2 * v + (1 - d.b2) * g * g for v, g in zip(ms[1], gs, strict=True)]
-    # 1 - b^t by expm1: in float32 the plain difference is off by 5e-5 at the first steps.
-    c1, c2 = (-torch.expm1(t * math.log(b)) if b else t**0 for b in (d.b1, d.b2))
-    # One division and one root an entry: this line is most of a step's time.
-    size, scale = rate / c1, c2**-0.5
-    new = []
-    for p, m, v in zip(ps, first, second, strict=True):
-        move = size * (m / (torch.sqrt(v) * scale + d.eps))
-        if d.decoupled and d.weight_decay:
-            move = move + rate * d.weight_decay * p
-        new.append(p - move)
-    return new, [first, second]
-
-
-def _sgd(d: Any, ps: list, gs: list, ms: list, rate: Any) -> tuple[list, list]:
-    if d.momentum:
-        ms = [[d.momentum * m + g for m, g in zip(ms[0], gs, strict=True)]]
-        gs = [g + d.momentum * m for g, m in zip(gs, ms[0], strict=True)] if d.nesterov else ms[0]
-    return [p - rate * g for p, g in zip(ps, gs, strict=True)], ms
 
 
 def minimise_rows(
@@ -115,7 +60,7 @@ def _one_by_one(
     b: Any, declaration: Any, loss: Callable, init: Callable, finish: Callable, num_steps: int,
     keep_at: int, calls: int,
 ) -> Callable:  # fmt: skip
-    optimizer, gradient = functional(declaration), b.grad(loss)
+    optimizer, gradient = pure(declaration), b.grad(loss)
 
     def step(params: Any, state: Any, shared: Any, x: Any, key: Any) -> torch.Tensor:
         new = optimizer.update(gradient(params, shared, x, key), state, params)
@@ -165,7 +110,7 @@ def _stacked(
 
     # Elementwise updates are the same on a stack, by torch's fused kernels; a norm is not.
     whole = declaration.clip_norm is None
-    optimizer = b.optimizer(declaration) if whole else functional(declaration)
+    optimizer = b.optimizer(declaration) if whole else pure(declaration)
     grads = over_rows(lambda p, x, shared, key: b.grad(loss)(p, shared, x, key), 2)
     gradient = b.compile(grads, calls)
     ended = b.compile(over_rows(lambda p, kept, x, shared, key: finish(p, kept, shared, x, key), 3))

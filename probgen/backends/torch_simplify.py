@@ -1,7 +1,8 @@
 """Cleans a traced graph: what make_fx writes down and nobody needs.
 
 A trace holds every `detach`, every view to the shape that is there already, `x + 0`, `x ** 1`, and
-the making of each constant. `simplify` takes them out; `fold` computes, once and for all, what
+the making of each constant. `simplify` takes them out, and writes a column times a row as an
+elementwise product; `fold` computes, once and for all, what
 depends on constants only. Both keep results to the bit. A graph may still write in place
 (Pyro's `masked_fill_`); what such a node touches is left as it is.
 
@@ -83,6 +84,12 @@ def _is_same(node: Node, source: Node) -> bool:
     )
 
 
+def _is_outer(node: Node) -> bool:
+    """Whether a matrix product is that of a column and a row: of one datum's gradient, say."""
+    left = _value(node.args[0])  # type: ignore[arg-type]
+    return isinstance(left, torch.Tensor) and left.ndim == 2 and left.shape[1] == 1
+
+
 def simplify(module: GraphModule) -> None:
     """Takes out nodes that change nothing; makes scalar constants part of the graph's text."""
     graph = module.graph
@@ -97,6 +104,9 @@ def simplify(module: GraphModule) -> None:
             node.replace_all_uses_with(source)
         elif op is aten.lift_fresh_copy.default and source.op == "get_attr":
             _inline_scalar(module, node, source, written)
+        elif op is aten.mm.default and _is_outer(node):
+            # A library call that inductor cannot fuse with what is done to the product.
+            node.target = aten.mul.Tensor
         elif op in _NEUTRAL and len(node.args) == 2 and not node.kwargs:
             # These make a new tensor: not where somebody writes, nor in place of an output.
             neutral = not isinstance(node.args[1], Node) and node.args[1] == _NEUTRAL[op]

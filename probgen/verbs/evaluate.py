@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -172,6 +173,14 @@ def _chunk_store(
         "seed": seed,
         "chunk_size": chunk_size,
         "backend": b.name,
+        "model": re.sub(r" at 0x[0-9a-f]+", "", repr(fitted.model)),
+        "inputs": {k: _mark(v) for k, v in sorted(fitted.constants.items())},
         "parameters": content(store.flatten(fitted.params)),
     }
     return ChunkStore(path, identity)
+
+
+def _mark(value: Any) -> str:
+    """What tells one constant input from another."""
+    array = np.asarray(value) if isinstance(value, int | float | list | np.ndarray) else None
+    return repr(value) if array is None or array.dtype == object else content({"": array})

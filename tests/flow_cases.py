@@ -1,0 +1,87 @@
+"""Gaussian data under a diffusion whose denoiser is exact: everything here has a closed form.
+
+With x ~ N(0, U diag(lam) U^T) the noised datum has variances v = a^2 lam + sigma^2 along U, so that
+E[eps | x_t] = sigma/v x_t and E[x | x_t] = a lam / v x_t. The schedule is beta(t) = 0.1 + 19.9 t on
+t in (0, 1], exactly: alpha_bar = exp(-(0.1 t + 9.95 t^2)) at t = (index + 1) / T.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from probgen import ops
+from probgen.fitted import Fitted
+from probgen.models import Diffusion, NoiseSchedule
+
+TYPES = ("epsilon", "sample", "v_prediction")
+
+
+@dataclass(frozen=True)
+class LinearBeta(NoiseSchedule):
+    def betas(self):
+        t = np.arange(self.num_train_timesteps + 1) / self.num_train_timesteps
+        return -np.expm1(-np.diff(0.1 * t + 9.95 * t**2))
+
+
+@dataclass(frozen=True)
+class GaussianDenoiser:
+    """The exact prediction for N(0, U diag(lam) U^T), for a schedule of `num` levels."""
+
+    num: int
+    kind: str = "epsilon"
+
+    def init(self, key, *shapes):
+        raise NotImplementedError
+
+    def apply(self, params, x, t):
+        time = (t[..., None] + 1.0) / self.num
+        total = 0.1 * time + 9.95 * time * time
+        lam, bar = params["lam"], ops.exp(-total)
+        noise2 = -ops.expm1(-total)
+        a, sigma = ops.sqrt(bar), ops.sqrt(noise2)
+        gain = {
+            "epsilon": sigma,
+            "sample": a * lam,
+            "v_prediction": a * sigma * (1.0 - lam),
+        }[self.kind] / (bar * lam + noise2)
+        flat = ops.reshape(x, (*t.shape, -1))
+        out = (gain * (flat @ params["u"])) @ ops.transpose(params["u"])
+        return ops.reshape(out, x.shape)
+
+
+def covariance(dim, seed=0):
+    """(U, lam) of a random covariance with a floor of 0.05 under its eigenvalues."""
+    a = np.random.default_rng(seed).normal(size=(dim, dim))
+    lam, u = np.linalg.eigh(a @ a.T / dim + 0.05 * np.eye(dim))
+    return u, lam
+
+
+def exact_diffusion(dim=8, *, steps=100, kind="epsilon", shape=None):
+    """(fitted, u, lam): a diffusion of Gaussian data that knows its score."""
+    u, lam = covariance(dim)
+    model = Diffusion(GaussianDenoiser(steps, kind), shape or (dim,), LinearBeta(steps), kind)
+    params = {"denoiser": {"u": u.astype(np.float32), "lam": lam.astype(np.float32)}}
+    return Fitted(model, params, shapes={"x": shape or (dim,)}), u, lam
+
+
+def draws(u, lam, count, seed=1):
+    z = np.random.default_rng(seed).normal(size=(count, len(lam)))
+    return ((z * np.sqrt(lam)) @ u.T).astype(np.float32)
+
+
+def log_normal(x, u, variances):
+    """[n] log N(x; 0, U diag(variances) U^T)."""
+    y = x.reshape(len(x), -1).astype(np.float64) @ u
+    return -0.5 * (y**2 / variances + np.log(2 * np.pi * variances)).sum(1)
+
+
+def marginal(lam, bar):
+    return bar * lam + 1.0 - bar
+
+
+def measured(b, measure, fitted, x, seed=0):
+    """The measure of x as numpy arrays."""
+    bound, params = fitted.bind(b)
+    run = measure.bind_rows(bound, len(x))
+    out = run(params, {"x": b.asarray(x)}, b.key(seed))
+    return {k: b.to_numpy(v) for k, v in out.items()}
