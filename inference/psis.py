@@ -29,7 +29,7 @@ _BLOCK = 2**22  # numbers that one block of fits may hold
 
 
 class Smoothed(NamedTuple):
-    """log_w: [..., S] smoothed log weights, nats, in the order and scale of those given; khat: [...]."""
+    """log_w: [..., S] smoothed log weights, nats, in the order given; khat: [...] the shape."""
 
     log_w: np.ndarray
     khat: np.ndarray
@@ -38,8 +38,8 @@ class Smoothed(NamedTuple):
 def khat(log_w: Any) -> np.ndarray:
     """Pareto shape of the largest weights.
 
-    NaN, "undefined", with S < 25, and where fewer than five exceed the threshold: where all or most of
-    the largest are equal. Constant weights, whose mean is exact, are such a case. It is a
+    NaN, "undefined", with S < 25, and where fewer than five exceed the threshold, since all or most
+    of the largest are equal. Constant weights, whose mean is exact, are such a case. It is a
     diagnostic; an estimate is never NaN for it.
 
     Args:
@@ -143,8 +143,8 @@ def _grid_size(n: int) -> int:
 def _generalised_pareto(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(k, sigma) of each row of increasing exceedances [rows, n].
 
-    With theta = -k / sigma the profile log likelihood is n (log(-theta / k) - k - 1), where k(theta)
-    = mean log(1 - theta x); theta is its mean under that likelihood over a grid of quantiles of a
+    With theta = -k / sigma the profile log likelihood is n (log(-theta / k) - k - 1), k(theta) =
+    mean log(1 - theta x); theta is its mean under that likelihood over a grid of quantiles of a
     prior, and k is drawn towards 1/2 as if by ten more exceedances.
     """
     n = x.shape[1]

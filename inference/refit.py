@@ -89,10 +89,12 @@ def _rank_1(bound: Bound, who: str) -> Search:
     encoder: Any = getattr(model, "encoder", None)
     likelihood: Any = getattr(model, "likelihood", None)
     others = sorted({*bound.guide_structure.nets} - {"encoder"})  # type: ignore[union-attr]
-    if not hasattr(encoder, "fold") or likelihood is None or others:
+    is_plain = hasattr(encoder, "fold") and not getattr(encoder, "spectral", False)
+    if not is_plain or likelihood is None or others:
         raise AlgorithmError(
             f"{who}: rank_1=True with the encoder {encoder!r}, expected a VAE whose only guide net "
-            "is an MLP, since the first layer must be linear in the datum; leave rank_1 out."
+            "is an MLP without spectral norm, since its first layer must be linear in the datum; "
+            "leave rank_1 out."
         )
     first = encoder.first_layer()
     site = next(n for n in bound.observed if n == "x")
@@ -132,8 +134,7 @@ def _posterior(bound: Bound, who: str, start: str) -> Search:
 
     def init(params: Mapping, x: Mapping) -> dict:
         # With its noise at zero every site stands at its centre, those above it included.
-        like = next(iter(x.values()))
-        still = {n: ops.asarray_like(np.zeros((1, *s)), like) for n, s in shapes.items()}
+        still = {n: b.asarray(np.zeros((1, *s))) for n, s in shapes.items()}
         drawn = bound.trace_guide(params, rows_of(x), noise=still)
         tau = {}
         for n in shapes:

@@ -119,7 +119,8 @@ class LikelihoodRegret:
                 'LikelihoodRegret: got rank_1=True with search="posterior", which re-fits no '
                 'layer; leave it out, or use search="guide".'
             )
-        numbers = (self.steps, *self._counts, self.rows_at_once or 1, self.particles_at_once)
+        rows = 1 if self.rows_at_once is None else self.rows_at_once
+        numbers = (self.steps, *self._counts, rows, self.particles_at_once)
         if min(numbers) < 1:
             raise DeclarationError(f"{self!r}: expected counts of at least one.")
         for k in self._counts[:2]:
@@ -143,9 +144,9 @@ class LikelihoodRegret:
     @property
     def _counts(self) -> tuple[int, int, int]:
         """(K before, K after, draws on each side)."""
-        before = self.num_particles_before or self.num_particles
-        draws = self.num_draws or max(100, before, self.num_particles)
-        return before, self.num_particles, draws
+        after, before, draws = self.num_particles, self.num_particles_before, self.num_draws
+        before = after if before is None else before
+        return before, after, max(100, before, after) if draws is None else draws
 
     @property
     def name(self) -> str:

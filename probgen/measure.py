@@ -18,7 +18,7 @@ import numpy as np
 from probgen.backends.protocol import Backend
 from probgen.bound import Bound
 from probgen.data.sources import as_arrays
-from probgen.errors import DataError, NonFiniteError
+from probgen.errors import DataError, NonFiniteError, NotByRow
 from probgen.fitted import Fitted
 
 Rows = Mapping[str, np.ndarray]
@@ -45,9 +45,14 @@ class Measure(Protocol):
         warnings(values): sentences about all the data, for the printed table.
     """
 
-    name: str
-    unit: str
-    larger_is_stranger: bool
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def unit(self) -> str: ...
+
+    @property
+    def larger_is_stranger(self) -> bool: ...
 
     def bind_measure(self, bound: Bound) -> Callable: ...
 
@@ -99,7 +104,7 @@ class Room:
         if token not in self._functions:
             bound, params = self.bind(fitted)
             if hasattr(measure, "bind_rows"):
-                function = measure.bind_rows(bound, self._num_data)
+                function = self._one_by_one_if_needed(measure.bind_rows(bound, self._num_data))
             else:
                 function = self.backend.by_row(measure.bind_measure(bound), self._num_chunks)
             key = self.backend.fold_in(self._key, zlib.crc32(measure.name.encode()) & 0x7FFFFFFF)
@@ -127,6 +132,23 @@ class Room:
         values = {n: b.to_numpy(v)[:count] for n, v in out.items()}
         finish = getattr(measure, "finish", None)
         return finish(values) if finish is not None else values
+
+    def _one_by_one_if_needed(self, function: Callable) -> Callable:
+        """`by_row` for a function that compiles its own parts."""
+
+        def run(params: Any, batch: Mapping[str, Any], key: Any) -> dict[str, Any]:
+            try:
+                return function(params, batch, key)
+            except NotByRow:
+                count = len(next(iter(batch.values())))
+                rows = [
+                    function(params, {k: v[i : i + 1] for k, v in batch.items()}, key[i])
+                    for i in range(count)
+                ]
+            concatenate = self.backend.ops.concatenate
+            return {n: concatenate([r[n] for r in rows], axis=0) for n in rows[0]}
+
+        return run
 
     def over(
         self, measure: Measure, data: Any, fitted: Fitted | None = None, first_id: int = 2**30
@@ -161,7 +183,7 @@ def start(
     measure: Any, room: Room, fitted: Fitted | None = None
 ) -> Callable[[Rows, np.ndarray], Values]:
     """The measure as a function (rows, ids) -> values: its own `start`, or its device function."""
-    if hasattr(measure, "start"):
+    if callable(getattr(measure, "start", None)):  # a setting of that name is no hook
         return measure.start(room)
     return room.device(measure, fitted)
 

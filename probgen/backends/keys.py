@@ -22,6 +22,10 @@ class Key:
     seed: int | tuple[int, ...]
     origin: tuple[int, ...] | None = None
 
+    def __getitem__(self, i: int) -> Key:
+        """The i-th of row keys, as a key."""
+        return row(self, i)
+
 
 def mix(seed: int, data: int) -> int:
     """SplitMix64's finaliser over seed + (data + 1) * golden ratio: a well spread 64-bit hash.

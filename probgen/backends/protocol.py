@@ -89,7 +89,8 @@ class Backend(Protocol):
     def row_keys(self, key: Key, ids: Any) -> Key:
         """One key for each datum, fold_in(key, id): its draws do not depend on its neighbours.
 
-        `split` and `fold_in` work row by row; a draw's leading axis must be the data's.
+        `split` and `fold_in` work row by row; a draw's leading axis must be the data's; `keys[i]`
+        is the key of the i-th datum.
         """
 
     def by_row(self, fn: Callable, num_calls: int | None = None) -> Callable:

@@ -86,7 +86,7 @@ def _is_same(node: Node, source: Node) -> bool:
 
 def _is_outer(node: Node) -> bool:
     """Whether a matrix product is that of a column and a row: of one datum's gradient, say."""
-    left = _value(node.args[0])  # type: ignore[arg-type]
+    left = _value(node.args[0])
     return isinstance(left, torch.Tensor) and left.ndim == 2 and left.shape[1] == 1
 
 
