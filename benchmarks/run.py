@@ -23,6 +23,7 @@ ROWS = {
     "vae_jax": "vae_jax",
     "nuts": "nuts",
     "regret": "regret",
+    "importance": "importance",
 }
 
 

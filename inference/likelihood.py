@@ -46,7 +46,7 @@ class IWAE:
     """
 
     num_particles: int = 1000
-    particles_at_once: int = 100
+    particles_at_once: int = 25
 
     unit = "nats"
     larger_is_stranger = False

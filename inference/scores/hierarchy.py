@@ -63,7 +63,7 @@ class HierarchyRatio:
     num_particles: int = 1000
     num_particles_above: int = 1
     lowest: str = "mode"
-    particles_at_once: int = 100
+    particles_at_once: int = 25
 
     unit = "nats"
     larger_is_stranger = True

@@ -49,7 +49,7 @@ class NegativeLogLikelihood:
     """
 
     num_particles: int = 1000
-    particles_at_once: int = 100
+    particles_at_once: int = 25
 
     unit = "nats"
     larger_is_stranger = True

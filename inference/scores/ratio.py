@@ -64,7 +64,7 @@ class LikelihoodRatio:
     background: Fitted
     num_particles: int = 1000
     label: str = ""
-    particles_at_once: int = 100
+    particles_at_once: int = 25
 
     unit = "nats"
     larger_is_stranger = True

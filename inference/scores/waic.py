@@ -52,7 +52,7 @@ class WAIC:
 
     models: Sequence[Fitted]
     num_particles: int = 1000
-    particles_at_once: int = 100
+    particles_at_once: int = 25
 
     unit = "nats"
     larger_is_stranger = True

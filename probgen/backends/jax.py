@@ -59,7 +59,7 @@ class JaxBackend:
         out = np.asarray(x) if not isinstance(x, jax.Array) else x
         if dtype is not None:
             out = out.astype(dtype)
-        elif out.dtype == np.float64:
+        elif out.dtype in (np.float32, np.float64):
             out = out.astype(jax.dtypes.canonicalize_dtype(np.float64))
         elif out.dtype == np.int64:
             out = out.astype(np.int32)
@@ -360,7 +360,7 @@ def _draw(draw: Callable, key: Any, shape: tuple[int, ...]) -> jax.Array:
 
 def _unexpanded(fn: Any) -> Any:
     """A multivariate Gaussian expanded by plates as one of that batch shape, as torch has it."""
-    base = getattr(fn, "base_dist", None)
+    base: Any = getattr(fn, "base_dist", None)
     is_expanded = isinstance(fn, numpyro_dist.ExpandedDistribution)
     if not (is_expanded and type(base) is numpyro_dist.MultivariateNormal):
         return fn

@@ -60,8 +60,8 @@ class Backend(Protocol):
     # ---- arrays and trees
 
     def asarray(self, x: Any, dtype: str | None = None) -> Array:
-        """On this device; float64 becomes the framework's own default (float32, unless its user
-        set torch's default dtype or JAX's x64 mode), unless a dtype is named."""
+        """On this device; float32 and float64 become the framework's own default (float32, unless
+        its user set torch's default dtype or JAX's x64 mode), unless a dtype is named."""
 
     def to_numpy(self, x: Array) -> Any:
         """As a numpy array."""

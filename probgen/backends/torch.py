@@ -81,7 +81,8 @@ class TorchBackend:
             out = torch.tensor(np.asarray(x, order="C"), device=self.device)
         if dtype is not None:
             return out.to(getattr(torch, dtype))
-        return out.to(torch.get_default_dtype()) if out.dtype == torch.float64 else out
+        is_float = out.dtype in (torch.float32, torch.float64)
+        return out.to(torch.get_default_dtype()) if is_float else out
 
     def to_numpy(self, x: Any) -> np.ndarray:
         return x.detach().cpu().numpy() if isinstance(x, torch.Tensor) else np.asarray(x)
