@@ -1,0 +1,158 @@
+"""Likelihood regret of guides whose gap is known, its noise, and its estimate from log weights.
+
+The models are those of `regret_cases`; the searches come to rest, so what they leave is small.
+"""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from regret_cases import PPCA, as_float64, fitted_tau, float64_on, free_gaussian
+
+import probgen as pg
+from probgen.inference.regret import LikelihoodRegret, regret
+
+
+@pytest.fixture(autouse=True)
+def float64(backend_name):
+    with float64_on(backend_name):
+        yield
+
+
+def settled(num_steps, peak=3e-2, **options):
+    """An Adam whose rate falls to zero, so that the search comes to rest."""
+    optimizer = pg.Adam(pg.CosineDecay(peak, num_steps))
+    return LikelihoodRegret(num_steps=num_steps, optimizer=optimizer, **options)
+
+
+def scored(b, fitted, x, measure, seed=0):
+    """The measure's group of a table, as {quantity: [n, ...]}."""
+    table = pg.evaluate(
+        fitted, as_float64(x), [measure], seed=seed, backend=b, progress_bar=False,
+        chunk_size=len(x),
+    )  # fmt: skip
+    return {name: values.values for name, values in table[measure.name].data_vars.items()}
+
+
+@pytest.mark.parametrize("search", ["posterior", "guide"])
+def test_a_known_gap_is_the_regret(b, search):
+    """Where the best guide is the posterior itself, the regret is KL(q || p(z | x)), all of it.
+
+    Either search reaches it from an encoder that is off by a known amount, and L(tau_hat) is then
+    log p(x).
+    """
+    model, faults = PPCA(orthogonal=True), {"shift": 0.5, "widen": 2.0}
+    x, fitted = model.draw(30), model.fitted(**faults)
+    gap = model.kl(x, *model.guide(x, **faults))
+    assert np.ptp(gap) < 1e-9 and abs(gap[0] - 4 * 0.5 * (1 - np.log(2) + 0.25)) < 1e-9
+    measure = settled(1500, 3e-2 if search == "posterior" else 3e-3, search=search, num_draws=400)
+    found = scored(b, fitted, x, measure)
+    off = found["estimate"] - gap
+    assert abs(off.mean()) < 0.05 + 5 * off.std() / np.sqrt(30)
+    assert (off < 6 * found["standard_error"]).all() and (off > -0.2 - 0.1 * gap).all()
+    short = model.log_prob(x) - found["elbo_after"]
+    assert np.abs(short).max() < 0.2 and 0 < short.mean() < 0.06
+    assert (found["late_gain"] < 0.05).all()
+
+
+@pytest.mark.parametrize("search", ["posterior", "guide"])
+def test_an_optimal_guide_has_no_regret(b, search):
+    """q = p(z | x): each weight is p(x), nothing can be gained, and what noise loses is small.
+
+    The bound before is log p(x) to rounding; the one after is below it (it is not clipped), by some
+    hundredths of a nat once the rate of the search has come down.
+    """
+    model = PPCA(orthogonal=True)
+    x, fitted = model.draw(30), model.fitted()
+    measure = settled(500, 1e-2 if search == "posterior" else 1e-3, search=search, num_draws=100)
+    found = scored(b, fitted, x, measure)
+    np.testing.assert_allclose(found["elbo_before"], model.log_prob(x), rtol=1e-9)
+    assert (found["estimate"] < 5 * found["standard_error"]).all()
+    assert found["estimate"].min() > -0.15 and -0.05 < found["estimate"].mean() < 0
+
+
+def test_common_noise_cancels_and_independent_noise_does_not(b):
+    """Both estimate the same regret, of the same tau_hat; with common draws far more precisely.
+
+    Each reported error is the spread that is seen over data about the regret in closed form.
+    """
+    model, faults = PPCA(), {"shift": 0.1}
+    x, fitted, errors = model.draw(64), model.fitted(**faults), {}
+    base = settled(300, search="posterior", num_draws=50)
+    tau = free_gaussian(fitted_tau(b, fitted, x, base))
+    closed = model.kl(x, *model.guide(x, **faults)) - model.kl(x, *tau)
+    for noise in ("common", "independent"):
+        found = scored(b, fitted, x, dataclasses.replace(base, noise=noise))
+        off = found["estimate"] - closed
+        errors[noise] = np.sqrt((found["standard_error"] ** 2).mean())
+        assert abs(off.mean()) < 5 * off.std() / 8
+        assert 0.6 < errors[noise] / off.std() < 1.6
+    assert 3 * errors["common"] < errors["independent"]
+
+
+def test_without_a_search_common_draws_give_exactly_nothing(b):
+    """A vanishing learning rate leaves tau where it was: then the same draws give the same bound,
+    exactly, and new draws do not."""
+    model = PPCA()
+    x, fitted = model.draw(8), model.fitted(shift=0.3)
+    for noise, exact in (("common", True), ("independent", False)):
+        measure = LikelihoodRegret(
+            search="guide", num_steps=2, num_draws=20, noise=noise, optimizer=pg.SGD(1e-300)
+        )
+        found = scored(b, fitted, x, measure)
+        assert (np.abs(found["estimate"]) < 1e-9).all() == exact
+        assert (np.abs(found["estimate"]) > 1e-3).any() != exact
+
+
+def test_a_start_from_the_prior_forgets_the_encoder(b):
+    """start_from="prior": the search begins at N(0, I), and ends at the same best Gaussian."""
+    model = PPCA()
+    x, far = model.draw(20), model.fitted(shift=3.0)
+    measure = settled(1500, search="posterior", num_draws=20, start_from="prior")
+    tau = free_gaussian(fitted_tau(b, far, x, measure))
+    same = free_gaussian(fitted_tau(b, model.fitted(), x, measure))
+    for one, other in zip(tau, same, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-12)
+    best = model.kl(x, model.posterior_mean(x), model.best_variance)
+    assert np.abs(model.kl(x, *tau) - best).max() < 0.15
+
+
+# ---- the estimate itself, from log weights ------------------------------------------------------
+
+
+def plain_bound(log_w, k):
+    return np.array([[np.log(np.exp(g).mean()) for g in row.reshape(-1, k)] for row in log_w])
+
+
+@pytest.mark.parametrize(("k_before", "k_after"), [(1, 1), (5, 5), (20, 20), (1, 4), (20, 1)])
+def test_the_regret_of_log_weights_is_the_mean_over_groups(b, k_before, k_after):
+    rng = np.random.default_rng(0)
+    before, after = rng.normal(size=(2, 3, 20))
+    for is_common in (True, False):
+        value, error = regret(before, after, k_before, k_after, is_common)
+        first, second = plain_bound(before, k_before), plain_bound(after, k_after)
+        np.testing.assert_allclose(value, second.mean(1) - first.mean(1), rtol=1e-12)
+        assert error.shape == (3,) and (error > 0).all()
+    np.testing.assert_array_equal(regret(before - 1e4, after - 1e4, 5, 5, True)[0].round(9),
+                                  regret(before, after, 5, 5, True)[0].round(9))  # fmt: skip
+
+
+@pytest.mark.parametrize("is_common", [True, False])
+@pytest.mark.parametrize(("k", "draws"), [(1, 200), (10, 200), (200, 200)])
+def test_the_standard_error_is_the_spread_over_repetitions(b, k, draws, is_common):
+    """4,000 repetitions of correlated (common) or independent weights."""
+    rng = np.random.default_rng(1)
+    before = 0.5 * rng.normal(size=(4000, draws))
+    own = rng.normal(size=before.shape)
+    after = 0.8 * before + 0.1 * own if is_common else 0.5 * own
+    value, error = regret(before, after, k, k, is_common)
+    assert 0.9 < np.sqrt((error**2).mean()) / value.std() < 1.1
+
+
+def test_one_draw_has_no_standard_error(b):
+    """K = 1 and one draw: common noise or not, there is nothing to tell an error from."""
+    log_w = np.zeros((3, 1))
+    assert regret(log_w, log_w, 1, 1, True)[1] is None
+    model = PPCA()
+    measure = LikelihoodRegret(search="posterior", num_steps=2, num_draws=1)
+    assert "standard_error" not in scored(b, model.fitted(), model.draw(3), measure)
