@@ -37,7 +37,7 @@ $(STAMP): pyproject.toml constraints.txt | $(BIN)/python
 
 install: $(STAMP)  ## .venv with every extra, at the versions of constraints.txt
 
-demo: $(STAMP)  ## train, sample and judge a small model of digits, in about a minute
+demo: $(STAMP)  ## train, sample and judge a small model of digits, in two or three minutes
 	$(BIN)/probgen demo
 
 doctor: $(STAMP)  ## what is installed here, and what works

@@ -100,7 +100,9 @@ class Jax:
                 eps = jax.random.normal(key, (size, len(x), LATENT))
                 z = loc + eps * jnp.exp(log_scale)
                 logits = dense(d["out"], jax.nn.relu(dense(d["layer0"], z)))
-                log_p = (x * logits - jax.nn.softplus(logits)).sum(-1)
+                # NumPyro's formula, as ours: of softplus XLA makes a slower loop.
+                entropy = jnp.maximum(logits, 0) + jnp.log1p(jnp.exp(-jnp.abs(logits)))
+                log_p = (x * logits - entropy).sum(-1)
                 return carry, log_p + (0.5 * eps * eps + log_scale - 0.5 * z * z).sum(-1)
 
             keys = jax.random.split(key, particles // size)

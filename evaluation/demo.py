@@ -2,7 +2,8 @@
 
 The 5,000 MNIST digits that come with the installation are made black and white, 500 of them are
 held out by the seed, and a VAE with 16 latent units learns from the rest. What is then measured and
-shown is `measure` and `demo_report`; `run` does it all and is what `probgen demo` calls.
+shown is `measure`, `demo_ood` (what it says to data that are no digits) and `demo_report`; `run`
+does it all and is what `probgen demo` calls.
 """
 
 from __future__ import annotations
@@ -21,15 +22,19 @@ import numpy as np
 import probgen as pg
 from probgen import data, dist, nets
 from probgen.errors import DeclarationError, SaveError
+from probgen.evaluation.assessment import Material
+from probgen.evaluation.demo_ood import confront, strangers
 from probgen.evaluation.demo_report import demo_report
 from probgen.fitted import Fitted
 from probgen.inference import ELBO, IWAE, SVI
+from probgen.inference.scores import fit_background
 from probgen.models import VAE
 
 Array = Any
 
 
 NETS = ("mlp", "conv")
+HELD_OUT = "held_out_digits.npz"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,18 +49,28 @@ class Settings:
     batch_size: int = 128
     learning_rate: float = 2e-3
     elbo_particles: int = 16
+    num_strangers: int = 150
+    score_particles: int = 100
+    background_epochs: int = 10
+    num_search_steps: int = 300
     net: str = "mlp"
 
     @classmethod
     def quick(cls, net: str = "mlp") -> Settings:
         """Seconds of work: fewer data, epochs and particles; its numbers are worse."""
-        return cls(num_epochs=8, num_train=1500, num_held_out=200, num_particles=100, net=net)
+        return cls(
+            num_epochs=8, num_train=1500, num_held_out=200, num_particles=100, num_strangers=60,
+            score_particles=50, background_epochs=4, num_search_steps=100, net=net,
+        )  # fmt: skip
 
     def __post_init__(self) -> None:
         small = {k: v for k, v in vars(self).items() if k != "net" and not v > 0}
+        if self.num_strangers < 2:
+            small["num_strangers"] = self.num_strangers
         if small or self.net not in NETS:
             raise DeclarationError(
-                f"demo: got {small or {'net': self.net}}, expected positive numbers, and a net "
+                f"demo: got {small or {'net': self.net}}, expected positive numbers, at least two "
+                f"strangers, and a net "
                 f"among {NETS}; leave them out for the defaults."
             )
 
@@ -69,6 +84,7 @@ class Results:
     effective: [n] effective particles of each estimate.
     units: latent units, the largest KL first; kl_units, active: [d] in the units' own order.
     traversals: [units, steps, 28, 28, 1]; steps: the values along an axis, in standard deviations.
+    strangers: measures of held-out digits and of sets that are no digits.
     """
 
     settings: Settings
@@ -86,6 +102,7 @@ class Results:
     traversals: np.ndarray
     steps: np.ndarray
     held_out: np.ndarray
+    strangers: Material
     seconds: dict[str, float]
     cpu_seconds: float
 
@@ -126,18 +143,39 @@ def learn(
     settings: Settings, train: np.ndarray, held_out: np.ndarray, *, seed: int, backend: Any
 ) -> Fitted:
     """Fits the VAE by the ELBO with Adam, its step size falling to zero along half a cosine."""
-    steps = settings.num_epochs * (len(train) // min(settings.batch_size, len(train)))
+    steps, batch_size = _steps(settings, settings.num_epochs, train)
     return pg.fit(
         declare(settings),
         train,
         SVI(ELBO(), pg.Adam(pg.CosineDecay(settings.learning_rate, steps))),
         num_steps=steps,
-        batch_size=min(settings.batch_size, len(train)),
+        batch_size=batch_size,
         validation=held_out,
         eval_every=-(-steps // 20),
         seed=seed,
         backend=backend,
     )
+
+
+def learn_background(settings: Settings, train: np.ndarray, *, seed: int, backend: Any) -> Fitted:
+    """The same VAE, of digits of which a fifth of the pixels is random: for the ratio."""
+    steps, batch_size = _steps(settings, settings.background_epochs, train)
+    return fit_background(
+        declare(settings),
+        train,
+        SVI(ELBO(), pg.Adam(pg.CosineDecay(settings.learning_rate, steps))),
+        rate=0.2,
+        num_levels=2,
+        num_steps=steps,
+        batch_size=batch_size,
+        seed=seed,
+        backend=backend,
+    )
+
+
+def _steps(settings: Settings, num_epochs: int, train: np.ndarray) -> tuple[int, int]:
+    batch_size = min(settings.batch_size, len(train))
+    return num_epochs * (len(train) // batch_size), batch_size
 
 
 def measure(
@@ -151,8 +189,8 @@ def measure(
         "elbo": table.mean(bound.name),
         "train_elbo": seen.mean(bound.name),
         "log_p": table.mean(estimate.name),
-        "log_p_each": table[estimate.name]["estimate"],
-        "effective": table[estimate.name]["effective_particles"],
+        "log_p_each": table[estimate.name]["estimate"].values,
+        "effective": table[estimate.name]["effective_particles"].values,
     }
 
 
@@ -200,7 +238,10 @@ def run(
     command: str = "probgen demo",
     say: Callable[[str], None] = logging.getLogger("probgen").info,
 ) -> Path:
-    """Learns, measures, draws and writes `report.html`, `report.json` and the model under `out`.
+    """Learns, measures, draws and writes the report under `out`, and what it was made from.
+
+    These are `report.html` and `report.json`, the folders `model` and `background`, and the
+    held-out digits as `held_out_digits.npz`: what `probgen evaluate` can be tried on.
 
     Args:
         backend: "auto", "torch" or "jax".
@@ -239,12 +280,27 @@ def run(
     typical = int(np.argsort(numbers["log_p_each"])[len(held_out) // 2])
     drawn = pictures(fitted, held_out, typical, seed=seed, backend=b)
     watch.lap("pictures")
+    background = learn_background(chosen, train, seed=seed, backend=b)
+    watch.lap("background")
+    others = strangers(held_out, chosen.num_strangers, seed=seed)
+    material = confront(
+        fitted, background, others, particles=chosen.score_particles,
+        num_steps=chosen.num_search_steps, seed=seed,
+    )  # fmt: skip
+    watch.lap("strangers")
+    count = len(next(iter(others.values())))
+    say(
+        f"strange  {len(others) - 1} sets of {count} that are no digits, {len(material.measures)} "
+        f"measures: {watch.parts['background'] + watch.parts['strangers']:.0f} s"
+    )
     results = Results(
-        settings=chosen, fitted=fitted, **numbers, **drawn, held_out=held_out,
+        settings=chosen, fitted=fitted, **numbers, **drawn, held_out=held_out, strangers=material,
         kl_units=fitted.report.kl_units["z"], active=fitted.report.active_units["z"],
         seconds=watch.parts, cpu_seconds=watch.cpu(),
     )  # fmt: skip
     fitted.save_pretrained(folder / "model")
+    background.save_pretrained(folder / "background")
+    np.savez_compressed(folder / HELD_OUT, x=held_out)
     path = demo_report(results, command=command).save(folder / "report.html")
     say(f"wrote    {path}, {path.with_suffix('.json')} and {folder / 'model'}")
     return path

@@ -12,6 +12,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from probgen.evaluation import figures
+from probgen.evaluation.assessment import (
+    detection_blocks,
+    histogram_blocks,
+    image_blocks,
+    verdict_blocks,
+    verdicts,
+)
+from probgen.evaluation.assessment.parts import warning_blocks
 from probgen.evaluation.report import (
     Code,
     Figure,
@@ -65,6 +73,7 @@ def demo_report(results: Results, *, command: str) -> Report:
         _units(results),
         _traversal(results),
         _each(results),
+        _strangers(results),
         _again(results, command),
     ):
         report.add(section)
@@ -291,6 +300,30 @@ def _each(r: Results) -> Section:
     )  # fmt: skip
 
 
+def _strangers(r: Results) -> Section:
+    material, s = r.strangers, r.settings
+    assert material.detection is not None  # `demo_ood` always has other sets
+    names = material.measures
+    return Section(
+        "What it has never seen",
+        Paragraph(
+            "Can the model tell that a picture is no digit? Of each set below a measure gives "
+            "every picture a number. **Likelihood** is the plain one, minus the log-probability, "
+            f"with K = {s.score_particles} particles. **Regret** is what the bound gains when the "
+            "picture's own code is fitted to it anew (K = 1; the mean and scale of its code are "
+            f"searched over in {s.num_search_steps} steps of Adam). **Ratio** compares with a "
+            "second model, of digits of which a fifth of the pixels was made random. "
+            "**Complexity** compares with the length of the picture as a file, PNG or WebP. All "
+            "sets are black and white, as the digits are."
+        ),
+        *verdict_blocks(material, verdicts(material.detection, name=material.name)),
+        *detection_blocks(material, seed=int(r.fitted.info["seed"])),
+        *histogram_blocks(material, names[:2]),
+        *image_blocks(material, names[:2]),
+        *warning_blocks(material),
+    )
+
+
 def _again(r: Results, command: str) -> Section:
     rows: list[list[str | float]] = [[k, v] for k, v in _versions(r).items()]
     rows += [["numpy", np.__version__], ["python", platform.python_version()]]
@@ -306,7 +339,14 @@ def _again(r: Results, command: str) -> Section:
         Paragraph(
             "Same seed, same backend, same machine: same numbers. The fitted model lies beside "
             "this page in `model/` and is read by `pg.Fitted.from_pretrained`, on either backend; "
-            "the numbers of this page are in `report.json`.",
+            "the numbers of this page are in `report.json`. The held-out digits and the second "
+            "model lie there too, so that data of your own can be held against them, in the folder "
+            "of this page:",
             small=True,
+        ),
+        Code(
+            "probgen evaluate model held_out_digits.npz --ood letters noise "
+            "--background background",
+            "try",
         ),
     )

@@ -12,11 +12,12 @@ import probgen
 import probgen as pg
 from probgen import backends, cli
 from probgen.backends import doctor
-from probgen.evaluation import demo
+from probgen.evaluation import demo, demo_ood
 
 TINY = demo.Settings(
-    num_epochs=6, num_train=600, num_held_out=60, num_particles=40, elbo_particles=8
-)
+    num_epochs=6, num_train=600, num_held_out=60, num_particles=40, elbo_particles=8,
+    num_strangers=20, score_particles=20, background_epochs=2, num_search_steps=20,
+)  # fmt: skip
 
 
 # --- the demo --------------------------------------------------------------------------------
@@ -76,7 +77,7 @@ def test_the_model_beside_the_report_is_the_one_that_was_judged(finished, number
 
 def test_the_demo_says_what_it_does_line_by_line(finished):
     words = [line.split()[0] for line in finished[1]]
-    assert words == ["backend", "data", "learn", "measure", "log", "wrote"]
+    assert words == ["backend", "data", "learn", "measure", "log", "strange", "wrote"]
 
 
 @pytest.mark.parametrize("width", [360, 1100])
@@ -84,9 +85,48 @@ def test_the_demos_page_fits_a_phone_and_a_desk(finished, width):
     page = (finished[0] / "report.html").read_text(encoding="utf-8")
     found, console = browser.look(browser.find(), page, width)
     assert console == [] and found["width"] <= width and not found["wide"] and not found["cut"]
-    assert found["broken"] == 0 and found["images"] >= 20 and found["tables"] == 3
-    assert found["svgs"] == 7  # two lines of formula, a graph, two curves, bars, a histogram
+    # Strangers: two measures, six sets, two rows.
+    assert found["broken"] == 0 and found["images"] >= 20 + 24 and found["tables"] == 4
+    # Two lines of formula, a graph, two curves, bars, a histogram; AUROC, ROC, two histograms.
+    assert found["svgs"] == 11
     assert len(page) < 1_000_000
+
+
+def test_the_demo_holds_digits_against_strangers(finished, numbers):
+    """Five sets, four measures; the verdicts are those of the AUROCs that stand beside them."""
+    found = numbers["sections"]["what-it-has-never-seen"]
+    cells = {(d["measure"], d["data_set"]): d for d in found["detection"]["detections"]}
+    sets = ["letters", "inverted digits", "patches", "noise", "constants"]
+    assert [v["data_set"] for v in found["verdict"]] == sets
+    assert {m for m, _ in cells} == {"likelihood", "regret", "ratio", "complexity"}
+    assert all(d["num_in"] == d["num_out"] == TINY.num_strangers for d in cells.values())
+    for verdict in found["verdict"]:
+        for measure, said in verdict["readings"].items():
+            lower = cells[measure, verdict["data_set"]]["auroc"]["lower"]
+            assert (said == "tells apart") == (lower > 0.5)
+    # Coin flips: 784 of them cost 543 nats, a digit under a poor model at most 305.
+    assert cells["likelihood", "noise"]["auroc"]["value"] == 1.0
+
+
+def test_no_picture_is_among_the_digits_and_the_strangers_at_once():
+    train, held_out = demo.digits(TINY, 0)
+    sets = demo_ood.strangers(held_out, TINY.num_strangers, seed=0)
+    own = {x.tobytes() for x in sets[demo_ood.OWN]}
+    turned = {(1 - x).tobytes() for x in sets["inverted digits"]}
+    learned = {x.tobytes() for x in train}
+    assert own and turned and not own & turned and not own & learned and not turned & learned
+    for each in sets.values():
+        assert each.shape == (TINY.num_strangers, 28, 28, 1) and set(np.unique(each)) <= {0, 1}
+
+
+def test_what_the_demo_leaves_can_be_evaluated(finished, backend_name, capsys):
+    folder = finished[0]
+    words = ["evaluate", str(folder / "model"), str(folder / demo.HELD_OUT), "--measures", "elbo",
+             "--num-data", "10", "--backend", backend_name]  # fmt: skip
+    assert cli.main(words) == 0
+    capsys.readouterr()
+    found = json.loads((folder / "model-evaluation" / "report.json").read_text("utf-8"))
+    assert found["sections"]["likelihood"]["summaries"]["held out digits"][0]["num_data"] == 10
 
 
 def test_the_convolutional_net_is_the_other_choice():

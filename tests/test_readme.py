@@ -28,7 +28,7 @@ def test_the_first_program_learns_and_its_bounds_are_ordered(
     history = space["fitted"].history
     assert history["elbo"][-20:].mean() > history["elbo"][:20].mean() + 5
     assert space["fitted"].info["backend"] == backend_name
-    (elbo, _), (iwae, error) = (space["table"].mean(name) for name in space["table"].values)
+    (elbo, _), (iwae, error) = (space["table"].mean(name) for name in space["table"].names)
     assert elbo < iwae + error
     assert space["draws"]["x"].shape == (16, 8, 8, 1)
     assert "IWAE(1000)" in capsys.readouterr().out
@@ -46,8 +46,18 @@ def test_the_second_program_finds_the_posterior(backend_name, tmp_path, monkeypa
     assert (abs(weights.mean(0) - covariance @ x.T @ y) < 5 * error).all()
 
 
+def test_the_third_program_tells_transposed_digits_apart(
+    backend_name, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    space = run(2, backend_name)
+    table = space["compare"](space["scores"])
+    assert all(table.cell(name, "transposed").auroc.lower > 0.8 for name in space["scores"])
+    assert "transposed" in capsys.readouterr().out
+
+
 def test_the_programs_are_as_many_as_are_tested():
-    assert len(PROGRAMS) == 2
+    assert len(PROGRAMS) == 3
 
 
 def test_every_file_that_is_named_exists():

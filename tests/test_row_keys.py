@@ -252,7 +252,7 @@ def test_how_many_at_once_is_a_positive_number_that_falls_with_size(b):
 def test_a_folded_mlp_is_the_mlp(b, hidden):
     """apply({**rest, first: {"folded": W x + b}}) = apply(params, x), without x."""
     net = nets.MLP(hidden=hidden, out=3, heads=("loc", "log_scale"))
-    params = b.tree_map(b.asarray, net.init(np.random.default_rng(0), (2, 3)))
+    params = b.tree_map(lambda a: b.asarray(a + 0.5), net.init(np.random.default_rng(0), (2, 3)))
     x = b.asarray(np.random.default_rng(1).normal(size=(4, 2, 3)).astype(np.float32))
     rest, h = net.fold(params, x)
     assert net.first_layer() not in rest and h.shape == (4, (*hidden, 6)[0])

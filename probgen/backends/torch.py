@@ -78,7 +78,7 @@ class TorchBackend:
         if isinstance(x, torch.Tensor):
             out = x.to(self.device)
         else:
-            out = torch.tensor(np.asarray(x, order="C"), device=self.device)
+            out = torch.from_numpy(np.array(x, order="C")).to(self.device)
         if dtype is not None:
             return out.to(getattr(torch, dtype))
         is_float = out.dtype in (torch.float32, torch.float64)

@@ -1,0 +1,291 @@
+"""`probgen evaluate`: a saved run and words for data in; tables, a page and its JSON out.
+
+All sets are measured in one call of `pg.evaluate`, so that each measure is compiled once; finished
+chunks lie in the out folder, and the same call after a kill goes on from them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import probgen as pg
+from probgen import store
+from probgen.backends.protocol import Backend
+from probgen.bound import Bound
+from probgen.chunks import content
+from probgen.dist import did_you_mean
+from probgen.errors import AlgorithmError, DataError, SaveError, UnknownName
+from probgen.evaluation.assessment.page import report
+from probgen.evaluation.assessment.words import Loaded, Need, as_pictures, load, need_of
+from probgen.evaluation_table import Evaluation
+from probgen.fitted import Fitted
+from probgen.inference import ELBO, IWAE, LikelihoodRegret
+from probgen.inference.refit import bind_search
+from probgen.inference.scores import (
+    InputComplexity,
+    KLTerm,
+    LikelihoodRatio,
+    NegativeLogLikelihood,
+    ReconstructionError,
+)
+from probgen.inference.scores.other_models import observed_site
+
+NAMES = ("nll", "regret", "regret-guide", "complexity", "elbo", "ratio", "kl", "reconstruction")
+DEFAULT = ("nll", "regret", "complexity", "elbo")
+
+
+def run(
+    run_folder: str | os.PathLike,
+    data_word: str,
+    ood: Sequence[str] = (),
+    *,
+    measures: Sequence[str] | None = None,
+    background: str | os.PathLike | None = None,
+    num_data: int = 200,
+    particles: int = 1000,
+    seed: int = 0,
+    backend: str = "auto",
+    chunk_size: int = 100,
+    out: str | os.PathLike | None = None,
+    command: str | None = None,
+    say: Callable[[str], None] = logging.getLogger("probgen").info,
+    progress_bar: bool = True,
+) -> Path:
+    """Measures data under a saved model and writes `report.html`, `report.json` and the table.
+
+    Args:
+        run_folder: what `Fitted.save_pretrained` wrote.
+        data_word: the model's own kind of data, held out from training; see `words`.
+        ood: further sets, such as ["letters", "noise"].
+        measures: some of `NAMES`; by default those of `DEFAULT` that suit the model, and "ratio"
+            where there is a background.
+        background: the run of a model of perturbed data, for "ratio".
+        num_data: of each set at most, drawn without replacement.
+        particles: of each estimate of log p(x).
+        seed: of the choice of data, the noise and the bootstrap.
+        chunk_size: data at a time.
+        out: a folder; `<run_folder>-evaluation` by default.
+        command: what the page says to type for the same again.
+        say: gets a line of text after each part.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        ProbgenError: a run, a file or a word that is not there, data that the model cannot take,
+            measures that do not suit it, a folder that cannot be written.
+    """
+    fitted = pg.Fitted.from_pretrained(run_folder)
+    b = fitted.resolve(backend)
+    bound, _ = fitted.bind(b)
+    site = observed_site(bound, "evaluate")
+    if set(fitted.shapes) != {site}:
+        raise AlgorithmError(
+            f"{run_folder}: got a model of the data {sorted(fitted.shapes)}, expected one of "
+            f"{site!r} alone, since one file holds one array; use pg.evaluate and "
+            "probgen.evaluation.report from Python."
+        )
+    need = need_of(bound, fitted.shapes, site)
+    chosen, left_out = _measures(measures, bound, need, particles, background)
+    sets = _sets(data_word, ood, need, num_data, seed)
+    notes = [*(f"**{s.name}**: {'; '.join(s.done)}." for s in sets if s.done), *left_out]
+    say(f"model    {fitted.model.name}, {fitted.num_parameters():,} parameters, on {b.name}")
+    for each in sets:
+        say(f"data     {len(each.values):,} {each.name}{_said(each)}")
+    for text in left_out:
+        say(f"note     {text}")
+    folder = Path(out) if out is not None else Path(f"{os.path.normpath(run_folder)}-evaluation")
+    table = _table(fitted, sets, chosen, site, seed, chunk_size, b, folder, say, progress_bar)
+    tables = split_table(table, {s.name: len(s.values) for s in sets}, chosen)
+    pictures = {s.name: as_pictures(s.values, need) for s in sets}
+    images = {k: v for k, v in pictures.items() if v is not None}
+    first = sets[0].name
+    path = report(
+        fitted, tables.pop(first), tables, path=folder / "report.html", name=first,
+        images=images or None, command=command, notes=notes, seed=seed, progress_bar=progress_bar,
+        settings={
+            "run": str(run_folder), "data": data_word, "ood": list(ood), "num_data": num_data,
+            "measures": [repr(m) for m in chosen], "particles": particles,
+            "background": None if background is None else str(background),
+            "chunk_size": chunk_size,
+        },
+    )  # fmt: skip
+    say(f"wrote    {path}, {path.with_suffix('.json')} and {folder / 'table'}")
+    return path
+
+
+def _said(loaded: Loaded) -> str:
+    return f" ({'; '.join(loaded.done)})" if loaded.done else ""
+
+
+def _sets(data_word: str, ood: Sequence[str], need: Need, num_data: int, seed: int) -> list[Loaded]:
+    if num_data < 2:
+        raise DataError(f"evaluate: got num_data={num_data}, expected at least 2 of each set.")
+    sets = [load(word, need, count=num_data, seed=seed) for word in (data_word, *ood)]
+    names = [s.name for s in sets]
+    twice = sorted({n for n in names if names.count(n) > 1})
+    if twice:
+        raise DataError(
+            f"evaluate: got two sets called {twice[0]!r}, expected a name for each; rename a file, "
+            "or leave one out."
+        )
+    return sets
+
+
+# ---- measures ------------------------------------------------------------------------------------
+
+
+def _measures(
+    names: Sequence[str] | None,
+    bound: Bound,
+    need: Need,
+    particles: int,
+    background: str | os.PathLike | None,
+) -> tuple[list[Any], list[str]]:
+    """The measures asked for, and a sentence for each default one that does not suit the model."""
+    left_out: list[str] = []
+    if names is None:
+        bound.require_guide("evaluate")
+        names = [n for n in DEFAULT if n != "complexity" or not (why := _no_code(need))]
+        if "complexity" not in names:
+            left_out.append(f"complexity is left out: {why}.")
+        names += ["ratio"] if background is not None else []
+    for name in names:
+        if name not in NAMES:
+            raise UnknownName(
+                f"evaluate: got the measure {name!r}, expected some of {', '.join(NAMES)}"
+                f"{did_you_mean(name, NAMES)}."
+            )
+    if ("ratio" in names) != (background is not None):
+        raise AlgorithmError(
+            f"evaluate: got the measures {', '.join(names)} and "
+            f"{'a' if background is not None else 'no'} background, expected both or neither of "
+            "ratio and --background RUN (a model of perturbed data)."
+        )
+    return [_measure(name, bound, need, particles, background) for name in dict.fromkeys(names)
+            ], left_out  # fmt: skip
+
+
+def _no_code(need: Need) -> str:
+    """Why a compressor's code length cannot be compared with this model; "" where it can."""
+    if not need.is_discrete or need.levels is None:
+        return "the model has a density, or levels that it does not tell, and no code length"
+    return "" if need.image_shape is not None else "the data are no pictures"
+
+
+def _measure(
+    name: str, bound: Bound, need: Need, particles: int, background: str | os.PathLike | None
+) -> Any:
+    if name == "nll":
+        return NegativeLogLikelihood(particles)
+    if name == "regret":
+        return LikelihoodRegret(search=_search(bound))
+    if name == "regret-guide":
+        return LikelihoodRegret()
+    if name == "complexity":
+        flat = need.image_shape if len(need.shape) == 1 else None
+        return InputComplexity(IWAE(particles), image_shape=flat)
+    if name == "ratio":
+        return LikelihoodRatio(pg.Fitted.from_pretrained(str(background)), particles)
+    if name == "kl":
+        return KLTerm()
+    return ELBO(num_particles=16) if name == "elbo" else ReconstructionError()
+
+
+def _search(bound: Bound) -> str:
+    """The cheap search where the guide allows it, else the whole guide's."""
+    try:
+        bind_search(bound, "regret", "posterior", False, "guide")
+    except AlgorithmError:
+        return "guide"
+    return "posterior"
+
+
+# ---- measuring -----------------------------------------------------------------------------------
+
+
+def _table(
+    fitted: Fitted,
+    sets: Sequence[Loaded],
+    measures: Sequence[Any],
+    site: str,
+    seed: int,
+    chunk_size: int,
+    b: Backend,
+    folder: Path,
+    say: Callable[[str], None],
+    progress_bar: bool,
+) -> Evaluation:
+    """All sets in one table; one that was finished by the same call before is read."""
+    x = np.concatenate([s.values for s in sets])
+    identity = _identity(fitted, measures, seed, chunk_size, b.name, x)
+    place = folder / "table"
+    if (place / "config.json").exists():
+        kept = Evaluation.load(place)
+        if kept.info.get("identity") == identity:
+            say(f"measure  kept from {place}, which these very arguments made")
+            return kept
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SaveError(
+            f"evaluate: {folder} cannot be made ({error.strerror or error}), expected a folder "
+            "for the report; give another one with --out."
+        ) from error
+    say(f"measure  {', '.join(m.name for m in measures)} of {len(x):,} data")
+    table = pg.evaluate(
+        fitted, {site: x}, measures, seed=seed, chunk_size=chunk_size, path=place, backend=b,
+        progress_bar=progress_bar,
+    )  # fmt: skip
+    table.info["identity"] = identity
+    table.save(place)
+    return table
+
+
+def _identity(
+    fitted: Fitted, measures: Sequence[Any], seed: int, chunk_size: int, backend: str, x: np.ndarray
+) -> str:
+    """A mark of everything that the numbers depend on."""
+    parts = [
+        [repr(m) for m in measures], seed, chunk_size, backend, content({"x": x}),
+        content(store.flatten(fitted.params)), repr(fitted.model),
+    ]  # fmt: skip
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def split_table(
+    table: Evaluation, sizes: Mapping[str, int], measures: Sequence[Any]
+) -> dict[str, Evaluation]:
+    """A table of several sets, one after the other, as one table a set with its own warnings.
+
+    Args:
+        sizes: {set: how many data}, in the table's order.
+        measures: what made the table; their warnings are about the data of one set.
+
+    Raises:
+        DataError: sizes that do not add up to the table's.
+    """
+    if sum(sizes.values()) != table.num_data:
+        raise DataError(
+            f"split_table: got sizes {dict(sizes)}, expected them to add up to the table's "
+            f"{table.num_data} data."
+        )
+    out, first = {}, 0
+    for name, size in sizes.items():
+        part = table.select(np.arange(first, first + size))
+        first += size
+        values = {m: {str(q): v.values for q, v in part[m].data_vars.items()} for m in part.names}
+        said = {m.name: m.warnings(values[m.name]) for m in measures if hasattr(m, "warnings")}
+        out[name] = Evaluation.from_values(
+            values, units=part.units, larger_is_stranger=part.larger_is_stranger, warnings=said,
+            info=part.info,
+        )  # fmt: skip
+    return out

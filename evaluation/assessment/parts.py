@@ -1,0 +1,246 @@
+"""The parts of an evaluation page, each a list of blocks made from a `Material`.
+
+Likelihoods with their errors, the verdict, AUROCs and ROC curves, histograms, the strangest and the
+most ordinary pictures. A page of its own is `page`; the demo puts the same parts on its page.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from probgen.evaluation import figures
+from probgen.evaluation.assessment.material import Material
+from probgen.evaluation.assessment.verdict import SetVerdict, join, limits, sentence_case, summary
+from probgen.evaluation.detection import Estimate, auroc_figure, histogram_figure, roc_figure
+from probgen.evaluation.detection.records import with_limits
+from probgen.evaluation.report import Block, Figure, ImageRows, Paragraph, Row, Table, with_error
+from probgen.evaluation.report.drawing import figure_svg
+from probgen.evaluation.report.text import number
+
+KHAT = 0.7  # Vehtari et al.: above it an importance estimate is not to be relied on at any K
+NBSP = "\N{NO-BREAK SPACE}"
+KEPT = 50_000  # scores in the JSON file at most
+WAYS = {True: "larger = stranger", False: "larger = likelier"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """Numbers for the JSON file that the page does not show."""
+
+    values: dict[str, Any]
+
+    def html(self, key: str) -> str:
+        return ""
+
+    def data(self) -> dict[str, Any]:
+        return self.values
+
+
+def likelihood_blocks(material: Material) -> list[Block]:
+    """Mean of every likelihood on every set with its errors; k-hat; the tables' own warnings."""
+    rows: list[list[str | float]] = []
+    for data_set, table in material.tables.items():
+        for measure in material.likelihoods:
+            (mean, error), noise = table.mean(measure), table.mc_error(measure)
+            rows.append(
+                [
+                    data_set,
+                    material.labels[measure],
+                    with_error(mean, error),
+                    number(noise, 3) if noise is not None else "none known",
+                    _heavy(table[measure]),
+                    f"{table.num_data:,}",
+                ]
+            )
+    header = ["data", "measure", "mean ± s.e., nats", "of it Monte Carlo", f"k-hat > {KHAT}", "n"]
+    text = (
+        "Nats per datum, constants included. ± is the standard error of the mean over data; the "
+        "part of it that more particles would remove is beside it. Where k-hat is above "
+        f"{KHAT} a few draws carry the weight: that estimate of log p is likely too low."
+    )
+    summaries = {"summaries": {k: t.summary() for k, t in material.tables.items()}}
+    blocks: list[Block] = []
+    if rows:
+        blocks += [Paragraph(text, small=True), Table(header, rows, name="likelihoods")]
+    else:
+        blocks.append(Paragraph("No measure here is an estimate of log p(x)."))
+    return [*blocks, Record(summaries), *warning_blocks(material)]
+
+
+def _heavy(group: Any) -> str:
+    """How many data have a k-hat above the limit."""
+    if "khat" not in group:
+        return "–"
+    found = np.asarray(group["khat"].values, np.float64)
+    if np.isnan(found).all():
+        return "undefined"
+    count = int((found > KHAT).sum())
+    return f"**{count:,}** of {len(found):,}" if count else f"0 of {len(found):,}"
+
+
+def warning_blocks(material: Material) -> list[Block]:
+    """What the measures say against themselves; the same sentence on several sets only once."""
+    said: dict[tuple[str, str], list[str]] = {}
+    for data_set, table in material.tables.items():
+        for measure, texts in table.warnings.items():
+            for text in texts:
+                said.setdefault((measure, text), []).append(data_set)
+    out: list[Block] = [
+        Paragraph(f"**Warning.** {sentence_case(material.labels[m])} of {join(sets)}: {text}")
+        for (m, text), sets in said.items()
+    ]
+    return [*out, Record({"warnings": {k: t.warnings for k, t in material.tables.items()}})]
+
+
+def measure_blocks(material: Material) -> list[Block]:
+    """Every measure: its full name, direction, and mean on each set."""
+    units, ways = material.own.units, material.own.larger_is_stranger
+    names: list[list[str | float]] = [
+        [material.labels[m], m, units[m], WAYS[ways[m]]] for m in material.measures
+    ]
+    means: list[list[str | float]] = [
+        [material.labels[m], *(with_error(*t.mean(m)) for t in material.tables.values())]
+        for m in material.measures
+    ]
+    return [
+        Table(["measure", "in full", "unit", "direction"], names, name="measures"),
+        Table(["measure", *material.tables], means, name="means",
+              caption="Means ± standard error over data, in the measure's unit."),
+    ]  # fmt: skip
+
+
+def verdict_blocks(material: Material, found: Sequence[SetVerdict]) -> list[Block]:
+    """The verdict in words, and what it does not say."""
+    assert material.detection is not None  # `page` asks
+    overall = summary(found)
+    how, *rest = limits(material.detection, name=material.name)
+    record = {
+        "verdict": [
+            {"data_set": v.data_set, "readings": v.readings, "winner": v.winner, "text": v.text}
+            for v in found
+        ],
+        "overall": overall,
+    }
+    return [
+        *(Paragraph(text) for text in overall),
+        Paragraph(how, small=True),
+        *(Paragraph(v.text) for v in found),
+        *(Paragraph(text, small=True) for text in rest),
+        Record(record),
+    ]
+
+
+def detection_blocks(material: Material, *, seed: int = 0) -> list[Block]:
+    """AUROCs as a table and as dots with intervals; ROC curves with bands."""
+    table = material.detection
+    assert table is not None  # `page` asks
+    rows: list[list[str | float]] = []
+    for measure in table.measures:
+        cells = []
+        for data_set in table.data_sets:
+            value, limits_of = _in_two(table.cell(measure, data_set).auroc)
+            mark = table.mark(measure, data_set).strip()
+            cells.append(
+                f"{f'**{value}**' if mark == '*' else value}{mark and NBSP + mark} {limits_of}"
+            )
+        rows.append([measure, *cells])
+    level = f"{100 * table.level:g} %"
+    notes = f"AUROC with its {level} interval (DeLong); the other set is positive."
+    if any(v.winner for v in table.verdicts):
+        notes += " * significantly better than every other measure on that set."
+    if any(len(v.tied) > 1 for v in table.verdicts):
+        notes += " ~ no winner there: the highest, and those not significantly lower."
+    sets = ", ".join(table.data_sets)
+    return [
+        Paragraph(notes, small=True),
+        Table(["measure", *table.data_sets], rows, name="auroc"),
+        Figure(
+            figure_svg(auroc_figure(table)),
+            f"AUROC with {level} intervals. Left of the dashed line a measure has the order the "
+            "wrong way round.",
+            f"AUROC of each measure on {sets}.",
+        ),
+        Figure(
+            figure_svg(roc_figure(material.scores(), level=table.level, seed=seed)),
+            f"ROC curves with {level} bootstrap bands, pointwise. On the dotted diagonal a "
+            "measure is no better than a coin.",
+            f"ROC curves of {', '.join(table.measures)} on {sets}.",
+        ),
+        Record({"detection": table.to_dict()}),
+    ]
+
+
+def _in_two(estimate: Estimate) -> tuple[str, str]:
+    """An AUROC and its interval, each of which stays on one line."""
+    value, _, interval = with_limits(estimate).partition(" ")
+    return value, interval.replace(" ", NBSP)
+
+
+def histogram_blocks(material: Material, measures: Sequence[str] | None = None) -> list[Block]:
+    """The spread of each measure in and out of distribution, in the measure's own sign."""
+    blocks: list[Block] = []
+    units, ways = material.own.units, material.own.larger_is_stranger
+    for measure in material.measures if measures is None else measures:
+        label, unit = material.labels[measure], units[measure]
+        values = {k: np.asarray(t[measure]["estimate"].values) for k, t in material.tables.items()}
+        own, others = values[material.name], {k: values[k] for k in material.others}
+        if others:
+            drawn = histogram_figure(
+                own, others, name=label, unit=unit, larger_is_stranger=ways[measure]
+            )
+            caption = f"{sentence_case(label)}: filled, {material.name}; the line, each other set."
+        else:
+            axis = f"{label}, {unit} ({WAYS[ways[measure]]})"
+            drawn = figures.histogram(own, x_label=axis, y_label=f"{material.name}: how many")
+            caption = f"{sentence_case(label)} of each datum; the line is the mean."
+        blocks.append(
+            Figure(figure_svg(drawn), caption, f"Histograms of {label} on each data set.")
+        )
+    size = sum(t.num_data for t in material.tables.values()) * len(material.measures)
+    if size <= KEPT:
+        scores = {
+            m: {k: t[m]["estimate"].values for k, t in material.tables.items()}
+            for m in material.measures
+        }
+        blocks.append(Record({"estimates": scores}))
+    return blocks
+
+
+def image_blocks(
+    material: Material, measures: Sequence[str] | None = None, *, columns: int = 8
+) -> list[Block]:
+    """For each measure, the most ordinary and the strangest pictures of each set.
+
+    Args:
+        measures: the first two by default.
+        columns: pictures in a row; fewer where a set is smaller than twice that.
+    """
+    sets = {k: np.asarray(v) for k, v in material.images.items()}
+    if not sets:
+        return []
+    count = min(columns, max(1, min(map(len, sets.values())) // 2))
+    ink = all(v.shape[3] == 1 and np.isin(v, (0, 1)).all() for v in sets.values())
+    frame = 0.2 if ink else 0.5  # or a white picture on white paper is not seen
+    blocks: list[Block] = []
+    for measure in material.measures[:2] if measures is None else measures:
+        rows = []
+        for name, pictures in sets.items():
+            order = np.argsort(material.tables[name].strangeness(measure), kind="stable")
+            for label, chosen in ((name, order[:count]), ("", order[::-1][:count])):
+                edge = ((0, 0), (1, 1), (1, 1), (0, 0))
+                rows.append(Row(label, np.pad(pictures[chosen], edge, constant_values=frame)))
+        label = material.labels[measure]
+        blocks.append(
+            ImageRows(
+                rows,
+                f"By {label}: of each set the {count} most ordinary above, beginning with the most "
+                "ordinary, and the strangest below, beginning with the strangest.",
+                f"The most ordinary and the strangest pictures of each set by {label}.",
+                ink=ink,
+            )
+        )
+    return blocks
