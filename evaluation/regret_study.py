@@ -201,7 +201,7 @@ def figures(scored: Scored, sets: Sequence[str], labels: Sequence[str]) -> dict[
     for label in labels:
         inside, outside = scored[label]
         chosen = {s: outside[s] for s in sets}
-        out[label] = histogram_figure(inside, chosen, name=label, unit="nats")
+        out[label] = histogram_figure(inside, chosen, name=label, unit="nats", num_bins=30)
     return out
 
 

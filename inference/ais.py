@@ -45,7 +45,9 @@ class AIS:
     Gives per datum: `estimate`, nats; `standard_error`, by the delta method over chains, sd(w) /
     (mean(w) sqrt(C)), at most 1 and too small when one chain carries the weight;
     `effective_chains`, (sum w)^2 / sum w^2, of C, which shows that; `acceptance_rate`. Weights are
-    summed in compensated single precision and averaged in double.
+    summed in compensated single precision and averaged in double. Each datum has noise and step
+    sizes of its own; in float32 a rounding may still turn an acceptance, and with it one chain's
+    path, so that other chunks give another draw of the same law; in float64 they give the same.
 
     On real data only this forward run exists. The gap that `bdmc` finds on data simulated from the
     model may be quoted as its accuracy, and is a proxy: real data may be harder than the model's.
@@ -72,7 +74,6 @@ class AIS:
     unit = "nats"
     larger_is_stranger = False
     direction = "lower, stochastic"
-    # The loop over temperatures holds its own compiled transition: see `Backend.loop`.
 
     def __post_init__(self) -> None:
         for field, least in (
