@@ -77,7 +77,10 @@ def _one_by_one(
         with torch.no_grad():
             for i in range(len(key.seed)):  # type: ignore[arg-type]
                 x, k = tree_map(lambda a, i=i: a[i], xs), keys.row(key, i)
-                params = kept = tree_map(torch.clone, begun(shared, x))
+                # Contiguous, or a graph would be handed copies, and write into those.
+                params = kept = tree_map(
+                    lambda p: p.clone(memory_format=torch.contiguous_format), begun(shared, x)
+                )
                 state = optimizer.init(params)
                 for t in range(num_steps):
                     if t == keep_at:
