@@ -152,8 +152,13 @@ class LikelihoodRegret:
     def name(self) -> str:
         before, after, _ = self._counts
         k = f"K={after}" if before == after else f"K={before}, {after}"
-        layer = ", rank 1" if self.rank_1 else ""
-        return f"LikelihoodRegret({self.search}{layer}, {k})"
+        said = [self.search, *(["rank 1"] if self.rank_1 else []), k]
+        if self.steps != dataclasses.replace(self, num_steps=None).steps:
+            said.append(f"{self.steps} steps")
+        said += ["from the prior"] if self.start_from == "prior" else []
+        said += ["independent noise"] if self.noise == "independent" else []
+        said += [repr(self.optimizer)] if self.optimizer is not None else []
+        return f"LikelihoodRegret({', '.join(said)})"
 
     def bind_rows(self, bound: Bound, num_data: int) -> Callable:
         """(params, batch, row keys) -> log weights before and after, and diagnostics."""

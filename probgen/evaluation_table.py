@@ -144,6 +144,12 @@ class Evaluation:
                 f"Evaluation: got tables of {self.num_data} and {other.num_data} data, expected "
                 "two of the same data."
             )
+        twice = sorted(set(self.names) & set(other.names))
+        if twice:
+            raise DataError(
+                f"Evaluation: got {twice[0]!r} in both tables, expected each measure once; drop it "
+                "from one of them."
+            )
         tree = {n: t[n] for t in (self, other) for n in t.names}
         return Evaluation(xarray.DataTree.from_dict(tree), {**other.info, **self.info})
 

@@ -360,6 +360,8 @@ def test_select_takes_data_and_or_joins_measures():
     assert "c" in both and "d" not in both and t.names == ["a", "b"]
     with pytest.raises(DataError, match="tables of 3 and 2 data"):
         t | some
+    with pytest.raises(DataError, match="'a' in both tables"):
+        t | t
 
 
 def test_a_data_frame_has_one_column_a_number():

@@ -58,7 +58,7 @@ def scored(b, fitted, x, measure, *, chunk_size=100, **options):
     return {n: v.values for n, v in table[measure.name].data_vars.items()}
 
 
-@pytest.mark.parametrize("family", ["Gamma", "LogNormal"])
+@pytest.mark.parametrize("family", ["Gamma", pytest.param("LogNormal", marks=pytest.mark.slow)])
 def test_a_guide_that_is_no_function_of_noise_is_taken_one_by_one(b, family):
     """The same numbers for every chunk size and stack; each datum with its own noise; and the
     search gains: from random weights the bound rises for nearly all data."""
