@@ -107,9 +107,14 @@ def _place(rng: np.random.Generator, free: int, max_offset: int | None) -> int:
     return int(rng.integers(low, max(low, high) + 1))
 
 
-def shifted(images: np.ndarray, by: int, seed: int) -> np.ndarray:
-    """Images moved by `by` pixels up, down, left or right, zeros coming in; [n, h, w, 1]."""
-    ways = np.array([(by, 0), (-by, 0), (0, by), (0, -by)])
+def shifted(images: np.ndarray, by: int, seed: int, *, diagonally: bool = False) -> np.ndarray:
+    """Images moved by `by` pixels up, down, left or right, zeros coming in; [n, h, w, 1].
+
+    Args:
+        diagonally: moved along both axes at once, by `by` pixels on each.
+    """
+    corners = [(by, by), (by, -by), (-by, by), (-by, -by)]
+    ways = np.array(corners if diagonally else [(by, 0), (-by, 0), (0, by), (0, -by)])
     chosen = ways[np.random.default_rng(seed).integers(4, size=len(images))]
     padded = np.pad(images, ((0, 0), (by, by), (by, by), (0, 0)))
     h, w = images.shape[1:3]
@@ -190,7 +195,9 @@ def patches_pair(num_train: int, num_reference: int, n: int, num_levels: int, se
 def small_digits_pair(
     num_train: int, num_reference: int, n: int, num_levels: int, seed: int
 ) -> Pair:
-    """Digits of 8x8 pixels; strange: letters at that size, and `simple_sets` (shift 2 pixels)."""
+    """Digits of 8x8 pixels; strange: letters at that size, and `simple_sets`, with shifts of 2
+    pixels along one axis and along both (digits of this set fill their picture from top to bottom).
+    """
     sizes = [num_train, num_reference, n, n]
     parts = data.split(data.digits(), sizes, seed=seed, stratify=True)
     train, reference, inside, more = (p.images for p in parts)
@@ -199,6 +206,7 @@ def small_digits_pair(
     outside = {
         "letters": letters,
         **simple_sets(inside, 2, seed + 4),
+        "both axes 2px": shifted(inside, 2, seed + 7, diagonally=True),
         "held-out digits": more,
     }
     return _on_levels("8x8 digits", train, reference, inside, outside, num_levels)
