@@ -53,7 +53,7 @@ class Ours:
         # A thousand images to come: what a user of the measure compiles for.
         self.run = self.measure.bind_rows(self.bound, 1000 if not setting.tiny else len(x))
         self.batch = {"x": self.b.asarray(x)}
-        name = zlib.crc32(self.measure.name.encode())
+        name = zlib.crc32(self.measure.noise_name.encode())
         self.keys = self.b.row_keys(self.b.fold_in(self.b.key(0), name), np.arange(len(x)))
         self.scores = np.zeros(0)
 

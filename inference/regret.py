@@ -149,10 +149,16 @@ class LikelihoodRegret:
         return before, after, max(100, before, after) if draws is None else draws
 
     @property
-    def name(self) -> str:
+    def noise_name(self) -> str:
+        """What the noise is keyed by: searches of other lengths and steps see the same draws."""
         before, after, _ = self._counts
         k = f"K={after}" if before == after else f"K={before}, {after}"
         said = [self.search, *(["rank 1"] if self.rank_1 else []), k]
+        return f"LikelihoodRegret({', '.join(said)})"
+
+    @property
+    def name(self) -> str:
+        said = [self.noise_name.removeprefix("LikelihoodRegret(").removesuffix(")")]
         if self.steps != dataclasses.replace(self, num_steps=None).steps:
             said.append(f"{self.steps} steps")
         said += ["from the prior"] if self.start_from == "prior" else []

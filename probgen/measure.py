@@ -43,6 +43,8 @@ class Measure(Protocol):
         finish(values): on the host, after each chunk, numpy in and out.
         start(room): instead of `bind_measure`: a function (rows, ids) -> values on the host.
         warnings(values): sentences about all the data, for the printed table.
+        noise_name: what its noise is keyed by, where that is not the name: measures that share one
+            see the same draws.
     """
 
     @property
@@ -107,7 +109,8 @@ class Room:
                 function = self._one_by_one_if_needed(measure.bind_rows(bound, self._num_data))
             else:
                 function = self.backend.by_row(measure.bind_measure(bound), self._num_chunks)
-            key = self.backend.fold_in(self._key, zlib.crc32(measure.name.encode()) & 0x7FFFFFFF)
+            name = getattr(measure, "noise_name", measure.name)
+            key = self.backend.fold_in(self._key, zlib.crc32(name.encode()) & 0x7FFFFFFF)
             self._functions[token] = (function, params, key)
         function, params, key = self._functions[token]
 

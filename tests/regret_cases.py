@@ -177,7 +177,7 @@ class PPCA:
 
 def measure_key(b, measure, seed):
     """The key that `pg.evaluate(..., seed=seed)` gives to a measure."""
-    return b.fold_in(b.key(seed), zlib.crc32(measure.name.encode()) & 0x7FFFFFFF)
+    return b.fold_in(b.key(seed), zlib.crc32(measure.noise_name.encode()) & 0x7FFFFFFF)
 
 
 def fitted_tau(b, fitted, x, measure, *, seed=0, ids=None, rows_at_once=64):
