@@ -156,8 +156,32 @@ def run_program(
         sites = {}
         for name, node in trace.items():
             if node["type"] in ("sample", "deterministic"):
-                sites[name] = as_site(name, node, run, _broadcast)
+                sites[name] = as_site(name, node, run, _broadcast, _log_prob)
     return run, sites
+
+
+_ELEMENTWISE = {numpyro_dist.BernoulliLogits: ("logits",), numpyro_dist.Normal: ("loc", "scale")}
+
+
+def _log_prob(fn: Any, value: Any) -> Any:
+    """log p of a value, an image's axes flattened first.
+
+    XLA's CPU loops over [.., 28, 28, 1] are up to ten times as slow as over [.., 784].
+    """
+    ndim = fn.reinterpreted_batch_ndims if type(fn) is numpyro_dist.Independent else 0
+    names = _ELEMENTWISE.get(type(fn.base_dist)) if ndim > 1 else None
+    if names is None:
+        return fn.log_prob(value)
+    base, shape = fn.base_dist, fn.base_dist.batch_shape
+    flat = {
+        n: jnp.broadcast_to(getattr(base, n), shape).reshape((*shape[:-ndim], -1)) for n in names
+    }
+    value = jnp.broadcast_to(value, (*value.shape[:-ndim], *shape[-ndim:]))
+    return (
+        type(base)(**flat, validate_args=False)
+        .log_prob(value.reshape((*value.shape[:-ndim], -1)))
+        .sum(-1)
+    )
 
 
 def _broadcast(log_prob: Any, plates: tuple[int, ...]) -> Any:

@@ -120,7 +120,18 @@ def axis_sizes(sizes: Mapping[int, int]) -> tuple[int, ...]:
     return tuple(sizes.get(-i, 1) for i in range(depth, 0, -1))
 
 
-def as_site(name: str, node: Mapping[str, Any], run: Run, broadcast: Callable) -> Site:
+def plain_log_prob(fn: Any, value: Any) -> Any:
+    """The library's own."""
+    return fn.log_prob(value)
+
+
+def as_site(
+    name: str,
+    node: Mapping[str, Any],
+    run: Run,
+    broadcast: Callable,
+    log_prob_of: Callable = plain_log_prob,
+) -> Site:
     """A node of Pyro's or NumPyro's trace as a site: inner plates summed, data and particles kept.
 
     `broadcast(log_prob, plates)` stretches a log-probability over the open plates' axes.
@@ -135,7 +146,7 @@ def as_site(name: str, node: Mapping[str, Any], run: Run, broadcast: Callable) -
         return Site(node["value"], None, is_local, None, kind)
     keep = {f.dim for f in frames if f.name in (PARTICLES, DATA_PLATE)}
     plates = axis_sizes({f.dim: f.size for f in frames})
-    log_prob = broadcast(node["fn"].log_prob(node["value"]), plates)
+    log_prob = broadcast(log_prob_of(node["fn"], node["value"]), plates)
     inner = tuple(axis for axis in range(-log_prob.ndim, 0) if axis not in keep)
     if inner:
         log_prob = log_prob.sum(inner)
