@@ -160,28 +160,38 @@ def run_program(
     return run, sites
 
 
-_ELEMENTWISE = {numpyro_dist.BernoulliLogits: ("logits",), numpyro_dist.Normal: ("loc", "scale")}
+def _bernoulli_logits(value: Any, logits: Any) -> Any:
+    return value * logits - jnp.maximum(logits, 0) - jnp.log1p(jnp.exp(-jnp.abs(logits)))
+
+
+def _normal(value: Any, loc: Any, scale: Any) -> Any:
+    return numpyro_dist.Normal(loc, scale, validate_args=False).log_prob(value)
+
+
+_ELEMENTWISE: dict[type, tuple[Callable, tuple[str, ...]]] = {
+    numpyro_dist.BernoulliLogits: (_bernoulli_logits, ("logits",)),
+    numpyro_dist.Normal: (_normal, ("loc", "scale")),
+}
 
 
 def _log_prob(fn: Any, value: Any) -> Any:
-    """log p of a value, an image's axes flattened first.
+    """log p of a value; an image's axes are flattened first, and its Bernoulli is written out.
 
-    XLA's CPU loops over [.., 28, 28, 1] are up to ten times as slow as over [.., 784].
+    XLA's CPU loops over [.., 28, 28, 1] are up to ten times as slow as over [.., 784], and
+    NumPyro's order of the Bernoulli's terms costs a seventh more than
+    x l - max(l, 0) - log(1 + e^-|l|).
     """
     ndim = fn.reinterpreted_batch_ndims if type(fn) is numpyro_dist.Independent else 0
-    names = _ELEMENTWISE.get(type(fn.base_dist)) if ndim > 1 else None
-    if names is None:
+    density, names = _ELEMENTWISE.get(type(fn.base_dist), (None, ())) if ndim else (None, ())
+    if density is None:
         return fn.log_prob(value)
     base, shape = fn.base_dist, fn.base_dist.batch_shape
-    flat = {
-        n: jnp.broadcast_to(getattr(base, n), shape).reshape((*shape[:-ndim], -1)) for n in names
-    }
-    value = jnp.broadcast_to(value, (*value.shape[:-ndim], *shape[-ndim:]))
-    return (
-        type(base)(**flat, validate_args=False)
-        .log_prob(value.reshape((*value.shape[:-ndim], -1)))
-        .sum(-1)
-    )
+
+    def flat(x: Any) -> Any:
+        whole = jnp.broadcast_to(x, jnp.broadcast_shapes(jnp.shape(x), shape[-ndim:]))
+        return whole.reshape((*whole.shape[:-ndim], -1)) if ndim > 1 else whole
+
+    return density(flat(value), *(flat(getattr(base, n)) for n in names)).sum(-1)
 
 
 def _broadcast(log_prob: Any, plates: tuple[int, ...]) -> Any:
