@@ -34,6 +34,8 @@ from probgen.trees import tree_leaves
 Array = Any
 NOISES = ("common", "independent")
 CHECKED = 32  # draws by which the achieved optimisation is judged
+# What the noise of scoring is keyed by: beyond any step, so that no draw depends on their number.
+BEFORE, AFTER, JUDGE = 2**30, 2**30 + 1, 2**30 + 2
 _DEFAULTS = {"guide": Adam(2e-4, weight_decay=5e-5), "posterior": Adam(3e-2)}
 
 
@@ -56,8 +58,8 @@ class LikelihoodRegret:
             "guide", `Adam(3e-2)` for "posterior".
         num_particles: K of the bound after, and before unless that is given.
         num_particles_before: K of the bound before.
-        num_draws: importance samples on each side, a multiple of K; default max(100, K). L_K is
-            the mean over the num_draws / K groups.
+        num_draws: importance samples on each side, a multiple of K; default: the smallest of both
+            K's multiples from 100 on. L_K is the mean over the num_draws / K groups.
         noise: "common": the same draws before and after, which cancel in the difference;
             "independent": as in the official code.
         start_from: "guide", or "prior": "posterior" then starts at location 0 and scale 1.
@@ -65,7 +67,7 @@ class LikelihoodRegret:
             as fast, for a VAE with an MLP as encoder.
         rows_at_once: data that are optimised side by side; default: the backend's choice, one or a
             few on a CPU (a copy must stay in the cache), many on a GPU. It changes no number.
-        particles_at_once: importance samples at a time, for memory.
+        particles_at_once: importance samples at a time, for memory; another number draws others.
 
     Gives per datum: `estimate`; `standard_error`, of Monte Carlo, for the tau_hat that was found;
     `elbo_before`, `elbo_after` and `regret_elbo`, their difference (K = 1 by the same draws);
@@ -146,7 +148,10 @@ class LikelihoodRegret:
         """(K before, K after, draws on each side)."""
         after, before, draws = self.num_particles, self.num_particles_before, self.num_draws
         before = after if before is None else before
-        return before, after, max(100, before, after) if draws is None else draws
+        if draws is None and min(before, after) > 0:
+            together = math.lcm(before, after)
+            draws = -(-100 // together) * together
+        return before, after, draws or 0
 
     @property
     def noise_name(self) -> str:
@@ -162,6 +167,8 @@ class LikelihoodRegret:
         if self.steps != dataclasses.replace(self, num_steps=None).steps:
             said.append(f"{self.steps} steps")
         said += ["from the prior"] if self.start_from == "prior" else []
+        if self._counts[2] != dataclasses.replace(self, num_draws=None)._counts[2]:
+            said.append(f"{self._counts[2]} draws")
         said += ["independent noise"] if self.noise == "independent" else []
         said += [repr(self.optimizer)] if self.optimizer is not None else []
         return f"LikelihoodRegret({', '.join(said)})"
@@ -184,9 +191,9 @@ class LikelihoodRegret:
         slope = b.value_and_grad(judged)
 
         def finish(tau: Any, kept: Any, params: Mapping, x: Mapping, key: Any) -> dict[str, Array]:
-            rows, last = rows_of(x), 0 if self.noise == "common" else 1
-            k_before, k_after = b.fold_in(key, steps), b.fold_in(key, steps + last)
-            k_judge = b.fold_in(key, steps + 2)
+            rows, is_common = rows_of(x), self.noise == "common"
+            k_before, k_judge = b.fold_in(key, BEFORE), b.fold_in(key, JUDGE)
+            k_after = k_before if is_common else b.fold_in(key, AFTER)
             guide = found.guide_params(tau, params, x)
             end, grads = slope(tau, params, x, k_judge)
             squares: Any = sum(ops.sum(g * g) for g in tree_leaves(grads))

@@ -10,37 +10,19 @@ For q = N(m, diag v), in nats:
 which is least at m = m*, v_j = 1 / P_jj. The regret at K = 1 is the difference of two such numbers.
 """
 
-import contextlib
 import dataclasses
 import zlib
 
 import numpy as np
 
+import probgen as pg
 from probgen import dist, nets, ops
 from probgen.data.sources import ArraySource
 from probgen.fitted import Fitted
 from probgen.inference.refit import bind_search, negative_bound
+from probgen.inference.regret import LikelihoodRegret
 from probgen.models import VAE, likelihoods
 from probgen.trees import tree_map
-
-
-@contextlib.contextmanager
-def float64_on(backend_name):
-    """`asarray` keeps float64 inside: torch's default dtype, or JAX's x64 mode; then as before."""
-    if backend_name == "torch":
-        import torch
-
-        before = torch.get_default_dtype()
-        torch.set_default_dtype(torch.float64)
-        try:
-            yield
-        finally:
-            torch.set_default_dtype(before)
-    else:
-        import jax
-
-        with jax.enable_x64(True):
-            yield
 
 
 def as_float64(x):
@@ -173,6 +155,21 @@ class PPCA:
         if limit is not None:
             loc = np.clip(loc, -limit, limit)
         return loc, np.broadcast_to(self.best_variance * widen, loc.shape)
+
+
+def settled(num_steps, peak=3e-2, **options):
+    """An Adam whose rate falls to zero, so that the search comes to rest."""
+    optimizer = pg.Adam(pg.CosineDecay(peak, num_steps))
+    return LikelihoodRegret(num_steps=num_steps, optimizer=optimizer, **options)
+
+
+def scored(b, fitted, x, measure, seed=0):
+    """The measure's group of a table, as {quantity: [n, ...]}."""
+    table = pg.evaluate(
+        fitted, as_float64(x), [measure], seed=seed, backend=b, progress_bar=False,
+        chunk_size=len(x),
+    )  # fmt: skip
+    return {name: values.values for name, values in table[measure.name].data_vars.items()}
 
 
 def measure_key(b, measure, seed):

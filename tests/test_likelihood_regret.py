@@ -157,9 +157,9 @@ def test_likelihood_regret_between_seeds(one_backend):
 
 
 @pytest.mark.slow
-def test_likelihood_regret_suite(one_backend):
+def test_likelihood_regret_suite(backend_name):
     """Check 11 of the evaluation's sheet: every score runs, and the likelihood's shape is there."""
-    table = suite(one_backend).table
+    table = suite(backend_name).table
     assert len(table.measures) == 26
     assert area(table, "NLL", "letters") < 0.5 and area(table, "NLL", "black") < 0.1
     for each in table.detections:

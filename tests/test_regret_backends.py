@@ -1,15 +1,7 @@
-"""torch and JAX give one regret for the same weights and the same noise.
-
-Noise is injected at the source of randomness: torch's keys are made JAX's for the length of a test
-(fold_in and the normal draw by threefry, `split` on both sides as fold_in), so the two backends
-draw the same numbers from the same seed and everything else runs as it always does.
-"""
-
-import functools
+"""torch and JAX give one regret for the same weights and the same noise (see `shared_noise`)."""
 
 import numpy as np
 import pytest
-from regret_cases import float64_on
 
 import probgen as pg
 from probgen import backends, dist, nets
@@ -20,55 +12,10 @@ from probgen.inference.regret import LikelihoodRegret
 from probgen.models import VAE, likelihoods
 from probgen.trees import tree_map
 
-torch = pytest.importorskip("torch")
 pytest.importorskip("pyro")
-jax = pytest.importorskip("jax")
 pytest.importorskip("numpyro")
 
 X = np.random.default_rng(0).normal(size=(5, 6))
-
-
-@pytest.fixture
-def same_noise(monkeypatch):
-    """torch draws what JAX draws."""
-    from probgen.backends import keys, torch_random
-    from probgen.backends.jax import JaxBackend
-    from probgen.backends.torch import TorchBackend
-
-    def to_int(key):
-        high, low = (int(v) for v in np.asarray(jax.random.key_data(key)))
-        return high << 32 | low
-
-    def to_key(seed):
-        data = np.array([seed >> 32, seed & 0xFFFFFFFF], np.uint32)
-        return jax.random.wrap_key_data(data)
-
-    fold = jax.jit(jax.random.fold_in)
-
-    @functools.cache
-    def mix(seed, data):
-        return to_int(fold(to_key(seed), np.uint32(data & 0x7FFFFFFF)))
-
-    def draw(slot, seed):
-        assert slot.kind == "normal"
-        if isinstance(seed, tuple):
-            one = slot._replace(shape=(1, *slot.shape[1:]))
-            return torch.cat([draw(one, s) for s in seed])
-        return torch.tensor(np.asarray(jax.random.normal(to_key(seed), slot.shape)))
-
-    def split(self, key, num=2):
-        if key.ndim:
-            parts = [jax.vmap(lambda k, i=i: jax.random.fold_in(k, i))(key) for i in range(num)]
-        else:
-            parts = [jax.random.fold_in(key, i) for i in range(num)]
-        return jax.numpy.stack(parts)
-
-    monkeypatch.setattr(keys, "mix", mix)
-    monkeypatch.setattr(torch_random, "draw", draw)
-    monkeypatch.setattr(
-        TorchBackend, "key", lambda self, seed: keys.Key(to_int(jax.random.key(seed)))
-    )
-    monkeypatch.setattr(JaxBackend, "split", split)
 
 
 def vae(guide_kind, hierarchical=False):
@@ -129,7 +76,7 @@ def test_backends_agree_for_the_same_weights_and_noise(same_noise, which, kind, 
             b = backends.load(name, "cpu", **options)
             if dtype == np.float64:
                 # torch draws by JAX's numbers, so both are in float64 for either backend.
-                with float64_on("torch"), float64_on("jax"):
+                with backends.load("torch", "cpu").float64(), backends.load("jax", "cpu").float64():
                     table = pg.evaluate(
                         fitted, data, [measure], seed=1, backend=b, progress_bar=False
                     )

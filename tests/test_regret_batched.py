@@ -12,14 +12,14 @@ import zlib
 
 import numpy as np
 import pytest
-from regret_cases import as_float64, float64_on, measure_key
+from regret_cases import as_float64, measure_key
 from scipy import stats
 
 import probgen as pg
 from probgen import dist, nets
 from probgen.errors import ProbgenError
 from probgen.fitted import Fitted
-from probgen.inference.regret import LikelihoodRegret
+from probgen.inference.regret import BEFORE, LikelihoodRegret
 from probgen.models import VAE, likelihoods
 from probgen.trees import tree_leaves, tree_map
 
@@ -117,7 +117,7 @@ def torch_loop(b, fitted, x, measure, seed):
             loss.backward()
             optimizer.step()
         with torch.no_grad():
-            last = b.fold_in(key, measure.steps)
+            last = b.fold_in(key, BEFORE)
             bounds.append([bound(params["encoder"], row, last), bound(own, row, last)])
     return np.array(bounds)
 
@@ -184,7 +184,7 @@ def jax_loop(b, fitted, x, measure, seed):
         state = optimizer.init(own)
         for t in range(measure.steps):
             own, state = step(own, state, row, jax.random.fold_in(key, t))
-        last = jax.random.fold_in(key, measure.steps)
+        last = jax.random.fold_in(key, BEFORE)
         bounds.append([float(bound(params["encoder"], row, last)), float(bound(own, row, last))])
     return np.array(bounds)
 
@@ -197,7 +197,7 @@ def test_batched_equals_looped(b, encoder):
     """100 steps of the published search: to 1e-10 in float64, in stacks of any size and chunks of
     any size, and to 1e-5 in float32."""
     measure = LikelihoodRegret(search="guide", num_draws=DRAWS)
-    with float64_on(b.name):
+    with b.float64():
         fitted, x = vae(ENCODERS[encoder]), data(6)
         plain = LOOPS[b.name](b, fitted, x, measure, 3)
         assert np.abs(plain[:, 1] - plain[:, 0]).min() > 1e-3
@@ -221,7 +221,7 @@ def test_batched_equals_looped(b, encoder):
 def test_no_cut_of_the_data_changes_a_number(b, search):
     """rows_at_once and chunk size: every quantity of the table to 1e-10 in float64."""
     measure = LikelihoodRegret(search=search, num_steps=12, num_draws=8)
-    with float64_on(b.name):
+    with b.float64():
         fitted, x = vae(ENCODERS["mlp"]), data(9)
         first = None
         cuts = ((8, 64), (1, 7), (64, 1)) if search == "guide" else ((None, 64), (1, 7))
@@ -282,7 +282,7 @@ def test_rank_1_is_the_exact_search_without_weight_decay(b, hidden):
     very small here, what is left is 1e-6 of the regret. Pixels that are zero do not move.
     """
     encoder = dataclasses.replace(ENCODERS["mlp"], hidden=hidden)
-    with float64_on(b.name):
+    with b.float64():
         fitted, x = vae(encoder), data(6) * 0.7 - 0.1
         fitted = dataclasses.replace(
             fitted, model=dataclasses.replace(fitted.model, likelihood=likelihoods.Normal(0.5))
@@ -306,7 +306,7 @@ def test_rank_1_is_the_exact_search_without_weight_decay(b, hidden):
 
 def test_rank_1_ranks_as_the_exact_search_with_its_published_optimiser(b):
     """Weight decay of that layer and Adam's eps are all that differ: Spearman's rho >= 0.999."""
-    with float64_on(b.name):
+    with b.float64():
         fitted, x = vae(ENCODERS["mlp"]), data(40)
         x[20:] = 1 - x[20:]
         bound, params = fitted.bind(b, {"x": x[:1]}, num_data=40)

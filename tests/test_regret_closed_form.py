@@ -7,31 +7,13 @@ import dataclasses
 
 import numpy as np
 import pytest
-from regret_cases import PPCA, as_float64, auroc, fitted_tau, float64_on, free_gaussian, measure_key
-
-import probgen as pg
-from probgen.inference.regret import LikelihoodRegret
+from regret_cases import PPCA, auroc, fitted_tau, free_gaussian, measure_key, scored, settled
 
 
 @pytest.fixture(autouse=True)
-def float64(backend_name):
-    with float64_on(backend_name):
+def float64(b):
+    with b.float64():
         yield
-
-
-def settled(num_steps, peak=3e-2, **options):
-    """An Adam whose rate falls to zero, so that the search comes to rest."""
-    optimizer = pg.Adam(pg.CosineDecay(peak, num_steps))
-    return LikelihoodRegret(num_steps=num_steps, optimizer=optimizer, **options)
-
-
-def scored(b, fitted, x, measure, seed=0):
-    """The measure's group of a table, as {quantity: [n, ...]}."""
-    table = pg.evaluate(
-        fitted, as_float64(x), [measure], seed=seed, backend=b, progress_bar=False,
-        chunk_size=len(x),
-    )  # fmt: skip
-    return {name: values.values for name, values in table[measure.name].data_vars.items()}
 
 
 def test_the_search_finds_the_best_gaussian_of_a_saturating_encoder(b):

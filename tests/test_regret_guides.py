@@ -231,6 +231,22 @@ def test_a_search_without_nets_is_possible_for_the_posterior(b):
 
 
 @pytest.mark.parametrize(
+    ("options", "draws"),
+    [
+        ({}, 100),
+        ({"num_particles": 8}, 104),
+        ({"num_particles": 30, "num_particles_before": 20}, 120),
+        ({"num_particles": 1000}, 1000),
+    ],
+)
+def test_draws_are_whole_groups_of_both_k_unless_given(options, draws):
+    assert LikelihoodRegret(**options) == LikelihoodRegret(**options, num_draws=None)
+    named = LikelihoodRegret(**options, num_draws=draws)
+    assert named.name == LikelihoodRegret(**options).name
+    assert f"{2 * draws} draws" in LikelihoodRegret(**options, num_draws=2 * draws).name
+
+
+@pytest.mark.parametrize(
     ("options", "text"),
     [
         ({"search": "encoder"}, r"search='encoder', expected one of 'guide', 'posterior'"),

@@ -8,7 +8,6 @@ would draw. `by_row` and `minimise_rows` keep that law for whole functions.
 
 import numpy as np
 import pytest
-from regret_cases import float64_on
 
 import probgen as pg
 from probgen import dist, nets
@@ -226,7 +225,7 @@ def test_every_optimiser_is_the_same_in_stacks_and_alone(b, optimizer):
     And a datum whose pull is a hundred times as strong changes nothing for the others.
     """
     strong = X * np.array([[1], [1], [100], [1], [1]])
-    with float64_on(b.name):
+    with b.float64():
         shared, keys = {"s": b.asarray(np.array([0.5, -0.5]))}, b.row_keys(b.key(1), IDS5)
 
         def end(rows_at_once, x):

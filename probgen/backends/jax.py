@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -66,6 +67,11 @@ class JaxBackend:
         if isinstance(out, jax.core.Tracer):
             return out
         return jax.device_put(out, self._device)
+
+    @contextlib.contextmanager
+    def float64(self) -> Iterator[None]:
+        with jax.enable_x64(True):
+            yield
 
     def to_numpy(self, x: Any) -> np.ndarray:
         return np.asarray(x)
