@@ -161,6 +161,7 @@ def _model(r: Results) -> Section:
 def _learning(r: Results) -> Section:
     history = r.fitted.history
     window = max(1, history.num_steps // 100)
+    averaged = f"means over {window} steps" if window > 1 else "every step"
     held, at = history.validation, np.asarray(history.validation_steps)
 
     def pair(metric: str, label: str) -> Any:
@@ -183,7 +184,7 @@ def _learning(r: Results) -> Section:
         "Learning curves",
         Figure(
             figure_svg(pair("elbo", "ELBO, nats per digit")),
-            f"The bound. Training: means over {window} steps; held out: all "
+            f"The bound. Training: {averaged}; held out: all "
             f"{r.settings.num_held_out} digits, one draw each.",
             "Learning curve of the ELBO for training and held-out digits.",
             numbers=numbers,

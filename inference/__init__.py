@@ -1,4 +1,10 @@
-"""Algorithms: what learns parameters, infers latents and estimates likelihoods."""
+"""Algorithms: what learns parameters, infers latents and estimates likelihoods.
+
+Scores of what is strange, other than the likelihood and its regret, are in `scores`.
+"""
+
+import importlib
+from typing import Any
 
 from probgen.inference.ais import AIS
 from probgen.inference.bits import BitsPerDim, bits_per_dim
@@ -66,3 +72,13 @@ __all__ = [
     "psis",
     "rbm_log_partition",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "scores":
+        return importlib.import_module("probgen.inference.scores")
+    raise AttributeError(f"module 'probgen.inference' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "scores"]

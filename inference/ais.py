@@ -19,6 +19,8 @@ import numpy as np
 from probgen.bound import Bound
 from probgen.errors import AlgorithmError, DeclarationError
 from probgen.inference.annealing import Annealer, Path, Settings
+from probgen.inference.settings import check_count
+from probgen.measure import changed_settings
 from probgen.program import DATA_PLATE
 
 Array = Any
@@ -76,16 +78,9 @@ class AIS:
     direction = "lower, stochastic"
 
     def __post_init__(self) -> None:
-        for field, least in (
-            ("num_steps", 1), ("num_chains", 2), ("num_leapfrog", 1), ("num_pilot_steps", 10),
-        ):  # fmt: skip
-            value = getattr(self, field)
-            whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-            if not whole or value < least:
-                raise DeclarationError(
-                    f"AIS: got {field}={value!r}, expected a whole number of at least {least}"
-                    + (", since errors are taken over chains." if least == 2 else ".")
-                )
+        check_count(self, "num_steps", "num_leapfrog")
+        check_count(self, "num_chains", least=2, why=", since errors are taken over chains")
+        check_count(self, "num_pilot_steps", least=10)
         if self.start not in STARTS:
             raise DeclarationError(f"AIS: got start={self.start!r}, expected one of {STARTS}.")
         if not 0.0 < self.target_accept_prob < 1.0 or not 0.0 <= self.jitter < 1.0:
@@ -100,9 +95,9 @@ class AIS:
 
     @property
     def name(self) -> str:
-        start = "" if self.start == "prior" else f", start={self.start}"
-        leapfrog = "" if self.num_leapfrog == 10 else f", num_leapfrog={self.num_leapfrog}"
-        return f"AIS({self.num_steps}, num_chains={self.num_chains}{leapfrog}{start})"
+        more = changed_settings(self, shown=("num_steps", "num_chains"))
+        said = [str(self.num_steps), f"num_chains={self.num_chains}", *more]
+        return f"AIS({', '.join(said)})"
 
     @property
     def settings(self) -> Settings:

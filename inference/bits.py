@@ -81,7 +81,7 @@ def bits_per_dim(
 
     Raises:
         DeclarationError: an argument that must be told is missing, or two contradict.
-        DataError: a NaN. ShapeError: errors that do not fit the estimates.
+        DataError: a NaN, no datum, no numbers. ShapeError: errors that do not fit the estimates.
 
     Source: Theis, van den Oord & Bethge 2016, arXiv:1511.01844, section 3.1; Ho et al. 2019,
     arXiv:1902.00275 (variational dequantisation).
@@ -98,7 +98,15 @@ def bits_per_dim(
             "784 for an image of 28 x 28."
         )
     width = _width(levels, data_range, dequantisation)
-    values = np.asarray(nats, np.float64)
+    try:
+        values = np.asarray(nats, np.float64)
+    except (TypeError, ValueError) as problem:
+        raise DataError(
+            f"bits_per_dim: got nats of type {type(nats).__name__}, expected numbers; of a table "
+            'give table["IWAE(1000)"]["estimate"].'
+        ) from problem
+    if not values.size:
+        raise DataError("bits_per_dim: got no datum, expected at least one log-likelihood.")
     if np.isnan(values).any():
         raise DataError(
             f"bits_per_dim: got {int(np.isnan(values).sum())} NaN, expected log-likelihoods."

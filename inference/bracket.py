@@ -20,11 +20,12 @@ from typing import Any
 import numpy as np
 
 from probgen.backends.protocol import Backend
-from probgen.errors import AlgorithmError, MissingSeed, NonFiniteError, NotByRow
+from probgen.errors import AlgorithmError, NonFiniteError, NotByRow
 from probgen.feed import merge_inputs
 from probgen.fitted import Fitted
 from probgen.inference.ais import AIS, in_double, summary
 from probgen.progress import bar
+from probgen.seeds import check_seed
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -129,8 +130,7 @@ def bdmc(
     Source: Grosse, Ghahramani & Adams 2015, arXiv:1511.02543; Wu et al. 2017, arXiv:1611.04273.
     """
     method = AIS() if method is None else method
-    if seed is None:
-        raise MissingSeed("bdmc: got no seed, expected an integer such as seed=0.")
+    seed = check_seed(seed, "bdmc")
     if not isinstance(fitted, Fitted) or not isinstance(method, AIS):
         raise AlgorithmError(
             f"bdmc: got {type(fitted).__name__} and {type(method).__name__}, expected a Fitted and "

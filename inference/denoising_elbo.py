@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 
 from probgen.bound import Bound
-from probgen.errors import DeclarationError
 from probgen.inference.flow_likelihood import require_diffusion
+from probgen.inference.settings import check_count
 
 Array = Any
 
@@ -54,11 +54,9 @@ class DenoisingELBO:
     larger_is_stranger = False
 
     def __post_init__(self) -> None:
-        if self.num_draws < 2 or (self.num_steps is not None and self.num_steps < 1):
-            raise DeclarationError(
-                f"DenoisingELBO: got num_draws={self.num_draws}, num_steps={self.num_steps}, "
-                "expected 2 draws or more, for a standard error, and 1 step or more; None is all."
-            )
+        check_count(self, "num_draws", least=2, why=", for a standard error")
+        if self.num_steps is not None:
+            check_count(self, "num_steps", why=", or None for all steps")
 
     @property
     def name(self) -> str:

@@ -17,6 +17,7 @@ from typing import Any
 from probgen.bound import Bound
 from probgen.errors import AlgorithmError, DeclarationError
 from probgen.inference.likelihood import elbo_measure
+from probgen.inference.settings import check_count
 from probgen.inference.terms import Terms, compute, log_weights, per_datum
 from probgen.inference.weights import KLWeight
 
@@ -50,7 +51,7 @@ class ELBO:
     free_bits: float = 0.0
 
     def __post_init__(self) -> None:
-        _check_count("ELBO", "num_particles", self.num_particles)
+        check_count(self, "num_particles")
         if self.free_bits < 0:
             raise DeclarationError(
                 f"ELBO: got free_bits={self.free_bits}, expected 0 or more nats."
@@ -203,7 +204,7 @@ class ImportanceWeightedELBO:
     doubly_reparametrized: bool = False
 
     def __post_init__(self) -> None:
-        _check_count("ImportanceWeightedELBO", "num_particles", self.num_particles)
+        check_count(self, "num_particles")
 
     def init(self, bound: Bound) -> dict:
         if bound.has_global_latents:
@@ -270,8 +271,3 @@ def _joint(sites: Mapping[str, Any]) -> Array:
 def iwae(ops: Any, log_w: Array) -> Array:
     """log (1/K) sum_k w_k over the leading axis, nats."""
     return ops.logsumexp(log_w, axis=0) - math.log(log_w.shape[0])
-
-
-def _check_count(who: str, name: str, value: int) -> None:
-    if not isinstance(value, int) or value < 1:
-        raise DeclarationError(f"{who}: got {name}={value!r}, expected a positive integer.")

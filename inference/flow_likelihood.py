@@ -38,6 +38,7 @@ from probgen.backends.protocol import Backend
 from probgen.bound import Bound
 from probgen.errors import AlgorithmError, DeclarationError
 from probgen.inference.ode import rows_of, runge_kutta_step, solve
+from probgen.inference.settings import check_count
 
 Array = Any
 _DIVERGENCES = ("auto", "exact", "hutchinson")
@@ -81,7 +82,8 @@ class ProbabilityFlow:
     larger_is_stranger = False
 
     def __post_init__(self) -> None:
-        if self.num_steps < 2 or self.num_steps % 2:
+        check_count(self, "num_steps", "num_probes", least=2)
+        if self.num_steps % 2:
             raise DeclarationError(
                 f"ProbabilityFlow: got num_steps={self.num_steps}, expected an even number, so "
                 f"that half of it tells the solver's error; take {max(self.num_steps + 1, 2)}."
@@ -92,12 +94,7 @@ class ProbabilityFlow:
                 f"expected one of {_DIVERGENCES} and one of {_ENDS}; the defaults are 'auto' and "
                 "'data'."
             )
-        if self.num_probes < 2 or self.exact_up_to < 0:
-            raise DeclarationError(
-                f"ProbabilityFlow: got num_probes={self.num_probes}, "
-                f"exact_up_to={self.exact_up_to}, expected 2 or more and 0 or more; one probe has "
-                "no standard error."
-            )
+        check_count(self, "exact_up_to", least=0)
 
     @property
     def name(self) -> str:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from probgen.backends.protocol import Backend
 from probgen.bound import Bound
 from probgen.errors import DeclarationError
+from probgen.inference.settings import check_count
 from probgen.inference.spaces import bind_space
 
 Array = Any
@@ -62,10 +63,10 @@ class Langevin:
     def __post_init__(self) -> None:
         if not (math.isfinite(self.step_size) and self.step_size > 0):
             raise DeclarationError(f"Langevin: got step_size={self.step_size}, expected above 0.")
-        if self.num_steps < 1 or self.noise_scale < 0:
+        check_count(self, "num_steps")
+        if not self.noise_scale >= 0:
             raise DeclarationError(
-                f"Langevin: got num_steps={self.num_steps}, noise_scale={self.noise_scale}, "
-                "expected at least one step and a scale of at least 0."
+                f"Langevin: got noise_scale={self.noise_scale!r}, expected a scale of at least 0."
             )
         if self.metropolis and self.noise_scale != 1.0:
             raise DeclarationError(

@@ -18,8 +18,9 @@ import numpy as np
 from scipy.special import logsumexp
 
 from probgen.bound import Bound
-from probgen.errors import AlgorithmError, DeclarationError
+from probgen.errors import AlgorithmError
 from probgen.inference.psis import khat, khat_limit
+from probgen.inference.settings import check_count
 from probgen.inference.terms import compute, log_weights
 
 Array = Any
@@ -36,8 +37,9 @@ class IWAE:
     Gives per datum: `estimate`; `standard_error`, by the delta method sd(w) / (mean(w) sqrt(K)),
     which is itself unreliable when few particles carry the weight; and what tells so:
     `effective_particles`, (sum w)^2 / sum w^2, and `khat`, the Pareto shape of the largest weights
-    (above `khat_limit(K)` do not quote the estimate without a warning; NaN where K < 25 or the
-    weights are constant, so that there is no tail to fit).
+    (above `khat_limit(K)` do not quote the estimate without a warning; +inf where a handful of
+    weights dwarfs the rest, the worst case; NaN where there is no tail to fit, that is with K < 25
+    or with weights the largest of which are equal).
 
     Raises (when bound): AlgorithmError: no guide, global latents, an unnormalised density.
 
@@ -52,8 +54,7 @@ class IWAE:
     larger_is_stranger = False
 
     def __post_init__(self) -> None:
-        if self.num_particles < 1 or self.particles_at_once < 1:
-            raise DeclarationError(f"{self!r}: expected at least one particle.")
+        check_count(self, "num_particles", "particles_at_once")
 
     @property
     def name(self) -> str:
@@ -78,8 +79,13 @@ class IWAE:
 
 
 def importance_estimate(log_w: np.ndarray) -> dict[str, np.ndarray]:
-    """log-mean-exp of log weights [n, K] in float64, its delta-method error and diagnostics."""
+    """log-mean-exp of log weights [n, K] in float64, its delta-method error and diagnostics.
+
+    All are NaN for a datum with a weight that is NaN or +inf, which is no density: `evaluate`, who
+    knows the datum's number, refuses it.
+    """
     log_w = np.asarray(log_w, np.float64)
+    log_w = np.where(np.isposinf(log_w), np.nan, log_w)
     num = log_w.shape[1]
     log_sum = logsumexp(log_w, axis=1)
     squares = np.exp(2.0 * (log_w - log_sum[:, None])).sum(1)
@@ -89,14 +95,14 @@ def importance_estimate(log_w: np.ndarray) -> dict[str, np.ndarray]:
     if num > 1:
         out["standard_error"] = np.sqrt(spread)
     tail = np.full(len(log_w), np.nan)
-    known = ~np.isnan(log_w).any(1)  # the others are refused, with their place, by `evaluate`
+    known = ~np.isnan(log_w).any(1)
     if known.any():
         tail[known] = khat(log_w[known])
     return out | {"effective_particles": 1.0 / squares, "khat": tail}
 
 
 def khat_warning(found: np.ndarray, num_particles: int) -> list[str]:
-    """One sentence where k-hat is above its limit for some data."""
+    """One sentence where k-hat is above its limit, or infinite, for some data."""
     if num_particles < 2:
         return []
     limit = khat_limit(num_particles)

@@ -18,11 +18,13 @@ import numpy as np
 
 from probgen.backends.protocol import Backend
 from probgen.bound import Bound
-from probgen.errors import AlgorithmError, DataError, MissingSeed, NonFiniteError, ShapeError
+from probgen.errors import AlgorithmError, DataError, NonFiniteError, ShapeError
 from probgen.fitted import Fitted
 from probgen.inference.ais import AIS, in_double, summary
 from probgen.inference.annealing import Annealer, Path
 from probgen.inference.spaces import bind_space, total
+from probgen.measure import short_mark
+from probgen.seeds import check_seed
 
 Array = Any
 
@@ -134,8 +136,7 @@ def log_partition(
     Sources: Neal 2001; for the reverse, Burda, Grosse & Salakhutdinov 2015, arXiv:1412.8566.
     """
     method = AIS() if method is None else method
-    if seed is None:
-        raise MissingSeed("log_partition: got no seed, expected an integer such as seed=0.")
+    seed = check_seed(seed, "log_partition")
     if not isinstance(fitted, Fitted):
         raise AlgorithmError(
             f"log_partition: got {type(fitted).__name__}, expected a Fitted: a model with "
@@ -299,7 +300,8 @@ class EnergyLogLikelihood:
     Args:
         log_z: what `log_partition` gave for the same model and parameters.
 
-    `standard_error` is that of log Z, one and the same for all data: it does not average out.
+    `standard_error` is that of log Z, one and the same for all data: it does not average out, and
+    the table's mean and its Monte Carlo error know that (`shared_error`).
 
     Raises (when bound): as for `UnnormalizedLogDensity`.
     """
@@ -309,10 +311,15 @@ class EnergyLogLikelihood:
     unit = "nats"
     larger_is_stranger = False
     direction = "upper, stochastic"
+    shared_error = True
 
     @property
     def name(self) -> str:
-        return f"log p~ - log Z by {self.log_z.method.name}"
+        # Two estimates of one method differ, and their text has log Z rounded.
+        mark = short_mark(
+            *(float(v).hex() for v in (self.log_z.estimate, self.log_z.standard_error))
+        )
+        return f"log p~ - log Z by {self.log_z.method.name} {mark}"
 
     def bind_measure(self, bound: Bound) -> Callable:
         """The measure for one model: (params, batch, key) -> estimates."""

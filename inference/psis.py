@@ -7,6 +7,7 @@ mean of weights has a variance only if k < 1/2, and a mean at all only if k < 1:
     k < min(1 - 1 / log10 S, 0.7)   the estimate is reliable
     k above that                    do not quote it without a warning
     k >= 1                          the mean itself cannot be estimated from weights
+    k = inf                         so few weights stand above the rest that no law can be fitted
 
 Target N(0, 1), proposal N(0, v): k = 1 - v. A wide range of log weights is no fault here; a narrow
 one is no proof. Numpy, float64, all data at once. Sources: Vehtari, Simpson, Gelman, Yao & Gabry
@@ -25,6 +26,7 @@ from probgen.errors import DataError, ShapeError
 
 MIN_WEIGHTS = 25  # below, no k-hat: the tail would have fewer than five weights, or hardly more
 MIN_TAIL = 5  # exceedances that a fit needs
+EQUAL = 1e-5  # of max(1, |largest log weight|): apart by no more, weights differ by rounding alone
 _BLOCK = 2**22  # numbers that one block of fits may hold
 
 
@@ -38,15 +40,19 @@ class Smoothed(NamedTuple):
 def khat(log_w: Any) -> np.ndarray:
     """Pareto shape of the largest weights.
 
-    NaN, "undefined", with S < 25, and where fewer than five exceed the threshold, since all or most
-    of the largest are equal. Constant weights, whose mean is exact, are such a case. It is a
-    diagnostic; an estimate is never NaN for it.
+    +inf, the worst there is, where the few weights that stand above the rest do not allow a fit:
+    one to four exceed the threshold (a single weight dwarfs equal others, or the rest lie more than
+    708 nats below and vanish beside it), or the fit has no finite result.
+
+    NaN, "undefined", where there is nothing to fit: S < 25; weights that are equal up to rounding,
+    whose mean is exact; or M + 1 equal largest ones, which no weight exceeds, as a latent with few
+    values gives them. It is a diagnostic; an estimate is never NaN for it.
 
     Args:
         log_w: [..., S] log importance weights, nats; -inf is a weight of zero.
 
     Returns:
-        [...] k-hat.
+        [...] k-hat, a number or +inf or NaN.
 
     Raises:
         ShapeError: no axis of weights. DataError: NaN or +inf among them.
@@ -59,7 +65,7 @@ def psis(log_w: Any) -> Smoothed:
     """Weights whose largest are replaced by quantiles of the fitted law, and k-hat.
 
     The i-th of the M largest becomes u + the quantile at (i - 1/2) / M, at most the raw maximum.
-    Rows whose k-hat is undefined keep their weights. Args and errors as for `khat`.
+    Rows whose k-hat is undefined or infinite keep their weights. Args and errors as for `khat`.
     """
     rows, lead = _rows(log_w)
     out = rows.copy()
@@ -116,12 +122,17 @@ def _fit_rows(rows: np.ndarray, smooth: np.ndarray | None) -> np.ndarray:
     exceed = base * np.expm1(np.maximum(largest[:, 1:] - floor, 0.0))
     # Ties with the threshold are no exceedances, so rows may differ in how many they have.
     lengths = (exceed > 0.0).sum(axis=1)
+    scale = EQUAL * np.maximum(1.0, np.abs(shift[:, 0]))
+    uneven = (lengths > 0) & (rows.min(axis=1) < top - scale)
+    out[uneven] = np.inf  # unless a fit says less
     for n in np.unique(lengths[lengths >= MIN_TAIL]):
         chosen = np.flatnonzero(lengths == n)
         block = max(1, _BLOCK // int(n * _grid_size(n)))
         for start in range(0, len(chosen), block):
             index = chosen[start : start + block]
             k, sigma = _generalised_pareto(exceed[index, m - n :])
+            fits = np.isfinite(k) & np.isfinite(sigma)
+            index, k, sigma = index[fits], k[fits], sigma[fits]
             out[index] = k
             if smooth is not None:
                 steps = (np.arange(n) + 0.5) / n
@@ -151,19 +162,20 @@ def _generalised_pareto(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     size = _grid_size(n)
     quartile = x[:, int(n / 4 + 0.5) - 1, None]
     grid = 1.0 - np.sqrt(size / (np.arange(1, size + 1) - 0.5))
-    theta = grid / (3.0 * quartile) + 1.0 / x[:, -1:]
-    k = np.log1p(-theta[:, :, None] * x[:, None, :]).mean(axis=2)
-    with np.errstate(divide="ignore", invalid="ignore"):
+    # A quartile that is nothing beside the largest gives no finite theta, hence no finite k.
+    with np.errstate(all="ignore"):
+        theta = grid / (3.0 * quartile) + 1.0 / x[:, -1:]
+        k = np.log1p(-theta[:, :, None] * x[:, None, :]).mean(axis=2)
         profile = n * (np.log(-theta / k) - k - 1.0)
-    # theta = 0 is the exponential law, the limit of its neighbours on the grid.
-    profile = np.where(np.isfinite(profile), profile, -np.inf)
-    weight = np.exp(profile - profile.max(axis=1, keepdims=True))
+        # theta = 0 is the exponential law, the limit of its neighbours on the grid.
+        profile = np.where(np.isfinite(profile), profile, -np.inf)
+        weight = np.exp(profile - profile.max(axis=1, keepdims=True))
     weight /= weight.sum(axis=1, keepdims=True)
     weight[weight < 10.0 * np.finfo(np.float64).eps] = 0.0
     weight /= weight.sum(axis=1, keepdims=True)
-    best = (theta * weight).sum(axis=1)
-    shape = np.log1p(-best[:, None] * x).mean(axis=1)
     with np.errstate(divide="ignore", invalid="ignore"):
+        best = (theta * weight).sum(axis=1)
+        shape = np.log1p(-best[:, None] * x).mean(axis=1)
         sigma = np.where(best == 0.0, x.mean(axis=1), -shape / best)
     return (n * shape + 5.0) / (n + 10.0), sigma
 
@@ -171,4 +183,6 @@ def _generalised_pareto(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _quantile(p: np.ndarray, k: np.ndarray, sigma: np.ndarray) -> np.ndarray:
     """Quantile at p of exceedances: sigma ((1 - p)^-k - 1) / k, -sigma log(1 - p) at k = 0."""
     safe = np.where(k == 0.0, 1.0, k)
-    return sigma * np.where(k == 0.0, -np.log1p(-p), np.expm1(-safe * np.log1p(-p)) / safe)
+    with np.errstate(over="ignore"):  # +inf for a k of some hundred; cut at the largest weight
+        power = np.expm1(-safe * np.log1p(-p))
+        return sigma * np.where(k == 0.0, -np.log1p(-p), power / safe)

@@ -21,10 +21,11 @@ from scipy.special import logsumexp
 
 from probgen.backends import resolve
 from probgen.backends.protocol import Backend
-from probgen.errors import AlgorithmError, DataError, MissingSeed, ShapeError
+from probgen.errors import AlgorithmError, DataError, ShapeError
 from probgen.inference.ais import AIS, in_double, summary
 from probgen.inference.annealing import add_exactly, schedule
 from probgen.inference.partition import LogPartition
+from probgen.seeds import check_seed
 
 Array = Any
 MAX_STATES = 20  # of the smaller layer: 2^20 states are summed in a second or so
@@ -107,8 +108,7 @@ def rbm_log_partition(
         `LogPartition`, a lower bound in expectation.
     """
     method = AIS(num_chains=100) if method is None else method
-    if seed is None:
-        raise MissingSeed("rbm_log_partition: got no seed, expected an integer such as seed=0.")
+    seed = check_seed(seed, "rbm_log_partition")
     start = np.asarray(base_bias, np.float64)
     if start.shape not in ((), machine.visible_bias.shape) or not np.isfinite(start).all():
         raise ShapeError(
@@ -143,7 +143,8 @@ def _walk(b: Backend, method: AIS) -> Any:
         return linear + ops.sum(ops.softplus(beta * (c + v @ weight)), axis=-1)
 
     def flip(key: Any, log_odds: Array) -> Array:
-        return ops.cast(b.uniform(key, tuple(log_odds.shape)) < ops.sigmoid(log_odds), "float32")
+        is_on = b.uniform(key, tuple(log_odds.shape)) < ops.sigmoid(log_odds)
+        return ops.where(is_on, ops.ones_like(log_odds), ops.zeros_like(log_odds))
 
     def sweep(
         key: Any, v: Array, total: tuple, before: Array, beta: Array, weight: Array, a: Array,

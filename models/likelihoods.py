@@ -147,7 +147,7 @@ class Categorical(Likelihood):
         return self.num_classes
 
     def encoder_input(self, x: Array) -> Array:
-        return ops.cast(x, "float32") / (self.num_classes - 1.0)
+        return x / (self.num_classes - 1.0)
 
     def __call__(self, output: Array, event_ndim: int) -> Deferred:
         return dist.Categorical(logits=output).to_event(event_ndim)

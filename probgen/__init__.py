@@ -43,6 +43,8 @@ _NAMES = {
     "History": "probgen.history",
 }
 
+_ROOMS = ("evaluation", "inference", "models")
+
 __all__ = sorted([*_HOMES, *_NAMES])
 
 
@@ -51,10 +53,10 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module(_HOMES[name])
     if name in _NAMES:
         return getattr(importlib.import_module(_NAMES[name]), name)
-    if name in ("models", "inference", "evaluation"):
+    if name in _ROOMS:
         return importlib.import_module(f"probgen.{name}")
     raise AttributeError(f"module 'probgen' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return __all__
+    return sorted([*__all__, *_ROOMS])

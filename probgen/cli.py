@@ -30,7 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return chosen.run(chosen)
     except ProbgenError as error:
-        print(f"probgen {chosen.command}: {' '.join(str(error).split())}", file=sys.stderr)
+        said = " ".join(str(error).split()).removeprefix(f"{chosen.command}: ")
+        print(f"probgen {chosen.command}: {said}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"probgen {chosen.command}: stopped", file=sys.stderr)
@@ -91,8 +92,9 @@ data:
   inverted:X   1 - x for any of these
 
 Data are given the model's shape, and its values: black and white at 0.5 for a Bernoulli, levels for
-a categorical. The page says what was done; what does not fit is refused. RUN's own DATA should be
-held out from its training: `probgen demo` leaves such digits as held_out_digits.npz.
+a categorical. noise and constants are uniform on [0, 1], or on the range of DATA where these are
+real numbers beyond it. The page says what was done; what does not fit is refused. RUN's own DATA
+should be held out from its training: `probgen demo` leaves such digits as held_out_digits.npz.
 
 measures: nll, regret (of each datum's own posterior, K = 1), regret-guide (of the whole guide, as
 published; slow), complexity, elbo, kl, reconstruction, ratio (needs --background).
@@ -105,7 +107,8 @@ def _add_evaluate(commands: Any) -> None:
         help="how probable a saved model finds data, and what it can tell from them",
         description="Measures DATA, and further sets by --ood, under the model in RUN (a folder "
         "from save_pretrained, such as runs/demo/model), and writes report.html, report.json and "
-        "the table of all data. Finished chunks are kept: the same command after a kill goes on.",
+        "the table of all data. Finished chunks are kept: the same command after a kill goes on, "
+        "and once it is done finds its table; another command needs another --out, or --overwrite.",
         epilog=DATA,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -137,6 +140,11 @@ def _add_evaluate(commands: Any) -> None:
         help="what to run on (default: auto, the one that fitted)",
     )  # fmt: skip
     evaluate.add_argument("--out", metavar="DIR", help="default: RUN-evaluation")
+    evaluate.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace the report of another evaluation that stands there",
+    )
     evaluate.set_defaults(run=_evaluate)
 
 
@@ -155,6 +163,7 @@ def _evaluate(chosen: argparse.Namespace) -> int:
         backend=chosen.backend,
         chunk_size=chosen.chunk_size,
         out=chosen.out,
+        overwrite=chosen.overwrite,
         command=_evaluate_command(chosen),
         say=lambda line: print(line, flush=True),
     )

@@ -6,6 +6,7 @@ diagnostics, all over the dimension "datum". Units, the direction and warnings a
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -14,10 +15,12 @@ import numpy as np
 import xarray
 
 from probgen import store
+from probgen.chunks import content
 from probgen.dist import did_you_mean
 from probgen.errors import DataError, SaveError, UnknownName
 
 Values = dict[str, np.ndarray]
+_WHOLE = "of the whole table"
 
 
 class Evaluation:
@@ -27,7 +30,8 @@ class Evaluation:
     together by `|`.
 
     Args:
-        data: a DataTree, one group a measure, attributes "unit", "larger_is_stranger", "warnings".
+        data: a DataTree, one group a measure, attributes "unit", "larger_is_stranger", "warnings",
+            "shared_error".
         info: what ran: backend, versions, seed.
     """
 
@@ -42,12 +46,20 @@ class Evaluation:
         units: Mapping[str, str],
         larger_is_stranger: Mapping[str, bool],
         warnings: Mapping[str, list[str]] | None = None,
+        shared_error: Mapping[str, bool] | None = None,
         info: Mapping[str, Any] | None = None,
     ) -> Evaluation:
         """A table from arrays: {measure: {"estimate": [n], ...}}.
 
+        Args:
+            values, units, larger_is_stranger, warnings: by measure.
+            shared_error: measures whose "standard_error" is one error that all data share, such as
+                that of a log Z; the others' are each datum's own.
+            info: what ran.
+
         Raises:
-            DataError: a name with a slash, or arrays of different lengths.
+            DataError: a name with a slash, arrays of different lengths, a measure without unit or
+                direction.
         """
         groups = {}
         lengths = {np.shape(a)[:1] for group in values.values() for a in group.values()}
@@ -57,6 +69,11 @@ class Evaluation:
                 "datum in each."
             )
         for name, group in values.items():
+            if name not in units or name not in larger_is_stranger:
+                raise DataError(
+                    f"Evaluation: got no unit or no direction of {name!r}, expected one of each "
+                    "measure: units={...: 'nats'}, larger_is_stranger={...: True}."
+                )
             if "/" in name:
                 raise DataError(f"Evaluation: got a measure {name!r}, expected a name without '/'.")
             arrays = {}
@@ -68,6 +85,7 @@ class Evaluation:
                 "unit": units[name],
                 "larger_is_stranger": bool(larger_is_stranger[name]),
                 "warnings": list((warnings or {}).get(name, ())),
+                "shared_error": bool((shared_error or {}).get(name, False)),
             }
             groups[name] = xarray.Dataset(arrays, attrs=attributes)
         return cls(xarray.DataTree.from_dict(groups), info)
@@ -112,6 +130,11 @@ class Evaluation:
         """What the measures say about how far they can be trusted."""
         return {n: list(self[n].attrs["warnings"]) for n in self.names}
 
+    @property
+    def shared_error(self) -> dict[str, bool]:
+        """Of each measure, whether its standard error is one that all data share."""
+        return {n: bool(self[n].attrs.get("shared_error", False)) for n in self.names}
+
     def strangeness(self, name: str) -> np.ndarray:
         """[n] the estimates, turned so that larger means stranger; for OOD statistics."""
         x = np.asarray(self[name]["estimate"].values, np.float64)
@@ -119,26 +142,71 @@ class Evaluation:
 
     def mean(self, name: str) -> tuple[float, float]:
         """(mean over data, its standard error): sd over data / sqrt(n), which holds both the
-        spread of the data and the noise of each estimate."""
+        spread of the data and the noise of each estimate. An error that all data share moves them
+        together, is no part of that spread, and is added in quadrature (`mc_error`)."""
         x = np.asarray(self[name]["estimate"].values, np.float64)
         error = float(x.std(ddof=1) / np.sqrt(len(x))) if len(x) > 1 else float("nan")
-        return float(x.mean()), error
+        shared = self.mc_error(name) if self.shared_error[name] else None
+        return float(x.mean()), error if shared is None else math.hypot(error, shared)
 
     def mc_error(self, name: str) -> float | None:
-        """Standard error of the mean that is due to Monte Carlo alone, with these data held fixed:
-        sqrt(sum of squared standard errors) / n; None for a measure without standard errors."""
+        """Standard error of the mean that is due to Monte Carlo alone, with these data held fixed;
+        None for a measure without standard errors.
+
+            own errors, independent     sqrt(sum of squares) / n
+            one error, shared by all    sqrt(mean of squares): it does not average out
+
+        Where a measure marked as shared has errors of its own beside the shared one, all of it is
+        taken as shared: too large an error, never too small a one.
+        """
         group = self[name]
         if "standard_error" not in group:
             return None
         errors = np.asarray(group["standard_error"].values, np.float64)
-        return float(np.sqrt((errors**2).sum()) / len(errors))
+        mean_square = float((errors**2).mean())
+        return math.sqrt(mean_square if self.shared_error[name] else mean_square / len(errors))
 
     def select(self, indices: Any) -> Evaluation:
-        """The table of some of the data, by index."""
-        tree = {n: self[n].isel(datum=np.asarray(indices)) for n in self.names}
-        return Evaluation(xarray.DataTree.from_dict(tree), self.info)
+        """The table of some of the data: an index, several, or a mask. Warnings are still those of
+        the whole table, and say so.
+
+        Raises:
+            DataError: no datum, or one that is not there.
+        """
+        everyone = np.arange(self.num_data)
+        try:
+            chosen = (
+                np.atleast_1d(everyone[np.asarray(indices)]) if np.size(indices) else everyone[:0]
+            )
+        except (IndexError, TypeError) as error:
+            raise DataError(
+                f"select: got {indices!r} ({error}), expected indices below {self.num_data}, or "
+                "one True or False a datum."
+            ) from error
+        if not len(chosen):
+            raise DataError("select: got no index, expected at least one datum.")
+        tree = {}
+        for name in self.names:
+            said = [
+                text if text.startswith(_WHOLE) else f"{_WHOLE} ({self.num_data} data): {text}"
+                for text in self.warnings[name]
+            ]
+            tree[name] = self[name].isel(datum=chosen).assign_attrs(warnings=said)
+        info = {k: v for k, v in self.info.items() if k != "made"}
+        if "data" in info:
+            info["data"] = content({"of": np.array(info["data"]), "chosen": chosen})
+        return Evaluation(xarray.DataTree.from_dict(tree), info)
 
     def __or__(self, other: Evaluation) -> Evaluation:
+        if not isinstance(other, Evaluation):
+            return NotImplemented
+        mine, theirs = self.info.get("data"), other.info.get("data")
+        if other.num_data == self.num_data and None not in (mine, theirs) and mine != theirs:
+            raise DataError(
+                f"Evaluation: got two tables of {self.num_data} data each, which are other data or "
+                "in another order, expected two of the same; what is compared datum by datum must "
+                "be of the same datum."
+            )
         if other.num_data != self.num_data:
             raise DataError(
                 f"Evaluation: got tables of {self.num_data} and {other.num_data} data, expected "
@@ -151,7 +219,9 @@ class Evaluation:
                 "from one of them."
             )
         tree = {n: t[n] for t in (self, other) for n in t.names}
-        return Evaluation(xarray.DataTree.from_dict(tree), {**other.info, **self.info})
+        info = {**other.info, **self.info}
+        info.pop("made", None)  # of one of them alone
+        return Evaluation(xarray.DataTree.from_dict(tree), info)
 
     # ---- other forms
 
@@ -249,6 +319,7 @@ class Evaluation:
                 units={n: m["unit"] for n, m in measures.items()},
                 larger_is_stranger={n: m["larger_is_stranger"] for n, m in measures.items()},
                 warnings={n: m["warnings"] for n, m in measures.items()},
+                shared_error={n: m.get("shared_error", False) for n, m in measures.items()},
                 info=config.get("info"),
             )
         except (KeyError, TypeError, AttributeError) as error:

@@ -9,8 +9,10 @@ chunks changes a number.
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -29,7 +31,7 @@ class Measure(Protocol):
     """Something that is known of each datum, with its error.
 
     Attributes:
-        name: of the measure, with its settings; without a slash.
+        name: of the measure, with its settings (see `changed_settings`); without a slash.
         unit: such as "nats".
         larger_is_stranger: the direction.
 
@@ -43,8 +45,10 @@ class Measure(Protocol):
         finish(values): on the host, after each chunk, numpy in and out.
         start(room): instead of `bind_measure`: a function (rows, ids) -> values on the host.
         warnings(values): sentences about all the data, for the printed table.
+        shared_error: True where its standard errors are one error that all data share.
         noise_name: what its noise is keyed by, where that is not the name: measures that share one
             see the same draws.
+        __identity__(): what tells it from others where its attributes do not (`probgen.identity`).
     """
 
     @property
@@ -83,8 +87,8 @@ class Room:
         self.fitted, self.backend, self.chunk_size, self.names = fitted, backend, chunk_size, names
         self._key, self._num_chunks, self._example = key, num_chunks, example
         self._num_data = num_data
-        self._functions: dict[tuple, tuple[Callable, Any, Any]] = {}
-        self._seen: dict[tuple, tuple[Rows, int, Values]] = {}
+        self._functions: dict[Same, tuple[Callable, Any, Any]] = {}
+        self._seen: dict[Same, tuple[Rows, int, Values]] = {}
 
     def bind(self, fitted: Fitted | None = None) -> tuple[Bound, dict]:
         """A model on this backend with its parameters; the evaluated one by default."""
@@ -102,7 +106,7 @@ class Room:
             measure: one with `bind_measure`.
             fitted: another model, such as a background.
         """
-        token = (repr(measure), id(fitted or self.fitted))
+        token = Same(measure, fitted or self.fitted)
         if token not in self._functions:
             bound, params = self.bind(fitted)
             if hasattr(measure, "bind_rows"):
@@ -180,6 +184,73 @@ class Room:
         values = {q: np.concatenate([p[q] for p in parts]) for q in parts[0]}
         check_finite(f"{measure.name} of the reference data", values["estimate"], 0)
         return values
+
+
+class Same:
+    """Values as a key of what was computed of them: equal where they are, else by object.
+
+    The key holds them, so that no other object comes to stand in their place.
+    """
+
+    def __init__(self, *values: Any):
+        self._values = values
+
+    def __hash__(self) -> int:
+        return hash(tuple(map(_hash, self._values)))
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Same) or hash(self) != hash(other):
+            return False
+        pairs = zip(self._values, other._values, strict=True)
+        return all(a is b or (_hash(a) != id(a) and a == b) for a, b in pairs)
+
+
+def _hash(value: Any) -> int:
+    """Of the value, or of the object where it has none (such as a dataclass with an array)."""
+    try:
+        return hash(value)
+    except TypeError:
+        return id(value)
+
+
+def changed_settings(measure: Any, *, shown: Iterable[str] = ()) -> list[str]:
+    """Texts "field=value" for each setting that is not the default, for a measure's name.
+
+    Left out are fields without a default, which are data or models, and those that say how much is
+    done at a time (`..._at_once`), which is a matter of memory.
+
+    Args:
+        measure: a dataclass.
+        shown: fields that the name says already.
+    """
+    said, known = [], set(shown)
+    for field in dataclasses.fields(measure):
+        default = field.default
+        if field.default_factory is not dataclasses.MISSING:
+            default = field.default_factory()
+        is_silent = field.name.endswith("_at_once")
+        if field.name in known or is_silent or default is dataclasses.MISSING:
+            continue
+        value = getattr(measure, field.name)
+        if not _equal(value, default):
+            said.append(f"{field.name}={_text(value)}")
+    return said
+
+
+def _equal(value: Any, default: Any) -> bool:
+    return bool(np.array_equal(value, default)) if value is not None else default is None
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, np.generic):
+        value = value.item()
+    text = value if isinstance(value, str) else repr(value)
+    return text.replace("/", "|")  # names become paths in a table
+
+
+def short_mark(*parts: str) -> str:
+    """Four hexadecimal digits that tell texts apart, for names: "#3f2a"."""
+    return "#" + hashlib.sha256("\0".join(parts).encode()).hexdigest()[:4]
 
 
 def start(

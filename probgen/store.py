@@ -25,6 +25,12 @@ from probgen.trees import tree_items, tree_like
 
 FORMAT = "probgen"
 VERSION = 1
+_KINDS: dict[Any, str] = {
+    "run": "a fitted model",
+    "checkpoint": "a checkpoint",
+    "evaluation": "a table of measures",
+    "chunk": "a chunk of an evaluation",
+}
 
 
 def write_folder(
@@ -33,17 +39,13 @@ def write_folder(
     """Writes {file name: {array name: array}} and a config atomically.
 
     Raises:
-        SaveError: the disk is full or may not be written, or something that is not ours stands at
-            `path`; what stood there is untouched.
+        SaveError: the disk is full or may not be written, or something that is not ours, or of
+            another kind, stands at `path`; what stood there is untouched.
     """
     target = Path(os.path.abspath(path))
     fresh = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.new")
     old = target.with_name(f".{target.name}.old")
-    if target.exists() and not is_ours(target):
-        raise SaveError(
-            f"{target}: got a place that holds something else, expected a new folder, an empty one "
-            "or a run folder of probgen; choose another path."
-        )
+    check_place(target, config.get("kind"))
     try:
         fresh.mkdir(parents=True)
         sums = {}
@@ -72,6 +74,29 @@ def write_folder(
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
     return target
+
+
+def check_place(path: str | os.PathLike, kind: Any) -> bool:
+    """Whether something of this kind stands at `path`; False where there is nothing yet.
+
+    Raises:
+        SaveError: something stands there that a save of this kind may not replace.
+    """
+    target = Path(os.path.abspath(path))
+    if target.exists() and not is_ours(target):
+        raise SaveError(
+            f"{target}: got a place that holds something else, expected a new folder, an empty one "
+            "or a run folder of probgen; choose another path."
+        )
+    if not (target / "config.json").exists():
+        return False
+    held = _read_config(target).get("kind")
+    if held != kind:
+        raise SaveError(
+            f"{target}: got a place that holds {_KINDS.get(held, held)}, expected a new folder or "
+            f"one that holds {_KINDS.get(kind, kind)}; choose another path."
+        )
+    return True
 
 
 def is_ours(folder: Path) -> bool:
@@ -112,7 +137,7 @@ def read_folder(path: str | os.PathLike) -> tuple[dict[str, dict[str, np.ndarray
     if not folder.exists() and old.exists():
         folder = old  # a save was cut off between its two moves
     if not folder.is_dir():
-        raise SaveError(f"{folder}: no such folder, expected one written by save_pretrained.")
+        raise SaveError(f"{folder}: no such folder, expected one that probgen has written.")
     config = _read_config(folder)
     arrays = {}
     for name, digest in config["sha256"].items():
@@ -154,7 +179,8 @@ def _read_arrays(file: Path, digest: Any) -> dict[str, np.ndarray]:
     if found != digest:
         raise SaveError(
             f"{file}: its content ({size} bytes) is not what config.json says it is; the "
-            "file is truncated or damaged. Restore it from a copy, or fit again."
+            "file is truncated or damaged. Restore it from a copy, or remove the folder and make "
+            "it again."
         )
     try:
         return load_file(file)

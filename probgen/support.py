@@ -50,11 +50,15 @@ def check_types(sites: Mapping[str, Mapping], data: Mapping[str, Any]) -> None:
                 ".astype('int32') (probgen.data.to_levels for images in [0, 1])."
             )
         if kind.kind in "biu" and family not in INDEXING | COUNTING:
+            cure = (
+                ".astype('float32')"
+                if kind.kind == "b"
+                else "probgen.data.from_levels (then binarize for a Bernoulli) or dequantize for "
+                "images of 0 ... 255, .astype('float32') for other numbers"
+            )
             raise DataError(
                 f"data {name!r}: got numbers of type {kind}, expected floats, since the site's "
-                f"distribution is {family}; convert images of 0 ... 255 with "
-                "probgen.data.from_levels (then binarize for a Bernoulli) or dequantize, other "
-                "numbers with .astype('float32')."
+                f"distribution is {family}; convert them with {cure}."
             )
 
 

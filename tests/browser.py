@@ -40,7 +40,10 @@ addEventListener("load", () => {
     wide: wide.map(e => e.tagName + "." + e.className), cut: cut.map(e => e.textContent),
     smallest: Math.min(...small, 99), svgs: d.querySelectorAll("svg").length,
     images: [...d.images].length, broken: [...d.images].filter(i => !i.naturalWidth).length,
-    tables: d.querySelectorAll("table").length, ink: getComputedStyle(d.body).color,
+    tables: d.querySelectorAll("table").length,
+    scrolled: [...d.querySelectorAll(".scroll")].filter(
+      e => e.scrollWidth > e.clientWidth + 1).map(e => e.ariaLabel),
+    ink: getComputedStyle(d.body).color,
     paper: getComputedStyle(d.body).backgroundColor });
 });
 """

@@ -78,3 +78,11 @@ def b(backend_name):
 
     options = {"compile": "graph"} if backend_name == "torch" else {}
     return backends.load(backend_name, "cpu", **options)
+
+
+@pytest.fixture
+def same_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch draws the numbers that JAX draws; see `shared_noise`."""
+    from shared_noise import share_noise
+
+    share_noise(monkeypatch)

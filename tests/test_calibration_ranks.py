@@ -119,6 +119,18 @@ def test_intervals_of_the_posterior_cover_as_promised(kind):
     assert (narrow.low, narrow.high) == pytest.approx((known.low, known.high))
 
 
+def test_few_truths_are_no_promise_kept():
+    """Ten truths of ten: the interval of the rate is 69 % to 100 %, which holds most promises."""
+    draws = np.tile(np.linspace(-3, 3, 101), (10, 1))
+    few = interval_coverage(draws, np.zeros(10))
+    assert few.is_nominal and str(few).endswith("too few truths to tell")
+    assert "as promised" not in str(few)
+    truth = np.repeat([0.0, 9.0], [450, 50])
+    assert str(interval_coverage(np.tile(draws[:1], (500, 1)), truth)).endswith(": as promised")
+    wrong = interval_coverage(draws, np.full(10, 9.0))
+    assert str(wrong).endswith("not as promised")
+
+
 def test_an_hdi_is_not_a_central_interval():
     """Exponential draws: the shortest 50 % interval starts at zero, the central one does not."""
     draws = np.tile(stats.expon.ppf((np.arange(2000) + 0.5) / 2000), (2, 1))
@@ -169,6 +181,9 @@ def test_a_table_says_what_is_wrong():
     values = np.stack([ranks(*conjugate(rng, **o)) for o in kinds.values()], 1)
     result = SBC.from_ranks(tuple(kinds), values, L)
     assert result.rejected == ("narrow", "wide", "low") and not result.accepted
+    assert "at level 0.01 (" in result.verdict()
+    right = SBC.from_ranks(("right",), values[:, :1], L, alpha=0.001)
+    assert "No departure from the posterior was found at level 0.001 (" in right.verdict()
     assert [result.shape(n) for n in kinds] == [
         "neither shifted nor too wide or narrow", "draws are too narrow", "draws are too wide",
         "draws lie too low",
@@ -199,7 +214,9 @@ def test_a_table_says_what_is_wrong():
         (lambda: symmetry(np.full(30, np.nan)), DataError, "nan"),
         (lambda: vsbc(np.zeros(30)), AlgorithmError, "ndarray"),
         (lambda: interval_coverage(np.zeros((3, 1)), np.zeros(3)), ShapeError, "two draws"),
-        (lambda: interval_coverage(np.zeros((0, 5)), np.zeros(0)), ShapeError, "expected"),
+        (lambda: interval_coverage(np.zeros((0, 5)), np.zeros(0)), ShapeError, "got 0 truths"),
+        (lambda: interval_coverage(np.zeros((1, 5)), np.zeros(1)), ShapeError, "got 1 truths"),
+        (lambda: interval_coverage(np.zeros((3, 5)), np.zeros(4)), ShapeError, "a row of draws"),
         (lambda: interval_coverage(np.zeros((3, 5)), np.zeros(3), prob=9), AlgorithmError, "9"),
         (lambda: interval_coverage(np.full((3, 5), np.inf), np.zeros(3)), NonFiniteError, "finite"),
     ],

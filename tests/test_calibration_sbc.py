@@ -5,7 +5,14 @@ import pytest
 
 import probgen as pg
 from probgen import dist
-from probgen.errors import AlgorithmError, MissingSeed, NonFiniteError, ShapeError, UnknownName
+from probgen.errors import (
+    AlgorithmError,
+    DataError,
+    MissingSeed,
+    NonFiniteError,
+    ShapeError,
+    UnknownName,
+)
 from probgen.evaluation.calibration import Guide, sbc, sbc_from, vsbc
 from probgen.evaluation.calibration.sbc import lag_one, thinning_from
 from probgen.inference import NUTS
@@ -108,6 +115,41 @@ def test_unthinned_chains_raise_a_false_alarm_that_is_explained():
     assert "thin further" in result.verdict()
 
 
+def stuck(rng, y, num_draws):
+    """A chain that rejects everything, from a draw of the posterior: each draw is right."""
+    return np.repeat(exact(rng, y, 1), num_draws)
+
+
+def test_chains_that_never_move_teach_no_thinning_and_are_said_to():
+    with pytest.raises(DataError, match="never move in at least half of 10 pilot"):
+        run(stuck, thinning="auto")
+    result = run(stuck, num_simulations=40)
+    assert (result.still == 1.0).all() and np.isnan(result.autocorrelation).all()
+    assert "Some chains never move (theta in 100.0%, ll in 100.0%" in result.verdict()
+    assert (result.to_pandas()["still"] == 1.0).all()
+
+
+@pytest.mark.parametrize("share", [0.1, 0.4])
+def test_a_chain_that_sticks_now_and_then_is_counted(share):
+    def sticky(rng, y, num_draws):
+        return (stuck if rng.random() < share else exact)(rng, y, num_draws)
+
+    result = run(sticky, num_simulations=400)
+    assert abs(result.still[0] - share) < 4 * np.sqrt(share * (1 - share) / 400)
+    assert abs(result.autocorrelation[0]) < 0.02  # of the chains that move
+    assert f"theta in {result.still[0]:.1%}" in result.verdict()
+    assert "never move" not in run(exact, num_simulations=40).verdict()
+
+
+def test_of_a_chain_that_never_moves_there_is_no_autocorrelation():
+    """Also where the mean of equal numbers is not that number, by rounding."""
+    moving = np.random.default_rng(0).normal(size=(1, 99))
+    for value in (0.0, 0.1, 1e9 / 3):
+        still = np.full((1, 99), value)
+        assert np.isnan(lag_one(still))
+        assert lag_one(np.concatenate([moving, still])) == lag_one(moving)
+
+
 def test_thinning_is_the_autocorrelation_time():
     """AR(1) with phi: time (1 + phi) / (1 - phi), lag-1 autocorrelation phi."""
     rng, phi = np.random.default_rng(0), 0.8
@@ -118,6 +160,9 @@ def test_thinning_is_the_autocorrelation_time():
     assert abs(np.mean([lag_one(v[:, :100]) for v in x]) - phi) < 0.05
     white = rng.normal(size=(40, 1, 99))
     assert thinning_from([{"x": v} for v in white]) == 1
+    # What never moves has no time of its own, and leaves that of the others alone.
+    pilots = [{"x": v, "certain": np.full((1, 2000), 0.1)} for v in x]
+    assert thinning_from(pilots) == thinning_from([{"x": v} for v in x])
     assert abs(np.mean([lag_one(v) for v in white])) < 4 * 0.1 / np.sqrt(40)
 
 
@@ -268,6 +313,13 @@ def tilted():
         pg.sample("x", dist.Normal(z, 1.0))
 
 
+@pg.model
+def answers():
+    mu = pg.sample("mu", dist.Normal(0.0, 1.0))
+    with pg.data_plate():
+        pg.sample("y", dist.Normal(mu, 1.0))
+
+
 def nan_draws(data, num_draws, seed):
     return {"mu": np.full(num_draws, np.nan)}
 
@@ -276,7 +328,7 @@ def nan_draws(data, num_draws, seed):
     ("model", "method", "options", "kind", "words"),
     [
         (normal, closed_form, {"seed": None}, MissingSeed, "got no seed"),
-        (normal, closed_form, {"seed": -1}, AlgorithmError, "seed=-1"),
+        (normal, closed_form, {"seed": -1}, MissingSeed, "seed=-1"),
         (normal, "nuts", {}, AlgorithmError, "expected NUTS"),
         (normal, closed_form, {"num_simulations": 5}, AlgorithmError, "at least 20"),
         (normal, closed_form, {"thinning": 0}, AlgorithmError, "thinning=0"),
@@ -290,6 +342,19 @@ def nan_draws(data, num_draws, seed):
         (normal, Guide(), {}, AlgorithmError, "no guide"),
         (tilted, closed_form, {}, AlgorithmError, "no prior draws"),
         (prior, closed_form, {}, AlgorithmError, "@pg.model"),
+        # What the user did not say is not quoted, and hides no other fault.
+        (
+            answers,
+            NUTS(),
+            {},
+            UnknownName,
+            r"no observed=, and 'answers' has no site 'x'.*\('y',\)",
+        ),
+        (answers, NUTS(), {"num_simulations": 5}, AlgorithmError, "num_simulations=5"),
+        (answers, NUTS(), {"num_draws": True}, AlgorithmError, "num_draws=True"),
+        (answers, NUTS(), {"alpha": 2.0}, AlgorithmError, "alpha=2.0"),
+        (answers, NUTS, {}, AlgorithmError, "the class NUTS, expected NUTS"),
+        (answers, "nuts", {}, AlgorithmError, "the method 'nuts'"),
     ],
 )
 def test_what_cannot_be_calibrated_is_refused(model, method, options, kind, words):

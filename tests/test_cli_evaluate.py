@@ -107,10 +107,24 @@ def test_a_run_that_is_killed_goes_on_and_gives_the_same_numbers(place, monkeypa
     np.testing.assert_array_equal(again["ELBO(16)"]["estimate"], whole["ELBO(16)"]["estimate"])
 
 
-def test_a_table_of_other_arguments_is_made_anew(place, capsys):
-    for seed, kept in (("1", False), ("1", True), ("2", False)):
-        assert evaluate(place, "--measures", "elbo", "--seed", seed, out="anew") == 0
+def test_another_evaluation_is_overwritten_only_when_that_is_asked_for(place, capsys):
+    """The same command finds its table; others are refused, files unharmed."""
+    here = place / "anew"
+    for kept in (False, True):
+        assert evaluate(place, "--measures", "elbo", out="anew") == 0
         assert ("kept from" in capsys.readouterr().out) == kept
+    before = {f.name: f.read_bytes() for f in here.rglob("*") if f.is_file()}
+    for other in (["--seed", "2"], ["--measures", "kl"], ["--ood", "noise"]):
+        assert evaluate(place, "--measures", "elbo", *other, out="anew") == 2
+        err = capsys.readouterr().err
+        assert "is of another evaluation" in err and "--overwrite" in err
+    assert {f.name: f.read_bytes() for f in here.rglob("*") if f.is_file()} == before
+    assert evaluate(place, "--measures", "elbo", "--ood", "noise", "--overwrite", out="anew") == 0
+    assert pg.Evaluation.load(here / "table").num_data == 60
+    # The page's command does not overwrite, and is the same again.
+    command_ = json.loads((here / "report.json").read_text("utf-8"))["command"]
+    assert "--overwrite" not in command_ and cli.main(command_.split()[1:]) == 0
+    assert "kept from" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -161,7 +175,8 @@ def test_a_density_is_judged_without_code_lengths_and_says_so(tmp_path, capsys):
     assert "ordinary-and-strange" not in found["sections"]
     (verdict,) = found["sections"]["verdict"]["verdict"]
     assert verdict["readings"]["−log p"] == "tells apart"
-    assert cli.main([*words_, "--measures", "complexity"]) == 2
+    other = ["--measures", "complexity", "--out", str(tmp_path / "other")]
+    assert cli.main([*words_, *other]) == 2
     assert "a density" in capsys.readouterr().err
 
 

@@ -5,17 +5,21 @@ is known, so each law is an equality.
 """
 
 import dataclasses
-import json
-import math
 
 import numpy as np
 import pytest
 
 import probgen as pg
 from probgen import dist, nets
-from probgen.errors import AlgorithmError, DataError, NonFiniteError, ProbgenError, SaveError
+from probgen.errors import (
+    AlgorithmError,
+    DataError,
+    NonFiniteError,
+    ProbgenError,
+    SaveError,
+)
 from probgen.fitted import Fitted
-from probgen.inference import IWAE
+from probgen.inference import ELBO, IWAE
 from probgen.inference.likelihood import khat_warning
 from probgen.inference.psis import khat_limit
 from probgen.models import VAE, likelihoods
@@ -70,8 +74,8 @@ class Host:
     def __init__(self, name="host", stop_at=None, answer=lambda rows: rows["x"].sum(1)):
         self.name, self.stop_at, self.answer, self.seen = name, stop_at, answer, []
 
-    def __repr__(self):
-        return f"Host({self.name!r})"
+    def __identity__(self):
+        return self.name
 
     def start(self, room):
         def run(rows, ids):
@@ -178,11 +182,53 @@ def test_chunks_of_another_evaluation_are_refused(b, tmp_path, change, what):
     with pytest.raises(KeyboardInterrupt):
         evaluate(b, [Noisy(), Host(stop_at=4)], path=place)
     options = {"measures": [Noisy(), Host()], **change}
-    with pytest.raises(SaveError, match=f"another {what} .*expected.*(go on|another path)"):
+    with pytest.raises(SaveError, match=f"another {what}.*give the same arguments"):
         evaluate(b, options.pop("measures"), path=place, **options)
     last = Host()
     evaluate(b, [Noisy(), last], path=place)
     assert len(last.seen) == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ({"seed": 1}, "seed .0, expected 1"),
+        ({"data": X + 1}, "data; give"),
+        ({"fitted": vae(2.0)}, "parameters; give"),
+        ({"measures": [Host("other")]}, "measures .noisy .*host .*, expected other"),
+    ],
+    ids=lambda v: v if isinstance(v, str) else "",
+)
+def test_a_finished_table_is_returned_or_left_alone(b, tmp_path, change, what):
+    """The same call reads it, in chunks of any size; another call does not overwrite it."""
+    place, again = tmp_path / "table", Host()
+    first = evaluate(b, [Noisy(), Host()], path=place)
+    same_call = evaluate(b, [Noisy(), again], path=place, chunk_size=5)
+    assert not again.seen
+    for name in first:
+        same(values(same_call, name), values(first, name))
+    options = {"measures": [Noisy(), Host()], **change}
+    with pytest.raises(SaveError, match=f"another {what}"):
+        evaluate(b, options.pop("measures"), path=place, **options)
+    same(values(pg.Evaluation.load(place), "noisy"), values(first, "noisy"))
+
+
+def test_a_place_that_is_taken_is_refused_before_anything_is_computed(b, tmp_path):
+    (tmp_path / "mine.txt").write_text("")
+    measure = Host()
+    with pytest.raises(SaveError, match="something else"):
+        evaluate(b, [measure], path=tmp_path)
+    vae().save_pretrained(tmp_path / "run")
+    with pytest.raises(SaveError, match="holds a fitted model"):
+        evaluate(b, [measure], path=tmp_path / "run")
+    assert not measure.seen and sorted(p.name for p in tmp_path.iterdir()) == ["mine.txt", "run"]
+
+
+def test_data_that_give_a_latent_too_are_said_so(b):
+    """log p(x, z) is not log p(x): samples of the model, given whole, are of both."""
+    table = evaluate(b, [ELBO()], {"x": X, "z": X[:, :1]})
+    assert "'z', which the fit did not observe" in table.warnings["ELBO(1)"][0]
+    assert not evaluate(b, [ELBO()]).warnings["ELBO(1)"]
 
 
 def test_chunks_of_other_inputs_are_refused(b, tmp_path):
@@ -301,10 +347,18 @@ def stream():
         (lambda b: evaluate(b, [Noisy(), Noisy()]), AlgorithmError, "two measures named 'noisy'"),
         (lambda b: evaluate(b, [IWAE(4), IWAE(4, 2)]), AlgorithmError, "two measures named"),
         (lambda b: evaluate(b, []), AlgorithmError, "expected a list such as"),
-        (lambda b: evaluate(b, [3]), AlgorithmError, "expected a list such as"),
+        (lambda b: evaluate(b, [3]), AlgorithmError, "got 3 as a measure"),
         (lambda b: evaluate(b, [Noisy("a/b")]), DataError, "without '/'"),
-        (lambda b: evaluate(b, [Noisy()], chunk_size=0), AlgorithmError, "expected 1 or more"),
-        (lambda b: evaluate(b, [Noisy()], chunk_size=2.5), AlgorithmError, "expected 1 or more"),
+        (
+            lambda b: evaluate(b, [Noisy()], chunk_size=0),
+            AlgorithmError,
+            "whole number of at least 1",
+        ),
+        (
+            lambda b: evaluate(b, [Noisy()], chunk_size=2.5),
+            AlgorithmError,
+            "whole number of at least 1",
+        ),
         (lambda b: evaluate(b, [Noisy()], stream), DataError, "stream.*collect it into arrays"),
         (lambda b: evaluate(b, [Noisy()], X[:0]), DataError, "expected"),
         (lambda b: evaluate(b, [Noisy()], X * np.nan), DataError, "NaN"),
@@ -314,108 +368,6 @@ def stream():
 def test_what_cannot_be_evaluated_is_refused_in_words(b, call, error, text):
     with pytest.raises(error, match=text):
         call(b)
-
-
-# ---- the table ----------------------------------------------------------------------------------
-
-
-def table(**extra):
-    return pg.Evaluation.from_values(
-        {
-            "a": {"estimate": np.array([1.0, 2.0, 4.0]), "standard_error": np.array([3.0, 0, 4])},
-            "b": {"estimate": np.array([1.0, 0.0, -1.0]), "pair": np.arange(6.0).reshape(3, 2)},
-            **extra,
-        },
-        units={"a": "nats", "b": "bits", "c": "1"},
-        larger_is_stranger={"a": True, "b": False, "c": True},
-        warnings={"a": ["look out"]},
-        info={"seed": 0},
-    )
-
-
-def test_mean_and_its_two_errors():
-    """sd / sqrt(n) over data; of it by Monte Carlo sqrt(sum s_i^2) / n, None without s_i."""
-    t = table()
-    assert t.mean("a") == pytest.approx((7 / 3, np.std([1, 2, 4], ddof=1) / math.sqrt(3)))
-    assert t.mc_error("a") == pytest.approx(5 / 3) and t.mc_error("b") is None
-    assert math.isnan(t.select([0]).mean("a")[1])
-
-
-def test_strangeness_is_larger_when_stranger():
-    t = table()
-    np.testing.assert_array_equal(t.strangeness("a"), [1, 2, 4])
-    np.testing.assert_array_equal(t.strangeness("b"), [-1, 0, 1])
-
-
-def test_select_takes_data_and_or_joins_measures():
-    t = table()
-    some = t.select([2, 0])
-    assert some.num_data == 2 and some.names == ["a", "b"] and some.warnings == t.warnings
-    np.testing.assert_array_equal(some["b"]["pair"], [[4, 5], [0, 1]])
-    more = pg.Evaluation.from_values(
-        {"c": {"estimate": np.zeros(3)}}, units={"c": "1"}, larger_is_stranger={"c": True}
-    )
-    both = t | more
-    assert both.names == ["a", "b", "c"] and both.units == {"a": "nats", "b": "bits", "c": "1"}
-    assert "c" in both and "d" not in both and t.names == ["a", "b"]
-    with pytest.raises(DataError, match="tables of 3 and 2 data"):
-        t | some
-    with pytest.raises(DataError, match="'a' in both tables"):
-        t | t
-
-
-def test_a_data_frame_has_one_column_a_number():
-    frame = table().to_pandas()
-    assert list(frame.columns) == ["a/estimate", "a/standard_error", "b/estimate", "b/pair/0",
-                                   "b/pair/1"]  # fmt: skip
-    np.testing.assert_array_equal(frame["b/pair/1"], [1, 3, 5])
-
-
-def test_a_saved_table_is_the_table(tmp_path):
-    """Values with their types and inner axes, units, directions, warnings and info."""
-    t = table(c={"estimate": np.array([1, 2, 3], np.float32), "deep": np.zeros((3, 2, 2), bool)})
-    t.save(tmp_path / "t")
-    read = pg.Evaluation.load(tmp_path / "t")
-    assert read.names == t.names and read.info == t.info and read.summary() == t.summary()
-    for name in t:
-        same(values(read, name), values(t, name))
-        for q in t[name].data_vars:
-            assert read[name][q].dtype == t[name][q].dtype and read[name][q].dims == t[name][q].dims
-    assert repr(read) == repr(t)
-
-
-def test_a_folder_that_is_no_table_is_refused(tmp_path):
-    with pytest.raises(SaveError, match="no such folder"):
-        pg.Evaluation.load(tmp_path / "none")
-    t = table()
-    t.save(tmp_path / "t")
-    config = tmp_path / "t" / "config.json"
-    good = config.read_text()
-    for spoil, text in (
-        (lambda c: c.update(kind="fitted"), "holds no evaluation"),
-        (lambda c: c.pop("measures"), "cannot be read"),
-        (lambda c: c["measures"].pop("b"), None),
-        (lambda c: c["measures"]["a"].pop("unit"), "cannot be read"),
-    ):
-        content = json.loads(good)
-        spoil(content)
-        config.write_text(json.dumps(content))
-        if text is not None:
-            with pytest.raises(SaveError, match=text):
-                pg.Evaluation.load(tmp_path / "t")
-    config.write_text(good[:20])
-    with pytest.raises(SaveError, match="JSON"):
-        pg.Evaluation.load(tmp_path / "t")
-    config.write_text(good)
-    arrays = tmp_path / "t" / "table.safetensors"
-    arrays.write_bytes(arrays.read_bytes()[:-4])
-    with pytest.raises(SaveError, match="damaged"):
-        pg.Evaluation.load(tmp_path / "t")
-
-
-def test_arrays_of_different_lengths_are_refused():
-    with pytest.raises(DataError, match="one entry a datum"):
-        table(c={"estimate": np.zeros(4)})
 
 
 # ---- warnings -----------------------------------------------------------------------------------

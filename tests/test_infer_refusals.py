@@ -106,7 +106,7 @@ def test_what_cannot_be_inferred_is_refused_by_name(small):
 def test_calls_that_lack_something_are_refused(small):
     with pytest.raises(MissingSeed, match="got no seed"):
         run(counts, {"events": EVENTS}, small, seed=None)
-    with pytest.raises(AlgorithmError, match="seed='a'"):
+    with pytest.raises(MissingSeed, match="seed='a'"):
         run(counts, {"events": EVENTS}, small, seed="a")
     with pytest.raises(AlgorithmError, match="expected one such as"):
         run(counts, {"events": EVENTS}, small, NUTS)

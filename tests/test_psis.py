@@ -33,6 +33,7 @@ def laws():
     yield "wide", 30.0 * rng.normal(size=400) - 4000.0
     yield "bounded", np.log(rng.uniform(size=1600))
     yield "few", rng.normal(size=30)
+    yield "very wide", 200.0 * rng.normal(size=900)
     yield "zeros", np.where(rng.uniform(size=625) < 0.3, -np.inf, rng.normal(size=625))
 
 
@@ -92,13 +93,50 @@ def test_without_a_tail_khat_is_undefined_and_weights_stay():
         np.zeros(100),  # constant: the mean is exact
         np.full(100, -np.inf),
         np.random.default_rng(0).normal(size=24),
-        np.r_[np.zeros(96), [1.0, 2.0, 3.0, 4.0]],  # four above the rest
+        np.r_[np.zeros(500), np.ones(500)],  # two values, as of a latent with two: no tail
+        np.r_[np.full(96, -784.3), np.full(4, -784.3 + 6e-5)],  # constant up to float32's rounding
         np.array([0.3]),
     ):
         assert np.isnan(khat(log_w))
         np.testing.assert_array_equal(psis(log_w).log_w, log_w)
     assert np.isfinite(khat(np.random.default_rng(0).normal(size=25)))
     assert np.isfinite(khat(np.r_[np.zeros(95), np.arange(1.0, 6.0)]))
+
+
+def test_weights_that_a_handful_dwarfs_are_the_worst_of_all():
+    """Too few above the rest for a fit, and k-hat says so; the weights stay."""
+    from arviz_stats.base import array_stats
+
+    for top in ([50.0], [1.0, 2.0, 3.0, 4.0], [300.0, 200.0]):
+        log_w = np.r_[top, np.zeros(1000 - len(top))]
+        assert khat(log_w) == np.inf
+        np.testing.assert_array_equal(psis(log_w).log_w, log_w)
+    # One weight far above a tail that can be fitted: a number, and ArviZ's.
+    alone = np.r_[np.zeros(800), np.linspace(0.0, 1e-3, 100)[1:], [50.0]]
+    _, theirs = array_stats.psislw(-alone, r_eff=1.0)
+    assert abs(khat(alone) - theirs) < 1e-6 and theirs > khat_limit(900)
+
+
+@pytest.mark.parametrize("sd", [1e3, 1e4, 1e6])
+def test_weights_that_lie_beyond_float64_of_each_other_are_the_worst_of_all(sd):
+    """All but a few vanish beside the largest: an effective number of 1, and never a NaN."""
+    log_w = np.random.default_rng(0).normal(0.0, sd, (300, 1000))
+    found = khat(log_w)
+    assert (found > 30.0).all() and np.isinf(found).any()
+    smoothed = psis(log_w).log_w
+    assert np.isfinite(smoothed).all() and (smoothed.max(1) <= log_w.max(1)).all()
+
+
+def test_tails_as_long_as_float64_allows_do_not_overflow():
+    rng = np.random.default_rng(0)
+    for power in (0.1, 1.0, 5.0, 50.0):
+        log_w = np.r_[np.zeros(950), 707.0 * rng.uniform(size=50) ** power]
+        smoothed, found = psis(log_w)
+        assert not np.isnan(found) and smoothed.max() <= log_w.max()
+    # A quartile that is nothing beside the largest, so that no theta is finite: no fit, the worst.
+    log_w = np.r_[np.zeros(950), 1e-3 * rng.uniform(size=40), np.linspace(100.0, 707.0, 10)]
+    assert khat(log_w) > 30.0
+    np.testing.assert_array_equal(psis(log_w).log_w, log_w)
 
 
 def test_the_limit_grows_with_the_number_of_weights():

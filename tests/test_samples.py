@@ -70,6 +70,25 @@ def test_frechet_of_a_law_and_itself_is_zero_also_when_singular():
     assert frechet_from_moments(mean, flat, mean, 0 * flat) == pytest.approx(np.trace(flat))
 
 
+@pytest.mark.parametrize("bits", [0.0, 1.0, 0.3])
+def test_frechet_of_a_set_and_itself_is_zero_with_a_note(bits):
+    """Exactly 0 (of data that never vary), or 0 but for rounding, on either side."""
+    x = bits * np.random.default_rng(0).integers(0, 2, (64, 3))
+    found = frechet_distance(x, x).fd
+    assert found.value == pytest.approx(0, abs=1e-12)
+    if bits:
+        assert any("would give about" in n and "no less than this" in n for n in found.notes)
+
+
+def test_the_note_on_the_bias_says_what_part_of_the_value_it_is():
+    from probgen.evaluation.samples.frechet import _notes
+
+    for fd in (0.0, -1e-16, 1e-16, 0.5):
+        (note,) = _notes(fd, 0.5, 1000, 3)
+        assert "equal laws would give about 0.5" in note and "no less than this" in note
+    assert "80 % of the value" in _notes(0.5, 0.4, 1000, 3)[0] and not _notes(0.9, 0.4, 1000, 3)
+
+
 @pytest.mark.parametrize(
     ("n", "predicted"), [(200, 0.84), (500, 0.336), (1000, 0.168), (5000, 0.034)]
 )
@@ -120,8 +139,8 @@ def test_unequal_sizes_are_refused_unless_asked_for():
     x, y = normal(0, 200, 3), normal(1, 300, 3)
     with pytest.raises(AlgorithmError, match="200 real and 300 fake"):
         frechet_distance(x, y)
-    fd, inf = frechet_distance(x, y, allow_unequal=True, features="mine")
-    assert (fd.name, inf.name) == ("FD[mine]", "FD_inf[mine]")
+    fd, inf = frechet_distance(x, y, allow_unequal=True, features=lambda x: x)
+    assert (fd.name, inf.name) == ("FD[<lambda>]", "FD_inf[<lambda>]")
     assert (fd.n_real, fd.n_fake, fd.details["unequal"]) == (200, 300, True)
     assert abs(inf.value) < 4 * inf.standard_error
 

@@ -1,5 +1,7 @@
 """Laws of coverage and modes: brute force, the formula for equal laws, a mixture that is known."""
 
+import json
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -225,11 +227,33 @@ def test_bad_modes_are_one_clear_error():
         count_modes(x, x, sd=-1)
     with pytest.raises(ShapeError, match="a share a mode"):
         count_modes(x, x, sd=1.0, truth=[0.5, 0.5])
-    with pytest.raises(DataError, match="none is good"):
-        count_modes(x + 100, x, sd=0.1)
     with pytest.raises(DataError, match="got 0 data"):
         count_modes(x[:0], x, sd=1.0)
     with pytest.raises(DataError, match="softmax"):
         count_classes(x, lambda x: x)
     with pytest.raises(DataError, match="infinite"):
-        count_modes(np.array([[0.0], [1.0]]), np.array([[0.0], [1.0]]), sd=0.1, truth=[1.0, 0.0])
+        histogram_kl(np.array([1, 1]), np.array([1.0, 0.0]))
+    with pytest.raises(DataError, match="counts that are all 0"):
+        histogram_kl(np.array([0, 0]), np.array([0.5, 0.5]))
+
+
+def test_no_good_sample_is_no_mode_and_no_kl():
+    x, _ = mixture(0, 200)
+    found = count_modes(x + 50, CENTRES, sd=SD)
+    assert (found.hit.value, found.hit_strictly.value, found.good.value) == (0, 0, 0)
+    assert found.good.low == 0 and 0 < found.good.high < 0.02  # Wilson's: 3.84 / (200 + 3.84)
+    assert found.kl is None and found.estimates == (found.hit, found.hit_strictly, found.good)
+    assert "none of 200 samples is good" in found.good.notes[0] and "none of 200" in repr(found)
+    np.testing.assert_array_equal(found.intervals(), np.tile([0.0, 1.0], (25, 1)))
+    record = json.loads(json.dumps(found.to_dict(), allow_nan=False))
+    assert record["kl"] is None and record["notes"] == list(found.good.notes)
+    assert mode_figure(found).axes[0].get_ylim()[1] > 0
+
+
+def test_samples_where_the_truth_has_none_have_no_finite_kl():
+    x = np.array([[0.0], [1.0], [1.0]])
+    found = count_modes(x, x[:2], sd=0.1, truth=[1.0, 0.0])
+    assert found.kl is None and found.good.value == 1
+    np.testing.assert_array_equal(found.counts, [1, 2])
+    (note,) = found.good.notes
+    assert "2 good samples" in note and "mode 1" in note and "infinite" in note

@@ -214,8 +214,10 @@ def test_the_measures_are_those_of_the_features(halves):
     real, fake, _ = halves
     pca = pca_features(real, 5)
     quality = sample_quality(real, fake, features=pca, seed=0, num_permutations=19)
-    alone = frechet_distance(pca(real), pca(fake), features="pca5", seed=0)
+    alone = frechet_distance(real, fake, features=pca, seed=0)
     assert quality["FD"] == alone.fd and quality["FD_inf"] == alone.fd_inf
+    named = as_features(None, name="pca5")
+    assert frechet_distance(pca(real), pca(fake), features=named, seed=0) == alone
     assert quality.modes is None
 
 
@@ -226,6 +228,21 @@ def test_centres_count_modes_in_the_space_of_the_data():
     quality = sample_quality(real, fake, seed=0, centres=centres, sd=0.3, num_permutations=99)
     assert quality["modes hit"].value == 1 and quality["recall"].value < 0.6
     assert quality["KL of modes to truth"].value == pytest.approx(np.log(2))
+
+
+def test_a_model_that_is_all_wrong_is_judged_by_everything_else():
+    """Far from every centre: 0 modes, 0 good, no KL; FD and its like are as large as they are."""
+    rng, centres = np.random.default_rng(0), np.array([[0.0, 0.0], [5.0, 5.0]])
+    real = centres[rng.integers(2, size=300)] + rng.normal(0, 0.3, (300, 2))
+    quality = sample_quality(
+        real, real + 50, seed=0, centres=centres, sd=0.3, num_permutations=19, num_dealings=1
+    )
+    assert quality["modes hit"].value == 0 == quality.modes.good.value
+    assert quality["FD"].value == pytest.approx(5000) and quality["precision"].value == 0
+    assert quality.modes.kl is None and any("none of 300" in note for note in quality.notes)
+    assert "none of 300" in repr(quality)
+    json.dumps(quality.to_dict(), allow_nan=False)
+    assert quality_figure(quality).axes
 
 
 def test_figures_show_every_mode_and_every_measure(halves):

@@ -142,7 +142,7 @@ def test_a_hierarchy_is_asked_for(b):
     with pytest.raises(AlgorithmError, match="at least 3"):
         evaluate(case.fitted(), case.draws(3), [HierarchyRatio(2)], b)
     for wrong in ({"num_lowest": 0}, {"lowest": "mean"}, {"num_particles_above": 0}):
-        with pytest.raises(DeclarationError, match="expected positive numbers and lowest"):
+        with pytest.raises(DeclarationError, match=f"HierarchyRatio: got {next(iter(wrong))}="):
             HierarchyRatio(**wrong)
 
 
@@ -320,5 +320,5 @@ def test_an_ensemble_has_two_models_or_more():
         WAIC([linear(), "model"])
     with pytest.raises(DeclarationError, match="the background, expected a Fitted"):
         LikelihoodRatio(linear().model)
-    with pytest.raises(DeclarationError, match="at least one particle"):
+    with pytest.raises(DeclarationError, match="LikelihoodRatio: got num_particles=0"):
         LikelihoodRatio(linear(), 0)

@@ -14,7 +14,6 @@ from probgen.errors import DataError, DeclarationError
 from probgen.evaluation_table import Evaluation
 from probgen.fitted import Fitted
 from probgen.inference.scores import (
-    GradientNorm,
     KLTerm,
     LPath,
     Mahalanobis,
@@ -319,14 +318,3 @@ def test_torch_and_jax_give_the_same_scores():
         one, other = (tables[n][score.name]["estimate"] for n in ("torch", "jax"))
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5, err_msg=score.name)
     np.testing.assert_allclose(norms["torch"], norms["jax"], rtol=1e-3, atol=1e-5)
-
-
-def test_names_tell_the_settings_apart():
-    x = data(20)
-    scores = [
-        GradientNorm(x), GradientNorm(x, "density"), GradientNorm(x, nets="guide"),
-        GradientNorm(method="norm"), LPath(x), LPath(x, "mahalanobis"), Mahalanobis(x),
-        Mahalanobis(x, np.arange(20) % 2),
-    ]  # fmt: skip
-    names = [s.name for s in scores]
-    assert len(set(names)) == len(names) and not any("/" in n for n in names)

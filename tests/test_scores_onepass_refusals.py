@@ -1,6 +1,7 @@
 """What no one-pass score can be made of is one clear error; what a score prints is short."""
 
 import dataclasses
+import re
 
 import numpy as np
 import pytest
@@ -19,11 +20,15 @@ from probgen.errors import (
 )
 from probgen.fitted import Fitted
 from probgen.inference.scores import (
+    WAIC,
     BiasCorrected,
     CombinedTest,
     DoSE,
     GradientNorm,
+    HierarchyRatio,
+    InputComplexity,
     KLTerm,
+    LikelihoodRatio,
     LPath,
     Mahalanobis,
     NegativeLogLikelihood,
@@ -37,7 +42,8 @@ X = data(30)
 EVERY = [
     NegativeLogLikelihood(2), ReconstructionError(2), KLTerm(2), Mahalanobis(X), Typicality(X, 2),
     LPath(X), DoSE(X, (KLTerm(2),)), CombinedTest(X, (KLTerm(2),)), BiasCorrected(num_particles=2),
-    GradientNorm(X),
+    GradientNorm(X), DoSE(X), CombinedTest(X), HierarchyRatio(), WAIC([linear_vae()] * 2, 2),
+    LikelihoodRatio(linear_vae(), 2), InputComplexity(num_levels=2, dequantized=True),
 ]  # fmt: skip
 WITH_REFERENCE = [
     Mahalanobis, LPath, GradientNorm,
@@ -56,7 +62,9 @@ def test_a_model_of_another_family_is_refused(measure):
     model = EBM(nets.MLPEnergy(hidden=(4,)), dist.Normal(0, 1).expand([3]).to_event(1))
     b = pg.backends.load("torch")
     params = b.tree_map(b.to_numpy, bind(model, b, seed=0)[1])
-    with pytest.raises(AlgorithmError, match=r"has no guide, expected one"):
+    # The error names what the user wrote, not a part of it.
+    words = rf"^{re.escape(measure.name)}\W.*has no guide, expected one"
+    with pytest.raises(AlgorithmError, match=words):
         score(measure, Fitted(model, params, shapes={"x": (3,)}))
 
 
@@ -124,8 +132,11 @@ def test_too_few_data_for_the_classes_are_refused():
         (lambda: KLTerm(True), "num_particles=True"),
         (lambda: Mahalanobis(X, shrinkage=2.0), "shrinkage=2.0"),
         (lambda: LPath(X, "ecod"), "method='ecod'"),
-        (lambda: GradientNorm(X, "norm"), "got some reference data"),
-        (lambda: GradientNorm(), "got none reference data"),
+        (lambda: GradientNorm(X, "norm"), "got reference data, expected none"),
+        (lambda: GradientNorm(), r"no reference data.*GradientNorm\(train_x\).*method='norm'"),
+        (lambda: GradientNorm("norm"), "reference='norm', expected reference data.*by their name"),
+        (lambda: LPath("copod"), "LPath: got reference='copod', expected reference data"),
+        (lambda: Typicality(None), "Typicality: got reference=None, expected reference data"),
         (lambda: GradientNorm(X, nets="decoder"), "nets='decoder'"),
         (lambda: DoSE(X, ()), r"statistics=\[\]"),
         (lambda: DoSE(X, (KLTerm(2), KLTerm(2))), "each once"),
@@ -199,6 +210,15 @@ def test_a_reference_is_its_content():
     assert hash(Mahalanobis(big)) == hash(Mahalanobis(big.copy()))
     assert repr(Mahalanobis(big, np.arange(1000) % 2)) != repr(Mahalanobis(big))
     assert "float32[1000, 3]" in repr(Reference(big)) and Reference(big).size == 1000
+
+
+def test_too_few_reference_data_are_too_few_whoever_asked_first(b):
+    """12 do for typicality, which has log p of them computed; a density needs 20 all the same."""
+    few = X[:12]
+    dose = DoSE(few, (NegativeLogLikelihood(2),))
+    for measures in ([dose], [Typicality(few, 2), dose]):
+        with pytest.raises(DataError, match="DoSE.*got 12 reference data, expected at least 20"):
+            pg.evaluate(linear_vae(), X[:4], measures, seed=0, backend=b, progress_bar=False)
 
 
 def test_an_evaluation_that_was_cut_off_goes_on(tmp_path, monkeypatch):

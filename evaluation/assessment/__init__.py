@@ -5,7 +5,7 @@ calls: a saved run and words for data in, a page out.
 """
 
 from probgen.evaluation.assessment.command import run, split_table
-from probgen.evaluation.assessment.material import Material, gather
+from probgen.evaluation.assessment.material import Material, count_distinct, gather
 from probgen.evaluation.assessment.page import report, sections
 from probgen.evaluation.assessment.parts import (
     detection_blocks,
@@ -19,6 +19,7 @@ from probgen.evaluation.assessment.verdict import SetVerdict, limits, summary, v
 __all__ = [
     "Material",
     "SetVerdict",
+    "count_distinct",
     "detection_blocks",
     "gather",
     "histogram_blocks",

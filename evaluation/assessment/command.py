@@ -17,16 +17,19 @@ from typing import Any
 import numpy as np
 
 import probgen as pg
-from probgen import store
 from probgen.backends.protocol import Backend
 from probgen.bound import Bound
 from probgen.chunks import content
 from probgen.dist import did_you_mean
 from probgen.errors import AlgorithmError, DataError, SaveError, UnknownName
+from probgen.evaluation.assessment.material import count_distinct
 from probgen.evaluation.assessment.page import report
+from probgen.evaluation.assessment.place import PAGE, TABLE, claim
 from probgen.evaluation.assessment.words import Loaded, Need, as_pictures, load, need_of
+from probgen.evaluation.detection.records import counted
 from probgen.evaluation_table import Evaluation
 from probgen.fitted import Fitted
+from probgen.identity import identity
 from probgen.inference import ELBO, IWAE, LikelihoodRegret
 from probgen.inference.refit import bind_search
 from probgen.inference.scores import (
@@ -39,6 +42,7 @@ from probgen.inference.scores import (
 from probgen.inference.scores.other_models import observed_site
 
 NAMES = ("nll", "regret", "regret-guide", "complexity", "elbo", "ratio", "kl", "reconstruction")
+LEVEL = 0.95  # of the page's intervals
 DEFAULT = ("nll", "regret", "complexity", "elbo")
 
 
@@ -55,6 +59,7 @@ def run(
     backend: str = "auto",
     chunk_size: int = 100,
     out: str | os.PathLike | None = None,
+    overwrite: bool = False,
     command: str | None = None,
     say: Callable[[str], None] = logging.getLogger("probgen").info,
     progress_bar: bool = True,
@@ -73,6 +78,7 @@ def run(
         seed: of the choice of data, the noise and the bootstrap.
         chunk_size: data at a time.
         out: a folder; `<run_folder>-evaluation` by default.
+        overwrite: replace the page and the table of another evaluation that stand there.
         command: what the page says to type for the same again.
         say: gets a line of text after each part.
 
@@ -83,7 +89,7 @@ def run(
         ProbgenError: a run, a file or a word that is not there, data that the model cannot take,
             measures that do not suit it, a folder that cannot be written.
     """
-    fitted = pg.Fitted.from_pretrained(run_folder)
+    fitted = _fitted(run_folder)
     b = fitted.resolve(backend)
     bound, _ = fitted.bind(b)
     site = observed_site(bound, "evaluate")
@@ -96,30 +102,69 @@ def run(
     need = need_of(bound, fitted.shapes, site)
     chosen, left_out = _measures(measures, bound, need, particles, background)
     sets = _sets(data_word, ood, need, num_data, seed)
+    distinct = {s.name: count_distinct(s.values) for s in sets}
     notes = [*(f"**{s.name}**: {'; '.join(s.done)}." for s in sets if s.done), *left_out]
+    notes += [
+        f"**{s.name}**: {len(s.values):,} data, {distinct[s.name]:,} distinct; copies count once "
+        "in intervals and tests."
+        for s in sets
+        if distinct[s.name] < len(s.values)
+    ]
     say(f"model    {fitted.model.name}, {fitted.num_parameters():,} parameters, on {b.name}")
     for each in sets:
-        say(f"data     {len(each.values):,} {each.name}{_said(each)}")
+        size = counted(len(each.values), distinct[each.name])
+        say(f"data     {size} {each.name}{_said(each)}")
     for text in left_out:
         say(f"note     {text}")
     folder = Path(out) if out is not None else Path(f"{os.path.normpath(run_folder)}-evaluation")
-    table = _table(fitted, sets, chosen, site, seed, chunk_size, b, folder, say, progress_bar)
+    settings = {
+        "run": str(run_folder), "data": data_word, "ood": list(ood), "num_data": num_data,
+        "measures": [repr(m) for m in chosen], "particles": particles,
+        "background": None if background is None else str(background), "chunk_size": chunk_size,
+    }  # fmt: skip
+    mark = _identity(fitted, chosen, seed, chunk_size, b.name, _joined(sets))
+    whole = {**settings, "level": LEVEL, "seed": seed}
+    table = claim(folder, run_folder, whole, mark, overwrite=overwrite)
+    if table is None:
+        table = _table(fitted, sets, chosen, site, seed, chunk_size, b, folder, say, progress_bar)
+        table.info["identity"] = mark
+        table.save(folder / TABLE)
+    else:
+        say(f"measure  kept from {folder / TABLE}, which these very arguments made")
     tables = split_table(table, {s.name: len(s.values) for s in sets}, chosen)
     pictures = {s.name: as_pictures(s.values, need) for s in sets}
     images = {k: v for k, v in pictures.items() if v is not None}
     first = sets[0].name
     path = report(
-        fitted, tables.pop(first), tables, path=folder / "report.html", name=first,
-        images=images or None, command=command, notes=notes, seed=seed, progress_bar=progress_bar,
-        settings={
-            "run": str(run_folder), "data": data_word, "ood": list(ood), "num_data": num_data,
-            "measures": [repr(m) for m in chosen], "particles": particles,
-            "background": None if background is None else str(background),
-            "chunk_size": chunk_size,
-        },
+        fitted, tables.pop(first), tables, path=folder / PAGE, name=first, images=images or None,
+        command=command, notes=notes, settings=settings, num_distinct=distinct, level=LEVEL,
+        seed=seed, progress_bar=progress_bar,
     )  # fmt: skip
-    say(f"wrote    {path}, {path.with_suffix('.json')} and {folder / 'table'}")
+    say(f"wrote    {path}, {path.with_suffix('.json')} and {folder / TABLE}")
     return path
+
+
+def _fitted(run_folder: str | os.PathLike) -> Fitted:
+    try:
+        return pg.Fitted.from_pretrained(run_folder)
+    except SaveError as error:
+        if "model=" not in str(error):
+            if "save_pretrained" in str(error):
+                raise
+            raise SaveError(
+                f"{str(error).rstrip('.')}; give RUN, a folder from save_pretrained such as "
+                "runs/demo/model."
+            ) from error
+        raise SaveError(
+            f"{run_folder}: got a model that is a function of yours, or holds one, which no file "
+            "does, expected one of declarations alone; this command cannot be given it: from "
+            "Python, load it with pg.Fitted.from_pretrained(path, model=...), and use pg.evaluate "
+            "and probgen.evaluation.report."
+        ) from error
+
+
+def _joined(sets: Sequence[Loaded]) -> np.ndarray:
+    return np.concatenate([s.values for s in sets])
 
 
 def _said(loaded: Loaded) -> str:
@@ -128,8 +173,11 @@ def _said(loaded: Loaded) -> str:
 
 def _sets(data_word: str, ood: Sequence[str], need: Need, num_data: int, seed: int) -> list[Loaded]:
     if num_data < 2:
-        raise DataError(f"evaluate: got num_data={num_data}, expected at least 2 of each set.")
-    sets = [load(word, need, count=num_data, seed=seed) for word in (data_word, *ood)]
+        raise DataError(
+            f"evaluate: got num_data={num_data}, expected at least 2 of each set; give --num-data."
+        )
+    own = load(data_word, need, count=num_data, seed=seed)
+    sets = [own, *(load(w, need, count=num_data, seed=seed, like=own) for w in ood)]
     names = [s.name for s in sets]
     twice = sorted({n for n in names if names.count(n) > 1})
     if twice:
@@ -162,7 +210,8 @@ def _measures(
         if name not in NAMES:
             raise UnknownName(
                 f"evaluate: got the measure {name!r}, expected some of {', '.join(NAMES)}"
-                f"{did_you_mean(name, NAMES)}."
+                f"{did_you_mean(name, NAMES) or '; give some of these'}".removesuffix("?")
+                + "."
             )
     if ("ratio" in names) != (background is not None):
         raise AlgorithmError(
@@ -224,30 +273,13 @@ def _table(
     say: Callable[[str], None],
     progress_bar: bool,
 ) -> Evaluation:
-    """All sets in one table; one that was finished by the same call before is read."""
-    x = np.concatenate([s.values for s in sets])
-    identity = _identity(fitted, measures, seed, chunk_size, b.name, x)
-    place = folder / "table"
-    if (place / "config.json").exists():
-        kept = Evaluation.load(place)
-        if kept.info.get("identity") == identity:
-            say(f"measure  kept from {place}, which these very arguments made")
-            return kept
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SaveError(
-            f"evaluate: {folder} cannot be made ({error.strerror or error}), expected a folder "
-            "for the report; give another one with --out."
-        ) from error
+    """All sets in one table; chunks that the same call left behind are read."""
+    x = _joined(sets)
     say(f"measure  {', '.join(m.name for m in measures)} of {len(x):,} data")
-    table = pg.evaluate(
-        fitted, {site: x}, measures, seed=seed, chunk_size=chunk_size, path=place, backend=b,
-        progress_bar=progress_bar,
+    return pg.evaluate(
+        fitted, {site: x}, measures, seed=seed, chunk_size=chunk_size, path=folder / TABLE,
+        backend=b, progress_bar=progress_bar,
     )  # fmt: skip
-    table.info["identity"] = identity
-    table.save(place)
-    return table
 
 
 def _identity(
@@ -255,8 +287,8 @@ def _identity(
 ) -> str:
     """A mark of everything that the numbers depend on."""
     parts = [
-        [repr(m) for m in measures], seed, chunk_size, backend, content({"x": x}),
-        content(store.flatten(fitted.params)), repr(fitted.model),
+        [identity(m, m.name) for m in measures], seed, chunk_size, backend, content({"x": x}),
+        identity(fitted, fitted.model.name),
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
@@ -286,6 +318,6 @@ def split_table(
         said = {m.name: m.warnings(values[m.name]) for m in measures if hasattr(m, "warnings")}
         out[name] = Evaluation.from_values(
             values, units=part.units, larger_is_stranger=part.larger_is_stranger, warnings=said,
-            info=part.info,
+            shared_error=part.shared_error, info=part.info,
         )  # fmt: skip
     return out

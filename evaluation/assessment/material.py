@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 from typing import Any
 
 import numpy as np
 
 from probgen.errors import AlgorithmError, DataError, ShapeError, UnknownName
 from probgen.evaluation.detection import DetectionTable, compare
+from probgen.evaluation.detection.evaluations import check_tables
 from probgen.evaluation_table import Evaluation
 
 # How a measure is called on a page, by how its name begins; what is not here keeps its own name.
@@ -38,6 +40,7 @@ class Material:
         labels: {measure: how the page calls it}.
         images: {data set: [n, h, w, 1 or 3] in [0, 1], one a datum of its table}; may lack sets.
         detection: how well measures tell the other sets apart; None where there are none.
+        num_distinct: {data set: how many of its data differ}; of a set left out all do.
     """
 
     name: str
@@ -45,6 +48,7 @@ class Material:
     labels: Mapping[str, str]
     images: Mapping[str, np.ndarray]
     detection: DetectionTable | None
+    num_distinct: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     @property
     def own(self) -> Evaluation:
@@ -59,6 +63,15 @@ class Material:
     @property
     def measures(self) -> list[str]:
         return self.own.names
+
+    def distinct(self, data_set: str) -> int:
+        """How many data of a set differ from each other."""
+        return self.num_distinct.get(data_set, self.tables[data_set].num_data)
+
+    @property
+    def all_distinct(self) -> tuple[int, dict[str, int]]:
+        """(in, {data set: out}): how many data differ, for `compare`."""
+        return self.distinct(self.name), {each: self.distinct(each) for each in self.others}
 
     @property
     def likelihoods(self) -> list[str]:
@@ -84,6 +97,7 @@ def gather(
     name: str = "the model's own data",
     images: Mapping[str, np.ndarray] | None = None,
     labels: Mapping[str, str] | None = None,
+    num_distinct: Mapping[str, int] | None = None,
     level: float = 0.95,
     seed: int = 0,
     progress_bar: bool = True,
@@ -91,11 +105,24 @@ def gather(
     """Checks the parts and computes the detection table.
 
     Raises:
-        DataError: two sets of one name, pictures that are not one a datum; see also `compare`.
-        AlgorithmError: tables with other measures than the first.
+        DataError: two sets of one name, a NaN estimate, pictures that are not one a datum or not in
+            [0, 1]; see also `compare`.
+        AlgorithmError: tables with other measures than the first; something that is no mapping;
+            more distinct data than data.
         ShapeError: pictures that are not [n, h, w, 1 or 3].
-        UnknownName: pictures of a set, or labels of a measure, that is not there.
+        UnknownName: pictures or distinct data of a set, or labels of a measure, that is not there.
     """
+    for what, value, example in (
+        ("other sets", out_tables, "{'letters': pg.evaluate(...)}"),
+        ("images", images, f"{{{name!r}: pictures}}"),
+        ("labels", labels, "{measure: 'short'}"),
+        ("num_distinct", num_distinct, f"{{{name!r}: 50}}"),
+    ):
+        if value is not None and not isinstance(value, Mapping):
+            raise AlgorithmError(
+                f"report: got {type(value).__name__} as {what}, expected a mapping by name; pass "
+                f"{example}."
+            )
     others = dict(out_tables or {})
     if name in others:
         raise DataError(
@@ -103,25 +130,57 @@ def gather(
             "name for each; rename one."
         )
     tables = {name: in_table, **others}
+    check_tables("report", tables)
     for each, table in tables.items():
-        if not isinstance(table, Evaluation):
-            raise AlgorithmError(
-                f"report: got {type(table).__name__} for {each!r}, expected an Evaluation, as "
-                "pg.evaluate gives it."
-            )
-        if set(table.names) != set(in_table.names):
-            raise AlgorithmError(
-                f"report: got the measures {table.names} of {each!r}, expected {in_table.names} "
-                f"as of {name!r}; evaluate every set with the same measures."
-            )
+        _check_estimates(each, table)
     called = _labels(in_table.names, labels or {})
-    for each, pictures in (images or {}).items():
-        _check_images(each, np.shape(pictures), tables)
-    bare = Material(name, tables, called, dict(images or {}), None)
+    pictures = {each: np.asarray(given) for each, given in (images or {}).items()}
+    for each, given in pictures.items():
+        _check_images(each, given, tables)
+    distinct = {each: count_distinct(given) for each, given in pictures.items()}
+    distinct |= num_distinct or {}
+    for each, count in distinct.items():
+        _check_distinct(each, count, tables)
+    bare = Material(name, tables, called, pictures, None, distinct)
     if not others:
         return bare
-    found = compare(bare.scores(), level=level, seed=seed, show_progress=progress_bar)
+    found = compare(
+        bare.scores(), level=level, seed=seed, show_progress=progress_bar,
+        num_distinct=bare.all_distinct,
+    )  # fmt: skip
     return dataclasses.replace(bare, detection=found)
+
+
+def count_distinct(values: np.ndarray) -> int:
+    """How many of the data [n, ...] differ from each other, in any number."""
+    rows = np.ascontiguousarray(values).reshape(len(values), -1)
+    return len({(row + 0).tobytes() for row in rows})  # + 0: minus zero is zero
+
+
+def _check_estimates(name: str, table: Evaluation) -> None:
+    for measure in table.names:
+        is_nan = np.isnan(np.asarray(table[measure]["estimate"].values, np.float64))
+        if is_nan.any():
+            raise DataError(
+                f"report: got NaN for {int(is_nan.sum())} of {len(is_nan)} data of {name!r} by "
+                f"{measure} (index {int(np.flatnonzero(is_nan)[0])} first), expected a number for "
+                "every datum; look at those data, and leave them out of every measure alike "
+                "(`table.select`) if they cannot be scored."
+            )
+
+
+def _check_distinct(name: str, count: int, tables: Mapping[str, Evaluation]) -> None:
+    if name not in tables:
+        raise UnknownName(
+            f"report: got num_distinct of {name!r}, expected sets among {list(tables)}; use their "
+            "names."
+        )
+    size = tables[name].num_data
+    if isinstance(count, bool) or not isinstance(count, Integral) or not 1 <= count <= size:
+        raise AlgorithmError(
+            f"report: got num_distinct {count!r} of {name!r}, expected a whole number from 1 to "
+            f"{size}; count the data of that set that differ from each other."
+        )
 
 
 def _labels(measures: Sequence[str], given: Mapping[str, str]) -> dict[str, str]:
@@ -142,9 +201,13 @@ def _labels(measures: Sequence[str], given: Mapping[str, str]) -> dict[str, str]
     return called
 
 
-def _check_images(name: str, shape: tuple[int, ...], tables: Mapping[str, Evaluation]) -> None:
+def _check_images(name: str, pictures: np.ndarray, tables: Mapping[str, Evaluation]) -> None:
+    shape = pictures.shape
     if name not in tables:
-        raise UnknownName(f"report: got pictures of {name!r}, expected sets among {list(tables)}.")
+        raise UnknownName(
+            f"report: got pictures of {name!r}, expected sets among {list(tables)}; use their "
+            "names."
+        )
     if len(shape) != 4 or shape[3] not in (1, 3):
         raise ShapeError(
             f"report: got pictures of shape {shape} for {name!r}, expected [n, height, width, 1 "
@@ -153,5 +216,18 @@ def _check_images(name: str, shape: tuple[int, ...], tables: Mapping[str, Evalua
     if shape[0] != tables[name].num_data:
         raise DataError(
             f"report: got {shape[0]} pictures of {name!r}, expected {tables[name].num_data}, one "
-            "for each datum of its table, in the same order."
+            "for each datum of its table, in the same order; leave none out."
+        )
+    if pictures.dtype.kind not in "buif":
+        raise DataError(
+            f"report: got pictures of dtype {pictures.dtype} for {name!r}, expected numbers in "
+            "[0, 1]; convert them with numpy.asarray(images, float)."
+        )
+    low, high = float(pictures.min()), float(pictures.max())
+    if not (low >= 0 and high <= 1):
+        got = "NaN" if np.isnan(low) else f"values from {low:g} to {high:g}"
+        do = "divide bytes by 255" if high <= 255 else "scale them"
+        raise DataError(
+            f"report: got {got} in the pictures of {name!r}, expected [0, 1]; "
+            + ("look at those pictures." if got == "NaN" else f"{do} first.")
         )

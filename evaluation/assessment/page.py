@@ -39,6 +39,7 @@ def report(
     name: str = "the model's own data",
     images: Mapping[str, np.ndarray] | None = None,
     labels: Mapping[str, str] | None = None,
+    num_distinct: Mapping[str, int] | None = None,
     title: str = "",
     command: str | None = None,
     notes: Sequence[str] = (),
@@ -62,6 +63,9 @@ def report(
         images: {data set: [n, h, w, 1 or 3] in [0, 1]}, one a datum, in the table's order; None for
             data that are no pictures.
         labels: {measure: a short name for the page}.
+        num_distinct: {data set: how many of its data differ from each other}, where some are
+            copies, which then count once in intervals and tests; counted in `images` where they are
+            given, else all data are taken to differ. `assessment.count_distinct` counts.
         title: of the page.
         command: what to type for the same again.
         notes: what was done to the data, or left out: sentences for the reader.
@@ -80,8 +84,8 @@ def report(
             "Fitted.from_pretrained give it."
         )
     material = gather(
-        in_table, out_tables, name=name, images=images, labels=labels, level=level, seed=seed,
-        progress_bar=progress_bar,
+        in_table, out_tables, name=name, images=images, labels=labels, num_distinct=num_distinct,
+        level=level, seed=seed, progress_bar=progress_bar,
     )  # fmt: skip
     page = Report(
         title or f"What {fitted.model.name} makes of {name}",
@@ -90,6 +94,7 @@ def report(
             "command": command,
             "notes": list(notes),
             "settings": {**(settings or {}), "level": level, "seed": seed},
+            "num_distinct": {each: material.distinct(each) for each in material.tables},
             "versions": versions(fitted, material),
             "info": {k: v for k, v in fitted.info.items() if k != "fallbacks"},
         },

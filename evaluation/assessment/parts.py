@@ -7,6 +7,7 @@ most ordinary pictures. A page of its own is `page`; the demo puts the same part
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,14 +15,15 @@ import numpy as np
 
 from probgen.evaluation import figures
 from probgen.evaluation.assessment.material import Material
-from probgen.evaluation.assessment.verdict import SetVerdict, join, limits, sentence_case, summary
+from probgen.evaluation.assessment.verdict import SetVerdict, join, limits, summary
 from probgen.evaluation.detection import Estimate, auroc_figure, histogram_figure, roc_figure
-from probgen.evaluation.detection.records import with_limits
+from probgen.evaluation.detection.records import counted, with_limits
 from probgen.evaluation.report import Block, Figure, ImageRows, Paragraph, Row, Table, with_error
 from probgen.evaluation.report.drawing import figure_svg
 from probgen.evaluation.report.text import number
+from probgen.inference.psis import khat_limit
 
-KHAT = 0.7  # Vehtari et al.: above it an importance estimate is not to be relied on at any K
+KHAT = 0.7  # the limit where a measure's K is not known: no K allows more
 NBSP = "\N{NO-BREAK SPACE}"
 KEPT = 50_000  # scores in the JSON file at most
 WAYS = {True: "larger = stranger", False: "larger = likelier"}
@@ -52,16 +54,19 @@ def likelihood_blocks(material: Material) -> list[Block]:
                     material.labels[measure],
                     with_error(mean, error),
                     number(noise, 3) if noise is not None else "none known",
-                    _heavy(table[measure]),
-                    f"{table.num_data:,}",
+                    _heavy(table[measure], _khat_limit(measure)),
+                    counted(table.num_data, material.distinct(data_set)),
                 ]
             )
-    header = ["data", "measure", "mean ± s.e., nats", "of it Monte Carlo", f"k-hat > {KHAT}", "n"]
+    header = ["data", "measure", "mean ± s.e., nats", "of it Monte Carlo", "k-hat too large", "n"]
     text = (
         "Nats per datum, constants included. ± is the standard error of the mean over data; the "
-        "part of it that more particles would remove is beside it. Where k-hat is above "
-        f"{KHAT} a few draws carry the weight: that estimate of log p is likely too low."
+        "part of it that more particles would remove is beside it. Where k-hat is above what K "
+        f"particles allow, min(1 − 1 / log₁₀ K, {KHAT}), a few draws carry the weight: that "
+        "estimate of log p is likely too low."
     )
+    if any(material.distinct(k) < t.num_data for k, t in material.tables.items()):
+        text += " ± takes all data for independent: of sets with copies it is too small."
     summaries = {"summaries": {k: t.summary() for k, t in material.tables.items()}}
     blocks: list[Block] = []
     if rows:
@@ -71,15 +76,22 @@ def likelihood_blocks(material: Material) -> list[Block]:
     return [*blocks, Record(summaries), *warning_blocks(material)]
 
 
-def _heavy(group: Any) -> str:
+def _khat_limit(measure: str) -> float:
+    """The largest k-hat at which that measure's K importance weights are reliable."""
+    found = re.search(r"\((\d+)\)$", measure)
+    return khat_limit(int(found[1])) if found and int(found[1]) > 1 else KHAT
+
+
+def _heavy(group: Any, limit: float) -> str:
     """How many data have a k-hat above the limit."""
     if "khat" not in group:
         return "–"
     found = np.asarray(group["khat"].values, np.float64)
     if np.isnan(found).all():
         return "undefined"
-    count = int((found > KHAT).sum())
-    return f"**{count:,}** of {len(found):,}" if count else f"0 of {len(found):,}"
+    count = int((found > limit).sum())
+    shown = f"**{count:,}**" if count else "0"
+    return f"{shown} of {len(found):,} above {limit:.2f}"
 
 
 def warning_blocks(material: Material) -> list[Block]:
@@ -90,7 +102,7 @@ def warning_blocks(material: Material) -> list[Block]:
             for text in texts:
                 said.setdefault((measure, text), []).append(data_set)
     out: list[Block] = [
-        Paragraph(f"**Warning.** {sentence_case(material.labels[m])} of {join(sets)}: {text}")
+        Paragraph(f"**Warning.** {material.labels[m]} of {join(sets)}: {text}")
         for (m, text), sets in said.items()
     ]
     return [*out, Record({"warnings": {k: t.warnings for k, t in material.tables.items()}})]
@@ -165,7 +177,14 @@ def detection_blocks(material: Material, *, seed: int = 0) -> list[Block]:
             f"AUROC of each measure on {sets}.",
         ),
         Figure(
-            figure_svg(roc_figure(material.scores(), level=table.level, seed=seed)),
+            figure_svg(
+                roc_figure(
+                    material.scores(),
+                    level=table.level,
+                    seed=seed,
+                    num_distinct=material.all_distinct,
+                )
+            ),
             f"ROC curves with {level} bootstrap bands, pointwise. On the dotted diagonal a "
             "measure is no better than a coin.",
             f"ROC curves of {', '.join(table.measures)} on {sets}.",
@@ -192,11 +211,11 @@ def histogram_blocks(material: Material, measures: Sequence[str] | None = None) 
             drawn = histogram_figure(
                 own, others, name=label, unit=unit, larger_is_stranger=ways[measure]
             )
-            caption = f"{sentence_case(label)}: filled, {material.name}; the line, each other set."
+            caption = f"Spread of {label}: filled, {material.name}; the line, each other set."
         else:
             axis = f"{label}, {unit} ({WAYS[ways[measure]]})"
             drawn = figures.histogram(own, x_label=axis, y_label=f"{material.name}: how many")
-            caption = f"{sentence_case(label)} of each datum; the line is the mean."
+            caption = f"Spread of {label} over data; the line is the mean."
         blocks.append(
             Figure(figure_svg(drawn), caption, f"Histograms of {label} on each data set.")
         )

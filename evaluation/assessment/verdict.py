@@ -1,10 +1,17 @@
 """A verdict in plain words, of the numbers in a `DetectionTable` and of nothing else.
 
-What may be said of a measure on a set follows from its AUROC's interval alone:
+What may be said of a measure on a set follows from the tests of its AUROC against 1/2, which are
+corrected for the number of AUROCs in the table and for both directions:
 
-    lies above 1/2    "tells them apart"
-    lies below 1/2    "finds them MORE ordinary than the model's own data": the order is inverted
-    holds 1/2         "is not shown to tell them apart", which is not to say that they are alike
+    above 1/2    "tells them apart"
+    below 1/2    "finds them MORE ordinary than the model's own data": the order is inverted
+    neither      "is not shown to tell them apart", which is not to say that they are alike
+
+In a table with one AUROC that is whether its interval holds 1/2; of many, the interval of some will
+clear 1/2 by chance, and a claim takes more.
+
+Of a set with fewer than `MIN_DATA` distinct data, or against as few, only that is said. Copies
+among the data count once: `report` is told, or sees in the pictures, how many differ.
 
 A measure is called the best of a set only where the table's verdict names a winner, which takes a
 significant paired test against every other measure.
@@ -16,16 +23,19 @@ import dataclasses
 from collections.abc import Sequence
 
 from probgen.evaluation.detection import Detection, DetectionTable
-from probgen.evaluation.detection.records import shown
+from probgen.evaluation.detection.records import MIN_DATA, shown
 
-DETECTS, INVERTS, UNCLEAR = "tells apart", "inverts", "not shown"
+DETECTS, INVERTS, UNCLEAR, TOO_FEW = "tells apart", "inverts", "not shown", "too few data"
 
 
-def reading(cell: Detection) -> str:
-    """What the interval of one AUROC allows to be said: DETECTS, INVERTS or UNCLEAR."""
-    if cell.auroc.lower > 0.5:
+def reading(table: DetectionTable, measure: str, data_set: str) -> str:
+    """What the tests of one AUROC allow to be said: DETECTS, INVERTS or UNCLEAR; or TOO_FEW."""
+    if table.cell(measure, data_set).is_small:
+        return TOO_FEW
+    test = table.chance_test(measure, data_set)
+    if test.p_above_holm <= table.alpha:
         return DETECTS
-    return INVERTS if cell.auroc.upper < 0.5 else UNCLEAR
+    return INVERTS if test.p_below_holm <= table.alpha else UNCLEAR
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +43,7 @@ class SetVerdict:
     """What is said of one data set: who tells it apart, who inverts, and the sentences."""
 
     data_set: str
-    readings: dict[str, str]  # measure -> DETECTS, INVERTS or UNCLEAR
+    readings: dict[str, str]  # measure -> DETECTS, INVERTS, UNCLEAR or TOO_FEW
     winner: str | None
     sentences: tuple[str, ...]
 
@@ -49,38 +59,49 @@ def verdicts(table: DetectionTable, *, name: str = "the model's own data") -> li
 
 def _of_set(table: DetectionTable, data_set: str, name: str) -> SetVerdict:
     cells = {m: table.cell(m, data_set) for m in table.measures}
-    readings = {m: reading(cell) for m, cell in cells.items()}
+    readings = {m: reading(table, m, data_set) for m in table.measures}
     groups = {
         kind: [m for m in table.measures if readings[m] == kind]
-        for kind in (DETECTS, INVERTS, UNCLEAR)
+        for kind in (DETECTS, INVERTS, UNCLEAR, TOO_FEW)
     }
     for kind, sign in ((DETECTS, -1), (INVERTS, 1)):
         groups[kind].sort(key=lambda m: sign * cells[m].auroc.value)
 
-    def listed(kind: str) -> str:
-        return join([f"{m} ({_interval(cells[m])})" for m in groups[kind]])
+    def listed(names: Sequence[str]) -> str:
+        return join([f"{m} ({_interval(cells[m])})" for m in names])
 
     first = next(iter(cells.values()))
-    sizes = f"{first.num_out:,} against {first.num_in:,} {name}"
+    sizes = (
+        f"{_counted(first.num_out, first.distinct_out)} against "
+        f"{_counted(first.num_in, first.distinct_in)} {name}"
+    )
     sentences = []
+    if groups[TOO_FEW]:
+        return SetVerdict(data_set, readings, None, (
+            f"**{data_set}** ({sizes}): too few data to say who tells them apart; it takes "
+            f"{MIN_DATA} distinct ones on either side. For what they are worth: "
+            f"{listed(groups[TOO_FEW])}.",
+        ))  # fmt: skip
     if groups[DETECTS]:
         verb = "tells" if len(groups[DETECTS]) == 1 else "tell"
-        sentences.append(f"**{data_set}** ({sizes}): {listed(DETECTS)} {verb} them apart.")
+        sentences.append(f"**{data_set}** ({sizes}): {listed(groups[DETECTS])} {verb} them apart.")
     else:
         sentences.append(
-            f"**{data_set}** ({sizes}): no measure is shown to tell them apart; no interval lies "
-            "above 0.5."
+            f"**{data_set}** ({sizes}): no measure is shown to tell them apart; no AUROC is "
+            "significantly above 0.5."
         )
     if groups[INVERTS]:
-        verb = "finds" if len(groups[INVERTS]) == 1 else "find"
         sentences.append(
-            f"{sentence_case(listed(INVERTS))} {verb} these data MORE ordinary than the model's "
-            "own: the interval lies wholly below 0.5."
+            f"To {listed(groups[INVERTS])} these data are MORE ordinary than the model's own: the "
+            "AUROC is significantly below 0.5."
         )
-    if groups[UNCLEAR]:
-        verb = "is" if len(groups[UNCLEAR]) == 1 else "are"
-        unclear = sentence_case(listed(UNCLEAR))
-        sentences.append(f"{unclear} {verb} not shown to tell them apart: the interval holds 0.5.")
+    clear = [m for m in groups[UNCLEAR] if not cells[m].auroc.lower <= 0.5 <= cells[m].auroc.upper]
+    for names, why in (
+        ([m for m in groups[UNCLEAR] if m not in clear], "the interval holds 0.5"),
+        (clear, f"of {len(table.detections)} intervals, so much may clear 0.5 by chance"),
+    ):
+        if names:
+            sentences.append(f"Not shown to tell them apart ({why}): {listed(names)}.")
     winner = table.verdict(data_set).winner
     sentences += _best(table, data_set, groups[DETECTS])
     return SetVerdict(data_set, readings, winner, tuple(sentences))
@@ -92,7 +113,7 @@ def _best(table: DetectionTable, data_set: str, detecting: Sequence[str]) -> lis
     if len(table.measures) < 2 or not verdict.beats_chance:
         return []
     if verdict.winner is not None:
-        return [f"{sentence_case(verdict.winner)} is significantly the best here."]
+        return [f"The best here, significantly: {verdict.winner}."]
     tied = [m for m in detecting if m in verdict.tied]
     if len(tied) < 2:
         return ["None is shown to be the best."]
@@ -104,17 +125,18 @@ def summary(found: Sequence[SetVerdict]) -> list[str]:
     out = []
     for measure in found[0].readings:
         parts = []
-        for kind, words in (
-            (DETECTS, "tells apart"),
-            (INVERTS, "inverts on"),
-            (UNCLEAR, "is not shown to tell apart"),
+        for kind, of_some, of_all in (
+            (DETECTS, "tells {} apart", "tells each of the {} sets apart"),
+            (INVERTS, "inverts on {}", "inverts on each of the {} sets"),
+            (UNCLEAR, "is not shown to tell {} apart", "is shown to tell none of {} sets apart"),
+            (TOO_FEW, "has too few data of {}", "has too few data of each of the {} sets"),
         ):
             sets = [each.data_set for each in found if each.readings[measure] == kind]
-            if sets:
-                all_of_them = len(sets) == len(found) and len(sets) > 1
-                which = f"all {len(sets)} sets" if all_of_them else join(sets)
-                parts.append(f"{words} {which}")
-        out.append(f"**{sentence_case(measure)}** {'; '.join(parts)}.")
+            if len(sets) == len(found) > 1:
+                parts.append(of_all.format(len(sets)))
+            elif sets:
+                parts.append(of_some.format(join(sets, "or" if kind == UNCLEAR else "and")))
+        out.append(f"**{measure}** {'; '.join(parts)}.")
     return out
 
 
@@ -125,14 +147,22 @@ def limits(table: DetectionTable, *, name: str = "the model's own data") -> list
     level = f"{100 * table.level:g} %"
     several = (
         f" Each of the {count} intervals is for itself: were they independent, {miss:.1f} of them "
-        "would miss by chance, so mind the one that only just clears 0.5."
+        "would miss by chance. So what is said of a measure does not rest on them, but on "
+        f"one-sided tests against 0.5 (DeLong's, on the same scale), Holm's correction over all "
+        f"{count} AUROCs and both directions, at {table.alpha:g}."
         if count > 1
         else ""
     )
+    copies = ""
+    if any(d.num_in > d.distinct_in or d.num_out > d.distinct_out for d in table.detections):
+        copies = (
+            " Data that are equal to others of their set weigh in an AUROC as often as they occur, "
+            "and count once in its interval and in every test."
+        )
     out = [
         "In brackets: AUROC and its interval. AUROC is the chance that a datum drawn from the "
         f"other set has a stranger score than one of {name}; 0.5 is a coin. Intervals: DeLong's, "
-        f"{level}, over other data of the same sets.{several}",
+        f"{level}, over other data of the same sets.{copies}{several}",
     ]
     if len(table.measures) > 1:
         out.append(
@@ -149,28 +179,22 @@ def limits(table: DetectionTable, *, name: str = "the model's own data") -> list
     return out
 
 
+def _counted(size: int, distinct: int) -> str:
+    return f"{size:,}" if size == distinct else f"{size:,} data, {distinct:,} distinct,"
+
+
 def _interval(cell: Detection) -> str:
     value, lower, upper = (shown(each) for each in cell.auroc)
     return f"{value}, {lower} to {upper}"
 
 
-def sentence_case(text: str) -> str:
-    """The first letter as at the start of a sentence; a formula stays as it is.
-
-    Example:
-        >>> sentence_case("regret"), sentence_case("ELBO"), sentence_case("−log p")
-        ('Regret', 'ELBO', '−log p')
-    """
-    return text[:1].upper() + text[1:]
-
-
-def join(words: Sequence[str]) -> str:
+def join(words: Sequence[str], last: str = "and") -> str:
     """Words as a list in a sentence.
 
     Example:
-        >>> join(["a"]), join(["a", "b"]), join(["a", "b", "c"])
-        ('a', 'a and b', 'a, b and c')
+        >>> join(["a"]), join(["a", "b"], "or"), join(["a", "b", "c"])
+        ('a', 'a or b', 'a, b and c')
     """
     if len(words) < 2:
         return "".join(words)
-    return f"{', '.join(words[:-1])} and {words[-1]}"
+    return f"{', '.join(words[:-1])} {last} {words[-1]}"

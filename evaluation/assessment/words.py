@@ -77,14 +77,36 @@ class Loaded:
         return Loaded(values, self.name, (*self.done, said))
 
 
-def load(word: str, need: Need, *, count: int, seed: int) -> Loaded:
+def load(word: str, need: Need, *, count: int, seed: int, like: Loaded | None = None) -> Loaded:
     """At most `count` data of a word, drawn without replacement by `seed`, in the model's form.
+
+    Args:
+        like: the model's own data. Where they are real numbers beyond [0, 1], "noise" has the range
+            of each coordinate and "constants" that of all, else [0, 1].
 
     Raises:
         DataError: no such word or file, or values that the model cannot take.
         ShapeError: data of another shape, that are no pictures.
     """
-    return fitted_to(_sample(_read(word, need, count, seed), count, seed), need)
+    found = _sample(_read(word, need, count, seed), count, seed)
+    if found.name in RANGED:
+        found = _ranged(found, need, like)
+    return fitted_to(found, need)
+
+
+def _ranged(loaded: Loaded, need: Need, like: Loaded | None) -> Loaded:
+    """Uniform numbers on the range of the model's own data, with a word on what they are."""
+    what = RANGED[loaded.name]
+    if loaded.name == "constants" and need.image_shape is not None and need.image_shape[2] > 1:
+        what = "one uniform number a channel"
+    if like is None or need.is_discrete or (like.values.min() >= 0 and like.values.max() <= 1):
+        return loaded.then(loaded.values, f"{what} on [0, 1]")
+    axis = 0 if loaded.name == "noise" else None  # one value in all coordinates has one range
+    low, high = like.values.min(axis=axis), like.values.max(axis=axis)
+    unit = np.asarray(loaded.values).reshape(len(loaded.values), *like.values.shape[1:])
+    each = ", coordinate by coordinate" if loaded.name == "noise" else ""
+    said = f"{what} on the range of {like.name}{each}, {low.min():.3g} to {high.max():.3g} in all"
+    return loaded.then((low + unit * (high - low)).astype(np.float32), said)
 
 
 # ---- reading -------------------------------------------------------------------------------------
@@ -100,6 +122,13 @@ def _generated(make: Callable[[Shape, int, int], Any]) -> Callable[[Need, int, i
 
 def _letters(shape: Shape, count: int, seed: int) -> Any:
     return data.letters(shape[0], seed=seed, per_letter=-(-count // 52))
+
+
+def _constants(need: Need, count: int, seed: int) -> np.ndarray:
+    """One value a picture and channel; of data that are no pictures, one value a datum."""
+    if need.image_shape is not None:
+        return data.constants(count, need.image_shape, seed).images
+    return data.constants(count, (*need.shape, 1), seed).images[..., 0]
 
 
 BUILT_IN: dict[str, tuple[str, Callable[[Need, int, int], np.ndarray]]] = {
@@ -121,14 +150,20 @@ BUILT_IN: dict[str, tuple[str, Callable[[Need, int, int], np.ndarray]]] = {
     ),
     "constants": (
         "pictures of one value",
-        _generated(lambda shape, count, seed: data.constants(count, shape, seed)),
+        lambda need, count, seed: _constants(need, count, seed),
     ),
 }  # fmt: skip
 SQUARE = ("letters", "patches")
+RANGED = {"noise": "independent uniform numbers", "constants": "one uniform number a datum"}
 
 
 def _read(word: str, need: Need, count: int, seed: int) -> Loaded:
     if word.startswith("inverted:"):
+        if word == "inverted:":
+            raise DataError(
+                "got the data 'inverted:', expected 'inverted:WORD'; name what to invert, as in "
+                "inverted:letters."
+            )
         inner = _as_unit(_read(word.removeprefix("inverted:"), need, count, seed))
         return Loaded(data.inverted(inner.values), f"inverted {inner.name}", inner.done)
     if word in BUILT_IN and not Path(word).exists():
@@ -144,20 +179,35 @@ def _read(word: str, need: Need, count: int, seed: int) -> Loaded:
 
 def _from_path(word: str, need: Need) -> np.ndarray:
     path = Path(word)
-    if not path.exists():
+    if not word or not path.exists():
         words = [*BUILT_IN, "inverted:WORD"]
         raise DataError(
             f"got the data {word!r}, expected a file, a folder of pictures, or one of "
-            f"{', '.join(words)}{did_you_mean(word, words)}; the path is read from {Path.cwd()}."
+            f"{', '.join(words)}; paths are read from {Path.cwd()}"
+            f"{did_you_mean(word, words) or '; give one that is there'}".removesuffix("?")
+            + "."
         )
     if path.is_dir():
         return load_image_folder(path, labels_from_folders=False).images
     if path.suffix == ".npz":
         with np.load(path, allow_pickle=False) if _is_zip(path) else _no(path) as archive:
             names = list(archive.files)
+        if len(names) > 1 and need.site not in names:
+            raise DataError(
+                f"{path}: got the arrays {names}, expected one alone, or one called {need.site!r} "
+                f"as the model's site; save it so: numpy.savez(path, {need.site}=array)."
+            )
         return data.load_npz(path, need.site if need.site in names else None)
     if path.suffix == ".npy":
         return _load_npy(path)
+    with path.open("rb") as stream:
+        start = stream.read(2)
+    if start not in (b"\0\0", b"\x1f\x8b"):  # what IDX begins with, and what gzip does
+        raise DataError(
+            f"{path}: got a file of no kind that is read here, expected .npz, .npy, or IDX as "
+            "MNIST's; a table of text is saved as one with numpy.save('data.npy', "
+            "numpy.loadtxt(path, delimiter=','))."
+        )
     return data.read_idx(path)
 
 
@@ -174,9 +224,11 @@ def _load_npy(path: Path) -> np.ndarray:
     try:
         return np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
+        # What numpy says of pickles would tell a reader to open them.
+        why = "damaged, or Python objects" if "pickle" in str(error) else str(error)
         raise DataError(
-            f"{path}: cannot be read as a .npy array ({error}), expected plain numbers; save them "
-            "with numpy.save."
+            f"{path}: got a file that cannot be read as a .npy array ({why}), expected plain "
+            "numbers; save them with numpy.save."
         ) from error
 
 

@@ -16,6 +16,8 @@ from scipy import stats
 
 from probgen.errors import AlgorithmError, NonFiniteError, ShapeError
 
+WIDE = 0.2  # an interval of the coverage that is wider than this tells nothing
+
 
 @dataclasses.dataclass(frozen=True)
 class Coverage:
@@ -42,6 +44,8 @@ class Coverage:
 
     def __str__(self) -> str:
         told = "as promised" if self.is_nominal else "not as promised"
+        if self.is_nominal and self.high - self.low > WIDE:
+            told = "too few truths to tell"
         return (
             f"{self.kind} {self.prob:.0%} intervals hold {self.rate:.1%} of {self.num} truths "
             f"(95 % interval {self.low:.1%} to {self.high:.1%}): {told}"
@@ -64,15 +68,21 @@ def interval_coverage(
         kind: "central" (equal tails) or "hdi".
 
     Raises:
-        ShapeError: shapes that do not belong together, or fewer than two draws.
+        ShapeError: shapes that do not belong together, fewer than two truths or two draws.
         NonFiniteError: a draw or truth that is NaN or infinite.
         AlgorithmError: prob outside (0, 1), or another kind.
     """
     draws, truth = np.asarray(draws, np.float64), np.asarray(truth, np.float64)
-    if draws.ndim != 2 or truth.shape != draws.shape[:1] or not len(draws) or draws.shape[1] < 2:
+    if draws.ndim != 2 or truth.shape != draws.shape[:1]:
         raise ShapeError(
             f"interval_coverage: got draws {draws.shape} and truths {truth.shape}, expected [N, L] "
-            "with at least two draws and [N]."
+            "and [N], a row of draws for each truth."
+        )
+    if len(truth) < 2 or draws.shape[1] < 2:
+        raise ShapeError(
+            f"interval_coverage: got {len(truth)} truths with {draws.shape[1]} draws each, "
+            "expected at least two truths, since coverage is a share of them, and two draws; "
+            "simulate more, 200 and 500 are a start."
         )
     if not (np.isfinite(draws).all() and np.isfinite(truth).all()):
         raise NonFiniteError(

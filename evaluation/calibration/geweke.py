@@ -28,10 +28,11 @@ from arviz_stats.base import array_stats
 
 from probgen.backends.protocol import Backend
 from probgen.errors import AlgorithmError, NonFiniteError, ShapeError
-from probgen.evaluation.calibration.study import Study, check_seed, scalars
+from probgen.evaluation.calibration.study import Study, scalars
 from probgen.fitted import Fitted
 from probgen.inference.spaces import bind_space
 from probgen.modelling import Model
+from probgen.seeds import check_seed
 
 LIMIT = 4.0
 LEAST_ESS = 100.0
@@ -82,7 +83,8 @@ class Geweke:
                 f"Not decided: the chains hardly move in {', '.join(self.undecided)} (effective "
                 f"sample size below {LEAST_ESS:.0f}); take more samples or more transitions."
             )
-        return f"No departure was found (largest |z| {np.abs(self.z).max():.2f})."
+        largest = np.abs(self.z).max()
+        return f"No departure was found (largest |z| {largest:.2f}, the limit is {self.limit:g})."
 
     def to_pandas(self) -> Any:
         """One row a function."""

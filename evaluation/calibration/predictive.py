@@ -23,10 +23,11 @@ from probgen.backends.protocol import Backend
 from probgen.bound import Bound, bind
 from probgen.data.sources import as_arrays
 from probgen.errors import AlgorithmError, DataError, NonFiniteError, ShapeError
-from probgen.evaluation.calibration.study import check_seed, start
+from probgen.evaluation.calibration.study import start
 from probgen.feed import merge_inputs
 from probgen.fitted import Fitted
 from probgen.modelling import Model
+from probgen.seeds import check_seed
 
 STATISTICS: dict[str, Callable] = {
     "mean": np.mean, "sd": lambda y: np.std(y, ddof=1) if np.size(y) > 1 else 0.0,

@@ -14,25 +14,32 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from arviz_stats.base import array_stats
 from scipy.stats import norm
 
 from probgen.backends.protocol import Backend
-from probgen.errors import AlgorithmError, NonFiniteError, ShapeError
-from probgen.evaluation.calibration.study import Guide, Round, Study, check_seed, scalars
+from probgen.errors import AlgorithmError, DataError, NonFiniteError, ShapeError
+from probgen.evaluation.calibration.study import (
+    Guide,
+    Round,
+    Study,
+    Thinning,
+    check_method,
+    check_options,
+    scalars,
+)
 from probgen.evaluation.calibration.uniformity import chi_square, ecdf_test, envelope, ranks
 from probgen.evaluation.detection.intervals import holm
 from probgen.fitted import Fitted
 from probgen.modelling import Model
 from probgen.progress import bar
+from probgen.seeds import check_seed
 
 NUM_PILOTS = 10  # simulations that tell how far to thin
-LEAST = 20  # simulations; fewer make no test
 CORRELATED = 0.1  # mean lag-1 autocorrelation above which a rejection may be the chains' fault
-Thinning = int | Literal["auto"]
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -46,9 +53,11 @@ class SBC:
         chi_square, ecdf: [quantities] p-values of the two tests of uniformity.
         thinning: every how many transitions a draw was kept.
         autocorrelation: [quantities] of successive kept draws, mean over simulations; correlated
-            draws make ranks pile up at both ends although the method is right.
+            draws make ranks pile up at both ends although the method is right. NaN where no chain
+            moves.
         alpha: chance of rejecting a right method, over all quantities and both tests together.
         seed: of the simulations.
+        still: [quantities] share of the simulations in which a chain never moves.
     """
 
     names: tuple[str, ...]
@@ -60,6 +69,7 @@ class SBC:
     autocorrelation: np.ndarray
     alpha: float
     seed: int
+    still: np.ndarray
 
     @classmethod
     def from_ranks(
@@ -70,10 +80,16 @@ class SBC:
         *,
         thinning: int = 1,
         autocorrelation: np.ndarray | None = None,
+        still: np.ndarray | None = None,
         alpha: float = 0.01,
         seed: int = 0,
     ) -> SBC:
         """Tests ranks [N, quantities] that were made elsewhere.
+
+        Args:
+            names, values: of the quantities, and their ranks.
+            num_draws, thinning, autocorrelation, still, alpha, seed: as in the result; what is not
+                known of the draws is NaN there.
 
         Raises:
             ShapeError: not two axes, other names than quantities, or fewer than 20 simulations.
@@ -96,6 +112,7 @@ class SBC:
             thinning,
             np.full(len(names), np.nan) if autocorrelation is None else autocorrelation,
             alpha, seed,
+            np.full(len(names), np.nan) if still is None else still,
         )  # fmt: skip
 
     @property
@@ -142,17 +159,30 @@ class SBC:
         size = f"{self.num_simulations} simulations, {self.num_draws} draws each"
         if self.accepted:
             return (
-                f"No departure from the posterior was found ({size}; smallest corrected p-value "
-                f"{self.adjusted.min():.3g})."
+                f"No departure from the posterior was found at level {self.alpha:g} ({size}; "
+                f"smallest corrected p-value {self.adjusted.min():.3g}).{self._stillness()}"
             )
         told = "; ".join(f"{n}: {self.shape(n)}" for n in self.rejected)
-        text = f"The draws are not the posterior's ({size}): {told}."
+        text = f"The draws are not the posterior's, at level {self.alpha:g} ({size}): {told}."
         if np.nanmax(np.append(self.autocorrelation, -1.0)) > CORRELATED:
             text += (
                 f" But successive draws are correlated ({np.nanmax(self.autocorrelation):.2f}), "
                 "which alone makes ranks pile up at the ends: thin further."
             )
-        return text
+        return text + self._stillness()
+
+    def _stillness(self) -> str:
+        """Where chains never move, in words; "" where they all do."""
+        share = np.nan_to_num(self.still)
+        worst = [i for i in np.argsort(-share, kind="stable")[:3] if share[i] > 0]
+        if not worst:
+            return ""
+        told = ", ".join(f"{self.names[i]} in {share[i]:.1%}" for i in worst)
+        more = int((share > 0).sum()) - len(worst)
+        return (
+            f" Some chains never move ({told} of the simulations{f', and {more} more' * (more > 0)}"
+            "): the sampler rejects everything there, or the quantity is no random one."
+        )
 
     def to_pandas(self) -> Any:
         """One row a quantity."""
@@ -162,6 +192,7 @@ class SBC:
             {
                 "chi_square": self.chi_square, "ecdf": self.ecdf, "adjusted": self.adjusted,
                 "rejected": self.adjusted <= self.alpha, "autocorrelation": self.autocorrelation,
+                "still": self.still,
             },
             index=pd.Index(self.names, name="quantity"),
         )  # fmt: skip
@@ -234,8 +265,12 @@ def sbc(
         AlgorithmError: a density without prior draws, no latents, a discrete one for a sampler.
         UnknownName: an observed site that the model does not have.
         NonFiniteError: a draw that is NaN.
+        DataError: thinning is to be learnt, and the chains never move.
     """
     seed = check_seed(seed, "sbc")
+    # What can be told without the model is told first.
+    check_options(num_simulations, num_draws, thinning, alpha)
+    check_method(method, "sbc")
     study = Study(
         model, observed=observed, num_data=num_data, inputs=inputs, seed=seed, backend=backend,
         device=device, quantities=quantities,
@@ -325,13 +360,7 @@ def _calibrate(
     seed: int, progress_bar: bool,
 ) -> SBC:  # fmt: skip
     """Runs `prepare(thinning)(i)` for every simulation and tests the ranks."""
-    if num_simulations < LEAST or num_draws < 2:
-        raise AlgorithmError(
-            f"sbc: got num_simulations={num_simulations}, num_draws={num_draws}, expected at "
-            f"least {LEAST} simulations of at least 2 draws; 200 and 99 are a start."
-        )
-    if thinning != "auto" and (not isinstance(thinning, int) or thinning < 1):
-        raise AlgorithmError(f"sbc: got thinning={thinning!r}, expected 'auto' or 1 or more.")
+    check_options(num_simulations, num_draws, thinning, alpha)
     if thinning == "auto":
         pilot = prepare(1)
         # Simulations of their own: what chose the thinning is not what is tested.
@@ -355,21 +384,35 @@ def _calibrate(
             f"sbc: got NaN among draws or truths of {bad}, expected numbers; see in which "
             "simulation the method fails."
         )
-    lags = np.array([np.mean([lag_one(r.draws[n]) for r in rounds]) for n in names])
+    lags = [np.array([lag_one(r.draws[n]) for r in rounds]) for n in names]
+    known = [each[~np.isnan(each)] for each in lags]
     return SBC.from_ranks(
-        names, ranks(draws, truth, seed=seed), num_draws, thinning=thinning, autocorrelation=lags,
+        names, ranks(draws, truth, seed=seed), num_draws, thinning=thinning,
+        autocorrelation=np.array([v.mean() if len(v) else np.nan for v in known]),
+        still=np.array([np.mean([not _moves(r.draws[n]) for r in rounds]) for n in names]),
         alpha=alpha, seed=seed,
     )  # fmt: skip
+
+
+def _moves(draws: np.ndarray) -> bool:
+    """Whether every chain of draws [chain, draw] has two that differ (or only one draw)."""
+    return draws.shape[1] < 2 or bool((np.ptp(draws, axis=1) > 0).all())
 
 
 def thinning_from(pilots: list[dict[str, np.ndarray]]) -> int:
     """Every how many draws are nearly independent: the largest, over quantities, of the median
     autocorrelation time (number of draws over bulk effective sample size) of the pilots.
 
+    A chain that never moves has no such time. Quantities for which that is so in half of the pilots
+    or more are left to the others to decide (a discrete latent may be certain).
+
     Args:
         pilots: for each pilot, draws [chain, draw] by quantity.
+
+    Raises:
+        DataError: it is so for all of them. ShapeError: fewer than four draws a chain.
     """
-    worst = 1.0
+    worst, told = 1.0, False
     for name in list(pilots[0])[:200]:
         draws = [np.asarray(p[name], np.float64) for p in pilots]
         if draws[0].shape[1] < 4:
@@ -377,18 +420,29 @@ def thinning_from(pilots: list[dict[str, np.ndarray]]) -> int:
                 f"sbc: got {draws[0].shape[1]} draws a chain, expected at least 4 to learn the "
                 "thinning from; use fewer chains, or give thinning=1."
             )
-        times = [v.size / array_stats.ess(v, method="bulk") for v in draws]
-        worst = max(worst, float(np.median(times)))
+        times = [v.size / array_stats.ess(v, method="bulk") for v in draws if _moves(v)]
+        if 2 * len(times) > len(draws):
+            worst, told = max(worst, float(np.median(times))), True
+    if not told:
+        raise DataError(
+            f"sbc: got chains that never move in at least half of {len(pilots)} pilot simulations, "
+            "expected draws that differ, to learn the thinning from; the sampler rejects "
+            "everything (look at its step size and warm-up), or give thinning=1."
+        )
     # A time of 1.2 is within the error of one from so few draws.
     return max(1, math.ceil(worst - 0.25))
 
 
 def lag_one(draws: np.ndarray) -> float:
-    """Mean over chains of the autocorrelation of successive draws [chain, draw], bias removed."""
+    """Mean over chains of the autocorrelation of successive draws [chain, draw], bias removed.
+
+    Over the chains that move; NaN, undefined, where none does, and with fewer than three draws.
+    """
+    draws = draws[np.ptp(draws, axis=1) > 0] if draws.shape[1] > 2 else draws[:0]
+    if not len(draws):
+        return math.nan
     centred = draws - draws.mean(axis=1, keepdims=True)
     power = (centred**2).sum(axis=1)
-    if draws.shape[1] < 3 or (power <= 0).any():
-        return 0.0
     found = (centred[:, 1:] * centred[:, :-1]).sum(axis=1) / power
     # Removing the chain's own mean costs an independent chain about 1 / n.
     return float(found.mean()) + 1.0 / draws.shape[1]

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -21,13 +21,15 @@ from probgen.backends.protocol import Backend
 from probgen.bound import Bound, bind
 from probgen.data.sources import as_arrays
 from probgen.dist import did_you_mean
-from probgen.errors import AlgorithmError, MissingSeed, ShapeError, UnknownName
+from probgen.errors import AlgorithmError, ShapeError, UnknownName
 from probgen.feed import merge_inputs
 from probgen.fitted import Fitted
 from probgen.modelling import Model
 from probgen.posterior import Posterior
 
 Values = dict[str, np.ndarray]
+LEAST = 20  # simulations; fewer make no test
+Thinning = int | Literal["auto"]
 LOG_LIKELIHOOD, LOG_JOINT = "log likelihood", "log joint"
 
 
@@ -47,18 +49,37 @@ class Guide:
     """
 
 
-def check_seed(seed: int | None, who: str) -> int:
-    """A seed as a whole number.
+def check_method(method: Any, who: str) -> None:
+    """Refuses what draws from no posterior.
 
     Raises:
-        MissingSeed: none was given.
-        AlgorithmError: it is not a whole number of at least 0.
+        AlgorithmError: a class in place of its instance, or nothing that can be called.
     """
-    if seed is None:
-        raise MissingSeed(f"{who}: got no seed, expected an integer such as seed=0.")
-    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
-        raise AlgorithmError(f"{who}: got seed={seed!r}, expected an integer such as seed=0.")
-    return int(seed)
+    usable = isinstance(method, Guide) or hasattr(method, "draws") or callable(method)
+    if isinstance(method, type) or not usable:
+        told = f"the class {method.__name__}" if isinstance(method, type) else repr(method)
+        raise AlgorithmError(
+            f"{who}: got the method {told}, expected NUTS(...), HMC(...), Guide(), or a function "
+            "(data, num_draws, seed) -> dict of draws."
+        )
+
+
+def check_options(num_simulations: int, num_draws: int, thinning: Thinning, alpha: float) -> None:
+    """Refuses settings of `sbc` that are out of range.
+
+    Raises:
+        AlgorithmError: too few simulations or draws, no thinning, no chance.
+    """
+    whole = [isinstance(n, int) and not isinstance(n, bool) for n in (num_simulations, num_draws)]
+    if not all(whole) or num_simulations < LEAST or num_draws < 2:
+        raise AlgorithmError(
+            f"sbc: got num_simulations={num_simulations!r}, num_draws={num_draws!r}, expected at "
+            f"least {LEAST} simulations of at least 2 draws; 200 and 99 are a start."
+        )
+    if thinning != "auto" and (not isinstance(thinning, int) or thinning < 1):
+        raise AlgorithmError(f"sbc: got thinning={thinning!r}, expected 'auto' or 1 or more.")
+    if not 0 < alpha < 1:
+        raise AlgorithmError(f"sbc: got alpha={alpha!r}, expected a chance inside (0, 1).")
 
 
 def start(
@@ -166,8 +187,14 @@ class Study:
             )
         for name in chosen:
             if name not in names:
+                if observed is None:
+                    raise UnknownName(
+                        f"{self.who}: got no observed=, and {bound.model.name!r} has no site 'x' "
+                        "that would stand for the data by default, expected the names of its data "
+                        f"among {names}; say which sites are data, observed=({names[-1]!r},), say."
+                    )
                 raise UnknownName(
-                    f"{self.who}: got the observed site {name!r}, expected some of {names}"
+                    f"{self.who}: got observed={chosen} with {name!r}, expected some of {names}"
                     f"{did_you_mean(name, names)}; say which sites are data: observed=(...)."
                 )
         if not set(bound.latents) - set(chosen):
@@ -223,18 +250,12 @@ class Study:
 
     def sampler(self, method: Any, num_draws: int, thinning: int) -> Callable[..., Values]:
         """(data, key, seed) -> draws of the latents [chain, draw, ...], thinned."""
+        check_method(method, self.who)
         if isinstance(method, Guide):
             return self._from_guide(num_draws)
-        if hasattr(method, "draws") and not isinstance(method, type):
+        if hasattr(method, "draws"):
             return self._from_chains(method, num_draws, thinning)
-        if callable(method):
-            return lambda data, key, seed: self._from_function(
-                method, data, seed, num_draws, thinning
-            )
-        raise AlgorithmError(
-            f"{self.who}: got the method {method!r}, expected NUTS(...), HMC(...), Guide(), or a "
-            "function (data, num_draws, seed) -> dict of draws."
-        )
+        return lambda data, key, seed: self._from_function(method, data, seed, num_draws, thinning)
 
     def _from_chains(self, method: Any, num_draws: int, thinning: int) -> Callable[..., Values]:
         fields = {f.name for f in dataclasses.fields(method)}

@@ -23,6 +23,7 @@ from probgen.evaluation.detection.roc import (
 from probgen.evaluation.detection.scores import Scores, as_scores
 from probgen.evaluation.detection.tables import (
     BetweenRuns,
+    ChanceTest,
     Comparison,
     DetectionTable,
     Verdict,
@@ -35,6 +36,7 @@ __all__ = [
     "between_runs",
     "Detection",
     "DetectionTable",
+    "ChanceTest",
     "Comparison",
     "Verdict",
     "BetweenRuns",

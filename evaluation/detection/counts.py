@@ -20,7 +20,14 @@ from typing import Literal, get_args
 import numpy as np
 
 from probgen.errors import AlgorithmError
-from probgen.evaluation.detection.scores import Positive, Scores, check_positive, check_share
+from probgen.evaluation.detection.scores import (
+    Positive,
+    Scores,
+    check_positive,
+    check_seed,
+    check_share,
+    check_whole,
+)
 
 Kind = Literal["auroc", "aupr", "fpr"]
 
@@ -39,7 +46,10 @@ class Metric:
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):
-            raise AlgorithmError(f"Metric: got {self.kind!r}, expected one of {get_args(Kind)}.")
+            raise AlgorithmError(
+                f"Metric: got {self.kind!r}, expected one of {', '.join(get_args(Kind))}; pass "
+                "Metric('auroc')."
+            )
         check_positive(self.positive)
         check_share(self.tpr, "tpr")
 
@@ -96,17 +106,19 @@ def resampled_counts(
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Stratified bootstrap: both sets drawn anew with replacement, each to its own size.
 
+    Where only d of a set's n data are distinct, d are drawn and weigh n / d each: the spread is
+    that of d data, and the prevalence stays.
+
     Yields:
         chunks of counts (in, out) [rows, u]; the rows of all chunks are num_resamples.
 
     Raises:
-        AlgorithmError: fewer than 100 resamples, whose outer percentiles would mean nothing.
+        AlgorithmError: fewer than 100 resamples, whose outer percentiles would mean nothing; a seed
+            that is no whole number from 0 upwards.
     """
-    if num_resamples < 100:
-        raise AlgorithmError(
-            f"num_resamples: got {num_resamples}, expected at least 100 for a percentile interval; "
-            "2000 is usual."
-        )
+    check_whole(num_resamples, "num_resamples", 100, "a percentile interval needs as many; 2000 is"
+                " usual")  # fmt: skip
+    check_seed(seed)
     in_codes, out_codes, values = scores.groups()
     in_random, out_random = (np.random.default_rng(each) for each in _spawn(seed))
     # Chunks that stay in the processor's cache are twice as fast as one large array.
@@ -114,8 +126,8 @@ def resampled_counts(
     for start in range(0, num_resamples, most):
         rows = min(most, num_resamples - start)
         yield (
-            _one_chunk(in_codes, len(values), rows, in_random),
-            _one_chunk(out_codes, len(values), rows, out_random),
+            _one_chunk(in_codes, len(values), rows, in_random, scores.sizes[0]),
+            _one_chunk(out_codes, len(values), rows, out_random, scores.sizes[1]),
         )
 
 
@@ -123,7 +135,10 @@ def _spawn(seed: int) -> list[np.random.SeedSequence]:
     return np.random.SeedSequence(seed).spawn(2)
 
 
-def _one_chunk(codes: np.ndarray, size: int, rows: int, random: np.random.Generator) -> np.ndarray:
-    drawn = codes[random.integers(0, len(codes), size=(rows, len(codes)))]
+def _one_chunk(
+    codes: np.ndarray, size: int, rows: int, random: np.random.Generator, num_drawn: int
+) -> np.ndarray:
+    drawn = codes[random.integers(0, len(codes), size=(rows, num_drawn))]
     drawn += np.arange(rows)[:, None] * size
-    return np.bincount(drawn.ravel(), minlength=rows * size).reshape(rows, size)
+    found = np.bincount(drawn.ravel(), minlength=rows * size).reshape(rows, size)
+    return found if num_drawn == len(codes) else found * (len(codes) / num_drawn)

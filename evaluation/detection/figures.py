@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from probgen.errors import AlgorithmError, DataError
-from probgen.evaluation.detection.compare import Measures, checked_measures
+from probgen.evaluation.detection.compare import Distinct, Measures, checked_measures
 from probgen.evaluation.detection.records import shown
 from probgen.evaluation.detection.roc import auroc, roc_band, roc_curve
 from probgen.evaluation.detection.scores import Scores, as_scores
@@ -30,6 +30,7 @@ def roc_figure(
     measures: Measures,
     *,
     larger_is_stranger: bool | Mapping[str, bool] = True,
+    num_distinct: Distinct | None = None,
     bands: bool = True,
     level: float = 0.95,
     num_resamples: int = 1000,
@@ -39,11 +40,12 @@ def roc_figure(
 
     Args:
         measures: {measure: (in_scores, {data set: out_scores})}, at most 16, as for `compare`.
+        num_distinct: (in, {data set: out}), as for `compare`: the bands then count these.
         bands: draw the pointwise bootstrap band around each curve.
 
     Raises: as `compare`; AlgorithmError for more than 16 measures.
     """
-    scores = checked_measures(measures, larger_is_stranger)
+    scores = checked_measures(measures, larger_is_stranger, num_distinct)
     _demand_few(len(measures))
     data_sets = list(dict.fromkeys(data_set for _, data_set in scores))
     one = len(data_sets) == 1
@@ -94,8 +96,9 @@ def _roc_line(axes: Any, scores: Scores, index: int, *, band: tuple[float, int, 
     if band is not None:
         level, num_resamples, seed = band
         limits = roc_band(
-            scores.inside, scores.outside, level=level, num_resamples=num_resamples, seed=seed
-        )
+            scores.inside, scores.outside, level=level, num_resamples=num_resamples, seed=seed,
+            distinct=scores.distinct,
+        )  # fmt: skip
         axes.fill_between(
             limits.fpr, limits.lower, limits.upper, color=colour, alpha=0.16, linewidth=0
         )

@@ -2,12 +2,13 @@
 
 Both sets are drawn anew with replacement, each to its own size, and the outer percentiles of the
 metric are its limits. Where the sets are apart (AUROC 0 or 1, FPR 0 or 1) every resample gives the
-same number, and the bootstrap would claim certainty; the limit is then what k = min(n, m)
-independent pairs that all went one way still allow, with q = 1 - (1 - level)^(1/k):
+same number, and the bootstrap would claim certainty; near there it claims hardly less. So every
+interval reaches as far as k = min(n, m) independent pairs that all went one way still allow, with
+q = 1 - (1 - level)^(1/k):
 
-    auroc, fpr   [1 - q, 1] or [0, q]
-    aupr         from the average precision with a share q of the negatives above every positive;
-                 reversed, up to that with a share 1 - q there
+    auroc, fpr   lower <= 1 - q, upper >= q
+    aupr         lower <= the average precision with a share q of the negatives above every
+                 positive; upper >= that with a share 1 - q there, positives as tied as they are
 
 Resampling ties data that were distinct, which lifts a small average precision a little: an interval
 is stretched, where it must be, to hold its own value.
@@ -20,13 +21,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from probgen.errors import DataError
+from probgen.errors import AlgorithmError, DataError
 from probgen.evaluation.detection.counts import Metric, counts, resampled_counts
 from probgen.evaluation.detection.scores import (
     Scores,
     as_scores,
     check_share,
     demand_spread,
+    one_way_slack,
 )
 
 
@@ -61,8 +63,13 @@ def bootstrap_interval(
 
     Raises:
         ShapeError, DataError: see `as_scores`; scores that are all equal.
-        AlgorithmError: level outside (0, 1), or fewer than 100 resamples.
+        AlgorithmError: level outside (0, 1), fewer than 100 resamples, no `Metric`, no seed.
     """
+    if not isinstance(metric, Metric):
+        raise AlgorithmError(
+            f"metric: got {metric!r}, expected a Metric; pass Metric('auroc'), Metric('aupr', "
+            "'in') or Metric('fpr', tpr=0.95)."
+        )
     scores = as_scores(in_scores, out_scores, larger_is_stranger=larger_is_stranger)
     return bootstrap_intervals(
         scores, [metric], level=level, num_resamples=num_resamples, seed=seed
@@ -88,37 +95,31 @@ def bootstrap_intervals(
         axis=1,
     )  # [metrics, resamples]
     limits = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2], axis=1)
-    sizes = len(scores.inside), len(scores.outside)
     own = counts(scores)
-    area = float(Metric("auroc").of_counts(*own))
     found = []
     for each, lower, upper in zip(metrics, *limits, strict=True):
         value = float(each.of_counts(*own))
-        if lower == upper or area in (0, 1):
-            lower, upper = _one_sided(each, value, area, sizes, level) or (lower, upper)
-        found.append(Estimate(value, float(min(lower, value)), float(max(upper, value))))
+        highest, lowest = _least_reach(each, scores, level)
+        found.append(
+            Estimate(value, float(min(lower, highest, value)), float(max(upper, lowest, value)))
+        )
     return found
 
 
-def _one_sided(
-    metric: Metric, value: float, area: float, sizes: tuple[int, int], level: float
-) -> tuple[float, float] | None:
-    """Limits of a metric at the end of its range, where resampling shows no spread."""
-    slack = 1 - (1 - level) ** (1 / min(sizes))
-    num_negative, num_positive = sizes if metric.positive == "ood" else sizes[::-1]
-
-    def precision(share_above: float) -> float:
-        """Average precision with that share of the negatives above every positive."""
-        rank = np.arange(1, num_positive + 1)
-        return float(np.mean(rank / (rank + share_above * num_negative)))
-
-    if metric.kind == "aupr":
-        if area == 1:
-            return precision(slack), 1.0
-        return (value, precision(1 - slack)) if area == 0 else None
-    if value == 1:
-        return 1 - slack, 1.0
-    return (0.0, slack) if value == 0 else None
+def _least_reach(metric: Metric, scores: Scores, level: float) -> tuple[float, float]:
+    """The highest lower limit and the lowest upper one that may be claimed of a metric."""
+    slack = one_way_slack(level, scores.sizes)
+    if metric.kind != "aupr":
+        return 1 - slack, slack
+    hit, other = scores.outside, scores.inside
+    if metric.positive == "in":
+        hit, other = -scores.inside, -scores.outside
+    rank = np.arange(1, len(hit) + 1)
+    ties = np.searchsorted(np.sort(-hit), -hit, side="right")  # positives that are at least as high
+    return (
+        float(np.mean(rank / (rank + slack * len(other)))),
+        float(np.mean(ties / (ties + (1 - slack) * len(other)))),
+    )
 
 
 def holm(p_values: Any) -> np.ndarray:

@@ -3,6 +3,10 @@
 A `Detection` is what a cell of a table holds. AUROC has DeLong's interval on the logit scale, the
 others a stratified bootstrap. Average precision and FPR are given with either class as positive,
 and average precision beside its baseline, the prevalence of that class.
+
+Of sets with fewer than `MIN_DATA` distinct data the intervals are honest and wide, but nothing is
+claimed in words: `is_small`. Copies among the data are known where the data are at hand, and count
+once (`distinct_in`, `distinct_out`); of scores alone a note says when few of them differ.
 """
 
 from __future__ import annotations
@@ -11,12 +15,15 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, overload
 
+import numpy as np
+
 from probgen.errors import DataError
 from probgen.evaluation.detection.counts import Metric
 from probgen.evaluation.detection.delong import delong
 from probgen.evaluation.detection.intervals import Estimate, bootstrap_intervals
 from probgen.evaluation.detection.scores import Scores, as_scores
 
+MIN_DATA = 10  # distinct data in either set, below which no verdict is spoken
 ESTIMATES = ("auroc", "aupr_ood", "aupr_in", "fpr_ood", "fpr_in")
 
 
@@ -37,6 +44,14 @@ class Detection:
     larger_is_stranger: bool  # how the caller's own scores ran
     level: float
     method: str
+    distinct_in: int  # how many of the data count: those that differ from each other, where known
+    distinct_out: int
+    notes: tuple[str, ...] = ()  # what the scores themselves give cause to doubt
+
+    @property
+    def is_small(self) -> bool:
+        """Fewer than `MIN_DATA` distinct data in either set: too few for a verdict in words."""
+        return min(self.distinct_in, self.distinct_out) < MIN_DATA
 
     @property
     def prevalence_ood(self) -> float:
@@ -52,6 +67,7 @@ class Detection:
         """Plain numbers and text, ready for JSON."""
         fields = {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}
         found = {k: v.to_dict() if k in ESTIMATES else v for k, v in fields.items()}
+        found["notes"] = list(self.notes)
         return found | {"prevalence_ood": self.prevalence_ood, "prevalence_in": self.prevalence_in}
 
     def __repr__(self) -> str:
@@ -64,10 +80,12 @@ class Detection:
             (f"FPR at {rate} % TPR, in positive", self.fpr_in, ""),
         ]
         way = "larger" if self.larger_is_stranger else "smaller"
-        head = f"{self.measure} on {self.data_set}: n = {self.num_in} in, {self.num_out} out"
+        sizes = counted(self.num_in, self.distinct_in), counted(self.num_out, self.distinct_out)
+        head = f"{self.measure} on {self.data_set}: n = {sizes[0]} in, {sizes[1]} out"
         lines = [f"{head}; {way} = stranger; {100 * self.level:g} % intervals"]
         lines += [f"  {name:<32} {with_limits(each)}  {note}".rstrip() for name, each, note in rows]
-        return "\n".join([*lines, f"  {self.method}"])
+        notes = [f"  note: {each}" for each in self.notes]
+        return "\n".join([*lines, f"  {self.method}", *notes])
 
 
 @overload
@@ -113,13 +131,14 @@ def detection(
         name: the measure's name.
         larger_is_stranger: False for a measure that is larger on familiar data.
         tpr: the true positive rate at which the false positive rate is read.
+        num_resamples: of the bootstrap behind AUPR and FPR; `seed` is its.
 
     Returns:
         a `Detection`; for a mapping a dict of them, under the names of the sets.
 
     Raises:
         ShapeError, DataError: see `as_scores`; scores that are all equal; an empty mapping.
-        AlgorithmError: tpr or level outside (0, 1), or fewer than 100 resamples.
+        AlgorithmError: tpr or level outside (0, 1), fewer than 100 resamples, a seed that is none.
     """
     sets = out_scores if isinstance(out_scores, Mapping) else {"ood": out_scores}
     if not sets:
@@ -161,7 +180,7 @@ def detect(
         num_resamples=num_resamples,
         seed=seed,
     )
-    placed = delong(scores.inside, scores.outside)
+    placed = delong(scores.inside, scores.outside, distinct=scores.distinct)
     lower, upper = placed.interval(level=level)
     return Detection(
         measure=measure,
@@ -176,9 +195,34 @@ def detect(
         num_out=placed.num_out,
         larger_is_stranger=scores.sign > 0,
         level=level,
-        method=f"AUROC: DeLong, logit scale; AUPR and FPR: stratified percentile bootstrap, "
-        f"{num_resamples} resamples, seed {seed}",
+        method=f"AUROC: DeLong, logit scale, Student's law; AUPR and FPR: stratified percentile "
+        f"bootstrap, {num_resamples} resamples, seed {seed}",
+        distinct_in=scores.sizes[0],
+        distinct_out=scores.sizes[1],
+        notes=_notes(scores),
     )
+
+
+def _notes(scores: Scores) -> tuple[str, ...]:
+    """Sets of which fewer than half the scores that may differ do: copies look like that."""
+    sides = (
+        (scores.inside, scores.sizes[0], "in-distribution"),
+        (scores.outside, scores.sizes[1], "out-of-distribution"),
+    )
+    found = []
+    for values, size, which in sides:
+        count = len(np.unique(values))
+        if 2 * count < size:
+            found.append(
+                f"only {count} distinct score{'s' * (count > 1)} among {len(values)} {which} data: "
+                "if they are copies of each other, the intervals claim too much"
+            )
+    return tuple(found)
+
+
+def counted(size: int, distinct: int) -> str:
+    """`60`, or `60 (2 distinct)` where some data are copies of others."""
+    return f"{size:,}" if size == distinct else f"{size:,} ({distinct:,} distinct)"
 
 
 def shown(value: float) -> str:

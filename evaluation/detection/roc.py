@@ -26,7 +26,9 @@ from probgen.evaluation.detection.scores import (
     as_scores,
     check_positive,
     check_share,
+    check_whole,
     demand_spread,
+    one_way_slack,
 )
 
 
@@ -172,18 +174,23 @@ def roc_band(
     num_grid: int = 101,
     num_resamples: int = 2000,
     seed: int = 0,
+    distinct: tuple[int, int] | None = None,
 ) -> RocBand:
     """Pointwise percentile band around the ROC curve ("ood" positive), by stratified bootstrap.
 
     Where the sets are apart (AUROC 0 or 1) every resample gives the same curve, and the band says
     instead what min(n, m) independent pairs that all went one way allow: (1 - level)^(1/min(n, m)).
+    `distinct` as for `delong`.
 
     Raises:
         ShapeError, DataError: see `as_scores`; scores that are all equal.
         AlgorithmError: level outside (0, 1), or too few resamples.
     """
     check_share(level, "level")
-    scores = as_scores(in_scores, out_scores, larger_is_stranger=larger_is_stranger)
+    check_whole(num_grid, "num_grid", 2, "a curve has two ends")
+    scores = as_scores(
+        in_scores, out_scores, larger_is_stranger=larger_is_stranger, distinct=distinct
+    )
     demand_spread(scores.inside, scores.outside, scores.name)
     grid = np.linspace(0.0, 1.0, num_grid)
     drawn = [
@@ -193,7 +200,7 @@ def roc_band(
     ]
     lower, upper = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2], axis=0)
     area = auroc_of_counts(*counts(scores)[::-1])
-    slack = 1 - (1 - level) ** (1 / min(len(scores.inside), len(scores.outside)))
+    slack = one_way_slack(level, scores.sizes)
     if area == 1:
         lower[:-1] = 1 - slack  # the corner (1, 1) holds for every curve
     elif area == 0:

@@ -8,6 +8,7 @@ are welcome. A NaN has no place in an order and is refused; nothing is dropped o
 
 from __future__ import annotations
 
+from numbers import Integral, Real
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
@@ -24,6 +25,12 @@ class Scores(NamedTuple):
     outside: np.ndarray  # [m] scores of out-of-distribution data
     sign: float  # +1, or -1 where the caller's own scores ran the other way
     name: str  # how error messages call them
+    distinct: tuple[int, int] | None = None  # in and out data that differ; None for all of them
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """How many in and out data count as independent."""
+        return self.distinct or (len(self.inside), len(self.outside))
 
     def groups(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Tie groups, the strangest first: codes of `inside` [n], of `outside` [m], values [u]."""
@@ -33,7 +40,12 @@ class Scores(NamedTuple):
 
 
 def as_scores(
-    in_scores: Any, out_scores: Any, *, larger_is_stranger: bool = True, name: str = "scores"
+    in_scores: Any,
+    out_scores: Any,
+    *,
+    larger_is_stranger: bool = True,
+    name: str = "scores",
+    distinct: tuple[int, int] | None = None,
 ) -> Scores:
     """Two one-dimensional sets of scores, checked, in float64, larger = stranger.
 
@@ -43,15 +55,21 @@ def as_scores(
         larger_is_stranger: False turns both sets round, for likelihoods and other measures that
             are larger on familiar data.
         name: what an error message calls them.
+        distinct: how many of the n and of the m data differ from each other, where some are copies;
+            intervals and tests then count these.
 
     Raises:
         ShapeError: a set that is not one-dimensional.
         DataError: a set of size 0 or 1, a NaN, or values that are not real numbers.
+        AlgorithmError: `larger_is_stranger` that is no bool, `distinct` outside 1 ... n, 1 ... m.
     """
+    check_flag(larger_is_stranger, "larger_is_stranger")
     sign = 1.0 if larger_is_stranger else -1.0
     inside = checked(in_scores, f"{name} of the in-distribution data")
     outside = checked(out_scores, f"{name} of the out-of-distribution data")
-    return Scores(sign * inside, sign * outside, sign, name)
+    if distinct is not None:
+        check_distinct(distinct, (len(inside), len(outside)))
+    return Scores(sign * inside, sign * outside, sign, name, distinct)
 
 
 def checked(values: Any, name: str, *, batched: bool = False) -> np.ndarray:
@@ -73,9 +91,13 @@ def checked(values: Any, name: str, *, batched: bool = False) -> np.ndarray:
             "first, or pick one row."
         )
     if array.shape[-1] < 2:
+        of_them = f"{array.shape[-1]} of them"
+        if array.ndim > 1:
+            of_them += f" on the last axis of shape {array.shape}"
         raise DataError(
-            f"{name}: got {array.shape[-1]} of them, expected at least 2, since one datum says "
-            "nothing about the spread; score more data."
+            f"{name}: got {of_them}, expected at least 2, since one datum says nothing about the "
+            "spread; score more data"
+            + (", or put the data on the last axis." if array.ndim > 1 else ".")
         )
     is_nan = np.isnan(array)
     if is_nan.any():
@@ -131,5 +153,40 @@ def check_positive(positive: str) -> None:
 
 def check_share(value: float, name: str) -> None:
     """Refuses a level, rate or significance outside (0, 1) with an AlgorithmError."""
-    if not 0 < value < 1:
-        raise AlgorithmError(f"{name}: got {value}, expected a share between 0 and 1, as 0.95.")
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 < value < 1:
+        raise AlgorithmError(
+            f"{name}: got {value!r}, expected a share between 0 and 1; pass a number, as 0.95."
+        )
+
+
+def check_whole(value: int, name: str, least: int, why: str) -> None:
+    """Refuses what is no whole number from `least` upwards with an AlgorithmError."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+        raise AlgorithmError(f"{name}: got {value!r}, expected at least {least}, an int; {why}.")
+
+
+def check_seed(value: int) -> None:
+    """Refuses a seed that is no whole number from 0 upwards with an AlgorithmError."""
+    check_whole(value, "seed", 0, "pass one, so that the same call gives the same numbers")
+
+
+def check_flag(value: bool, name: str) -> None:
+    """Refuses what is no bool with an AlgorithmError: the text "no" counts as true in Python."""
+    if not isinstance(value, bool | np.bool_):
+        raise AlgorithmError(f"{name}: got {value!r}, expected a bool; pass True or False.")
+
+
+def check_distinct(value: tuple[int, int], sizes: tuple[int, int]) -> None:
+    """Refuses numbers (in, out) of distinct data that sets of these sizes cannot have."""
+    fits = isinstance(value, tuple) and len(value) == 2
+    fits = fits and all(isinstance(each, Integral) for each in value)
+    if not (fits and 1 <= value[0] <= sizes[0] and 1 <= value[1] <= sizes[1]):
+        raise AlgorithmError(
+            f"distinct: got {value!r}, expected (in, out), from 1 to {sizes[0]} and to {sizes[1]}; "
+            "count the data that differ from each other."
+        )
+
+
+def one_way_slack(level: float, sizes: tuple[int, int]) -> float:
+    """1 - (1 - level)^(1/k): what k = min(sizes) pairs that all went one way leave open."""
+    return 1 - (1 - level) ** (1 / min(sizes))

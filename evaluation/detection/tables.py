@@ -15,7 +15,14 @@ import numpy as np
 
 from probgen.errors import AlgorithmError, DataError, UnknownName
 from probgen.evaluation.detection.intervals import Estimate
-from probgen.evaluation.detection.records import ESTIMATES, Detection, shown, with_limits
+from probgen.evaluation.detection.records import (
+    ESTIMATES,
+    MIN_DATA,
+    Detection,
+    counted,
+    shown,
+    with_limits,
+)
 
 WIDTH = 100  # of the text table; more data sets go into a further block
 
@@ -36,18 +43,35 @@ class Comparison:
 
 
 @dataclasses.dataclass(frozen=True)
+class ChanceTest:
+    """DeLong's one-sided tests of one AUROC against 1/2: is it above, is it below?
+
+    The corrected p-values are for all AUROCs of the table and both directions (Holm, doubled): that
+    any AUROC of 1/2 is called above or below has at most the chance at which they are read.
+    """
+
+    measure: str
+    data_set: str
+    p_above: float
+    p_above_holm: float
+    p_below: float
+    p_below_holm: float
+
+
+@dataclasses.dataclass(frozen=True)
 class Verdict:
     """What may be said of one data set.
 
-    winner beats every other measure significantly and has an interval above 1/2; tied are the best
-    and those that are not significantly worse, empty where there is a winner.
+    winner beats every other measure and chance, both significantly after the table's corrections;
+    tied are the best and those that are not significantly worse, empty where there is a winner. Of
+    a set with fewer than 10 distinct data on either side nothing is said: no winner, none tied.
     """
 
     data_set: str
     best: str
     winner: str | None
     tied: tuple[str, ...]
-    beats_chance: bool  # the best AUROC's interval lies above 1/2
+    beats_chance: bool  # some measure's AUROC is significantly above 1/2, after the correction
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -58,6 +82,7 @@ class DetectionTable:
     comparisons: tuple[Comparison, ...]
     verdicts: tuple[Verdict, ...]
     alpha: float
+    chance: tuple[ChanceTest, ...]  # in the order of the detections
 
     @property
     def measures(self) -> tuple[str, ...]:
@@ -85,6 +110,14 @@ class DetectionTable:
             f"{list(self.measures)} and sets {list(self.data_sets)}."
         )
 
+    def chance_test(self, measure: str, data_set: str) -> ChanceTest:
+        """Is that AUROC above 1/2, or below it?
+
+        Raises:
+            UnknownName: the table has no such measure or data set.
+        """
+        return self.chance[self.detections.index(self.cell(measure, data_set))]
+
     def verdict(self, data_set: str) -> Verdict:
         """What may be said of that data set.
 
@@ -111,6 +144,7 @@ class DetectionTable:
             "positive": "ood",
             "detections": [each.to_dict() for each in self.detections],
             "comparisons": [each.to_dict() for each in self.comparisons],
+            "chance": [dataclasses.asdict(each) for each in self.chance],
             "verdicts": [
                 dataclasses.asdict(each) | {"tied": list(each.tied)} for each in self.verdicts
             ],
@@ -129,10 +163,13 @@ class DetectionTable:
                 row[f"{name}_lower"], row[f"{name}_upper"] = estimate.lower, estimate.upper
             row |= {"prevalence_ood": each.prevalence_ood, "prevalence_in": each.prevalence_in}
             row |= {"tpr": each.tpr, "num_in": each.num_in, "num_out": each.num_out}
+            row |= {"distinct_in": each.distinct_in, "distinct_out": each.distinct_out}
             row["larger_is_stranger"] = each.larger_is_stranger
             verdict = self.verdict(each.data_set)
             row["is_winner"] = verdict.winner == each.measure
             row["is_tied"] = each.measure in verdict.tied
+            test = self.chance_test(each.measure, each.data_set)
+            row |= {"p_above_holm": test.p_above_holm, "p_below_holm": test.p_below_holm}
             rows.append(row)
         return pandas.DataFrame(rows)
 
@@ -175,11 +212,13 @@ class DetectionTable:
 
     def _heading(self, data_set: str) -> str:
         cell = self.cell(self.measures[0], data_set)
-        alike = len(self._sizes()) == 1
-        return data_set if alike else f"{data_set} ({cell.num_in} in, {cell.num_out} out)"
+        if len(self._sizes()) == 1:
+            return data_set
+        sizes = counted(cell.num_in, cell.distinct_in), counted(cell.num_out, cell.distinct_out)
+        return f"{data_set} ({sizes[0]} in, {sizes[1]} out)"
 
-    def _sizes(self) -> set[tuple[int, int]]:
-        return {(each.num_in, each.num_out) for each in self.detections}
+    def _sizes(self) -> set[tuple[int, int, int, int]]:
+        return {(d.num_in, d.distinct_in, d.num_out, d.distinct_out) for d in self.detections}
 
     def _blocks(self, room: int) -> Iterator[list[str]]:
         block: list[str] = []
@@ -197,8 +236,10 @@ class DetectionTable:
         level = f"{100 * self.level:g}"
         yield f"{level} % intervals (DeLong, logit scale); OOD positive; 0.5 is chance"
         if len(self._sizes()) == 1:
-            yield "n = {} in distribution, {} out of it, on every set".format(*self._sizes().pop())
-        else:
+            sizes = self._sizes().pop()
+            n, m = counted(*sizes[:2]), counted(*sizes[2:])
+            yield f"n = {n} in distribution, {m} out of it, on every set"
+        elif len({(each[0], each[2]) for each in self._sizes()}) > 1:
             yield "sets of unequal size: average precisions are not comparable between them"
         reversed_ = [
             each for each in self.measures
@@ -209,13 +250,31 @@ class DetectionTable:
         if self.comparisons:
             yield (
                 f"{star} better than every other measure on that set: paired DeLong tests, Holm's "
-                f"correction over all {len(self.comparisons)} comparisons, alpha {self.alpha:g}"
+                f"correction over all {len(self.comparisons)} comparisons, alpha {self.alpha:g}; "
+                "and better than chance"
             )
         if any(len(each.tied) > 1 for each in self.verdicts):
             yield "~ no winner on that set: the best, and those not significantly worse"
-        weak = [each.data_set for each in self.verdicts if not each.beats_chance]
+        if any(d.num_in > d.distinct_in or d.num_out > d.distinct_out for d in self.detections):
+            yield "copies among the data count once in intervals and tests"
+        small = dict.fromkeys(each.data_set for each in self.detections if each.is_small)
+        if small:
+            yield f"fewer than {MIN_DATA} distinct data, too few for a verdict: {', '.join(small)}"
+        yield from dict.fromkeys(
+            f"{each.measure} on {each.data_set}: {note}"
+            for each in self.detections
+            for note in each.notes
+        )
+        weak = [
+            each.data_set for each in self.verdicts
+            if not each.beats_chance and each.data_set not in small
+        ]  # fmt: skip
         if weak:
-            yield f"no measure is shown to be better than chance on: {', '.join(weak)}"
+            yield (
+                f"no measure is shown to be better than chance on: {', '.join(weak)} (one-sided "
+                f"DeLong tests, Holm's correction over all {len(self.chance)} AUROCs and both "
+                f"directions, alpha {self.alpha:g})"
+            )
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -282,8 +341,15 @@ def between_runs(tables: Sequence[DetectionTable]) -> BetweenRuns:
 
     Raises:
         DataError: fewer than two tables, which have no spread.
-        AlgorithmError: tables of other measures, sets or levels.
+        AlgorithmError: tables of other measures, sets or levels; something that is no table.
     """
+    alone = isinstance(tables, DetectionTable)
+    if alone or not all(isinstance(each, DetectionTable) for each in tables):
+        got = "DetectionTable" if alone else [type(each).__name__ for each in tables]
+        raise AlgorithmError(
+            f"between_runs: got {got}, expected several DetectionTables; pass a list of what "
+            "`compare` returned, one for each trained model."
+        )
     if len(tables) < 2:
         raise DataError(
             f"between_runs: got {len(tables)} table(s), expected at least 2 runs; train again with "

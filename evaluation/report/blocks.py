@@ -93,6 +93,9 @@ class Numbers:
 class Table:
     """Rows of text or numbers under a header; the first column names the row. See `Figure.wide`.
 
+    On a narrow screen three columns or more become a list under each row's name, every value
+    beside its column's.
+
     Raises:
         ShapeError: a row is not as long as the header.
     """
@@ -112,19 +115,23 @@ class Table:
                 )
 
     def html(self, key: str) -> str:
-        def cell(value: str | float) -> str:
+        def cell(value: str | float, column: str) -> str:
+            # The column's name is a span of its own, which only the narrow layout shows.
+            said = f'<span class="column" aria-hidden="true">{inline(column)}</span>'
             if isinstance(value, str):
-                return f"<td>{inline(value)}</td>"
-            return f'<td class="number">{escape(with_error(float(value), None))}</td>'
+                return f"<td>{said}<span>{inline(value)}</span></td>"
+            shown = escape(with_error(float(value), None))
+            return f'<td class="number">{said}<span>{shown}</span></td>'
 
         def line(row: Sequence[str | float]) -> str:
             name = f'<th scope="row">{inline(str(row[0]))}</th>'
-            return f"<tr>{name}{''.join(map(cell, row[1:]))}</tr>"
+            return f"<tr>{name}{''.join(map(cell, row[1:], self.header[1:]))}</tr>"
 
         head = "".join(f'<th scope="col">{inline(h)}</th>' for h in self.header)
         body = "".join(map(line, self.rows))
         caption = f"<caption>{inline(self.caption)}</caption>" if self.caption else ""
         kind = "scroll wide" if self.wide else "scroll half"
+        kind += " many" if len(self.header) > 2 else ""
         return (
             f'<div class="{kind}" role="region" tabindex="0" aria-label="{escape(self.name)}">'
             f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"

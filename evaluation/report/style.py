@@ -99,6 +99,19 @@ th, td { text-align: left; padding: 6px 14px 6px 0; border-bottom: 1px solid var
   vertical-align: top; }
 thead th { color: var(--muted); font-weight: 600; white-space: nowrap; }
 tbody th { font-weight: 500; }
+td .column { display: none; }
+@media (max-width: 560px) {
+  .many thead { position: absolute; width: 1px; height: 1px; overflow: hidden;
+    clip-path: inset(50%); }
+  .many table, .many tbody, .many tr, .many th, .many td { display: block; }
+  .many caption { display: block; }
+  .many tr { padding: 8px 0; border-bottom: 1px solid var(--line); }
+  .many tbody th, .many td { padding: 2px 0; border: 0; }
+  .many tbody th { font-weight: 600; }
+  .many td, .many td.number { display: flex; gap: 12px; text-align: left; }
+  .many td > span { flex: 1 1 60%; min-width: 0; overflow-wrap: anywhere; }
+  .many td > .column { display: block; flex: 0 0 36%; color: var(--muted); }
+}
 .number { text-align: right; font-variant-numeric: tabular-nums; }
 :focus-visible { outline: 2px solid var(--blue); outline-offset: 2px; }
 @media print { nav { display: none; } section { break-inside: avoid; } }

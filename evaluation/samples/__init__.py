@@ -2,8 +2,9 @@
 
     sample_quality(real, fake, features=pca_features(real, 50), seed=0)
 
-gives all of them in one table; each is also a function of its own on features [n, d]. Every number
-comes as an `Estimate`, with its error and its n.
+gives all of them in one table; each is also a function of its own. `features=` means one thing in
+all of them: what is applied to both sets before they are compared, a function, a network or a name.
+Every number comes as an `Estimate`, with its error and its n.
 """
 
 from probgen.evaluation.samples.digit_classifier import DigitClassifier, digit_classifier

@@ -2,20 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from probgen.errors import AlgorithmError, DataError, MissingSeed, ShapeError
+from probgen.errors import AlgorithmError, DataError, ShapeError
+
+
+def refuse_dict(x: Any, where: str) -> None:
+    """Refuses data by name, such as what `pg.generate` returns, where one array is compared.
+
+    Raises:
+        DataError: says how to take one of them.
+    """
+    if isinstance(x, Mapping):
+        names = [str(name) for name in x]
+        one = "x" if "x" in names or not names else names[0]
+        raise DataError(
+            f"{where}: got {type(x).__name__} with {names}, expected one array of data; say "
+            f'samples["{one}"].'
+        )
 
 
 def as_rows(x: Any, where: str) -> np.ndarray:
     """[n, *event] numpy array of an array, a list, or an `Images`.
 
     Raises:
-        DataError: no numbers, NaN or infinity.
+        DataError: a dict, no numbers, NaN or infinity.
         ShapeError: no data axis.
     """
+    refuse_dict(x, where)
     array = np.asarray(getattr(x, "images", x))
     if array.dtype.kind not in "biuf":
         raise DataError(
@@ -59,6 +76,8 @@ def as_pair(real: Any, fake: Any, where: str, *, least: int = 2) -> tuple[np.nda
         ShapeError: their data have different shapes.
         DataError: as `as_matrix`.
     """
+    refuse_dict(real, f"{where} (real)")
+    refuse_dict(fake, f"{where} (fake)")
     shapes = [np.shape(getattr(x, "images", x))[1:] for x in (real, fake)]
     if shapes[0] != shapes[1]:
         raise ShapeError(
@@ -68,17 +87,6 @@ def as_pair(real: Any, fake: Any, where: str, *, least: int = 2) -> tuple[np.nda
     return as_matrix(real, f"{where} (real)", least=least), as_matrix(
         fake, f"{where} (fake)", least=least
     )
-
-
-def check_seed(seed: Any, where: str) -> int:
-    """The seed as an integer.
-
-    Raises:
-        MissingSeed: None or no integer.
-    """
-    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
-        raise MissingSeed(f"{where}: got seed={seed!r}, expected an integer such as seed=0.")
-    return int(seed)
 
 
 def check_count(value: Any, name: str, where: str, *, least: int = 1) -> int:

@@ -19,7 +19,7 @@ from probgen.errors import NonFiniteError
 Z95 = 1.959963984540054  # the .975 quantile of N(0, 1)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Estimate:
     """One number about two sets of samples.
 
@@ -93,8 +93,11 @@ class Estimate:
     def __str__(self) -> str:
         name, value, error, interval, expected, n = self.row()
         equal = f"; {expected} for equal laws" if expected else ""
-        text = f"{name} = {value} ± {error}, 95 % {interval}, n {n}{equal}"
+        test = f"; p = {self.details['p_value']:.2g}" if "p_value" in self.details else ""
+        text = f"{name} = {value} ± {error}, 95 % {interval}, n {n}{equal}{test}"
         return "\n".join([text, *(f"  note: {note}" for note in self.notes)])
+
+    __repr__ = __str__
 
 
 def plain(value: Any) -> Any:

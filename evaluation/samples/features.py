@@ -2,25 +2,33 @@
 
 A distance between samples is a distance between features, so the name goes into every result:
 "FD[pca50]" and "FD[digit-net]" are different numbers. A feature function is any callable on numpy
-arrays, a network of torch, flax or equinox, or a declared net with its parameters; `PCA` is fitted
-on the real data. Data go through in batches, so memory does not grow with them.
+arrays, a network of torch, flax or equinox, a declared net with its parameters, or a name:
+
+    "raw"         the data themselves
+    "pca50"       50 principal components of the real set (any number)
+    "digit-net"   the classifier of the embedded digits of that size
+
+`features=` of every measure is such a function and is applied to real and fake data alike. Data go
+through in batches, so memory does not grow with them.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from probgen import backends, nets
-from probgen.errors import AlgorithmError, DataError, ShapeError
-from probgen.evaluation.samples.checks import as_matrix, as_rows, check_count
+from probgen.errors import AlgorithmError, DataError, ShapeError, UnknownName
+from probgen.evaluation.samples.checks import as_matrix, as_pair, as_rows, check_count
 from probgen.nets.adapters import EquinoxNet, FlaxNet, TorchNet
 from probgen.trees import tree_map
 
 BATCH = 256
+PCA_NAME = re.compile(r"pca(\d+)")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -61,6 +69,11 @@ class Features:
         return np.concatenate(parts)
 
 
+def raw(x: np.ndarray) -> np.ndarray:
+    """The data themselves."""
+    return x
+
+
 def _numpy(value: Any, where: str) -> np.ndarray:
     try:
         return np.asarray(value)
@@ -83,9 +96,10 @@ def as_features(
     """Anything that maps data to vectors as `Features`.
 
     Args:
-        fn: None (the data themselves, "raw"); a `Features`; a callable on numpy arrays (a function
-            of jax.numpy is one); a network: `torch.nn.Module` (in eval mode), `equinox.Module` (a
-            function of one datum), `flax.linen.Module` or a declared net of `probgen.nets`.
+        fn: None or "raw" (the data themselves); "digit-net"; a `Features`; a callable on numpy
+            arrays (a function of jax.numpy is one); a network: `torch.nn.Module` (in eval mode),
+            `equinox.Module` (a function of one datum), `flax.linen.Module` or a declared net of
+            `probgen.nets`.
         name: for results; None takes the function's or the class's own.
         params: of a declared net or a flax module: nested dict, such as `fitted.params["encoder"]`;
             flax's own {"params": ...} is understood. A torch or equinox module has its own.
@@ -95,10 +109,26 @@ def as_features(
 
     Raises:
         AlgorithmError: not callable, a net without parameters, or in training mode.
+        UnknownName: a name that is none of the built-in ones; or "pca50", whose components are
+            those of a real set, outside a measure.
     """
     batch_size = check_count(batch_size, "batch_size", "as_features")
-    if fn is None:
-        return Features(name or "raw", lambda x: x, batch_size)
+    if isinstance(fn, str) and fn == "digit-net":
+        return Features(name or fn, _digit_net, batch_size)
+    if isinstance(fn, str) and fn != "raw":
+        pca = PCA_NAME.fullmatch(fn)
+        cure = (
+            f"its components are those of a data set, so say pca_features(train, {pca[1]})"
+            if pca
+            else "a function, a network or a Features is applied; to name features computed "
+            f"beforehand, say features=as_features(None, name={fn!r})"
+        )
+        raise UnknownName(
+            f"as_features: got {fn!r}, expected 'raw', 'digit-net' or, in a measure, 'pca50' (any "
+            f"number of components); {cure}."
+        )
+    if fn is None or isinstance(fn, str):
+        return Features(name or "raw", raw, batch_size)
     if isinstance(fn, Features):
         return fn if name is None else dataclasses.replace(fn, name=name)
     net = _as_net(fn)
@@ -117,6 +147,62 @@ def as_features(
         )
     own = getattr(fn, "name", None) or getattr(fn, "__name__", type(fn).__name__)
     return Features(name or str(own), fn, batch_size)
+
+
+def _digit_net(x: np.ndarray) -> np.ndarray:
+    """Features of the classifier of the embedded digits that have this size."""
+    from probgen.evaluation.samples.digit_classifier import digit_classifier
+
+    size = int(np.prod(x.shape[1:]))
+    return digit_classifier("digits" if size == 64 else "mnist5k")(x)
+
+
+def features_for(features: Any, real: Any) -> Features:
+    """What `features=` of a measure means: `as_features`, and "pca50" fitted on the real set."""
+    pca = PCA_NAME.fullmatch(features) if isinstance(features, str) else None
+    return pca_features(real, int(pca[1])) if pca else as_features(features)
+
+
+class Pair(NamedTuple):
+    """Two sets in a space of features.
+
+    Attributes:
+        x, y: [n, d] of the real set, [m, d] of the fake one.
+        name: of the features.
+        notes: what a reader of any measure of these two has to know, in words.
+    """
+
+    x: np.ndarray
+    y: np.ndarray
+    name: str
+    notes: tuple[str, ...]
+
+
+def featured(real: Any, fake: Any, features: Any, where: str, *, least: int = 2) -> Pair:
+    """Features of real and fake data, by the same function.
+
+    Raises:
+        ShapeError, DataError: as `as_pair`, for the data and for their features.
+        AlgorithmError, UnknownName: as `as_features`.
+    """
+    x, y = as_pair(real, fake, where, least=least)  # before a network sees them
+    named = features_for(features, real)
+    if named.function is not raw:
+        x, y = as_pair(named(real), named(fake), where, least=least)
+    notes: tuple[str, ...] = ()
+    if is_same_data(x, y):
+        notes = (
+            "both sets are the same data, not independent draws: neither the error nor a p-value "
+            "holds",
+        )
+    return Pair(x, y, named.name, notes)
+
+
+def is_same_data(x: np.ndarray, y: np.ndarray) -> bool:
+    """Whether the rows of y [m, d] are those of x [n, d], in any order."""
+    if x.shape != y.shape or not np.array_equal(x.max(0), y.max(0)):
+        return False
+    return sorted(row.tobytes() for row in x) == sorted(row.tobytes() for row in y)
 
 
 def _as_net(fn: Any) -> Any:

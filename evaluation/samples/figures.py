@@ -18,7 +18,7 @@ from probgen.evaluation.samples.quality import SampleQuality
 def mode_figure(modes: ModeCount, *, what: str = "mode") -> Any:
     """Share of each mode among the good samples, with 95 % intervals, and the truth's."""
     total = int(modes.counts.sum())
-    shares, places = modes.counts / total, np.arange(len(modes.counts))
+    shares, places = modes.counts / max(total, 1), np.arange(len(modes.counts))
     low, high = modes.intervals().T
     figure, axes = canvas()
     axes.bar(places, 100 * shares, color=COLOURS["blue"], width=0.72, label=f"samples, n {total:,}")

@@ -16,9 +16,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from probgen.errors import AlgorithmError, ShapeError
-from probgen.evaluation.samples.checks import as_pair, check_count, check_seed
+from probgen.evaluation.samples.checks import check_count
 from probgen.evaluation.samples.estimate import Estimate
+from probgen.evaluation.samples.features import featured
 from probgen.evaluation.samples.resampling import jackknife
+from probgen.seeds import check_seed
 
 SPLITS = (1, 2, 4)  # FD_inf looks at N, N/2 and N/4
 
@@ -33,6 +35,9 @@ class Frechet(NamedTuple):
 
     fd: Estimate
     fd_inf: Estimate
+
+    def __repr__(self) -> str:
+        return "\n".join(map(str, self))
 
 
 def frechet_from_moments(
@@ -92,20 +97,21 @@ def frechet_distance(
     real: Any,
     fake: Any,
     *,
-    features: str = "raw",
+    features: Any = "raw",
     allow_unequal: bool = False,
     num_groups: int = 20,
     seed: int = 0,
 ) -> Frechet:
-    """FD of two sets of features, and its extrapolation to infinite N, with standard errors.
+    """FD of two sets in a space of features, and extrapolated to infinite N, with standard errors.
 
     FD_inf: both sets are dealt into 1, 2 and 4 parts, FD is averaged over the parts of one size,
     and a line in 1/N is fitted to the three means by least squares; its value at 1/N = 0 is FD_inf.
     All errors are delete-group jackknife errors of the whole procedure.
 
     Args:
-        real, fake: [n, d] features; see `Features` and `sample_quality` for raw data.
-        features: their name, which goes into the result's: "FD[pca50]".
+        real, fake: [n, *event] data.
+        features: applied to both, see `as_features`: a function, a network, or a name ("raw",
+            "pca50", "digit-net"); it goes into the result's name: "FD[pca50]".
         allow_unequal: compare sets of different sizes all the same.
         num_groups: of the jackknife.
         seed: of the dealing.
@@ -116,7 +122,7 @@ def frechet_distance(
 
     Source: Heusel et al. 2017, arXiv:1706.08500; Chong & Forsyth 2020, arXiv:1911.07023.
     """
-    x, y = as_pair(real, fake, "frechet_distance", least=8)
+    x, y, name, same = featured(real, fake, features, "frechet_distance", least=8)
     seed, d = check_seed(seed, "frechet_distance"), x.shape[1]
     num_groups = check_count(num_groups, "num_groups", "frechet_distance", least=2)
     if len(x) != len(y) and not allow_unequal:
@@ -139,14 +145,14 @@ def frechet_distance(
     smallest = min(len(x), len(y))
     return Frechet(
         Estimate(
-            f"FD[{features}]", fd, float(errors[0]), expected=bias, bias="upward",
-            notes=_notes(fd, bias, smallest, d),
+            f"FD[{name}]", fd, float(errors[0]), expected=bias, bias="upward",
+            notes=(*same, *_notes(fd, bias, smallest, d)),
             details={"dimension": d, "bias_at_equal_laws": bias, "unequal": len(x) != len(y)},
             **common,
         ),
         Estimate(
-            f"FD_inf[{features}]", fd_inf, float(errors[1]), expected=0.0, bias="none",
-            notes=_inf_notes(smallest, d),
+            f"FD_inf[{name}]", fd_inf, float(errors[1]), expected=0.0, bias="none",
+            notes=(*same, *_inf_notes(smallest, d)),
             details={"dimension": d, "sizes": [smallest // k for k in SPLITS]},
             **common,
         ),
@@ -181,9 +187,9 @@ def _notes(fd: float, bias: float, n: int, d: int) -> tuple[str, ...]:
     elif n < 10 * d:
         notes.append(f"{n} data for {d} features, fewer than ten a feature: FD is far too large")
     if fd < 2 * bias:
+        part = f"{math.floor(100 * bias / fd)} % of the value" if fd > bias else "no less than this"
         notes.append(
-            f"equal laws would give about {bias:.3g} at this N, {math.floor(100 * bias / fd)} % of "
-            "the value: read FD_inf instead"
+            f"equal laws would give about {bias:.3g} at this N, {part}: read FD_inf instead"
         )
     return tuple(notes)
 

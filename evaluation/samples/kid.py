@@ -13,9 +13,11 @@ from typing import Any
 import numpy as np
 
 from probgen.errors import AlgorithmError
-from probgen.evaluation.samples.checks import as_pair, check_count, check_seed
+from probgen.evaluation.samples.checks import check_count
 from probgen.evaluation.samples.estimate import Estimate
+from probgen.evaluation.samples.features import featured
 from probgen.evaluation.samples.mmd import polynomial_kernel, unbiased_mmd2
+from probgen.seeds import check_seed
 
 MAX_JACKKNIFE = 4000  # data of each set in the error's kernel matrices
 
@@ -24,20 +26,21 @@ def kid(
     real: Any,
     fake: Any,
     *,
-    features: str = "raw",
+    features: Any = "raw",
     num_subsets: int = 100,
     subset_size: int | None = None,
     seed: int = 0,
 ) -> Estimate:
-    """Kernel distance of two sets of features: mean over subsets +- standard error.
+    """Kernel distance of two sets in a space of features: mean over subsets +- standard error.
 
     standard_error^2 = sd^2 / num_subsets + (jackknife error of the full estimate)^2; above 4,000
     data the second is that of 4,000 scaled by sqrt(4000 / N), which is right where the laws differ
     and too large where they are equal.
 
     Args:
-        real, fake: [n, d] and [m, d] features.
-        features: their name.
+        real, fake: [n, *event] and [m, *event] data.
+        features: of both, see `as_features`: a function or network that is applied to the data, or
+            a name ("raw", "pca50", "digit-net"); the result is called by it.
         num_subsets: how many subsets.
         subset_size: data of each set in a subset; None is min(1000, N / 2), N the smaller size.
         seed: of the subsets.
@@ -51,7 +54,7 @@ def kid(
 
     Source: Binkowski et al. 2018, arXiv:1801.01401.
     """
-    x, y = as_pair(real, fake, "kid", least=6)
+    x, y, name, notes = featured(real, fake, features, "kid", least=6)
     seed = check_seed(seed, "kid")
     num_subsets = check_count(num_subsets, "num_subsets", "kid", least=2)
     smaller = min(len(x), len(y))
@@ -72,8 +75,9 @@ def kid(
     data_error = unbiased_mmd2(few_x, few_y, kernel)[1] * shrink
     subset_error = float(values.std(ddof=1)) / math.sqrt(num_subsets)
     return Estimate(
-        f"KID[{features}]", float(values.mean()), math.hypot(subset_error, data_error),
+        f"KID[{name}]", float(values.mean()), math.hypot(subset_error, data_error),
         len(x), len(y), expected=0.0, error_by="jackknife over data, and spread of subsets",
+        notes=notes,
         details={
             "subset_size": size, "num_subsets": num_subsets,
             "subset_error": subset_error, "data_error": data_error,

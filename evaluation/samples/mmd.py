@@ -17,8 +17,10 @@ import numpy as np
 from scipy.spatial.distance import cdist, pdist
 
 from probgen.errors import AlgorithmError, DataError, ShapeError
-from probgen.evaluation.samples.checks import as_pair, check_count, check_seed
+from probgen.evaluation.samples.checks import check_count
 from probgen.evaluation.samples.estimate import Estimate
+from probgen.evaluation.samples.features import featured
+from probgen.seeds import check_seed
 
 Kernel = Callable[[np.ndarray, np.ndarray], np.ndarray]
 ROWS = 1000  # rows of a kernel matrix held at a time
@@ -144,7 +146,7 @@ def mmd_test(
     real: Any,
     fake: Any,
     *,
-    features: str = "raw",
+    features: Any = "raw",
     bandwidth: float | None = None,
     num_permutations: int = 999,
     max_points: int = 2000,
@@ -153,8 +155,9 @@ def mmd_test(
     """Are two sets draws of one law? MMD^2 under a Gaussian kernel with a permutation p-value.
 
     Args:
-        real, fake: [n, d] and [m, d] features.
-        features: their name.
+        real, fake: [n, *event] and [m, *event] data.
+        features: of both, see `as_features`: a function or network that is applied to the data, or
+            a name ("raw", "pca50", "digit-net"); the result is called by it.
         bandwidth: of the kernel, h; None is the median distance in the pooled data, which no
             dealing changes, so that the p-value stays exact.
         num_permutations: B; the smallest p-value is 1 / (1 + B).
@@ -170,11 +173,11 @@ def mmd_test(
 
     Source: Gretton et al. 2012, JMLR 13, 723-773.
     """
-    x, y = as_pair(real, fake, "mmd_test", least=3)
+    x, y, name, same = featured(real, fake, features, "mmd_test", least=3)
     seed = check_seed(seed, "mmd_test")
     num_permutations = check_count(num_permutations, "num_permutations", "mmd_test")
     max_points = check_count(max_points, "max_points", "mmd_test", least=3)
-    rng, notes = np.random.default_rng(seed), []
+    rng, notes = np.random.default_rng(seed), list(same)
     if max(len(x), len(y)) > max_points:
         notes.append(f"a random {max_points} of {len(x)} real and {len(y)} fake data were used")
         x, y = (rng.permutation(each)[:max_points] for each in (x, y))
@@ -188,7 +191,7 @@ def mmd_test(
     reached = int((dealt >= value - 1e-12).sum())
     p_value = (1 + reached) / (1 + num_permutations)
     return Estimate(
-        f"MMD2[{features}]", value, error, len(x), len(y), expected=0.0,
+        f"MMD2[{name}]", value, error, len(x), len(y), expected=0.0,
         error_by="delete-one jackknife", notes=tuple(notes), seed=seed,
         details={
             "p_value": p_value, "bandwidth": float(bandwidth), "num_permutations": num_permutations,

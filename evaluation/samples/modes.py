@@ -2,7 +2,8 @@
 
 By known centres: a sample belongs to its nearest centre, and is good within 3 sd of it. By a
 classifier: to its likeliest class, and is good where that has a probability of at least .9. A mode
-is hit by one good sample, strictly by 20. With the shares q of the truth and p of the good samples:
+is hit by one good sample, strictly by 20; how many modes equal laws would hit depends on n, and
+stands beside it (`expected_hits`). With the shares q of the truth and p of the good samples:
 
     KL(p || q) = sum_k p_k log(p_k / q_k)     nats; for equal laws about (K - 1) / (2 n), not 0
 
@@ -22,7 +23,7 @@ from scipy.spatial.distance import cdist
 from scipy.stats import binom, chi2, chisquare
 
 from probgen.errors import AlgorithmError, DataError, ShapeError
-from probgen.evaluation.samples.checks import as_matrix, check_count
+from probgen.evaluation.samples.checks import as_matrix, check_count, refuse_dict
 from probgen.evaluation.samples.estimate import Estimate, plain, table, wilson
 
 
@@ -37,7 +38,9 @@ class ModeCount:
         hit_strictly: modes with at least `strict`.
         good: share of good samples.
         kl: KL of the histogram of good samples to the truth, nats; details hold the p-value of the
-            chi-square test "p_value" and "log_num_modes", the KL of a single mode to uniform.
+            chi-square test "p_value" and "log_num_modes", the KL of a single mode to uniform. None
+            where it is no number, and a note of `good` says why: no sample is good, so there is no
+            histogram, or some are in a mode that the truth does not have, so it is infinite.
         names: [K] of the modes.
     """
 
@@ -46,17 +49,20 @@ class ModeCount:
     hit: Estimate
     hit_strictly: Estimate
     good: Estimate
-    kl: Estimate
+    kl: Estimate | None
     names: tuple[str, ...]
 
     @property
     def estimates(self) -> tuple[Estimate, ...]:
-        """All four."""
-        return (self.hit, self.hit_strictly, self.good, self.kl)
+        """All four; three where the KL is no number."""
+        return (self.hit, self.hit_strictly, self.good, *([self.kl] if self.kl else ()))
 
     def intervals(self) -> np.ndarray:
-        """[K, 2] 95 % intervals (Wilson) of each mode's share among the good samples."""
+        """[K, 2] 95 % intervals (Wilson) of each mode's share among the good samples; from 0 to 1
+        where there are none."""
         total = int(self.counts.sum())
+        if not total:
+            return np.tile([0.0, 1.0], (len(self.counts), 1))
         return np.array([wilson(count / total, total) for count in self.counts])
 
     def to_dict(self) -> dict[str, Any]:
@@ -65,11 +71,12 @@ class ModeCount:
             {
                 "counts": self.counts, "truth": self.truth, "names": self.names,
                 "estimates": [each.to_dict() for each in self.estimates],
+                "kl": self.kl.value if self.kl else None, "notes": self.good.notes,
             }
         )  # fmt: skip
 
     def __repr__(self) -> str:
-        return table(self.estimates)
+        return "\n".join([table(self.estimates), *(f"note: {each}" for each in self.good.notes)])
 
 
 def count_modes(
@@ -125,6 +132,7 @@ def count_classes(
     classifier: Any,
     *,
     truth: Any = None,
+    real: Any = None,
     min_confidence: float = 0.9,
     strict: int = 20,
 ) -> ModeCount:
@@ -135,6 +143,8 @@ def count_classes(
         classifier: a `DigitClassifier`, a scikit-learn classifier (`predict_proba`), or a callable
             samples -> [n, K] probabilities.
         truth: [K] shares of the classes; None is uniform.
+        real: data of the truth, to learn from how many of them are good, for the classes that
+            equal laws would hit; None takes the share found in the samples.
         min_confidence: least probability of the likeliest class in a good sample.
         strict: samples for a strict hit.
 
@@ -150,20 +160,30 @@ def count_classes(
             f"count_classes: got {type(classifier).__name__}, expected a callable that gives "
             "probabilities [n, K], or a classifier with predict_proba."
         )
-    p = as_matrix(function(getattr(samples, "images", samples)), "count_classes", least=1)
-    if p.shape[1] < 2 or p.min() < -1e-6 or np.abs(p.sum(1) - 1).max() > 1e-3:
-        raise DataError(
-            f"count_classes: got an array of shape {p.shape} whose rows sum to "
-            f"{p.sum(1).min():.3g} ... {p.sum(1).max():.3g}, expected probabilities [n, K] with "
-            "rows that sum to 1; apply a softmax to logits."
-        )
+    p = _probabilities(function, samples)
     if not 0 <= min_confidence <= 1:
         raise AlgorithmError(
             f"count_classes: got min_confidence={min_confidence!r}, expected one in [0, 1]."
         )
     names = tuple(getattr(classifier, "classes", ())) or None
     good = p.max(1) >= min_confidence
-    return _count(p.argmax(1), good, p.shape[1], truth, strict, None, names, "classes")
+    usual = None
+    if real is not None:
+        usual = float((_probabilities(function, real).max(1) >= min_confidence).mean())
+    return _count(p.argmax(1), good, p.shape[1], truth, strict, None, names, "classes", usual)
+
+
+def _probabilities(function: Callable, data: Any) -> np.ndarray:
+    """[n, K] of a classifier, checked."""
+    refuse_dict(data, "count_classes")
+    p = as_matrix(function(getattr(data, "images", data)), "count_classes", least=1)
+    if p.shape[1] < 2 or p.min() < -1e-6 or np.abs(p.sum(1) - 1).max() > 1e-3:
+        raise DataError(
+            f"count_classes: got an array of shape {p.shape} whose rows sum to "
+            f"{p.sum(1).min():.3g} ... {p.sum(1).max():.3g}, expected probabilities [n, K] with "
+            "rows that sum to 1; apply a softmax to logits."
+        )
+    return p
 
 
 def _count(
@@ -175,27 +195,38 @@ def _count(
     expected: float | None,
     names: tuple[str, ...] | None,
     what: str,
+    usual: float | None = None,
 ) -> ModeCount:
     n, q = len(mode), _shares(truth, num_modes)
     strict = check_count(strict, "strict", "mode counting")
     counts = np.bincount(mode[good], minlength=num_modes)
-    if counts.sum() == 0:
-        raise DataError(
-            f"mode counting: got {n} samples of which none is good, expected at least one; check "
-            "sd, within and the scale of samples and centres (or the classifier's min_confidence)."
-        )
     share = float(good.mean())
-    reachable = float((q > 0).sum())
+    foreign = np.flatnonzero((counts > 0) & (q == 0))
+    notes: tuple[str, ...] = ()
+    if not counts.any():
+        notes = (
+            f"none of {n} samples is good, so they have no histogram and no KL; if that is a "
+            "surprise, check the scale of samples and centres, sd and within (or the classifier's "
+            "min_confidence)",
+        )
+    elif len(foreign):
+        notes = (
+            f"{int(counts[foreign].sum())} good samples are in modes whose share in the truth is "
+            f"0, the first of which is mode {foreign[0]}: the KL to the truth is infinite",
+        )
+    # The share of good samples that equal laws would give: known, measured, or that found.
+    usual = next((s for s in (expected, usual, share or None) if s is not None), None)
+    law = None if usual is None else usual * q
     return ModeCount(
         counts, q,
-        _hits(counts, n, 1, reachable, f"{what} hit"),
-        _hits(counts, n, strict, reachable, f"{what} hit by >= {strict}"),
+        _hits(counts, n, 1, law, f"{what} hit"),
+        _hits(counts, n, strict, law, f"{what} hit by >= {strict}"),
         Estimate(
             f"share of good samples ({what})", share, math.sqrt(share * (1 - share) / n), 0, n,
             interval=wilson(share, n), expected=expected, error_by="binomial, Wilson's interval",
-            better="larger" if expected is None else "nearer",
+            better="larger" if expected is None else "nearer", notes=notes,
         ),
-        histogram_kl(counts, q, name=f"KL of {what} to truth"),
+        None if notes else histogram_kl(counts, q, name=f"KL of {what} to truth"),
         names or tuple(map(str, range(num_modes))),
     )  # fmt: skip
 
@@ -216,8 +247,23 @@ def _shares(truth: Any, num_modes: int) -> np.ndarray:
     return q / q.sum()
 
 
-def _hits(counts: np.ndarray, n: int, least: int, reachable: float, name: str) -> Estimate:
-    """Modes with at least `least` samples; the error is that of new samples with these shares."""
+def expected_hits(law: np.ndarray, n: int, least: int) -> float:
+    """Mean number of modes with at least `least` of n samples: sum_k P(Binomial(n, p_k) >= least).
+
+    Exact for the multinomial, whose counts are binomial one by one.
+
+    Args:
+        law: [K] probability that a sample is a good one of mode k.
+    """
+    missed = binom.cdf(least - 1, n, law)
+    return float((law > 0).sum() - missed[law > 0].sum())
+
+
+def _hits(counts: np.ndarray, n: int, least: int, law: np.ndarray | None, name: str) -> Estimate:
+    """Modes with at least `least` samples; the error is that of new samples with these shares.
+
+    `law` is that of equal distributions, as in `expected_hits`; None where it is not known.
+    """
     number = float((counts >= least).sum())
     again = binom.sf(least - 1, n, counts / n)  # P(a mode is hit in n new samples)
     error = float(np.sqrt((again * (1 - again)).sum()))
@@ -227,7 +273,9 @@ def _hits(counts: np.ndarray, n: int, least: int, reachable: float, name: str) -
         share = -math.expm1(math.log(0.05) / n)
         notes = (f"{missed} modes are missed; each has a share below {share:.2g} (95 %)",)
     return Estimate(
-        name, number, error, 0, n, expected=reachable, better="nearer", bias="downward",
+        name, number, error, 0, n, bias="downward",
+        expected=None if law is None else expected_hits(law, n, least),
+        better="larger" if law is None else "nearer",
         interval=(max(0.0, number - 1.96 * error), min(float(len(counts)), number + 1.96 * error)),
         error_by="binomial, independent modes", notes=notes,
     )  # fmt: skip
@@ -243,9 +291,14 @@ def histogram_kl(counts: np.ndarray, truth: np.ndarray, *, name: str = "KL to tr
     (K - 1) / (2 n), the mean for equal laws.
 
     Raises:
-        DataError: samples in a mode whose share in the truth is 0 (the KL is infinite).
+        DataError: no samples; or some in a mode whose share in the truth is 0 (the KL is infinite).
     """
     n = int(counts.sum())
+    if not n:
+        raise DataError(
+            f"{name}: got counts that are all 0, expected at least one sample; without one there "
+            "is no histogram to compare."
+        )
     p = counts / n
     if (p[truth == 0] > 0).any():
         raise DataError(

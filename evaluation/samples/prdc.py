@@ -20,9 +20,11 @@ import numpy as np
 from scipy.spatial.distance import cdist
 
 from probgen.errors import AlgorithmError
-from probgen.evaluation.samples.checks import as_pair, check_count, check_seed
+from probgen.evaluation.samples.checks import check_count
 from probgen.evaluation.samples.estimate import Estimate, share_interval
+from probgen.evaluation.samples.features import featured
 from probgen.evaluation.samples.resampling import check_groups, deal, jackknife_error
+from probgen.seeds import check_seed
 
 CHUNK = 2**22  # distances held at a time
 
@@ -34,6 +36,9 @@ class PRDC(NamedTuple):
     recall: Estimate
     density: Estimate
     coverage: Estimate
+
+    def __repr__(self) -> str:
+        return "\n".join(map(str, self))
 
 
 def expected_coverage(n_real: int, n_fake: int, *, k: int = 5) -> float:
@@ -49,7 +54,7 @@ def prdc(
     real: Any,
     fake: Any,
     *,
-    features: str = "raw",
+    features: Any = "raw",
     k: int = 5,
     num_groups: int = 20,
     seed: int = 0,
@@ -60,8 +65,9 @@ def prdc(
     measures over new data. Time and memory: n m distances, in chunks.
 
     Args:
-        real, fake: [N, d] and [M, d] features.
-        features: their name.
+        real, fake: [N, *event] and [M, *event] data.
+        features: of both, see `as_features`: a function or network that is applied to the data, or
+            a name ("raw", "pca50", "digit-net"); the result is called by it.
         k: which neighbour sets a ball's radius.
         num_groups: of the jackknife.
         seed: of the dealing into groups.
@@ -72,7 +78,7 @@ def prdc(
 
     Source: Kynkaanniemi et al. 2019, arXiv:1904.06991; Naeem et al. 2020, arXiv:2002.09797.
     """
-    x, y = as_pair(real, fake, "prdc")
+    x, y, title, notes = featured(real, fake, features, "prdc")
     seed, k = check_seed(seed, "prdc"), check_count(k, "k", "prdc")
     num_groups = check_count(num_groups, "num_groups", "prdc", least=2)
     check_groups(num_groups, len(x), len(y), where="prdc")
@@ -92,11 +98,11 @@ def prdc(
         value, error = float(values[0, i]), float(errors[i])
         n = len(y) if name == "precision" else len(x)
         return Estimate(
-            f"{name}[{features}]", value, error, len(x), len(y),
+            f"{name}[{title}]", value, error, len(x), len(y),
             interval=share_interval(value, error, n) if is_share else None,
             expected=expected, better="larger" if expected is None else "nearer", bias="unknown",
             error_by=f"delete-group jackknife, {num_groups} groups",
-            details={"k": k}, seed=seed,
+            details={"k": k}, seed=seed, notes=notes,
         )  # fmt: skip
 
     return PRDC(

@@ -19,9 +19,9 @@ import numpy as np
 from probgen.dist import did_you_mean
 from probgen.errors import AlgorithmError, UnknownName
 from probgen.evaluation.samples import modes as mode_counting
-from probgen.evaluation.samples.checks import as_pair, check_count, check_seed
+from probgen.evaluation.samples.checks import check_count
 from probgen.evaluation.samples.estimate import Estimate, plain, table
-from probgen.evaluation.samples.features import as_features
+from probgen.evaluation.samples.features import as_features, featured, features_for
 from probgen.evaluation.samples.frechet import frechet_distance
 from probgen.evaluation.samples.kid import kid
 from probgen.evaluation.samples.mmd import mmd_test
@@ -34,6 +34,7 @@ from probgen.evaluation.samples.two_sample import (
     wasserstein_1d,
 )
 from probgen.progress import bar
+from probgen.seeds import check_seed
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -70,8 +71,12 @@ class SampleQuality:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """All warnings, each with the measure that it belongs to."""
-        return tuple(f"{each.name}: {note}" for each in self.estimates for note in each.notes)
+        """All warnings, each with the measures that it belongs to."""
+        of: dict[str, list[str]] = {}
+        for each in self.estimates:
+            for note in each.notes:
+                of.setdefault(note, []).append(each.name)
+        return tuple(f"{', '.join(names)}: {note}" for note, names in of.items())
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, text, lists and dicts, ready for JSON."""
@@ -114,7 +119,7 @@ def sample_quality(
     fake: Any,
     *,
     seed: int,
-    features: Any = None,
+    features: Any = "raw",
     train: Any = None,
     classifier: Any = None,
     centres: Any = None,
@@ -132,8 +137,8 @@ def sample_quality(
     Args:
         real, fake: [n, *event] data that the model never saw, and as many samples of it.
         seed: of all random choices.
-        features: a `Features`, a callable, a network (see `as_features`), or None for the data
-            themselves.
+        features: applied to all sets, see `as_features`: a function, a network, a `Features`, or a
+            name ("raw", "pca50", "digit-net").
         train: the model's training data; with it, `memorisation` is measured.
         classifier: as in `count_classes`; with it, the samples' classes are counted.
         centres, sd: as in `count_modes`; with both, the modes are counted (in the data's space).
@@ -156,33 +161,30 @@ def sample_quality(
             "expected centres= and sd= together, or classifier= alone."
         )
     num_dealings = check_count(num_dealings, "num_dealings", "sample_quality")
-    named = as_features(features)
-    # Shapes are compared before a network sees them, and sizes before anything slow begins.
-    as_pair(real, fake, "sample_quality")
-    x, y = named(real), named(fake)
+    x, y, name, _ = featured(real, fake, features, "sample_quality")
     if len(x) != len(y) and not allow_unequal:
         raise AlgorithmError(
             f"sample_quality: got {len(x)} real and {len(y)} fake data, expected as many of each, "
             "since most measures depend on N; take equally many, or pass allow_unequal=True."
         )
-    name, groups = named.name, {"num_groups": num_groups, "seed": seed}
+    held, groups = as_features(None, name=name), {"num_groups": num_groups, "seed": seed}
     found: list[Estimate] = []
     parts: list[tuple[str, Callable[[], Any]]] = [
         ("frechet", lambda: frechet_distance(
-            x, y, features=name, allow_unequal=allow_unequal, **groups)),
-        ("kid", lambda: [kid(x, y, features=name, seed=seed)]),
+            x, y, features=held, allow_unequal=allow_unequal, **groups)),
+        ("kid", lambda: [kid(x, y, features=held, seed=seed)]),
         ("prdc", lambda: _with_dealt_prdc(
-            prdc(x, y, features=name, k=k, **groups), x, y, k, num_dealings, seed)),
+            prdc(x, y, features=held, k=k, **groups), x, y, k, num_dealings, seed)),
         ("mmd", lambda: [mmd_test(
-            x, y, features=name, num_permutations=num_permutations, seed=seed)]),
+            x, y, features=held, num_permutations=num_permutations, seed=seed)]),
         ("sliced", lambda: [_with_dealt_sw(
-            sliced_wasserstein(x, y, features=name, **groups), x, y, num_dealings, seed)]),
-        ("c2st", lambda: [c2st(x, y, features=name, classifier=each, seed=seed)
+            sliced_wasserstein(x, y, features=held, **groups), x, y, num_dealings, seed)]),
+        ("c2st", lambda: [c2st(x, y, features=held, classifier=each, seed=seed)
                           for each in ("logistic", "knn")]),
     ]  # fmt: skip
     if train is not None:
         parts.append(("memorisation", lambda: memorisation(
-            y, named(train), x, features=name, seed=seed)))  # fmt: skip
+            y, features_for(features, real)(train), x, features=held, seed=seed)))  # fmt: skip
     counted = None
     seconds: dict[str, float] = {}
     with bar(len(parts) + 1, wanted=progress_bar, unit="measure") as shown:
@@ -193,7 +195,7 @@ def sample_quality(
             shown(1)
         start = time.perf_counter()
         if classifier is not None:
-            counted = mode_counting.count_classes(fake, classifier, truth=truth)
+            counted = mode_counting.count_classes(fake, classifier, truth=truth, real=real)
         elif sd is not None:
             counted = mode_counting.count_modes(fake, centres, sd=sd, truth=truth)
         if counted is not None:

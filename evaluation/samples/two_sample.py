@@ -14,9 +14,11 @@ import numpy as np
 from scipy.stats import binomtest
 
 from probgen.errors import AlgorithmError, DataError
-from probgen.evaluation.samples.checks import as_matrix, as_pair, check_count, check_seed
+from probgen.evaluation.samples.checks import as_matrix, as_pair, check_count
 from probgen.evaluation.samples.estimate import Estimate, wilson
+from probgen.evaluation.samples.features import featured, features_for
 from probgen.evaluation.samples.resampling import jackknife
+from probgen.seeds import check_seed
 
 CLASSIFIERS = ("logistic", "knn")
 
@@ -25,7 +27,7 @@ def c2st(
     real: Any,
     fake: Any,
     *,
-    features: str = "raw",
+    features: Any = "raw",
     classifier: Any = "logistic",
     seed: int = 0,
 ) -> Estimate:
@@ -37,8 +39,9 @@ def c2st(
     a nominal 5 % test rejects equal laws in 9 to 14 % of cases.)
 
     Args:
-        real, fake: [n, d] and [m, d] features.
-        features: their name.
+        real, fake: [n, *event] and [m, *event] data.
+        features: of both, see `as_features`: a function or network that is applied to the data, or
+            a name ("raw", "pca50", "digit-net"); the result is called by it.
         classifier: "logistic" (sees means), "knn" (sees any difference in few dimensions), or a
             scikit-learn classifier.
         seed: of the halves.
@@ -53,7 +56,7 @@ def c2st(
     Source: Lopez-Paz & Oquab 2017, arXiv:1610.06545.
     """
     seed = check_seed(seed, "c2st")
-    x, y = as_pair(real, fake, "c2st", least=10)
+    x, y, name, notes = featured(real, fake, features, "c2st", least=10)
     rng, n = np.random.default_rng(seed), min(len(x), len(y))
     x, y = rng.permutation(x)[:n], rng.permutation(y)[:n]
     num_train = n // 2
@@ -66,10 +69,10 @@ def c2st(
     share = right / total
     p_value = float(binomtest(right, total, 0.5, alternative="greater").pvalue)
     return Estimate(
-        f"C2ST {title}[{features}]", share, math.sqrt(share * (1 - share) / total),
+        f"C2ST {title}[{name}]", share, math.sqrt(share * (1 - share) / total),
         num_test, num_test, interval=wilson(share, total), expected=0.5, better="nearer",
         error_by="binomial, Wilson's interval, given the trained classifier", seed=seed,
-        details={"p_value": p_value, "num_train": num_train},
+        details={"p_value": p_value, "num_train": num_train}, notes=notes,
     )  # fmt: skip
 
 
@@ -97,7 +100,7 @@ def sliced_wasserstein(
     real: Any,
     fake: Any,
     *,
-    features: str = "raw",
+    features: Any = "raw",
     num_projections: int = 200,
     num_groups: int = 20,
     seed: int = 0,
@@ -108,8 +111,9 @@ def sliced_wasserstein(
     directions. Too large for finite n, also for equal laws.
 
     Args:
-        real, fake: [n, d] and [m, d] features; n and m may differ.
-        features: their name.
+        real, fake: [n, *event] and [m, *event] data; n and m may differ.
+        features: of both, see `as_features`: a function or network that is applied to the data, or
+            a name ("raw", "pca50", "digit-net"); the result is called by it.
         num_projections: directions, uniform on the sphere.
         num_groups: of the jackknife.
         seed: of directions and groups.
@@ -119,7 +123,7 @@ def sliced_wasserstein(
 
     Source: Bonneel et al. 2015, J. Math. Imaging Vis. 51, 22-45.
     """
-    x, y = as_pair(real, fake, "sliced_wasserstein")
+    x, y, name, notes = featured(real, fake, features, "sliced_wasserstein")
     seed = check_seed(seed, "sliced_wasserstein")
     count = check_count(num_projections, "num_projections", "sliced_wasserstein", least=2)
     num_groups = check_count(num_groups, "num_groups", "sliced_wasserstein", least=2)
@@ -135,10 +139,10 @@ def sliced_wasserstein(
     spread = float(squares.std(ddof=1)) / math.sqrt(count) if x.shape[1] > 1 else 0.0
     by_directions = spread / (2 * value) if value > 0 else 0.0
     return Estimate(
-        f"SW2[{features}]", value, math.hypot(float(by_data), by_directions), len(x), len(y),
+        f"SW2[{name}]", value, math.hypot(float(by_data), by_directions), len(x), len(y),
         bias="upward", seed=seed,
         error_by=f"delete-group jackknife, {num_groups} groups, and spread of directions",
-        details={"num_projections": count, "error_of_directions": by_directions},
+        details={"num_projections": count, "error_of_directions": by_directions}, notes=notes,
     )  # fmt: skip
 
 
@@ -169,7 +173,7 @@ def memorisation(
     train: Any,
     test: Any,
     *,
-    features: str = "raw",
+    features: Any = "raw",
     copy_below: float = 0.05,
     num_resamples: int = 1000,
     seed: int = 0,
@@ -177,10 +181,11 @@ def memorisation(
     """Distances to the nearest training datum, of samples against fresh data of the truth.
 
     Args:
-        fake: [m, d] samples.
-        train: [n, d] what the model was fitted to.
-        test: [l, d] data of the same law that it never saw.
-        features: their name.
+        fake: [m, *event] samples.
+        train: [n, *event] what the model was fitted to.
+        test: [l, *event] data of the same law that it never saw.
+        features: of all three, as in the other measures; the components of "pca50" are those of
+            the training data.
         copy_below: a sample is a copy when its distance is below this share of the fresh data's
             median distance.
         num_resamples: of the bootstrap over samples and fresh data, at fixed training data.
@@ -193,8 +198,9 @@ def memorisation(
     Raises:
         DataError: the fresh data's median distance is 0 (they are in the training data).
     """
-    f, t = as_pair(fake, train, "memorisation")
-    u = as_pair(train, test, "memorisation")[1]
+    as_pair(train, test, "memorisation")
+    t, f, name, _ = featured(train, fake, features, "memorisation")
+    u = as_matrix(features_for(features, train)(test), "memorisation (test)")
     seed = check_seed(seed, "memorisation")
     num_resamples = check_count(num_resamples, "num_resamples", "memorisation", least=100)
     own, fresh = nearest_distance(f, t), nearest_distance(u, t)
@@ -209,14 +215,14 @@ def memorisation(
                       for _ in range(num_resamples)])  # fmt: skip
     low, high = np.quantile(again, [0.025, 0.975])
     ratio = Estimate(
-        f"nearest-train ratio[{features}]", float(np.median(own)) / typical,
+        f"nearest-train ratio[{name}]", float(np.median(own)) / typical,
         float(again.std(ddof=1)), len(u), len(f), interval=(float(low), float(high)),
         expected=1.0, better="nearer", error_by=f"bootstrap, {num_resamples}", seed=seed,
         details={"num_train": len(t), "median_of_fresh": typical},
     )  # fmt: skip
     share = float((own < copy_below * typical).mean())
     copies = Estimate(
-        f"share of copies[{features}]", share, math.sqrt(share * (1 - share) / len(own)),
+        f"share of copies[{name}]", share, math.sqrt(share * (1 - share) / len(own)),
         len(u), len(f), interval=wilson(share, len(own)),
         expected=float((fresh < copy_below * typical).mean()),
         error_by="binomial, Wilson's interval", details={"copy_below": copy_below},

@@ -27,8 +27,9 @@ from probgen.bound import Bound
 from probgen.errors import AlgorithmError, DataError, DeclarationError
 from probgen.inference.likelihood import khat_warning
 from probgen.inference.scores.moments import check_guide, moments, sites_at
-from probgen.inference.scores.parts import NegativeLogLikelihood, check_count
+from probgen.inference.scores.parts import NegativeLogLikelihood
 from probgen.inference.scores.reference import Reference, chunks, set_reference
+from probgen.inference.settings import check_count
 from probgen.measure import Room, Rows, Values
 
 Array = Any
@@ -42,9 +43,9 @@ MAX_LOGIT = 15.0
 class BiasCorrected:
     """Minus the log-likelihood, less the best that the datum's values could have had.
 
-    Gives the standard error of the likelihood's estimate; diagnostics "nll", "correction"
-    (sum_i c(x_i)) and, with a table, "unseen_values": how many of a datum's values the reference
-    data never have, for which the table is interpolated.
+    In nats, larger is stranger. Gives the standard error of the likelihood's estimate; diagnostics
+    "nll", "correction" (sum_i c(x_i)) and, with a table, "unseen_values": how many of a datum's
+    values the reference data never have, for which the table is interpolated.
 
     Assumes that what misleads the likelihood of a VAE is the share that each value brings of its
     own accord, whatever the decoder does: grey values that a likelihood can only give less

@@ -3,7 +3,7 @@
     p_j(x) = (1 + #{i: T_j(x_i) >= T_j(x)}) / (n + 1)       over n reference data
     Fisher's statistic  -2 sum_j log p_j(x)
 
-Larger is stranger; twice nats.
+Larger is stranger; a chi-squared statistic, with 2 degrees of freedom for each independent test.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 
 from probgen.errors import DataError, DeclarationError
-from probgen.inference.scores.dose import FEWEST, set_measures
+from probgen.inference.scores.dose import FEWEST, set_measures, start_all
 from probgen.inference.scores.gradient import GradientNorm
 from probgen.inference.scores.ranks import brown, fisher, right_tail
 from probgen.inference.scores.reference import over, set_reference
 from probgen.inference.scores.typicality import Typicality
-from probgen.measure import Room, Values, start
+from probgen.measure import Room, Values, changed_settings, short_mark
 
 DEPENDENCE = ("brown", "none")
 
@@ -29,8 +29,10 @@ DEPENDENCE = ("brown", "none")
 class CombinedTest:
     """Fisher's combination of the p-values of the typicality test and the score statistic.
 
-    "p_value" [n] is that of the combination, "p_values" [n, tests] those of each test. No p-value
-    of a test is below 1 / (n + 1), so that data beyond all of the reference in every test tie.
+    A chi-squared statistic, -2 sum_j log p_j, with two degrees of freedom a test where these are
+    independent; larger is stranger. "p_value" [n] is that of the combination, "p_values" [n, tests]
+    those of each test. No p-value of a test is below 1 / (n + 1), so that data beyond all of the
+    reference in every test tie.
 
     Assumes held-out reference data, which a p-value needs: on training data the model knows better
     than any fresh ones every p-value is too small. Each of the tests is two-sided in effect, so the
@@ -55,14 +57,13 @@ class CombinedTest:
     tests: tuple[Any, ...] | None = None
     dependence: str = "brown"
 
-    unit = "2 nats"
+    unit = "chi-squared"
     larger_is_stranger = True
 
     def __post_init__(self) -> None:
         set_reference(self)
         if self.tests is None:
-            both = (Typicality(self.reference), GradientNorm(self.reference))
-            object.__setattr__(self, "tests", both)
+            object.__setattr__(self, "tests", self._default())
         set_measures(self, "tests")
         if self.dependence not in DEPENDENCE:
             raise DeclarationError(
@@ -70,14 +71,21 @@ class CombinedTest:
                 "'brown' where tests may depend on each other."
             )
 
+    def _default(self) -> tuple[Any, ...]:
+        return Typicality(self.reference), GradientNorm(self.reference)
+
     @property
     def name(self) -> str:
-        return f"CombinedTest({len(self.tests or ())} tests)"
+        own, default = ([m.name for m in each] for each in (self.tests or (), self._default()))
+        mark = "" if own == default else f" {short_mark(*own)}"
+        more = changed_settings(self, shown=("tests",))
+        said = [f"{len(own)} tests{mark}", *more]
+        return f"CombinedTest({', '.join(said)})"
 
     def start(self, room: Room) -> Callable:
         """(rows, ids) -> estimate, p_value, p_values [n, tests]."""
         tests = self.tests or ()
-        functions = [start(t, room) for t in tests]
+        functions = start_all(tests, room, self.name)
         signs = [1.0 if t.larger_is_stranger else -1.0 for t in tests]
         known = [over(room, t, self.reference, self.name, FEWEST)["estimate"] for t in tests]
         known = [s * np.asarray(k, np.float64) for s, k in zip(signs, known, strict=True)]

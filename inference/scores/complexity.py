@@ -19,9 +19,10 @@ from probgen.bound import Bound
 from probgen.errors import AlgorithmError, DataError, DeclarationError
 from probgen.inference.likelihood import IWAE
 from probgen.inference.scores.codecs import as_images, check_codecs, code_bits
+from probgen.inference.scores.dose import start_all
 from probgen.inference.scores.other_models import observed_site
 from probgen.inference.scores.ratio import level_indices
-from probgen.measure import Room, Rows, Values, start
+from probgen.measure import Room, Rows, Values, changed_settings
 
 NATS = math.log(2.0)  # nats in a bit
 
@@ -30,10 +31,10 @@ NATS = math.log(2.0)  # nats in a bit
 class InputComplexity:
     """-log2 p(x) less the code length of x by the best of some codecs.
 
-    Assumes that p(x) is a probability on the levels that the codec is given: a density is refused,
-    unless the data are dequantised and `dequantized` says so; then -log2 p + D log2 L stands for
-    -log2 P, an upper bound on average. The codec's header counts in, the same for all images of a
-    shape, so compare scores of one shape and one set of codecs.
+    In bits, larger is stranger. Assumes that p(x) is a probability on the levels that the codec is
+    given: a density is refused, unless the data are dequantised and `dequantized` says so; then
+    -log2 p + D log2 L stands for -log2 P, an upper bound on average. The codec's header counts in,
+    the same for all images of a shape, so compare scores of one shape and one set of codecs.
 
     Fails: on a VAE an independent implementation saw AUROC near 0 for CIFAR-10 against SVHN and
     MNIST, cause unknown, so look at both terms, which are given. Images at the data's own
@@ -86,15 +87,17 @@ class InputComplexity:
 
     @property
     def name(self) -> str:
-        mixed = ", as published code" if self.as_published_code else ""
-        return f"InputComplexity({self.likelihood.name}, {'+'.join(self.codecs)}{mixed})"
+        mixed = ["as published code"] if self.as_published_code else []
+        more = changed_settings(self, shown=("likelihood", "codecs", "as_published_code"))
+        said = [self.likelihood.name, "+".join(self.codecs), *mixed, *more]
+        return f"InputComplexity({', '.join(said)})"
 
     def start(self, room: Room) -> Callable[[Rows, np.ndarray], Values]:
         """The likelihood from the device and the code lengths from the host."""
         bound, _ = room.bind()
         site = observed_site(bound, self.name)
         num_levels = self._levels(bound, site)
-        likelihood = start(self.likelihood, room)
+        (likelihood,) = start_all((self.likelihood,), room, self.name)
         offset = math.log(num_levels) if self.dequantized else 0.0
 
         def measure(rows: Rows, ids: np.ndarray) -> Values:

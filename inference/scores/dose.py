@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 from scipy.stats import gaussian_kde
 
-from probgen.errors import DataError, DeclarationError
+from probgen.errors import DataError, DeclarationError, ProbgenError
 from probgen.inference.scores.parts import KLTerm, NegativeLogLikelihood, ReconstructionError
 from probgen.inference.scores.reference import over, set_reference
-from probgen.measure import Room, Values, start
+from probgen.measure import Room, Values, short_mark, start
 
 FEWEST = 20  # reference data that a density is made of
 
@@ -27,8 +27,9 @@ FEWEST = 20  # reference data that a density is made of
 class DoSE:
     """Minus the sum of log kernel densities of the model's statistics, fitted to reference data.
 
-    The kernel is Gaussian, its width Scott's rule. "log_densities" [n, statistics] is a diagnostic.
-    The densities' units are shared by all data, so that only differences between data count.
+    In nats, larger is stranger. The kernel is Gaussian, its width Scott's rule. "log_densities" [n,
+    statistics] is a diagnostic. The densities' units are shared by all data, so that only
+    differences between data count.
 
     Assumes that each statistic on its own shows what is foreign, that they are independent (counted
     twice where they are not), and that held-out data have those of the reference. Fails where
@@ -58,11 +59,13 @@ class DoSE:
 
     @property
     def name(self) -> str:
-        return f"DoSE({len(self.statistics)} statistics)"
+        own, default = ([m.name for m in each] for each in (self.statistics, DoSE.statistics))
+        mark = "" if own == default else f" {short_mark(*own)}"
+        return f"DoSE({len(own)} statistics{mark})"
 
     def start(self, room: Room) -> Callable:
         """(rows, ids) -> estimate, log_densities [n, statistics]."""
-        functions = [start(s, room) for s in self.statistics]
+        functions = start_all(self.statistics, room, self.name)
         densities = []
         for statistic in self.statistics:
             known = over(room, statistic, self.reference, self.name, FEWEST)["estimate"]
@@ -95,6 +98,18 @@ def _density(known: np.ndarray, who: str) -> gaussian_kde:
 def _finite(t: np.ndarray) -> np.ndarray:
     """Infinity, which no density has, becomes NaN, which `evaluate` refuses."""
     return np.where(np.isfinite(t), np.asarray(t, np.float64), np.nan)
+
+
+def start_all(measures: tuple[Any, ...], room: Room, who: str) -> list[Callable]:
+    """Each measure's function (rows, ids) -> values.
+
+    Raises:
+        ProbgenError: what a measure raises, with the name of the score that it is a part of.
+    """
+    try:
+        return [start(each, room) for each in measures]
+    except ProbgenError as error:
+        raise type(error)(f"{who}, {error}") from error
 
 
 def set_measures(score: Any, name: str) -> None:

@@ -23,7 +23,7 @@ from probgen.inference.scores.complexity import declared_levels
 from probgen.inference.scores.other_models import observed_site
 from probgen.inference.scores.ratio import level_indices
 from probgen.inference.scores.resultant import guide_means
-from probgen.measure import Room, Rows, Values
+from probgen.measure import Room, Rows, Values, changed_settings
 from probgen.modelling import Model, arguments
 
 Array = Any
@@ -104,10 +104,11 @@ def downsampled(images: np.ndarray, factor: int = 4) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class ErrorReduction:
-    """-(error reduction + weight times the bits that the corruption took), bits.
+    """-(error reduction + weight times the bits that the corruption took).
 
-    Assumes that only a model of such data can put back what the corruption took away. The data are
-    {"x": images, "lossy": lossy(images)}, for a `Restorer`, with the corruption of its training.
+    In bits, larger is stranger. Assumes that only a model of such data can put back what the
+    corruption took away. The data are {"x": images, "lossy": lossy(images)}, for a `Restorer`, with
+    the corruption of its training.
 
     Orientation: the authors' published code takes the ordinary set as the positive class of
     ER + (L - L_lossy), added only where ER >= 0, hence the minus here; a second-hand account has
@@ -154,7 +155,11 @@ class ErrorReduction:
 
     @property
     def name(self) -> str:
-        return f"ErrorReduction({self.complexity_weight:g} {'+'.join(self.codecs)})"
+        weight: Any = f"{self.complexity_weight:g}"
+        weight = weight if float(weight) == self.complexity_weight else self.complexity_weight
+        more = changed_settings(self, shown=("complexity_weight", "codecs"))
+        said = [f"{weight} {'+'.join(self.codecs)}", *more]
+        return f"ErrorReduction({', '.join(said)})"
 
     def start(self, room: Room) -> Callable[[Rows, np.ndarray], Values]:
         """Restores on the device; residuals and code lengths on the host."""

@@ -21,9 +21,9 @@ import numpy as np
 from probgen.bound import Bound
 from probgen.errors import AlgorithmError, DataError, DeclarationError, NonFiniteError
 from probgen.inference.scores.moments import check_guide
-from probgen.inference.scores.parts import check_count
 from probgen.inference.scores.reference import over, set_reference
-from probgen.measure import Room, Values
+from probgen.inference.settings import check_count
+from probgen.measure import Room, Values, changed_settings
 from probgen.trees import tree_items
 
 Array = Any
@@ -166,9 +166,11 @@ def layer_names(bound: Bound, params: Mapping, nets: str = "all") -> list[str]:
 class GradientNorm:
     """Squared gradient norms of a datum's ELBO, by parameter array, scaled by those of a reference.
 
-    "log_layers" [n, L], log f_l, is a diagnostic; `layer_names` names its columns. With
-    nets="guide" and method="norm" it is likelihood regret in one step: a step of size h along the
-    gradient raises the ELBO by h |grad|^2 to first order in h, and only the guide's nets move.
+    Larger is stranger. The unit is that of the method: squared nats per squared unit of the
+    parameters for "norm" (shown as nats^2), none for "fisher" (1), nats for "density". "log_layers"
+    [n, L], log f_l, is a diagnostic; `layer_names` names its columns. With nets="guide" and
+    method="norm" it is likelihood regret in one step: a step of size h along the gradient raises
+    the ELBO by h |grad|^2 to first order in h, and only the guide's nets move.
 
     Assumes that the model is near an optimum, where the gradients of its own data are small and
     those of foreign data large. Fails for a model that is not, or that has learned its training
@@ -205,19 +207,26 @@ class GradientNorm:
                 f"GradientNorm: got method={self.method!r} and nets={self.nets!r}, expected one of "
                 f"{METHODS} and one of {NETS}."
             )
-        if (self.reference is None) != (self.method == "norm"):
-            has = "none" if self.reference is None else "some"
+        if self.reference is None and self.method != "norm":
             raise DeclarationError(
-                f"GradientNorm(method={self.method!r}): got {has} reference data, expected them "
-                "for 'fisher' and 'density', whose scale they give, and none for 'norm'."
+                f"GradientNorm(method={self.method!r}): got no reference data, expected data of "
+                "the training distribution, whose gradients give each layer its scale; "
+                "GradientNorm(train_x), an array as in pg.evaluate, or method='norm', which needs "
+                "none."
+            )
+        if self.reference is not None and self.method == "norm":
+            raise DeclarationError(
+                "GradientNorm(method='norm'): got reference data, expected none, since the bare "
+                "norm has no scale to learn from them; leave them out, or take method='fisher'."
             )
         if self.reference is not None:
             set_reference(self)
 
     @property
     def name(self) -> str:
-        nets = "" if self.nets == "all" else f", {self.nets}"
-        return f"GradientNorm({self.method}{nets})"
+        nets = [] if self.nets == "all" else [self.nets]
+        more = changed_settings(self, shown=("reference", "method", "nets"))
+        return f"GradientNorm({', '.join([self.method, *nets, *more])})"
 
     @property
     def unit(self) -> str:

@@ -23,6 +23,7 @@ from probgen.bound import Bound
 from probgen.errors import AlgorithmError, DeclarationError
 from probgen.inference.likelihood import IWAE, importance_estimate
 from probgen.inference.scores.other_models import tail_warning
+from probgen.inference.settings import check_count
 from probgen.measure import Room, Rows, Values
 
 Array = Any
@@ -35,8 +36,8 @@ SYMMETRIC = ("dist.Normal", "dist.MultivariateNormal", "dist.Laplace", "dist.Log
 class HierarchyRatio:
     """L - L_{>k} of a hierarchical VAE: `VAE(latent=another VAE)`, or a program with a guide.
 
-    Assumes that the upper latents hold what data of this kind share, and that the guide of the
-    upper ones is sound for the data evaluated.
+    In nats, larger is stranger. Assumes that the upper latents hold what data of this kind share,
+    and that the guide of the upper ones is sound for the data evaluated.
 
     Fails: with few latents in the upper levels, or collapsed ones, L_{>k} knows nothing of x; the
     best k differs from pair to pair, and choosing it on the tested set is a leak. With "mode" the
@@ -69,10 +70,11 @@ class HierarchyRatio:
     larger_is_stranger = True
 
     def __post_init__(self) -> None:
-        counts = (self.num_lowest, self.num_particles, self.num_particles_above)
-        if min(*counts, self.particles_at_once) < 1 or self.lowest not in LOWEST:
+        check_count(self, "num_lowest", "num_particles", "num_particles_above", "particles_at_once")
+        if self.lowest not in LOWEST:
             raise DeclarationError(
-                f"{self!r}: expected positive numbers and lowest as one of {LOWEST}."
+                f"HierarchyRatio: got lowest={self.lowest!r}, expected one of {LOWEST}; 'sample' "
+                "gives a bound, 'mode' has less noise."
             )
 
     @property
@@ -85,7 +87,7 @@ class HierarchyRatio:
     def start(self, room: Room) -> Callable[[Rows, np.ndarray], Values]:
         """Both bounds, chunk by chunk."""
         at_once, at_mode = self.particles_at_once, self.lowest == "mode"
-        lower: Any = _Above(self.num_lowest, self.num_particles_above, at_mode, at_once)
+        lower: Any = _Above(self.num_lowest, self.num_particles_above, at_mode, at_once, self.name)
         full: Any = IWAE(self.num_particles, at_once)
         above, whole = room.device(lower), room.device(full)
 
@@ -117,6 +119,7 @@ class _Above:
     num_particles: int
     at_mode: bool
     at_once: int
+    who: str = dataclasses.field(default="", repr=False, compare=False)  # for errors
 
     unit = "nats"
     larger_is_stranger = False
@@ -174,7 +177,7 @@ class _Above:
 
     def _lowest(self, bound: Bound) -> list[str]:
         """Names of the k lowest latents, the upper of them first."""
-        who = self.name
+        who = self.who or self.name
         bound.require_guide(who)
         names = list(bound.latents)
         if bound.has_global_latents or not bound.model.is_normalized:

@@ -55,7 +55,7 @@ class PathNorms:
 
 @dataclasses.dataclass(frozen=True)
 class LPath:
-    """How rare (|x - x_hat|, |mu|, |sigma|) is among those of reference data.
+    """How rare (|x - x_hat|, |mu|, |sigma|) is among those of reference data: larger is stranger.
 
     "copod": minus log of the empirical copula's tail probability, nats; its largest value is
     3 log(n + 1), so that data beyond all n of the reference tie. "mahalanobis": squared standard

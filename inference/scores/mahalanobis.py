@@ -19,7 +19,7 @@ from scipy.linalg import cho_factor, cho_solve
 from probgen.errors import DataError, DeclarationError, NonFiniteError
 from probgen.inference.scores.moments import GuideMoments, check_guide
 from probgen.inference.scores.reference import Reference, over, set_reference
-from probgen.measure import Room, Values
+from probgen.measure import Room, Values, changed_settings
 
 SINGULAR = 1e-10  # smallest eigenvalue of a correlation matrix that counts as one
 
@@ -103,11 +103,12 @@ def _check_regular(cov: np.ndarray, x: np.ndarray, who: str) -> None:
 class Mahalanobis:
     """Squared Mahalanobis distance of the guide's mean from those of reference data.
 
-    Assumes that codes of training data are Gaussian (in each class) and that foreign data are
-    encoded elsewhere. Fails for a VAE whose encoder maps simple foreign images to the middle of the
-    codes: AUROC 0.13 on drawn letters and black images under a model of digits in a pilot run; the
-    decoder is not asked at all. arXiv:2409.03801 asks of every such fix that it be never worse than
-    the likelihood. "distances" has one column a class where labels are given.
+    In squared standard deviations, larger is stranger. Assumes that codes of training data are
+    Gaussian (in each class) and that foreign data are encoded elsewhere. Fails for a VAE whose
+    encoder maps simple foreign images to the middle of the codes: AUROC 0.13 on drawn letters and
+    black images under a model of digits in a pilot run; the decoder is not asked at all.
+    arXiv:2409.03801 asks of every such fix that it be never worse than the likelihood. "distances"
+    has one column a class where labels are given.
 
     Args:
         reference: training data, as in `pg.evaluate`; or a `Reference`.
@@ -147,9 +148,10 @@ class Mahalanobis:
 
     @property
     def name(self) -> str:
-        if self.labels is None:
-            return "Mahalanobis"
-        return f"Mahalanobis({len(np.unique(self._classes()))} classes)"
+        said = changed_settings(self, shown=("labels",))
+        if self.labels is not None:
+            said = [f"{len(np.unique(self._classes()))} classes", *said]
+        return f"Mahalanobis({', '.join(said)})" if said else "Mahalanobis"
 
     def _classes(self) -> Any:
         return None if self.labels is None else self.labels.arrays["labels"]

@@ -9,19 +9,17 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
-import re
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from scipy.special import logsumexp
 
-from probgen import store
 from probgen.bound import Bound
-from probgen.chunks import content
 from probgen.errors import AlgorithmError, DeclarationError, ProbgenError
 from probgen.fitted import Fitted
+from probgen.identity import identity
 from probgen.inference.likelihood import IWAE, importance_estimate, khat_warning
+from probgen.inference.scores.moments import check_guide
 from probgen.measure import Room, Rows, Values
 from probgen.support import SupportCheck
 
@@ -34,11 +32,9 @@ class Weights(IWAE):
         return importance_estimate(values["log_w"]) | {"log_w": values["log_w"]}
 
 
-def identity(fitted: Fitted) -> str:
-    """A model in one short line, the same for equal declarations and parameters."""
-    declared = re.sub(r" at 0x[0-9a-f]+", "", repr(fitted.model)) + repr(sorted(fitted.constants))
-    mark = hashlib.sha256(declared.encode()).hexdigest()[:12]
-    return f"<{fitted.model.name} {mark} {content(store.flatten(fitted.params))[:12]}>"
+def shown(fitted: Fitted) -> str:
+    """A model in one short line, the same for equal declarations, parameters and inputs."""
+    return f"<{fitted.model.name} {identity(fitted, fitted.model.name)[:16]}>"
 
 
 def require_fitted(who: str, what: str, fitted: object) -> None:
@@ -59,8 +55,8 @@ def bind_other(room: Room, who: str, what: str, fitted: Fitted | None) -> Callab
 
     Raises:
         ShapeError: its data have another shape. AlgorithmError: it observes other sites, or gives a
-        density where the evaluated model gives probabilities. SupportError (by the result): data
-        outside its support.
+        density where the evaluated model gives probabilities; either has no guide. SupportError (by
+        the result): data outside its support.
     """
     mine, _ = room.bind()
     with _about(who, what):
@@ -79,6 +75,8 @@ def bind_other(room: Room, who: str, what: str, fitted: Fitted | None) -> Callab
                 f"{what}, expected the same in both, since nats of the two cannot be compared; use "
                 "likelihoods of one kind."
             )
+    check_guide(mine, who)
+    check_guide(other, f"{who}, {what}")
     check = SupportCheck(other, params, room.backend.key(0))
 
     def hold(rows: Rows) -> None:

@@ -18,11 +18,12 @@ from typing import Any
 import numpy as np
 
 from probgen.bound import Bound
-from probgen.errors import AlgorithmError, DeclarationError
+from probgen.errors import AlgorithmError
 from probgen.inference.likelihood import IWAE, khat_warning
 from probgen.inference.scores.moments import check_guide
+from probgen.inference.settings import check_count
 from probgen.inference.terms import compute
-from probgen.measure import Room, Values
+from probgen.measure import Room, Values, changed_settings
 
 Array = Any
 
@@ -31,7 +32,8 @@ Array = Any
 class NegativeLogLikelihood:
     """-log p(x), by the importance-weighted bound of K draws: an upper bound in expectation.
 
-    Gives the standard error and diagnostics of `IWAE`, whose weights it shares.
+    In nats, larger is stranger. Gives the standard error and diagnostics of `IWAE`, whose weights
+    it shares.
 
     Assumes that what is foreign is improbable. Fails where foreign data are simpler than the
     training data, which then have a higher likelihood (SVHN under a model of CIFAR-10; black images
@@ -63,6 +65,7 @@ class NegativeLogLikelihood:
 
     def start(self, room: Room) -> Callable:
         """(rows, ids) -> estimate, standard_error, effective_particles, khat."""
+        check_guide(room.bind()[0], self.name)
         likelihood: Any = IWAE(self.num_particles, self.particles_at_once)
         function = room.device(likelihood)
 
@@ -126,9 +129,10 @@ class BoundParts:
 class ReconstructionError:
     """-E_q log p(x | z), constants included: how badly a datum is rebuilt from its code.
 
-    Assumes that a decoder rebuilds only what it was trained on. Fails where foreign data are
-    smooth or nearly constant, which any decoder rebuilds well, and, being the larger part of the
-    likelihood, wherever that fails (arXiv:2109.10794); print it beside the likelihood.
+    In nats, larger is stranger. Assumes that a decoder rebuilds only what it was trained on. Fails
+    where foreign data are smooth or nearly constant, which any decoder rebuilds well, and, being
+    the larger part of the likelihood, wherever that fails (arXiv:2109.10794); print it beside the
+    likelihood.
 
     Args:
         num_particles: draws of z per datum; the standard error is over them (none for one draw).
@@ -152,6 +156,7 @@ class ReconstructionError:
 
     def start(self, room: Room) -> Callable:
         """(rows, ids) -> estimate, standard_error."""
+        check_guide(room.bind()[0], self.name)
         parts: Any = BoundParts(self.num_particles)
         function = room.device(parts)
         return lambda rows, ids: mean_of_draws(function(rows, ids)["reconstruction"])
@@ -161,11 +166,11 @@ class ReconstructionError:
 class KLTerm:
     """KL(q(z | x) || p(z)): how much a datum's code says, against the prior.
 
-    In closed form where one is known (two Gaussians), else by draws, as for a hierarchy, whose
-    KL of the upper latents is a mean over the lower ones. Assumes that foreign data are encoded
-    far from the prior. Fails where the encoder gives up on them and returns the prior, or where the
-    posterior has collapsed, so that it is zero for every datum; on its own it misses what the
-    decoder cannot rebuild (arXiv:2401.04933 takes both).
+    In nats, larger is stranger. In closed form where one is known (two Gaussians), else by draws,
+    as for a hierarchy, whose KL of the upper latents is a mean over the lower ones. Assumes that
+    foreign data are encoded far from the prior. Fails where the encoder gives up on them and
+    returns the prior, or where the posterior has collapsed, so that it is zero for every datum; on
+    its own it misses what the decoder cannot rebuild (arXiv:2401.04933 takes both).
 
     Args:
         num_particles: draws of z per datum, for what has no closed form.
@@ -187,10 +192,12 @@ class KLTerm:
 
     @property
     def name(self) -> str:
-        return f"KLTerm({self.num_particles})"
+        more = changed_settings(self, shown=("num_particles",))
+        return f"KLTerm({', '.join([str(self.num_particles), *more])})"
 
     def start(self, room: Room) -> Callable:
         """(rows, ids) -> estimate, standard_error."""
+        check_guide(room.bind()[0], self.name)
         parts: Any = BoundParts(self.num_particles, self.analytic_kl)
         function = room.device(parts)
         return lambda rows, ids: mean_of_draws(function(rows, ids)["kl"])
@@ -204,18 +211,3 @@ def mean_of_draws(draws: np.ndarray) -> Values:
     if num > 1:
         values["standard_error"] = draws.std(1, ddof=1) / math.sqrt(num)
     return values
-
-
-def check_count(score: Any, *names: str) -> None:
-    """Refuses a setting that is not a positive integer.
-
-    Raises:
-        DeclarationError: names the score and the setting.
-    """
-    for name in names:
-        value = getattr(score, name)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise DeclarationError(
-                f"{type(score).__name__}: got {name}={value!r}, expected a positive integer; give "
-                "16, say."
-            )

@@ -20,11 +20,12 @@ from probgen.fitted import Fitted
 from probgen.inference.scores.other_models import (
     Weights,
     bind_other,
-    identity,
     require_fitted,
+    shown,
     tail_warning,
     with_error,
 )
+from probgen.inference.settings import check_count
 from probgen.measure import Room, Rows, Values
 from probgen.modelling import Model
 from probgen.verbs.fit import fit
@@ -37,9 +38,10 @@ KINDS = ("replace", "add")
 class LikelihoodRatio:
     """log p_bg(x) - log p(x), both by importance weighting with the same noise.
 
-    Assumes that the background model has learned what the data share with anything else and no
-    more; its corruption rate (and weight decay) decide that, and the literature chooses them on a
-    proxy set that is itself out of distribution: never on the set that is reported.
+    In nats, larger is stranger. Assumes that the background model has learned what the data share
+    with anything else and no more; its corruption rate (and weight decay) decide that, and the
+    literature chooses them on a proxy set that is itself out of distribution: never on the set that
+    is reported.
 
     Fails: scores that work on autoregressive models and flows, this one among them, often fail on
     VAEs (arXiv:2003.02977); with a VAE of MNIST it left black images more ordinary than the
@@ -71,11 +73,11 @@ class LikelihoodRatio:
 
     def __post_init__(self) -> None:
         require_fitted("LikelihoodRatio", "the background", self.background)
-        Weights(self.num_particles, self.particles_at_once)  # refuses counts below one
+        check_count(self, "num_particles", "particles_at_once")
 
     def __repr__(self) -> str:
         return (
-            f"LikelihoodRatio(background={identity(self.background)}, "
+            f"LikelihoodRatio(background={shown(self.background)}, "
             f"num_particles={self.num_particles}, label={self.label!r}, "
             f"particles_at_once={self.particles_at_once})"
         )

@@ -16,15 +16,15 @@ import numpy as np
 
 from probgen.chunks import content
 from probgen.data.sources import as_arrays
-from probgen.errors import DataError, NonFiniteError, ProbgenError
-from probgen.measure import Room, Rows, Values, start
+from probgen.errors import DataError, DeclarationError, NonFiniteError, ProbgenError
+from probgen.measure import Room, Rows, Same, Values, start
 from probgen.support import SupportCheck
 
 FIRST_ID = 2**30  # numbers of reference data, so that they share no noise with the data evaluated
 
 # What was computed of reference data in one evaluation, for scores that ask for the same; an entry
 # goes when its room does.
-_computed: WeakKeyDictionary[Room, dict[tuple[str, str], Values]] = WeakKeyDictionary()
+_computed: WeakKeyDictionary[Room, dict[Same, Values]] = WeakKeyDictionary()
 
 
 class Reference:
@@ -55,11 +55,26 @@ class Reference:
         shapes = ", ".join(f"{k} {a.dtype}{list(a.shape)}" for k, a in self.arrays.items())
         return f"Reference({shapes}, {self.hash})"
 
+    def __identity__(self) -> str:
+        return self.hash
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Reference) and self.hash == other.hash
 
     def __hash__(self) -> int:
         return hash(self.hash)
+
+    def require(self, who: str, at_least: int) -> None:
+        """Refuses fewer than `at_least` data.
+
+        Raises:
+            DataError: says how many there are.
+        """
+        if self.size < at_least:
+            raise DataError(
+                f"{who}: got {self.size} reference data, expected at least {at_least}; give more, "
+                "such as all the training data."
+            )
 
     def rows(self, room: Room, who: str, at_least: int = 2) -> Rows:
         """The arrays under the names of the data evaluated, held against the model.
@@ -68,11 +83,7 @@ class Reference:
             DataError: too few, a name that the model needs is missing, a wrong type.
             ShapeError: a datum of another shape. SupportError: outside the support of its site.
         """
-        if self.size < at_least:
-            raise DataError(
-                f"{who}: got {self.size} reference data, expected at least {at_least}; give more, "
-                "such as all the training data."
-            )
+        self.require(who, at_least)
         arrays, b = as_arrays(self.data, names=room.names), room.backend
         missing = sorted(set(room.bind()[0].observed) - set(arrays))
         if missing:
@@ -94,7 +105,18 @@ def as_reference(data: Any) -> Reference:
 
 
 def set_reference(score: Any, name: str = "reference") -> None:
-    """Makes a `Reference` of a frozen dataclass's field, from its `__post_init__`."""
+    """Makes a `Reference` of a frozen dataclass's field, from its `__post_init__`.
+
+    Raises:
+        DeclarationError: a text, which is an option given by position, or nothing.
+    """
+    given = getattr(score, name)
+    if given is None or isinstance(given, str | bool | int | float):
+        raise DeclarationError(
+            f"{type(score).__name__}: got {name}={given!r}, expected reference data, ordinary ones "
+            "that the score is fitted to: an array, a dict of arrays or Images, such as the "
+            "training data; they come first, options by their name, such as method=..."
+        )
     object.__setattr__(score, name, as_reference(getattr(score, name)))
 
 
@@ -106,8 +128,10 @@ def over(
     Raises:
         NonFiniteError: an estimate is NaN or infinite. Further: as `Reference.rows`.
     """
+    # Each score has its own least number, so that what another had computed is no answer to it.
+    reference.require(who or measure.name, at_least)
     kept = _computed.setdefault(room, {})
-    token = (repr(measure), reference.hash)
+    token = Same(measure, reference)
     if token not in kept:
         parts = [v for _, v in chunks(room, measure, reference, who, at_least)]
         kept[token] = {q: np.concatenate([p[q] for p in parts]) for q in parts[0]}

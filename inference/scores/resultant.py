@@ -20,22 +20,26 @@ import numpy as np
 
 from probgen.bound import Bound
 from probgen.errors import AlgorithmError, DataError, DeclarationError
+from probgen.identity import identity
 from probgen.inference.scores.codecs import as_images
 from probgen.inference.scores.other_models import observed_site
 from probgen.inference.scores.reference import over, set_reference
-from probgen.measure import Room, Rows, Values
+from probgen.inference.settings import check_count
+from probgen.measure import Room, Rows, Values, changed_settings, short_mark
 from probgen.program import DATA_PLATE
 
 Array = Any
 DENSITIES = ("mixture", "kde")
+_SAID = ("num_particles", "density", "num_components", "latents", "complexity")  # in the name
 
 
 @dataclasses.dataclass(frozen=True)
 class Resultant:
     """-(PHP(x) + C(x)): the bound under the aggregate posterior plus the complexity term.
 
-    Assumes that a prior that the data do not fill is what makes strange data likely, and that
-    strange data are simpler or more intricate than the reference in the sense of n(x).
+    In nats, larger is stranger. Assumes that a prior that the data do not fill is what makes
+    strange data likely, and that strange data are simpler or more intricate than the reference in
+    the sense of n(x).
 
     Fails: where the strange data have the reference's rank, C says nothing; E_ref PHP weighs C by
     the size of the log-likelihood, so with many pixels C alone decides. The formula that we have
@@ -87,24 +91,24 @@ class Resultant:
                 f"Resultant: got density={self.density!r}, expected one of {DENSITIES}, or an "
                 "object with score_samples(z), such as a fitted sklearn GaussianMixture."
             )
-        if (
-            min(self.num_particles, self.num_components) < 1
-            or self.latents not in ("draws", "means")
-            or not 0.0 < self.kept_energy <= 1.0
-        ):
+        check_count(self, "num_particles", "num_components")
+        if self.latents not in ("draws", "means") or not 0.0 < self.kept_energy <= 1.0:
             raise DeclarationError(
-                f"Resultant: got num_particles={self.num_particles}, num_components="
-                f"{self.num_components}, latents={self.latents!r}, kept_energy={self.kept_energy},"
-                ' expected positive counts, "draws" or "means", and a share in (0, 1].'
+                f"Resultant: got latents={self.latents!r}, kept_energy={self.kept_energy!r}, "
+                'expected "draws" or "means", and a share in (0, 1].'
             )
         set_reference(self)
 
     @property
     def name(self) -> str:
-        kind = self.density if isinstance(self.density, str) else type(self.density).__name__
+        kind = self.density
+        if not isinstance(kind, str):  # with its fit, of which its own text says nothing
+            kind = f"{type(kind).__name__} {short_mark(identity(kind, 'density'))}"
         many = f" {self.num_components}" if kind == "mixture" else ""
-        bare = "" if self.complexity else ", PHP alone"
-        return f"Resultant({kind}{many} of {self.latents}, {self.num_particles}{bare})"
+        bare = [] if self.complexity else ["PHP alone"]
+        more = changed_settings(self, shown=_SAID)
+        said = [f"{kind}{many} of {self.latents}", str(self.num_particles), *bare, *more]
+        return f"Resultant({', '.join(said)})"
 
     def start(self, room: Room) -> Callable[[Rows, np.ndarray], Values]:
         """Fits qhat and the calibration to the reference, then scores chunk by chunk."""

@@ -17,8 +17,10 @@ import numpy as np
 
 from probgen.errors import DataError, DeclarationError
 from probgen.evaluation_table import Evaluation
-from probgen.inference.scores.parts import NegativeLogLikelihood, check_count
+from probgen.inference.scores.moments import check_guide
+from probgen.inference.scores.parts import NegativeLogLikelihood
 from probgen.inference.scores.reference import over, set_reference
+from probgen.inference.settings import check_count
 from probgen.measure import Room, Values
 
 FEWEST = 20  # reference values that a bootstrap is made of
@@ -29,17 +31,18 @@ _BLOCK = 2**22  # numbers drawn at a time
 class Typicality:
     """|-log p(x) - H|, H the mean of -log p over reference data: strange in either direction.
 
-    Its standard error is that of the datum's own log p, with H held fixed; "nll" and "entropy"
-    are diagnostics. Assumes that log p of in-distribution data is concentrated about its mean, as
-    it is in many dimensions. Fails where foreign data have just the usual log p (mixtures of too
-    simple and too complex), and for test data with a likelihood other than that of the training
-    data; typical-set tests and their benchmarks are questioned in arXiv:2010.13064 and
-    arXiv:2107.06908.
+    In nats, larger is stranger. Its standard error is that of the datum's own log p, with H held
+    fixed; "nll" and "entropy" are diagnostics. Assumes that log p of in-distribution data is
+    concentrated about its mean, as it is in many dimensions. Fails where foreign data have just the
+    usual log p (mixtures of too simple and too complex), and for test data with a likelihood other
+    than that of the training data; typical-set tests and their benchmarks are questioned in
+    arXiv:2010.13064 and arXiv:2107.06908.
 
     Args:
         reference: held-out data of the training distribution, as in `pg.evaluate`. On training
             data that the model has learned by heart H is too small.
         num_particles: of the importance-weighted estimate of log p.
+        label: told apart by, where several references are compared.
 
     Raises (when bound): AlgorithmError: no guide, global latents. DataError, ShapeError,
     SupportError: reference data that do not fit.
@@ -49,6 +52,7 @@ class Typicality:
 
     reference: Any
     num_particles: int = 1000
+    label: str = ""
 
     unit = "nats"
     larger_is_stranger = True
@@ -59,10 +63,12 @@ class Typicality:
 
     @property
     def name(self) -> str:
-        return f"Typicality({self.num_particles})"
+        label = f"{self.label}, " if self.label else ""
+        return f"Typicality({label}{self.num_particles})"
 
     def start(self, room: Room) -> Callable:
         """(rows, ids) -> estimate, standard_error, nll, entropy, khat, effective_particles."""
+        check_guide(room.bind()[0], self.name)
         likelihood: Any = NegativeLogLikelihood(self.num_particles)
         known = over(room, likelihood, self.reference, self.name)["estimate"]
         entropy = float(known.mean())

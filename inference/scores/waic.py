@@ -13,11 +13,12 @@ from probgen.fitted import Fitted
 from probgen.inference.scores.other_models import (
     Weights,
     bind_other,
-    identity,
     require_fitted,
+    shown,
     tail_warning,
     with_error,
 )
+from probgen.inference.settings import check_count
 from probgen.measure import Room, Rows, Values
 
 
@@ -27,9 +28,9 @@ class WAIC:
 
         -(mean_m log p_m(x) - Var_m[log p_m(x)]),   the variance with divisor M - 1
 
-    Assumes that models fitted apart disagree about what they have not seen. Var is in nats squared
-    and the mean in nats: on images of thousands of values it is the variance that decides, so both
-    are given.
+    Nats by convention, larger is stranger. Assumes that models fitted apart disagree about what
+    they have not seen. Var is in nats squared and the mean in nats: on images of thousands of
+    values it is the variance that decides, so both are given.
 
     Fails: models of one kind tend to be wrong together, and then it ranks as the likelihood does,
     errors of estimation included (arXiv:2107.06908). The Monte Carlo error of each log p_m adds to
@@ -66,12 +67,12 @@ class WAIC:
                 f"WAIC: got an ensemble of {len(found)}, expected at least two models, since it is "
                 "their disagreement that is measured; fit the same model with several seeds."
             )
-        Weights(self.num_particles, self.particles_at_once)  # refuses counts below one
+        check_count(self, "num_particles", "particles_at_once")
         object.__setattr__(self, "models", found)
 
     def __repr__(self) -> str:
         return (
-            f"WAIC(models=[{', '.join(map(identity, self.models))}], "
+            f"WAIC(models=[{', '.join(map(shown, self.models))}], "
             f"num_particles={self.num_particles}, particles_at_once={self.particles_at_once})"
         )
 

@@ -58,10 +58,19 @@ class DiscretizedLogistic(numpyro_dist.Distribution):
         return discretized.quantile(u, self.loc, self.scale, *self.levels)
 
 
-def normal_base(fn: Any) -> Any:
-    """The Normal under expansions and events, or None: such a site is loc + scale * noise."""
+_BERNOULLI = (numpyro_dist.BernoulliLogits, numpyro_dist.BernoulliProbs)
+
+
+def _under(fn: Any) -> Any:
+    """The distribution under expansions and events."""
     while isinstance(fn, numpyro_dist.Independent | numpyro_dist.ExpandedDistribution):
         fn = fn.base_dist
+    return fn
+
+
+def normal_base(fn: Any) -> Any:
+    """The Normal under expansions and events, or None: such a site is loc + scale * noise."""
+    fn = _under(fn)
     return fn if type(fn) is numpyro_dist.Normal else None
 
 
@@ -119,6 +128,8 @@ class Lowering(BaseLowering):
             self.data_axis(name, fn, transform, 0)
         if transform is None:
             draw = fn.expand(batch).sample(key)
+            if type(_under(fn)) in _BERNOULLI:
+                draw = draw.astype(jnp.result_type(float))  # as on torch: data again, for a verb
             # A mixture's draw has a derivative, but not that of the expectation.
             return draw if fn.has_rsample else jax.lax.stop_gradient(draw)
         shape = (*batch, *fn.event_shape)

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import re
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from probgen import store
+from probgen import __version__, store
 from probgen.backends.protocol import Backend
-from probgen.chunks import ChunkStore, content
+from probgen.chunks import ChunkStore, RowsMark, content, require_same
 from probgen.data.sources import ArraySource, LazySource, as_source
-from probgen.errors import AlgorithmError, DataError, MissingSeed
+from probgen.errors import AlgorithmError, DataError
 from probgen.evaluation_table import Evaluation
 from probgen.feed import merge_inputs
 from probgen.fitted import Fitted
+from probgen.identity import identity
 from probgen.measure import Measure, Room, check_finite, start
 from probgen.progress import bar
+from probgen.seeds import check_seed
 from probgen.support import SupportCheck
 
 CHUNK = 100
@@ -53,15 +55,21 @@ def evaluate(
         names: of the entries of the data, as in `fit`.
         chunk_size: data at a time.
         path: a folder for the table. Finished chunks are written beside it as they come; the same
-            call after a kill reads them and goes on. The table is there when the call returns.
+            call after a kill (with the same `chunk_size`) reads them and goes on, where model,
+            measures, inputs and data are the same by their content (`probgen.identity`). The
+            table is there when the call returns, and a further call of the same returns it.
         backend, device: those of the fit by default.
 
     Raises:
         MissingSeed, DataError, SupportError, AlgorithmError: what was got, expected, and the cure.
         NonFiniteError: a measure gave NaN for a datum (says which).
-        SaveError: `path` cannot be written, or holds chunks of another evaluation.
+        SaveError: `path` cannot be written, or holds something else, or chunks or the table of
+            another evaluation (says what differs).
+        DeclarationError: a `path`, and a model or measure that cannot be told by its content.
     """
-    chosen = _checked(fitted, measures, seed, chunk_size)
+    seed = check_seed(seed, "evaluate")
+    chosen = _checked(fitted, measures, chunk_size)
+    is_there = path is not None and store.check_place(path, "evaluation")
     b = fitted.resolve(backend, device)
     source = as_source(data, batch_size=None, seed=0, names=names)
     if not isinstance(source, ArraySource | LazySource):
@@ -80,20 +88,28 @@ def evaluate(
         )
         return {**rows, **{k: v[first:stop] for k, v in per_datum.items()}}
 
-    chunk_size = min(chunk_size, size)
+    chunk_size = min(int(chunk_size), size)
     count = -(-size // chunk_size)
-    key = b.key(seed)  # type: ignore[arg-type]
+    key = b.key(seed)
     room = Room(fitted, b, key, chunk_size, count, read(0, 1), size, names)
     bound, params = room.bind()
     bound.require_rows("evaluate")
     check = SupportCheck(bound, params, key)
-    kept = _chunk_store(path, fitted, chosen, seed, chunk_size, b)
+    made, seen, kept = {}, RowsMark(), None
+    if path is not None:
+        made = _made(fitted, chosen, seed, b)
+        kept = ChunkStore(path, {**made, "chunk_size": chunk_size})
+        if is_there:
+            for first in range(0, size, chunk_size):
+                seen.add(read(first, min(first + chunk_size, size)))
+            return _finished(path, {**made, "data": seen.digest()})
     functions: list[Callable] = []
     parts: list[dict[str, dict[str, np.ndarray]]] = []
     with bar(size, wanted=progress_bar, unit="datum") as shown:
         for first in range(0, size, chunk_size):
             stop = min(first + chunk_size, size)
             rows = read(first, stop)
+            seen.add(rows)
             values = kept.read(first, rows) if kept else None
             if values is None:
                 check({k: b.asarray(v) for k, v in rows.items()})
@@ -104,35 +120,47 @@ def evaluate(
                     kept.write(first, rows, values)
             parts.append(values)
             shown(stop - first)
-    table = _table(chosen, parts, {"backend": b.name, "seed": seed, **b.info()})
+    info = {"backend": b.name, "seed": seed, "made": made, "data": seen.digest(), **b.info()}
+    more = [n for n in bound.observed if fitted.shapes and n not in fitted.shapes]
+    table = _table(chosen, parts, info, more)
     if kept:
         table.save(path)  # type: ignore[arg-type]
         kept.clear()
     return table
 
 
-def _checked(fitted: Any, measures: Any, seed: int | None, chunk_size: int) -> list[Measure]:
-    if seed is None:
-        raise MissingSeed("evaluate: got no seed, expected an integer such as seed=0.")
+def _checked(fitted: Any, measures: Any, chunk_size: Any) -> list[Measure]:
     if not isinstance(fitted, Fitted):
         raise AlgorithmError(
             f"evaluate: got {type(fitted).__name__}, expected a Fitted: a model with parameters, "
             "as pg.fit or Fitted.from_pretrained give it."
         )
-    if not isinstance(chunk_size, int) or chunk_size < 1:
-        raise AlgorithmError(f"evaluate: got chunk_size={chunk_size!r}, expected 1 or more.")
+    is_count = isinstance(chunk_size, int | np.integer) and not isinstance(chunk_size, bool)
+    if not is_count or chunk_size < 1:
+        raise AlgorithmError(
+            f"evaluate: got chunk_size={chunk_size!r}, expected a whole number of at least 1."
+        )
     chosen = list(measures) if isinstance(measures, Iterable) else [measures]
     kinds = ("bind_measure", "bind_rows", "start")
-    if not chosen or not all(any(hasattr(m, k) for k in kinds) for m in chosen):
-        raise AlgorithmError(
-            f"evaluate: got the measures {chosen}, expected a list such as "
-            "[IWAE(num_particles=1000)] of probgen.inference."
-        )
+    if not chosen:
+        raise AlgorithmError("evaluate: got no measure, expected a list such as [IWAE(1000)].")
+    for measure in chosen:
+        if isinstance(measure, type):
+            raise AlgorithmError(
+                f"evaluate: got the class {measure.__name__}, expected a measure; write "
+                f"{measure.__name__}(...) with its settings."
+            )
+        if not any(hasattr(measure, k) for k in kinds):
+            raise AlgorithmError(
+                f"evaluate: got {measure!r} as a measure, which gives no number per datum, "
+                "expected one such as IWAE(num_particles=1000) or another of probgen.inference."
+            )
     labels = [m.name for m in chosen]
     twice = sorted({n for n in labels if labels.count(n) > 1})
     if twice:
         raise AlgorithmError(
-            f"evaluate: got two measures named {twice[0]!r}, expected each name once."
+            f"evaluate: got two measures named {twice[0]!r}, expected each name once; where they "
+            "differ by their reference data or models, give label=..., or evaluate them apart."
         )
     return chosen
 
@@ -148,39 +176,51 @@ def _measure(
     return values
 
 
-def _table(chosen: list[Measure], parts: list, info: dict) -> Evaluation:
+def _table(chosen: list[Measure], parts: list, info: dict, more: list[str]) -> Evaluation:
     values = {
         m.name: {q: np.concatenate([p[m.name][q] for p in parts]) for q in parts[0][m.name]}
         for m in chosen
     }
-    said = {m.name: m.warnings(values[m.name]) for m in chosen if hasattr(m, "warnings")}
+    said = {
+        m.name: [*_joint(more), *(m.warnings(values[m.name]) if hasattr(m, "warnings") else [])]
+        for m in chosen
+    }
     return Evaluation.from_values(
         values,
         units={m.name: m.unit for m in chosen},
         larger_is_stranger={m.name: m.larger_is_stranger for m in chosen},
         warnings=said,
+        shared_error={m.name: getattr(m, "shared_error", False) for m in chosen},
         info=info,
     )
 
 
-def _chunk_store(
-    path: Any, fitted: Fitted, chosen: list[Measure], seed: Any, chunk_size: int, b: Backend
-) -> ChunkStore | None:
-    if path is None:
-        return None
-    identity = {
-        "measures": [repr(m) for m in chosen],
+def _joint(more: list[str]) -> list[str]:
+    if not more:
+        return []
+    names = ", ".join(map(repr, more))
+    return [
+        f"the data give {names}, which the fit did not observe: it counts as observed, and a "
+        "likelihood is the joint one; leave it out of the data if it is latent."
+    ]
+
+
+def _made(fitted: Fitted, chosen: list[Measure], seed: int, b: Backend) -> dict[str, Any]:
+    """What a table is of, but for the data: equal entries give equal numbers."""
+    return {
+        "probgen": __version__,
+        "measures": [f"{m.name} {identity(m, m.name)}" for m in chosen],
         "seed": seed,
-        "chunk_size": chunk_size,
         "backend": b.name,
-        "model": re.sub(r" at 0x[0-9a-f]+", "", repr(fitted.model)),
-        "inputs": {k: _mark(v) for k, v in sorted(fitted.constants.items())},
+        "model": f"{fitted.model.name} {identity(fitted.model, fitted.model.name)}",
+        "inputs": {k: identity(v, f"inputs[{k!r}]") for k, v in sorted(fitted.constants.items())},
         "parameters": content(store.flatten(fitted.params)),
     }
-    return ChunkStore(path, identity)
 
 
-def _mark(value: Any) -> str:
-    """What tells one constant input from another."""
-    array = np.asarray(value) if isinstance(value, int | float | list | np.ndarray) else None
-    return repr(value) if array is None or array.dtype == object else content({"": array})
+def _finished(path: Any, made: dict[str, Any]) -> Evaluation:
+    """The table that stands at `path`, if it is the one that was asked for."""
+    table = Evaluation.load(path)
+    found = {**table.info.get("made", {}), "data": table.info.get("data")}
+    require_same(Path(os.path.abspath(path)), found, made)
+    return table

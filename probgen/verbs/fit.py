@@ -7,7 +7,6 @@ algorithm, checkpoint; `probgen.loop` then feeds batches to the learner's `updat
 from __future__ import annotations
 
 import logging
-import numbers
 import re
 import time
 import zlib
@@ -24,13 +23,14 @@ from probgen.bound import bind
 from probgen.callbacks import Callback
 from probgen.data.sources import ArraySource, as_arrays, as_source
 from probgen.data.streams import StreamSource
-from probgen.errors import AlgorithmError, DataError, MissingSeed, ShapeError, UnknownName
+from probgen.errors import AlgorithmError, DataError, ShapeError, UnknownName
 from probgen.feed import Feed, merge_inputs
 from probgen.fitted import Fitted
 from probgen.history import History
 from probgen.learner import Algorithm
 from probgen.loop import Loop, numpy_copy, result_params
 from probgen.modelling import Model
+from probgen.seeds import check_seed
 from probgen.store import flatten
 from probgen.support import SupportCheck
 
@@ -97,7 +97,7 @@ def fit(
         MissingSeed, DataError, ShapeError, SupportError, UnknownName, AlgorithmError, SaveError,
         NonFiniteError: each says what was got, what was expected and what to do.
     """
-    seed = _seed(seed)
+    seed = check_seed(seed, "fit")
     b, declared, params = _start(model, backend, device)
     if ema_decay is not None and not 0.0 < ema_decay < 1.0:
         raise AlgorithmError(f"ema_decay: got {ema_decay}, expected a number between 0 and 1.")
@@ -168,14 +168,6 @@ def fit(
         {k: tuple(v.shape[1:]) for k, v in example.items()}, constants,
         {k: str(v.dtype) for k, v in example.items()},
     )  # fmt: skip
-
-
-def _seed(seed: Any) -> int:
-    if seed is None:
-        raise MissingSeed("fit: got no seed, expected an integer such as seed=0.")
-    if not isinstance(seed, numbers.Integral) or isinstance(seed, bool) or seed < 0:
-        raise MissingSeed(f"fit: got seed={seed!r}, expected an integer of at least 0.")
-    return int(seed)
 
 
 def _start(model: Any, backend: Any, device: str) -> tuple[Backend, Model, Any]:

@@ -9,8 +9,9 @@ import numpy as np
 
 from probgen.backends.protocol import Backend
 from probgen.bound import Bound
-from probgen.errors import AlgorithmError, MissingSeed
+from probgen.errors import AlgorithmError
 from probgen.fitted import Fitted
+from probgen.seeds import check_seed
 from probgen.trees import tree_map
 
 
@@ -74,11 +75,10 @@ def generate(
         `Samples`: a dict of every site's values.
 
     Raises:
-        MissingSeed: there is no seed.
+        MissingSeed: there is no seed, or no integer.
         AlgorithmError: the density is not normalised and no method was given, or the reverse.
     """
-    if seed is None:
-        raise MissingSeed("generate: got no seed, expected an integer such as seed=0.")
+    seed = check_seed(seed, "generate")
     if num_samples < 1 or chunk_size < 1:
         raise AlgorithmError(
             f"generate: got num_samples={num_samples}, chunk_size={chunk_size}, expected 1 or more."

@@ -18,12 +18,13 @@ from probgen.backends import resolve
 from probgen.backends.protocol import Backend
 from probgen.bound import Bound, bind
 from probgen.data.sources import as_arrays
-from probgen.errors import AlgorithmError, MissingSeed
+from probgen.errors import AlgorithmError
 from probgen.feed import merge_inputs
 from probgen.fitted import Fitted
 from probgen.modelling import Model
 from probgen.posterior import Chains, Posterior
 from probgen.program import DATA_PLATE
+from probgen.seeds import check_seed
 
 
 class Method(Protocol):
@@ -72,16 +73,13 @@ def infer(
         backend, device, versions, seed, method and seconds.
 
     Raises:
-        MissingSeed: there is no seed.
+        MissingSeed: there is no seed, or no integer.
         AlgorithmError: no latents, a discrete one, nets without parameters.
         SupportError: data outside the support of their site.
         NonFiniteError: no starting point has a finite log density.
         DataError, UnknownName, ShapeError: data or inputs that do not fit the program.
     """
-    if seed is None:
-        raise MissingSeed("infer: got no seed, expected an integer such as seed=0.")
-    if isinstance(seed, bool) or not isinstance(seed, int | np.integer):
-        raise AlgorithmError(f"infer: got seed={seed!r}, expected an integer such as seed=0.")
+    seed = check_seed(seed, "infer")
     if isinstance(method, type) or not hasattr(method, "draws"):
         raise AlgorithmError(
             f"infer: got the method {method!r}, expected one such as "
@@ -94,7 +92,7 @@ def infer(
     constants = {**constants, **shared}
     rows = {**arrays, **per_datum}
     bound, params = bind(
-        declared, b, data=rows, constants=constants, params=given, seed=int(seed),
+        declared, b, data=rows, constants=constants, params=given, seed=seed,
         num_data=next((len(v) for v in rows.values()), None),
     )  # fmt: skip
     _check_nets(bound, given)
@@ -105,7 +103,7 @@ def infer(
     on_device = {
         k: b.asarray(v) for k, v in {**constants, **rows}.items() if isinstance(v, np.ndarray)
     }
-    key = b.key(int(seed))
+    key = b.key(seed)
     began = time.perf_counter()
     token = posterior.token(params, on_device, key)
     chains = method.draws(posterior, params, on_device, key, token, progress_bar)
@@ -125,7 +123,7 @@ def infer(
     versions = {**b.versions(), "probgen": probgen.__version__}
     attributes = {
         "model": declared.name, "method": repr(method), "backend": b.name, "device": b.device,
-        "versions": ", ".join(f"{k} {v}" for k, v in versions.items()), "seed": int(seed),
+        "versions": ", ".join(f"{k} {v}" for k, v in versions.items()), "seed": seed,
         "sampling_time": seconds, "tuning_steps": chains.num_warmup,
         "inference_library": "probgen", "inference_library_version": probgen.__version__,
     }  # fmt: skip
