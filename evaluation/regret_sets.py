@@ -18,6 +18,7 @@ import numpy as np
 from probgen import data
 from probgen.data.images import require
 from probgen.errors import DataError
+from probgen.evaluation.detection.scores import count_distinct
 
 FACES = ("DejaVuSans.ttf", "DejaVuSerif.ttf", "DejaVuSansMono.ttf", "STIXGeneral.ttf")
 
@@ -55,6 +56,12 @@ class Pair:
     def num_each(self) -> int:
         """n, data in each test set."""
         return len(self.inside)
+
+    @property
+    def num_distinct(self) -> tuple[int, dict[str, int]]:
+        """(inside, {set: outside}): how many images of each set differ; copies count once."""
+        counts = {name: count_distinct(x) for name, x in self.outside.items()}
+        return count_distinct(self.inside), counts
 
     @property
     def stacked(self) -> np.ndarray:

@@ -186,7 +186,7 @@ def run(pair: Pair, settings: Settings, *, seed: int, backend: Any = "auto") -> 
     measures = main_measures(background, pair, settings)
     tables, seconds = evaluate_all(fitted, pair.stacked, measures, seed=seed, backend=backend)
     scored = main_scores(tables, pair, settings)
-    compared = compare(scored, seed=0, show_progress=False)
+    compared = compare(scored, num_distinct=pair.num_distinct, seed=0, show_progress=False)
     return Run(fitted, background, scored, compared, fits | seconds)
 
 
@@ -205,7 +205,9 @@ def figures(scored: Scored, sets: Sequence[str], labels: Sequence[str]) -> dict[
     return out
 
 
-def dots(scored: Scored, sets: Sequence[str]) -> Any:
+def dots(scored: Scored, pair: Pair, sets: Sequence[str]) -> Any:
     """AUROCs with intervals of all scores on some sets."""
     chosen = {m: (inside, {s: out[s] for s in sets}) for m, (inside, out) in scored.items()}
-    return auroc_figure(compare(chosen, seed=0, show_progress=False))
+    inside, outside = pair.num_distinct
+    distinct = inside, {s: outside[s] for s in sets}
+    return auroc_figure(compare(chosen, num_distinct=distinct, seed=0, show_progress=False))

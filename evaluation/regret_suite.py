@@ -153,7 +153,7 @@ def run_suite(
         found, took = evaluate_all(fitted, rows, measures, **options)
         tables, seconds = tables | found, seconds | took
     scored = {label: pair.split(strangeness(table)) for label, table in tables.items()}
-    compared = compare(scored, seed=0, show_progress=False)
+    compared = compare(scored, num_distinct=pair.num_distinct, seed=0, show_progress=False)
     held_out, _ = evaluate_all(run.fitted, pair.reference, {NLL: chosen[NLL]}, **options)
     rejected = rejections(scored[NLL], strangeness(held_out[NLL]))
     return Suite(scored, compared, rejected, seconds)

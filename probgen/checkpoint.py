@@ -83,7 +83,9 @@ class Checkpoints:
             "events": history.events,
         }  # fmt: skip
         folder = self.root / f"step-{step:09d}"
-        if folder.exists() and not store.is_ours(folder):
+        try:
+            store.check_place(folder, "checkpoint")
+        except SaveError:
             shutil.rmtree(folder)  # damaged: it was passed over by `newest`
         store.write_folder(folder, {"state": arrays, "history": history.to_arrays()}, config)
         self._ours = [*(p for p in self._ours if p != folder), folder][-KEEP:]

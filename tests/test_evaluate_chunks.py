@@ -347,7 +347,7 @@ def stream():
         (lambda b: evaluate(b, [Noisy(), Noisy()]), AlgorithmError, "two measures named 'noisy'"),
         (lambda b: evaluate(b, [IWAE(4), IWAE(4, 2)]), AlgorithmError, "two measures named"),
         (lambda b: evaluate(b, []), AlgorithmError, "expected a list such as"),
-        (lambda b: evaluate(b, [3]), AlgorithmError, "got 3 as a measure"),
+        (lambda b: evaluate(b, [3]), AlgorithmError, "got 3 among the measures"),
         (lambda b: evaluate(b, [Noisy("a/b")]), DataError, "without '/'"),
         (
             lambda b: evaluate(b, [Noisy()], chunk_size=0),

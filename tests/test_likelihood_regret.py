@@ -71,7 +71,7 @@ def more_seeds(backend_name: str) -> list[Run]:
     first = main(backend_name)
     pair = of_sets(digits(), FEW)
     scored = {m: (i, {s: out[s] for s in FEW}) for m, (i, out) in first.scored.items()}
-    table = compare(scored, seed=0, show_progress=False)
+    table = compare(scored, num_distinct=pair.num_distinct, seed=0, show_progress=False)
     others = [run(pair, Settings(), seed=s, backend=backend_name) for s in SEEDS[1:]]
     return [dataclasses.replace(first, scored=scored, table=table), *others]
 
@@ -219,7 +219,8 @@ def test_likelihood_regret_figures(backend_name, tmp_path):
     chosen = figures(scored, ("letters", "black"), ("NLL, K=200", "LR_E, K=1"))
     names = {"NLL, K=200": "nll", "LR_E, K=1": "regret"}
     drawn = {names[k]: figure for k, figure in chosen.items()}
-    drawn["auroc"] = dots(scored, ("letters", "letters as MNIST", "constant", "shift 6px", "black"))
+    chosen_sets = ("letters", "letters as MNIST", "constant", "shift 6px", "black")
+    drawn["auroc"] = dots(scored, digits(), chosen_sets)
     for name, figure in drawn.items():
         path = folder / f"likelihood_regret_{name}.png"
         figure.savefig(path, dpi=90, facecolor="white")
@@ -247,7 +248,8 @@ def test_the_study_runs_end_to_end(b):
     assert len(suited) == 24  # those two, of other models, make the suite's 26
     assert spread([found, found]).sd.max() == 0
     assert set(figures(found.scored, ("letters",), ("NLL, K=4",))) == {"NLL, K=4"}
-    assert dots(found.scored, ("letters",)).axes
+    assert dots(found.scored, pair, ("letters",)).axes
+    assert found.table.cell("NLL, K=4", "black").distinct_out == 1
 
 
 def test_letters_are_whole_and_near_the_middle():

@@ -51,8 +51,8 @@ def test_the_third_program_tells_transposed_digits_apart(
 ):
     monkeypatch.chdir(tmp_path)
     space = run(2, backend_name)
-    table = space["compare"](space["scores"])
-    assert all(table.cell(name, "transposed").auroc.lower > 0.8 for name in space["scores"])
+    table = space["table"]
+    assert all(table.cell(name, "transposed").auroc.lower > 0.8 for name in table.measures)
     assert "transposed" in capsys.readouterr().out
 
 

@@ -5,7 +5,7 @@ calls: a saved run and words for data in, a page out.
 """
 
 from probgen.evaluation.assessment.command import run, split_table
-from probgen.evaluation.assessment.material import Material, count_distinct, gather
+from probgen.evaluation.assessment.material import Material, gather
 from probgen.evaluation.assessment.page import report, sections
 from probgen.evaluation.assessment.parts import (
     detection_blocks,
@@ -15,6 +15,7 @@ from probgen.evaluation.assessment.parts import (
     verdict_blocks,
 )
 from probgen.evaluation.assessment.verdict import SetVerdict, limits, summary, verdicts
+from probgen.evaluation.detection.scores import count_distinct
 
 __all__ = [
     "Material",

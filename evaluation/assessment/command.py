@@ -22,11 +22,11 @@ from probgen.bound import Bound
 from probgen.chunks import content
 from probgen.dist import did_you_mean
 from probgen.errors import AlgorithmError, DataError, SaveError, UnknownName
-from probgen.evaluation.assessment.material import count_distinct
 from probgen.evaluation.assessment.page import report
 from probgen.evaluation.assessment.place import PAGE, TABLE, claim
 from probgen.evaluation.assessment.words import Loaded, Need, as_pictures, load, need_of
 from probgen.evaluation.detection.records import counted
+from probgen.evaluation.detection.scores import count_distinct
 from probgen.evaluation_table import Evaluation
 from probgen.fitted import Fitted
 from probgen.identity import identity

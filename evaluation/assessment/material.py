@@ -15,6 +15,7 @@ import numpy as np
 from probgen.errors import AlgorithmError, DataError, ShapeError, UnknownName
 from probgen.evaluation.detection import DetectionTable, compare
 from probgen.evaluation.detection.evaluations import check_tables
+from probgen.evaluation.detection.scores import count_distinct
 from probgen.evaluation_table import Evaluation
 
 # How a measure is called on a page, by how its name begins; what is not here keeps its own name.
@@ -149,12 +150,6 @@ def gather(
         num_distinct=bare.all_distinct,
     )  # fmt: skip
     return dataclasses.replace(bare, detection=found)
-
-
-def count_distinct(values: np.ndarray) -> int:
-    """How many of the data [n, ...] differ from each other, in any number."""
-    rows = np.ascontiguousarray(values).reshape(len(values), -1)
-    return len({(row + 0).tobytes() for row in rows})  # + 0: minus zero is zero
 
 
 def _check_estimates(name: str, table: Evaluation) -> None:

@@ -187,6 +187,12 @@ def check_distinct(value: tuple[int, int], sizes: tuple[int, int]) -> None:
         )
 
 
+def count_distinct(values: np.ndarray) -> int:
+    """How many of the data [n, ...] differ from each other, in any number."""
+    rows = np.ascontiguousarray(values).reshape(len(values), -1)
+    return len({(row + 0).tobytes() for row in rows})  # + 0: minus zero is zero
+
+
 def one_way_slack(level: float, sizes: tuple[int, int]) -> float:
     """1 - (1 - level)^(1/k): what k = min(sizes) pairs that all went one way leave open."""
     return 1 - (1 - level) ** (1 / min(sizes))

@@ -152,7 +152,7 @@ def _checked(fitted: Any, measures: Any, chunk_size: Any) -> list[Measure]:
             )
         if not any(hasattr(measure, k) for k in kinds):
             raise AlgorithmError(
-                f"evaluate: got {measure!r} as a measure, which gives no number per datum, "
+                f"evaluate: got {measure!r} among the measures, which gives no number per datum, "
                 "expected one such as IWAE(num_particles=1000) or another of probgen.inference."
             )
     labels = [m.name for m in chosen]
