@@ -24,10 +24,10 @@ from probgen.evaluation.detection.scores import (
     Positive,
     Scores,
     check_positive,
-    check_seed,
     check_share,
     check_whole,
 )
+from probgen.seeds import check_seed
 
 Kind = Literal["auroc", "aupr", "fpr"]
 
@@ -113,12 +113,12 @@ def resampled_counts(
         chunks of counts (in, out) [rows, u]; the rows of all chunks are num_resamples.
 
     Raises:
-        AlgorithmError: fewer than 100 resamples, whose outer percentiles would mean nothing; a seed
-            that is no whole number from 0 upwards.
+        AlgorithmError: fewer than 100 resamples, whose outer percentiles would mean nothing.
+        MissingSeed: none, or no whole number from 0 upwards.
     """
     check_whole(num_resamples, "num_resamples", 100, "a percentile interval needs as many; 2000 is"
                 " usual")  # fmt: skip
-    check_seed(seed)
+    seed = check_seed(seed, "bootstrap")
     in_codes, out_codes, values = scores.groups()
     in_random, out_random = (np.random.default_rng(each) for each in _spawn(seed))
     # Chunks that stay in the processor's cache are twice as fast as one large array.

@@ -165,11 +165,6 @@ def check_whole(value: int, name: str, least: int, why: str) -> None:
         raise AlgorithmError(f"{name}: got {value!r}, expected at least {least}, an int; {why}.")
 
 
-def check_seed(value: int) -> None:
-    """Refuses a seed that is no whole number from 0 upwards with an AlgorithmError."""
-    check_whole(value, "seed", 0, "pass one, so that the same call gives the same numbers")
-
-
 def check_flag(value: bool, name: str) -> None:
     """Refuses what is no bool with an AlgorithmError: the text "no" counts as true in Python."""
     if not isinstance(value, bool | np.bool_):
