@@ -10,6 +10,8 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+from probgen.backends import xla_flags as _xla_flags
+
 __version__ = "0.1.0"
 
 _HOMES = {
@@ -46,6 +48,9 @@ _NAMES = {
 _ROOMS = ("evaluation", "inference", "models")
 
 __all__ = sorted([*_HOMES, *_NAMES])
+
+
+_xla_flags.protect()  # before anybody starts JAX
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""Everything that probgen raises on purpose, and nothing else.
+"""Everything that probgen raises or warns of on purpose, and nothing else.
 
 A message has three parts: what was got, what was expected, what to do about it, with the site, net
 or file by name. Nothing of ours is imported here, so every room may import this one.
@@ -55,6 +55,10 @@ class MissingSeed(ProbgenError):
 
 class NonFiniteError(ProbgenError):
     """A computation produced NaN or infinity and could not be mended."""
+
+
+class UnsafeSums(RuntimeWarning):
+    """A warning: JAX was started in this process in a way that sums wrongly now and then."""
 
 
 class SaveError(ProbgenError):

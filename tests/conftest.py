@@ -10,6 +10,8 @@ import os
 import hypothesis
 import pytest
 
+import probgen  # noqa: F401 - before JAX: it sets the flag without which JAX's sums are not right
+
 # Before any framework is imported: parallel workers would otherwise fight over the cores.
 if "PYTEST_XDIST_WORKER" in os.environ:
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):

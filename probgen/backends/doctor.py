@@ -70,7 +70,7 @@ def _backend(name: str) -> list[Finding]:
         why = f"{text}, but it cannot be imported: {_one_line(error)}"
         return [Finding(name, "broken", why)]
     out = [Finding(name, "ok", text)]
-    for label, look in (("devices", probe.devices), ("compiles", probe.compiles)):
+    for label, look in probe.LOOKS:
         try:
             works, what = look()
             out.append(Finding(label, "ok" if works else "note", what, 1))

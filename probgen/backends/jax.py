@@ -14,7 +14,7 @@ import numpyro.distributions as numpyro_dist
 import optax
 
 from probgen import optim
-from probgen.backends import jax_mcmc, jax_ops, jax_rows
+from probgen.backends import jax_mcmc, jax_ops, jax_probe, jax_rows
 from probgen.backends.jax_lowering import Lowering, normal_base, run_program
 from probgen.backends.protocol import Optimizer, Site
 from probgen.errors import BackendError, NotByRow, ShapeError
@@ -35,6 +35,8 @@ class JaxBackend:
         self._device = self._find(device)
         platform = "cuda" if self._device.platform == "gpu" else self._device.platform
         self.device = platform if platform == "cpu" else f"{platform}:{self._device.id}"
+        if platform == "cpu":
+            jax_probe.warn_of_unsafe_sums()
 
     @staticmethod
     def _find(device: str) -> Any:
@@ -348,8 +350,12 @@ class JaxBackend:
         return {"jax": jax.__version__, "numpyro": numpyro.__version__}
 
     def info(self) -> dict[str, Any]:
-        """What ran: device and versions; every hot function is jitted."""
-        return {"device": self.device, **self.versions(), "routes": ["jit"], "fallbacks": []}
+        """What ran: device, versions, who sums; every hot function is jitted."""
+        sums = jax_probe.reductions() if self.device == "cpu" else "XLA"
+        return {
+            "device": self.device, **self.versions(), "routes": ["jit"], "fallbacks": [],
+            "sums": f"{sums}: wrong now and then, see UnsafeSums" if sums == "YNNPACK" else sums,
+        }  # fmt: skip
 
 
 def _draw(draw: Callable, key: Any, shape: tuple[int, ...]) -> jax.Array:

@@ -248,4 +248,5 @@ class Backend(Protocol):
         """Versions of the framework and its probabilistic language."""
 
     def info(self) -> dict[str, Any]:
-        """What ran: device, versions, `routes` of compiled functions and `fallbacks`."""
+        """What ran: device, versions, `routes` of compiled functions, `fallbacks`, and `sums`: who
+        adds up, with a word where that cannot be trusted (JAX on a CPU, see `xla_flags`)."""

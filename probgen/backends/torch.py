@@ -386,7 +386,10 @@ class TorchBackend:
         """What ran: device, versions and the routes of compiled functions."""
         routes = sorted({c.route for c in self.compiled if c.graphs})
         reasons = [c.reason for c in self.compiled if c.reason]
-        return {"device": self.device, **self.versions(), "routes": routes, "fallbacks": reasons}
+        return {
+            "device": self.device, **self.versions(), "routes": routes, "fallbacks": reasons,
+            "sums": "torch",
+        }  # fmt: skip
 
 
 def _like_multivariate(p: Any, q: Any) -> Any:

@@ -58,3 +58,6 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         log.disabled = before
+
+
+LOOKS = (("devices", devices), ("compiles", compiles))

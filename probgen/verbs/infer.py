@@ -124,6 +124,7 @@ def infer(
     attributes = {
         "model": declared.name, "method": repr(method), "backend": b.name, "device": b.device,
         "versions": ", ".join(f"{k} {v}" for k, v in versions.items()), "seed": seed,
+        "sums": b.info()["sums"],
         "sampling_time": seconds, "tuning_steps": chains.num_warmup,
         "inference_library": "probgen", "inference_library_version": probgen.__version__,
     }  # fmt: skip
