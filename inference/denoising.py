@@ -49,7 +49,7 @@ class Denoising:
             )
         table = {k: b.asarray(v) for k, v in model.table().items()}
         total, net = model.schedule.num_train_timesteps, bound.structure.nets["denoiser"]
-        optimizer = b.optimizer(self.optimizer)
+        optimizer = bound.optimizer(self.optimizer)
 
         def loss(params: Mapping, batch: Mapping, key: Any) -> Array:
             x = batch["x"]

@@ -79,7 +79,7 @@ class MaximumLikelihood:
             )
         calls = None if bound.num_steps is None else bound.num_steps * self.sampler.num_steps
         kernel = self.sampler.kernel(b, space.log_density, num_calls=calls)
-        optimizer = b.optimizer(self.optimizer)
+        optimizer = bound.optimizer(self.optimizer)
 
         def contrast(params: Mapping, values: Mapping, batch: Mapping, key: Any) -> Array:
             size = next(iter(values.values())).shape[0]

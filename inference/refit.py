@@ -30,6 +30,7 @@ from probgen import dist, nets, ops
 from probgen.bound import Bound
 from probgen.errors import AlgorithmError
 from probgen.inference.terms import compute, log_weights
+from probgen.nets.buffers import bare, kept_up
 from probgen.program import DATA_PLATE
 from probgen.trees import tree_leaves
 
@@ -79,9 +80,12 @@ def _guide(bound: Bound, who: str) -> Search:
         )
 
     def init(params: Mapping, x: Mapping) -> dict:
-        return {name: params[name] for name in names}
+        return bare(bound.upkeep, {name: params[name] for name in names})
 
-    return Search(bound, init, lambda tau, params, x: {**params, **tau})
+    def guide_params(tau: Mapping, params: Mapping, x: Mapping) -> dict:
+        return {**params, **kept_up(bound.upkeep, tau, params)}
+
+    return Search(bound, init, guide_params)
 
 
 def _rank_1(bound: Bound, who: str) -> Search:

@@ -46,7 +46,7 @@ class SVI:
         """A learner of this loss for `probgen.fit`."""
         bound.require_guide("SVI")
         b, loss = bound.backend, self.loss
-        optimizer = b.optimizer(self.optimizer)
+        optimizer = bound.optimizer(self.optimizer)
         started = loss.init(bound)
 
         def objective(trainable: Any, frozen: Any, extra: Any, batch: Any, key: Any) -> Any:

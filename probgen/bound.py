@@ -9,14 +9,17 @@ from __future__ import annotations
 import dataclasses
 import zlib
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from probgen.backends.protocol import Backend, Key, Site
+from probgen.backends.protocol import Backend, Key, Optimizer, Site
 from probgen.dist import did_you_mean
 from probgen.errors import AlgorithmError, DeclarationError, ProbgenError, ShapeError, UnknownName
 from probgen.modelling import Model, arguments, call_arguments
+from probgen.nets.buffers import after_update, has_upkeep, keeping_up, settle
+from probgen.optim import OptimizerDeclaration
 from probgen.program import DATA_PLATE
 from probgen.support import check_support, check_types
 from probgen.trees import tree_items, tree_map
@@ -65,6 +68,7 @@ class Bound:
         constants: inputs that are shared by all data, on the backend.
         num_steps: how often a step will run, for `compile`.
         accumulate: micro-batches per update.
+        upkeep: nets with more than an optimiser's step to them; see `probgen.nets.buffers`.
     """
 
     model: Model
@@ -76,6 +80,7 @@ class Bound:
     num_data: int | None = None
     num_steps: int | None = None
     accumulate: int = 1
+    upkeep: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def latents(self) -> tuple[str, ...]:
@@ -184,6 +189,27 @@ class Bound:
             {k: v for k, v in params.items() if k not in frozen},
             {k: v for k, v in params.items() if k in frozen},
         )
+
+    def optimizer(self, declaration: OptimizerDeclaration) -> Optimizer:
+        """An optimiser of the model's nets: buffers are left alone, and each step ends with the
+        nets' own upkeep, such as the power iteration of a spectral norm."""
+        b = self.backend
+        compiled = partial(b.compile, num_calls=self.num_steps)
+        return keeping_up(b.optimizer(declaration), self.upkeep, compiled)
+
+    def average(self, old: Mapping, new: Mapping, weight: float) -> dict:
+        """old + weight (new - old) of parameters; buffers follow the averaged weights."""
+        mean = self.backend.lerp(old, new, weight)
+        moved = {n: after_update(net, mean[n]) for n, net in self.upkeep.items() if n in mean}
+        return {**mean, **moved}
+
+    def settled(self, params: Mapping) -> dict:
+        """Parameters at the end of a fit: what was learned with its spectral norms converged."""
+        known, frozen = self.upkeep, self.model.frozen()
+        return {
+            n: settle(known[n], v) if n in known and n not in frozen else v
+            for n, v in params.items()
+        }
 
     def value_and_grad(self, loss: Callable) -> Callable:
         """Compiles `loss(trainable, frozen, extra, batch, key) -> (loss, aux)` with its gradient.
@@ -296,7 +322,11 @@ def bind(
         )
         _check_guide(model, structure, guide_structure, observed)
     final = tree_map(backend.asarray, started)
-    bound = Bound(model, backend, structure, guide_structure, observed, fixed, **fields)
+    nets = {**structure.nets, **(guide_structure.nets if guide_structure else {})}
+    upkeep = {n: net for n, net in nets.items() if has_upkeep(net, final[n])}
+    bound = Bound(
+        model, backend, structure, guide_structure, observed, fixed, upkeep=upkeep, **fields
+    )
     return bound, final
 
 

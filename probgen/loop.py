@@ -134,7 +134,7 @@ class Loop:
         raise AssertionError("lower_step raises on the last attempt")
 
     def _update(self) -> Any:
-        update, decay, b = self.learner.update, self.ema_decay, self.bound.backend
+        update, decay = self.learner.update, self.ema_decay
         if decay is None:
 
             def plain(state: Any, batch: Any, key: Any) -> Any:
@@ -145,7 +145,7 @@ class Loop:
 
         def averaged(state: Any, batch: Any, key: Any) -> Any:
             new, metrics = update(state["learner"], batch, key)
-            ema = b.lerp(state["ema"], new["params"], 1.0 - decay)
+            ema = self.bound.average(state["ema"], new["params"], 1.0 - decay)
             return {"learner": new, "ema": ema}, metrics
 
         return averaged

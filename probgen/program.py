@@ -296,6 +296,8 @@ def net(name: str, declaration: Any) -> Callable:
                 )
             shapes = [_event_shape(run, x) for x in inputs]
             run.params[full] = run.initialise(full, declaration, shapes)
+        if run.initialise is not None and hasattr(declaration, "check"):
+            declaration.check(run.params[full], *inputs)
         return declaration.apply(run.params[full], *inputs, **options)
 
     return call

@@ -31,10 +31,13 @@ def from_torch(module: Any, in_ndim: int | tuple[int, ...] | None = None) -> Tor
             inputs as they are.
 
     Raises:
-        DeclarationError: the module keeps batch statistics in training mode.
+        DeclarationError: the module uses batch statistics. A module that draws numbers, such as
+            Dropout in training mode, or that changes its own buffers is refused when a model with
+            it is bound, since that shows only when it runs.
     """
     for name, child in module.named_modules():
-        if child.training and getattr(child, "track_running_stats", False):
+        follows = getattr(child, "track_running_stats", None)
+        if (child.training and follows) or (follows is False and "BatchNorm" in str(type(child))):
             raise DeclarationError(
                 f"from_torch: got {type(child).__name__} {name!r} in training mode, expected no "
                 "batch statistics: `apply` is pure; use a group norm, or module.eval() to freeze "
@@ -85,6 +88,41 @@ class TorchNet:
             lambda *xs: functional_call(self.module, weights, xs), inputs, self.in_ndim
         )
 
+    def check(self, params: Params, *inputs: Array) -> None:
+        """Runs the module once, and refuses one that does more than compute its output.
+
+        Raises:
+            DeclarationError: it drew from torch's generator, or changed a buffer.
+        """
+        import torch
+
+        def state() -> list[Any]:
+            random = [torch.get_rng_state()]
+            if torch.cuda.is_initialized():
+                random += torch.cuda.get_rng_state_all()
+            return [random, {n: b.clone() for n, b in self.module.named_buffers()}]
+
+        random, buffers = state()
+        self.apply(params, *inputs)
+        random_after, buffers_after = state()
+        trained = [
+            n for n, m in self.module.named_modules() if m.training and "Drop" in str(type(m))
+        ]
+        if not all(torch.equal(a, b) for a, b in zip(random, random_after, strict=True)):
+            raise DeclarationError(
+                f"from_torch: got a {type(self.module).__name__} that draws random numbers"
+                f"{f' (in training mode: {trained})' if trained else ''}, expected a function of "
+                "its parameters and inputs, since one seed must give one result; call "
+                "module.eval() first, which switches Dropout off, or draw with pg.sample."
+            )
+        changed = [n for n, b in buffers.items() if not torch.equal(b, buffers_after[n])]
+        if changed:
+            raise DeclarationError(
+                f"from_torch: got a {type(self.module).__name__} that changes its buffers "
+                f"{changed} when it runs, expected a function of its parameters and inputs; call "
+                "module.eval() first, or use a net of probgen.nets (SpectralNorm, GroupNorm)."
+            )
+
 
 @dataclass(frozen=True, eq=False)
 class FlaxNet:
@@ -98,7 +136,9 @@ class FlaxNet:
 
         seed = int(key.integers(2**31))
         inputs = [np.zeros((1, *shape), np.float32) for shape in shapes]
-        variables = self.module.init(jax.random.key(seed), *inputs)
+        # A model is bound inside a trace; weights are numbers all the same.
+        with jax.ensure_compile_time_eval():
+            variables = self.module.init(jax.random.key(seed), *inputs)
         if set(variables) - {"params"}:
             raise DeclarationError(
                 f"from_flax: got variables {sorted(variables)}, expected only 'params': `apply` is "
@@ -110,6 +150,15 @@ class FlaxNet:
         return with_one_batch_axis(
             lambda *xs: self.module.apply({"params": params}, *xs), inputs, self.in_ndim
         )
+
+    def check(self, params: Params, *inputs: Array) -> None:
+        """Refuses a module that draws numbers, with a DeclarationError."""
+        from flax.errors import InvalidRngError
+
+        try:
+            self.apply(params, *inputs)
+        except InvalidRngError as error:
+            raise _draws("from_flax", "deterministic=True", error) from error
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,6 +188,23 @@ class EquinoxNet:
         module = equinox.combine(jax.tree_util.tree_unflatten(treedef, leaves), rest)
         arrays = tuple(jax.numpy.asarray(x) for x in inputs)
         return with_one_batch_axis(jax.vmap(module), arrays, self.in_ndim)
+
+    def check(self, params: Params, *inputs: Array) -> None:
+        """Refuses a module that asks for a key, with a DeclarationError."""
+        try:
+            self.apply(params, *inputs)
+        except RuntimeError as error:
+            if "key" not in str(error):
+                raise
+            raise _draws("from_equinox", "eqx.nn.inference_mode(module)", error) from error
+
+
+def _draws(who: str, cure: str, error: Exception) -> DeclarationError:
+    return DeclarationError(
+        f"{who}: got a module that draws random numbers ({error}), expected a function of its "
+        f"parameters and inputs, since one seed must give one result; switch that off with {cure}, "
+        "or draw with pg.sample."
+    )
 
 
 def _names(path: tuple[Any, ...]) -> tuple[str, ...]:

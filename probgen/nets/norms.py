@@ -107,12 +107,14 @@ class SpectralNorm:
 
     Parameters are {"inner": the layer's own, "u": [out]}; a convolution's weight counts as the
     matrix [kh kw cin, out]. With u the right singular vector as known so far and v = W u / |W u|,
-    the weight used is W / (v^T W u); gradients flow through W and not through u or v. `u` moves by
-    power iteration, an explicit pure update between optimisation steps:
+    the weight used is W / (v^T W u); gradients flow through W and not through u or v. `u` is a
+    buffer: every algorithm leaves it to one power iteration after each step of its optimiser (see
+    `probgen.nets.buffers`), and no optimiser, weight decay or moving average touches it; at the end
+    of a fit it has converged. In a loop of one's own that is an explicit pure update:
 
         params = SpectralNorm(Dense(64)).update(params)        # or power_iterate(any params)
 
-    `u` has gradient zero. Give it no weight decay. `init` iterates to convergence.
+    `init` iterates to convergence.
 
     Attributes:
         net: a layer with a "weight" whose last axis is its output: Dense, Conv.
@@ -154,6 +156,11 @@ class SpectralNorm:
         return out_shape(self.net, self.net.init(np.random.default_rng(0), *shapes), *shapes)
 
 
+def is_spectral(params: Params) -> bool:
+    """Whether these are the parameters of a `SpectralNorm`, and not of a net around it."""
+    return isinstance(params, dict) and set(params) == {"inner", "u"}
+
+
 def power_iterate(params: Params, num_iterations: int = 1) -> Params:
     """Any tree of parameters with every spectral norm's `u` moved: u <- W^T W u, normalised.
 
@@ -163,7 +170,7 @@ def power_iterate(params: Params, num_iterations: int = 1) -> Params:
     """
     if not isinstance(params, dict):
         return params
-    if set(params) != {"inner", "u"}:
+    if not is_spectral(params):
         return {name: power_iterate(child, num_iterations) for name, child in params.items()}
     weight, u = params["inner"]["weight"], params["u"]
     matrix = weight.reshape(-1, weight.shape[-1])

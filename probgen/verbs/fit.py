@@ -155,7 +155,7 @@ def fit(
     began = time.perf_counter()
     if kept is None or not kept.finished:
         state, step = loop.run(state, step, history)
-    result = result_params(state)
+    result = bound.settled(result_params(state))
     key = b.fold_in(root_key, REPORT)
     rows = {k: b.asarray(v) for k, v in _some_rows(source, example).items()}
     report = learner.report(result, rows, key, history) if learner.report else None
