@@ -247,11 +247,7 @@ def check_latents(bound: Bound, who: str) -> None:
         AlgorithmError: names what stands in the way, and the cure.
     """
     name, sites = bound.model.name, bound.structure.sites
-    if not bound.model.is_normalized:
-        raise AlgorithmError(
-            f"{who}: the density of {name!r} is known up to a constant, expected a normalised "
-            "one; log_partition estimates the constant."
-        )
+    bound.require_normalized(who)
     if not bound.observed:
         raise AlgorithmError(
             f"{who}: no site of {name!r} is observed, expected the data's; give data, or "

@@ -139,15 +139,11 @@ def particles(bound: Bound, who: str, num_particles: int, at_once: int) -> Calla
         AlgorithmError: the model has no guide, or global latents, or an unnormalised density.
     """
     bound.require_guide(who)
-    if bound.has_global_latents or not bound.model.is_normalized:
-        why = (
-            "latents outside the data plate"
-            if bound.has_global_latents
-            else "an unnormalised density"
-        )
+    bound.require_normalized(who)
+    if bound.has_global_latents:
         raise AlgorithmError(
-            f"{who}: the model {bound.model.name!r} has {why}, expected local latents and a "
-            "normalised density, so that importance weights are per datum."
+            f"{who}: the model {bound.model.name!r} has latents outside the data plate, expected "
+            "local ones, so that importance weights are per datum."
         )
     b = bound.backend
     sizes = [at_once] * (num_particles // at_once)

@@ -142,13 +142,13 @@ def log_partition(
             f"log_partition: got {type(fitted).__name__}, expected a Fitted: a model with "
             "parameters."
         )
-    if fitted.model.is_normalized:
+    b = fitted.resolve(backend, device)
+    bound, params = fitted.bind(b)
+    if bound.is_normalized:
         raise AlgorithmError(
             f"log_partition: {fitted.model.name!r} is normalised, expected a density known up to a "
             "constant; its log Z is 0."
         )
-    b = fitted.resolve(backend, device)
-    bound, params = fitted.bind(b)
     path = _noise_path(bound) if base is None else _data_path(bound, base)
     annealer = Annealer(b, path, method.settings)
     chains = _reverse_start(bound, base, samples, method.num_chains)

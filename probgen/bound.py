@@ -56,6 +56,11 @@ class Structure(NamedTuple):
     plate_ndim: int
     plate_sizes: dict[str, int]
 
+    @property
+    def factors(self) -> list[str]:
+        """Names of what multiplies the density beside distributions."""
+        return [n for n, s in self.sites.items() if s.kind == "factor"]
+
 
 @dataclasses.dataclass(frozen=True)
 class Bound:
@@ -93,6 +98,28 @@ class Bound:
     @property
     def has_global_latents(self) -> bool:
         return any(not self.structure.sites[n].is_local for n in self.latents)
+
+    @property
+    def is_normalized(self) -> bool:
+        """Whether the density is known with its constant: by what the program does, not only by
+        what its class says. Whatever carries a factor is not."""
+        return self.model.is_normalized and not self.structure.factors
+
+    def require_normalized(self, who: str) -> None:
+        """Refuses a density that is known up to a constant, where its nats would be quoted.
+
+        Raises:
+            AlgorithmError: names the factors, and what gives the constant or does without it.
+        """
+        if self.is_normalized:
+            return
+        factors = self.structure.factors
+        raise AlgorithmError(
+            f"{who}: the density of {self.model.name!r} is known up to a constant"
+            f"{f' (it has the factors {factors})' if factors else ''}, expected a normalised one, "
+            "since log Z would be missing from every number; log_partition estimates log Z, "
+            "EnergyLogLikelihood takes it, and UnnormalizedLogDensity does without."
+        )
 
     def inputs(self, fn: Callable, batch: Mapping[str, Array], what: str) -> dict[str, Any]:
         return call_arguments(fn, {**self.constants, **batch}, what)

@@ -67,7 +67,7 @@ def describe(
         ]
         parts.append(_table([("guide", "", "distribution", "plates", "event", ""), *lines]))
     parts.append(_nets_table(p))
-    if not p.bound.model.is_normalized:
+    if not p.bound.is_normalized:
         parts.append("The density is known up to a constant.")
     return "\n\n".join(parts)
 

@@ -29,7 +29,8 @@ class Model:
 
     Attributes:
         guide: a program with the model's latent sites and no others, or None.
-        is_normalized: False when the density carries a factor and is known up to a constant.
+        is_normalized: False when the density is known up to a constant for a reason that its
+            program does not show; a `pg.factor` in it is seen by itself (`Bound.is_normalized`).
         backend: the only backend that it runs on ("" when both do); "auto" means this one then.
     """
 

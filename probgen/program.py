@@ -146,6 +146,11 @@ def sample(name: str, distribution: Deferred, obs: Any = None) -> Any:
             f"site {full!r}: got {type(distribution).__name__}, expected a distribution of "
             "probgen.dist, such as dist.Normal(0, 1)."
         )
+    if distribution.name == "Unit":
+        raise DeclarationError(
+            f"site {full!r}: got dist.Unit, which is a factor and no random variable, expected "
+            f"pg.factor({name!r}, log_factor), so that the density is known to carry one."
+        )
     built = run.lower.build(distribution, full)
     _check_batch_shape(run, full, tuple(built.batch_shape))
     run.sites[full] = {

@@ -163,12 +163,11 @@ class Study:
         self._density = b.map_leading(self._log_densities)
 
     def _check(self, bound: Bound, given: Any) -> None:
-        factors = [n for n, s in bound.structure.sites.items() if s.kind == "factor"]
-        if factors or not bound.model.is_normalized:
+        if not bound.is_normalized:
             raise AlgorithmError(
                 f"{self.who}: the density of {bound.model.name!r} is known up to a constant "
-                f"(factors {factors}), so it has no prior draws to calibrate against; write it "
-                "with pg.sample alone."
+                f"(factors {bound.structure.factors}), so it has no prior draws to calibrate "
+                "against; write it with pg.sample alone."
             )
         missing = sorted(set(bound.structure.nets) - {*bound.model.fitted_params(), *(given or {})})
         if missing:

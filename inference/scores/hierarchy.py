@@ -180,10 +180,11 @@ class _Above:
         who = self.who or self.name
         bound.require_guide(who)
         names = list(bound.latents)
-        if bound.has_global_latents or not bound.model.is_normalized:
+        bound.require_normalized(who)
+        if bound.has_global_latents:
             raise AlgorithmError(
-                f"{who}: the model {bound.model.name!r} has latents outside the data plate or an "
-                "unnormalised density, expected local latents and a normalised density."
+                f"{who}: the model {bound.model.name!r} has latents outside the data plate, "
+                "expected local ones."
             )
         if len(names) <= self.num_lowest:
             raise AlgorithmError(

@@ -97,11 +97,11 @@ def check_guide(bound: Bound, who: str) -> None:
         AlgorithmError: no guide, latents outside the data plate, an unnormalised density.
     """
     bound.require_guide(who)
-    if bound.has_global_latents or not bound.model.is_normalized:
-        why = "global latents" if bound.has_global_latents else "an unnormalised density"
+    bound.require_normalized(who)
+    if bound.has_global_latents:
         raise AlgorithmError(
-            f"{who}: the model {bound.model.name!r} has {why}, expected latents inside the data "
-            "plate and a normalised density; such a model has other scores, its energy for one."
+            f"{who}: the model {bound.model.name!r} has global latents, expected latents inside "
+            "the data plate."
         )
     if not bound.latents:
         raise AlgorithmError(

@@ -88,14 +88,13 @@ def generate(
             f"generate: got {type(fitted).__name__}, expected a Fitted; parameters come from "
             "pg.fit or Fitted.from_pretrained."
         )
-    model = fitted.model
-    if method is None and not model.is_normalized:
-        raise AlgorithmError(
-            f"generate: the density of {model.name!r} is known up to a constant, so it has no "
-            "ancestral draws; give a method such as Langevin(step_size=1e-2, num_steps=100)."
-        )
     b = fitted.resolve(backend, device)
     bound, params = fitted.bind(b)
+    if method is None and not bound.is_normalized:
+        raise AlgorithmError(
+            f"generate: the density of {fitted.model.name!r} is known up to a constant, so it has "
+            "no ancestral draws; give a method such as Langevin(step_size=1e-2, num_steps=100)."
+        )
     rows = {k: np.asarray(v) for k, v in (inputs or {}).items()}
     key = b.key(seed)
     parts, chains = [], []
