@@ -16,6 +16,7 @@ import math
 from typing import Any
 
 from probgen.errors import DeclarationError, UnknownDistribution, UnknownName
+from probgen.masked import refuse_masked
 
 # name -> arguments in order; "a=1.0" has a default, "a?" may be left out.
 SIGNATURES: dict[str, str] = {
@@ -163,6 +164,8 @@ class Family:
                 f"dist.{self.name}({', '.join(names)})."
             )
         full = {k: given.get(k, default) for k, default in names.items()}
+        for key, value in full.items():
+            refuse_masked(value, f"dist.{self.name}, {key}")
         return Deferred(self.name, tuple((k, v) for k, v in full.items() if v is not None))
 
     def __repr__(self) -> str:

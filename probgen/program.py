@@ -17,6 +17,7 @@ from typing import Any
 
 from probgen.dist import Deferred, did_you_mean
 from probgen.errors import DeclarationError, DuplicateSite, ShapeError, UnknownName
+from probgen.masked import refuse_masked
 from probgen.ops import running_ops
 
 DATA_PLATE = "data"
@@ -151,6 +152,7 @@ def sample(name: str, distribution: Deferred, obs: Any = None) -> Any:
             f"site {full!r}: got dist.Unit, which is a factor and no random variable, expected "
             f"pg.factor({name!r}, log_factor), so that the density is known to carry one."
         )
+    refuse_masked(obs, f"site {full!r}, obs=")
     built = run.lower.build(distribution, full)
     _check_batch_shape(run, full, tuple(built.batch_shape))
     run.sites[full] = {

@@ -1,9 +1,9 @@
 """What every array passes before a model sees it, whichever way the data came.
 
 Floating arrays become float32 (float64 included, without a word); integers and booleans keep their
-type, since they are counts, classes or masks. Refused: objects, text, complex numbers, NaN and
-infinity, no datum axis, no data. Tensors of any framework are recognised by what they can do
-(`detach`, `cpu`, `numpy`, `__array__`), so no framework is imported here.
+type, since they are counts, classes or masks. Refused: objects, text, complex numbers, masked
+entries, NaN and infinity, no datum axis, no data. Tensors of any framework are recognised by what
+they can do (`detach`, `cpu`, `numpy`, `__array__`), so no framework is imported here.
 """
 
 import numbers
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from probgen.errors import DataError
+from probgen.masked import refuse_masked
 
 _CHUNK = 1 << 24  # values looked at together, so that checking memory-mapped data stays flat
 
@@ -151,6 +152,7 @@ def is_array(value: Any) -> bool:
 
 
 def _to_numpy(value: Any, name: str) -> np.ndarray:
+    refuse_masked(value, name)
     try:
         if hasattr(value, "detach") and hasattr(value, "cpu"):
             tensor = value.detach().cpu()
