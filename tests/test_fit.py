@@ -394,3 +394,28 @@ def test_a_metric_that_is_not_there_is_named_with_those_that_are():
     history.extend({"elbo": np.zeros(2)})
     with pytest.raises(UnknownName, match=r"no metric 'ELBO', expected one of \['elbo'\]; did you"):
         history["ELBO"]
+
+
+class ReportsRows:
+    """An algorithm whose report is the number of rows that it was given."""
+
+    def __init__(self, inner):
+        self.inner = inner
+
+    def bind(self, bound):
+        learner = self.inner.bind(bound)
+        return learner._replace(report=lambda params, batch, key, history: len(batch["x"]))
+
+
+@pytest.mark.parametrize(
+    "size, batch_size, rows", [(3000, None, 1000), (3000, 64, 1000), (40, 8, 40)]
+)
+def test_a_report_reads_at_most_a_thousand_data_whatever_the_batch(b, size, batch_size, rows):
+    """Reports compare each datum with each other: 100,000 rows in one batch never returned."""
+    data = np.resize(binary_data(), (size, 4)).astype("f")
+    algorithm = ReportsRows(svi())
+    found = fit(b, data, batch_size=batch_size, num_steps=1, algorithm=algorithm).report
+    assert found == rows
+    stream = iter([data] * 3)
+    streamed = fit(b, lambda: stream, batch_size="auto", num_steps=1, algorithm=algorithm).report
+    assert streamed == min(size, 1000)

@@ -247,12 +247,15 @@ def _num_steps(source: Any, num_epochs: int | None, num_steps: int | None) -> in
 
 
 def _some_rows(source: Any, example: dict, most: int = 1000) -> dict:
-    """Up to `most` of the data in random order, for the report; a stream gives its first batch."""
+    """Up to `most` of the data in random order, for the report; of a stream its first ones.
+
+    Never more, whatever the batch: a report may compare each datum with each other.
+    """
     if source.size is None:
-        return example
+        return {k: v[:most] for k, v in example.items()}
     steps = -(-min(most, source.size) // source.batch_size)
     rows = [source.indices(i) for i in range(min(steps, source.steps_per_epoch))]
-    return source.take(np.concatenate(rows)[: max(most, source.batch_size)])
+    return source.take(np.concatenate(rows)[:most])
 
 
 def _text(declaration: Any) -> str:
