@@ -20,6 +20,7 @@ from probgen import store
 from probgen.backends.protocol import Backend
 from probgen.errors import SaveError
 from probgen.history import History
+from probgen.provenance import require_same
 from probgen.trees import tree_map
 
 log = logging.getLogger("probgen")
@@ -34,6 +35,7 @@ class Kept(NamedTuple):
     arrays: dict[str, np.ndarray]
     history: History
     finished: bool
+    beside: Mapping[str, Any]
 
 
 class Checkpoints:
@@ -41,15 +43,18 @@ class Checkpoints:
 
     Args:
         root: the folder; made when the first checkpoint is written.
-        identity: what makes this fit this one (model, algorithm, seed...), as texts and numbers; a
-            checkpoint of another identity is refused by `newest`.
+        identity: what makes this fit this one (`provenance.of_fit`); a checkpoint of another
+            identity is refused by `newest`.
+        beside: what is kept beside it, and may differ (`provenance.beside_fit`).
 
     Raises:
         SaveError: the folder cannot be made.
     """
 
-    def __init__(self, root: Path, identity: Mapping[str, Any]):
-        self.root, self.identity = root, dict(identity)
+    def __init__(
+        self, root: Path, identity: Mapping[str, Any], beside: Mapping[str, Any] | None = None
+    ):
+        self.root, self.identity, self.beside = root, dict(identity), dict(beside or {})
         self._ours: list[Path] = []
         try:
             root.mkdir(parents=True, exist_ok=True)
@@ -80,7 +85,7 @@ class Checkpoints:
         arrays = store.flatten(tree_map(backend.to_numpy, state))
         config = {
             "kind": "checkpoint", "step": step, "finished": finished, "identity": self.identity,
-            "events": history.events,
+            "beside": self.beside, "events": history.events,
         }  # fmt: skip
         folder = self.root / f"step-{step:09d}"
         try:
@@ -125,21 +130,15 @@ class Checkpoints:
             arrays, config = store.read_folder(folder)
             state, history = arrays["state"], arrays["history"]
             step, there = int(config["step"]), dict(config["identity"])
+            beside = dict(config["beside"])
         except SaveError as error:
             raise _Damaged(str(error)) from error
         except (KeyError, TypeError, ValueError) as error:
             raise _Damaged(f"{folder}: is not a checkpoint (lacks {error}).") from error
-        differs = [k for k in self.identity if there.get(k) != self.identity[k]]
-        if differs:
-            lines = "; ".join(
-                f"{k}: there {there.get(k)}, here {self.identity[k]}" for k in differs
-            )
-            raise SaveError(
-                f"{folder}: got the checkpoint of another fit, expected one of this: {lines}. "
-                "Choose another checkpoint folder, or pass resume=False to begin anew."
-            )
+        cure = "choose another checkpoint folder, or pass resume=False to begin anew"
+        require_same(folder, there, self.identity, cure)
         past = History.from_arrays(history, config.get("events", ()))
-        return Kept(step, state, past, bool(config.get("finished", False)))
+        return Kept(step, state, past, bool(config.get("finished", False)), beside)
 
 
 class _Damaged(SaveError):

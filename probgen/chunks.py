@@ -6,7 +6,6 @@ the content hash of the data that it measured. They go when the table stands.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 from collections.abc import Mapping
@@ -15,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from probgen import store
-from probgen.errors import SaveError
+from probgen import provenance, store
+from probgen.content import content
 
 Values = dict[str, dict[str, np.ndarray]]
 
@@ -45,7 +44,8 @@ class ChunkStore:
         if not place.exists():
             return None
         arrays, config = store.read_folder(place)
-        require_same(place, config, {**self.identity, "data": content(rows)})
+        wanted = {**self.identity, "data": content(rows)}
+        provenance.require_same(place, config, wanted, provenance.AGAIN)
         values: Values = {}
         for name, array in arrays["values"].items():
             index, _, quantity = name.partition("/")
@@ -62,66 +62,3 @@ class ChunkStore:
     def clear(self) -> None:
         """Removes the chunks: the table holds them all."""
         shutil.rmtree(self.folder, ignore_errors=True)
-
-
-def require_same(place: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """Refuses what was made with other settings, and says which.
-
-    Raises:
-        SaveError: an entry of `wanted` is another one in `found`.
-    """
-    for what, want in wanted.items():
-        got = found.get(what)
-        if got != want:
-            raise SaveError(
-                f"{place}: was made with another {what}{_difference(got, want)}; give the same "
-                "arguments to have that evaluation, or another path, or remove the folder."
-            )
-
-
-class RowsMark:
-    """A hash of data that come in pieces, the same however they are cut."""
-
-    def __init__(self) -> None:
-        self._parts: dict[str, Any] = {}
-
-    def add(self, rows: Mapping[str, np.ndarray]) -> None:
-        """Takes the next rows."""
-        for name, array in rows.items():
-            if name not in self._parts:
-                start = f"{name} {array.dtype} {array.shape[1:]}\n"
-                self._parts[name] = hashlib.sha256(start.encode())
-            self._parts[name].update(np.ascontiguousarray(array).tobytes())
-
-    def digest(self) -> str:
-        """The hash of all rows so far."""
-        parts = [f"{n} {self._parts[n].hexdigest()}" for n in sorted(self._parts)]
-        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
-
-
-def content(arrays: Mapping[str, np.ndarray]) -> str:
-    """A hash of arrays by name, type, shape and bytes."""
-    digest = hashlib.sha256()
-    for name in sorted(arrays):
-        array = np.ascontiguousarray(arrays[name])
-        digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
-        digest.update(array.tobytes())
-    return digest.hexdigest()
-
-
-def _difference(got: Any, want: Any) -> str:
-    """What is not the same, short enough to read; of hashes alone there is nothing to read."""
-    if isinstance(got, list) and isinstance(want, list):
-        gone, new = [x for x in got if x not in want], [x for x in want if x not in got]
-        got, want = gone or "the same in another order", new or "the same in another order"
-    elif isinstance(got, dict) and isinstance(want, dict):
-        names = sorted(n for n in {*got, *want} if got.get(n) != want.get(n))
-        return f" ({', '.join(names)})"
-    elif isinstance(want, str) and len(want) == 64:
-        return ""
-    return f" ({_short(got)}, expected {_short(want)})"
-
-
-def _short(value: Any) -> str:
-    text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-    return text if len(text) <= 160 else text[:157] + "..."

@@ -15,7 +15,7 @@ import numpy as np
 import xarray
 
 from probgen import store
-from probgen.chunks import content
+from probgen.content import content
 from probgen.dist import did_you_mean
 from probgen.errors import DataError, SaveError, UnknownName
 

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from probgen import store
-from probgen.chunks import content
+from probgen.content import content
 from probgen.errors import DeclarationError, ProbgenError
 from probgen.fitted import Fitted
 from probgen.nets.adapters import TorchNet

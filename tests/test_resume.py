@@ -205,14 +205,14 @@ def test_checkpoints_that_are_all_damaged_are_an_error_not_a_new_beginning(b, tm
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"seed": 1}, "seed: there 0, here 1"),
-        ({"batch_size": 8}, "batch_size: there 16, here 8"),
-        ({"algorithm": svi(2e-2)}, "algorithm: there .*0.01.*here .*0.02"),
-        ({"model": small_vae()}, r"model: there pg.model\(coins\), here VAE"),
-        ({"ema_decay": 0.9}, "ema_decay: there None, here 0.9"),
-        ({"data": binary_data(64, 1)}, "data: there 64 x .*here 64 x"),
-        ({"data": binary_data(65)}, "data: there 64 x .*here 65 x"),
-        ({"gradient_accumulation": 2}, "accumulate: there 1, here 2"),
+        ({"seed": 1}, r"another seed \(0, expected 1\)"),
+        ({"batch_size": 8}, r"another batch_size \(16, expected 8\)"),
+        ({"algorithm": svi(2e-2)}, "another algorithm .*0.01.*expected .*0.02"),
+        ({"model": small_vae()}, r"another model \(pg.model\(coins\) .*expected VAE"),
+        ({"ema_decay": 0.9}, r"another ema_decay \(None, expected 0.9\)"),
+        ({"data": binary_data(64, 1)}, "another data .64 x .*expected 64 x"),
+        ({"data": binary_data(65)}, "another data .64 x .*expected 65 x"),
+        ({"gradient_accumulation": 2}, r"another accumulate \(1, expected 2\)"),
     ],
 )
 def test_a_checkpoint_of_another_fit_is_refused_and_the_difference_named(
@@ -283,7 +283,7 @@ def test_resumed_under_another_backend_it_is_another_fit(tmp_path):
     pytest.importorskip("torch")
     pytest.importorskip("jax")
     fit(quick("torch"), 4, tmp_path)
-    with pytest.raises(SaveError, match="backend: there torch, here jax"):
+    with pytest.raises(SaveError, match="another backend .torch, expected jax"):
         fit(quick("jax"), 8, tmp_path)
 
 

@@ -19,7 +19,7 @@ import numpy as np
 import probgen as pg
 from probgen.backends.protocol import Backend
 from probgen.bound import Bound
-from probgen.chunks import content
+from probgen.content import content
 from probgen.dist import did_you_mean
 from probgen.errors import AlgorithmError, DataError, SaveError, UnknownName
 from probgen.evaluation.assessment.page import report

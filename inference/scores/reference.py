@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from probgen.chunks import content
+from probgen.content import content
 from probgen.data.sources import as_arrays
 from probgen.errors import DataError, DeclarationError, NonFiniteError, ProbgenError
 from probgen.measure import Room, Rows, Same, Values, start

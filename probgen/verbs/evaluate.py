@@ -10,15 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from probgen import __version__, store
+from probgen import provenance, store
 from probgen.backends.protocol import Backend
-from probgen.chunks import ChunkStore, RowsMark, content, require_same
+from probgen.chunks import ChunkStore
+from probgen.content import RowsMark
 from probgen.data.sources import ArraySource, LazySource, as_source
 from probgen.errors import AlgorithmError, DataError
 from probgen.evaluation_table import Evaluation
 from probgen.feed import merge_inputs
 from probgen.fitted import Fitted
-from probgen.identity import identity
 from probgen.measure import Measure, Room, check_finite, start
 from probgen.progress import bar
 from probgen.seeds import check_seed
@@ -97,7 +97,7 @@ def evaluate(
     check = SupportCheck(bound, params, key)
     made, seen, kept = {}, RowsMark(), None
     if path is not None:
-        made = _made(fitted, chosen, seed, b)
+        made = provenance.of_evaluation(fitted, chosen, seed, b)
         kept = ChunkStore(path, {**made, "chunk_size": chunk_size})
         if is_there:
             for first in range(0, size, chunk_size):
@@ -205,22 +205,10 @@ def _joint(more: list[str]) -> list[str]:
     ]
 
 
-def _made(fitted: Fitted, chosen: list[Measure], seed: int, b: Backend) -> dict[str, Any]:
-    """What a table is of, but for the data: equal entries give equal numbers."""
-    return {
-        "probgen": __version__,
-        "measures": [f"{m.name} {identity(m, m.name)}" for m in chosen],
-        "seed": seed,
-        "backend": b.name,
-        "model": f"{fitted.model.name} {identity(fitted.model, fitted.model.name)}",
-        "inputs": {k: identity(v, f"inputs[{k!r}]") for k, v in sorted(fitted.constants.items())},
-        "parameters": content(store.flatten(fitted.params)),
-    }
-
-
 def _finished(path: Any, made: dict[str, Any]) -> Evaluation:
     """The table that stands at `path`, if it is the one that was asked for."""
     table = Evaluation.load(path)
     found = {**table.info.get("made", {}), "data": table.info.get("data")}
-    require_same(Path(os.path.abspath(path)), found, made)
+    place = Path(os.path.abspath(path))
+    provenance.require_same(place, found, made, provenance.AGAIN)
     return table

@@ -7,9 +7,7 @@ algorithm, checkpoint; `probgen.loop` then feeds batches to the learner's `updat
 from __future__ import annotations
 
 import logging
-import re
 import time
-import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,13 +15,15 @@ from typing import Any
 import numpy as np
 
 from probgen import checkpoint as checkpoints
+from probgen import provenance
 from probgen.backends import resolve
 from probgen.backends.protocol import Backend
 from probgen.bound import bind
 from probgen.callbacks import Callback
+from probgen.checkpoint import Kept
 from probgen.data.sources import ArraySource, as_arrays, as_source
 from probgen.data.streams import StreamSource
-from probgen.errors import AlgorithmError, DataError, ShapeError, UnknownName
+from probgen.errors import AlgorithmError, DataError, SaveError, ShapeError, UnknownName
 from probgen.feed import Feed, merge_inputs
 from probgen.fitted import Fitted
 from probgen.history import History
@@ -31,7 +31,6 @@ from probgen.learner import Algorithm
 from probgen.loop import Loop, numpy_copy, result_params
 from probgen.modelling import Model
 from probgen.seeds import check_seed
-from probgen.store import flatten
 from probgen.support import SupportCheck
 
 log = logging.getLogger("probgen")
@@ -86,7 +85,14 @@ def fit(
         callbacks: see `probgen.callbacks`; early stopping is one.
         checkpoint: a folder; the state is kept there every `checkpoint_every` steps and at the end,
             and a fit that finds one of its own there goes on from it (`resume`), also to a larger
-            number of steps. One that a callback stopped is finished, and is returned as it is.
+            number of steps; to a smaller one is refused. One that a callback stopped is finished,
+            and is returned as it is. Its own is one of the same model and algorithm (by their code
+            and all that it closes over), data, inputs, validation and given parameters (by their
+            bytes), and settings; callbacks, `eval_every`, `max_retries` and the number of steps may
+            be others. Of data that are not arrays less is known: of a map-style data set its size,
+            form and some items, or size and form where its items are random; of a stream the form
+            of its batches. Other weights in a module given to `from_torch` or `from_equinox` are a
+            warning and an event of the history.
         max_retries: how often in a row a chunk with NaN or infinity is tried again at half the
             step size before `NonFiniteError`.
 
@@ -95,7 +101,8 @@ def fit(
 
     Raises:
         MissingSeed, DataError, ShapeError, SupportError, UnknownName, AlgorithmError, SaveError,
-        NonFiniteError: each says what was got, what was expected and what to do.
+        NonFiniteError, DeclarationError (a `checkpoint`, and a model or algorithm that cannot be
+        told by its content): each says what was got, what was expected and what to do.
     """
     seed = check_seed(seed, "fit")
     b, declared, params = _start(model, backend, device)
@@ -133,19 +140,21 @@ def fit(
     history, step, kept = History(), 0, None
     folder = None
     if checkpoint is not None:
-        given = {**declared.fitted_params(), **(params or {})}
-        identity = {
-            "model": _text(declared), "algorithm": _text(algorithm), "seed": seed,
-            "batch_size": size, "backend": b.name, "ema_decay": ema_decay,
-            "accumulate": gradient_accumulation, "data": _data_text(source, example),
-            "given parameters": _digest(flatten(given)),
-        }  # fmt: skip
-        folder = checkpoints.Checkpoints(Path(checkpoint), identity)
+        identity = provenance.of_fit(
+            declared, algorithm, b, source=source, seed=seed, constants=constants, given=params,
+            held_out=held_out, ema_decay=ema_decay, accumulate=gradient_accumulation,
+        )  # fmt: skip
+        beside = provenance.beside_fit(b, initial)
+        folder = checkpoints.Checkpoints(Path(checkpoint), identity, beside)
         kept = folder.newest() if resume else None
     if kept is not None:
         step, history = kept.step, kept.history
+        _check_steps(kept, total, checkpoint)
         state = checkpoints.restore(state, kept.arrays, b)
         log.info("fit: goes on from step %d of %s", step, checkpoint)
+        for text in provenance.changes(kept.beside, beside):
+            history.events.append(f"step {step}: {text}")
+            log.warning("fit: step %d of %s %s", step, checkpoint, text)
     every = eval_every or getattr(source, "steps_per_epoch", None) or 1000
     loop = Loop(
         bound, learner, feed, root_key, total, ema_decay, held_out,
@@ -246,6 +255,16 @@ def _num_steps(source: Any, num_epochs: int | None, num_steps: int | None) -> in
     return int(num_steps)
 
 
+def _check_steps(kept: Kept, total: int, place: Any) -> None:
+    """Parameters after more steps than were asked for are another result."""
+    if kept.step > total:
+        raise SaveError(
+            f"{place}: holds this fit after {kept.step} steps, expected at most the {total} that "
+            f"are asked for; ask for {kept.step} steps or more to go on, or choose another folder, "
+            "or pass resume=False to begin anew."
+        )
+
+
 def _some_rows(source: Any, example: dict, most: int = 1000) -> dict:
     """Up to `most` of the data in random order, for the report; of a stream its first ones.
 
@@ -256,22 +275,3 @@ def _some_rows(source: Any, example: dict, most: int = 1000) -> dict:
     steps = -(-min(most, source.size) // source.batch_size)
     rows = [source.indices(i) for i in range(min(steps, source.steps_per_epoch))]
     return source.take(np.concatenate(rows)[:most])
-
-
-def _text(declaration: Any) -> str:
-    """A declaration as text, the same in every process."""
-    return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(declaration))
-
-
-def _data_text(source: Any, example: dict) -> str:
-    """What tells one data set from another: size, types, and the first batch of those in memory."""
-    parts = [f"{k} {v.dtype} {list(v.shape[1:])}" for k, v in sorted(example.items())]
-    mark = f", {_digest(example)}" if isinstance(source, ArraySource) else ""
-    return f"{source.size} x ({', '.join(parts)}){mark}"
-
-
-def _digest(arrays: Mapping[str, Any]) -> str:
-    total = 0
-    for name, value in sorted(arrays.items()):
-        total = zlib.crc32(np.ascontiguousarray(value).tobytes(), zlib.crc32(name.encode(), total))
-    return f"{total:08x}"
