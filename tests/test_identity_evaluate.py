@@ -100,10 +100,22 @@ def test_another_release_of_probgen_is_not_gone_on_with(b, tmp_path, monkeypatch
     with pytest.raises(KeyboardInterrupt):
         evaluate(b, vae(), tmp_path / "t", stop=True)
     with monkeypatch.context() as patch:
-        patch.setattr("probgen.verbs.evaluate.__version__", "0.0.9")
+        patch.setattr("probgen.provenance.__version__", "0.0.9")
         with pytest.raises(SaveError, match=r"another probgen \(.*expected 0.0.9"):
             evaluate(b, vae(), tmp_path / "t")
     assert evaluate(b, vae(), tmp_path / "t") == 1
+
+
+def test_chunks_of_another_float_width_are_not_gone_on_with(b, tmp_path):
+    """Neither are they joined into one table, nor is a table of one returned for the other."""
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(b, vae(), tmp_path / "t", IWAE(3), stop=True)
+    words = r"another float \(float32, expected float64\)"
+    with b.float64(), pytest.raises(SaveError, match=words):
+        evaluate(b, vae(), tmp_path / "t", IWAE(3))
+    assert evaluate(b, vae(), tmp_path / "t", IWAE(3)) == 1
+    with b.float64(), pytest.raises(SaveError, match=words):
+        evaluate(b, vae(), tmp_path / "t", IWAE(3))
 
 
 def test_a_path_asks_for_content_and_no_path_for_nothing(b, tmp_path):
