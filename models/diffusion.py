@@ -12,19 +12,20 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 
 import probgen as pg
 from probgen import dist, ops
-from probgen.errors import DeclarationError
+from probgen.declared import declaration
+from probgen.kinds import AnyNet, OpenShare, Width, between
 from probgen.modelling import Model
 
 Array = Any
 
 
-@dataclasses.dataclass(frozen=True)
+@declaration
 class NoiseSchedule:
     """beta_t, by diffusers' names.
 
@@ -35,10 +36,10 @@ class NoiseSchedule:
             a shorter chain adds as much noise.
     """
 
-    num_train_timesteps: int = 1000
-    beta_schedule: str = "linear"
-    beta_start: float = 1e-4
-    beta_end: float = 2e-2
+    num_train_timesteps: Annotated[int, between(1, 10**6)] = 1000
+    beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = "linear"
+    beta_start: OpenShare = 1e-4
+    beta_end: OpenShare = 2e-2
 
     def betas(self) -> np.ndarray:
         """[T] float64."""
@@ -49,21 +50,16 @@ class NoiseSchedule:
             return np.linspace(start, end, t)
         if self.beta_schedule == "scaled_linear":
             return np.linspace(math.sqrt(start), math.sqrt(end), t) ** 2
-        if self.beta_schedule == "squaredcos_cap_v2":
-            grid = np.arange(t + 1) / t
-            bar = np.cos((grid + 0.008) / 1.008 * math.pi / 2) ** 2
-            return np.minimum(1.0 - bar[1:] / bar[:-1], 0.999)
-        raise DeclarationError(
-            f"NoiseSchedule: got beta_schedule={self.beta_schedule!r}, expected 'linear', "
-            "'scaled_linear' or 'squaredcos_cap_v2'."
-        )
+        grid = np.arange(t + 1) / t
+        bar = np.cos((grid + 0.008) / 1.008 * math.pi / 2) ** 2
+        return np.minimum(1.0 - bar[1:] / bar[:-1], 0.999)
 
     def alphas_bar(self) -> np.ndarray:
         """[T] float64: the share of the datum's variance that is left at t."""
         return np.cumprod(1.0 - self.betas())
 
 
-@dataclasses.dataclass(frozen=True)
+@declaration
 class Diffusion(Model):
     """A diffusion prior over data of shape `shape`.
 
@@ -78,18 +74,10 @@ class Diffusion(Model):
     place of a guide; learn it with `Denoising`.
     """
 
-    denoiser: Any
-    shape: tuple[int, ...]
+    denoiser: AnyNet
+    shape: tuple[Width, ...]
     schedule: NoiseSchedule = dataclasses.field(default_factory=NoiseSchedule)
-    prediction_type: str = "epsilon"
-
-    def __post_init__(self) -> None:
-        if self.prediction_type not in ("epsilon", "sample", "v_prediction"):
-            raise DeclarationError(
-                f"Diffusion: got prediction_type={self.prediction_type!r}, expected 'epsilon', "
-                "'sample' or 'v_prediction'."
-            )
-        self.schedule.betas()
+    prediction_type: Literal["epsilon", "sample", "v_prediction"] = "epsilon"
 
     @property
     def program(self) -> Any:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import probgen as pg
-from probgen.dist import Deferred
-from probgen.errors import DeclarationError
-from probgen.modelling import Model
+from probgen.declared import declaration
+from probgen.kinds import AnyNet
+from probgen.modelling import Distribution, Model
 
 
-@dataclasses.dataclass(frozen=True)
+@declaration
 class EBM(Model):
     """p(x) = base(x) exp(-E_theta(x)) / Z.
 
@@ -24,17 +23,10 @@ class EBM(Model):
     Source: LeCun et al. 2006; the product with a base: Nijkamp et al. 2019, arXiv:1904.09770.
     """
 
-    energy: Any
-    base: Deferred
+    energy: AnyNet
+    base: Distribution
 
     is_normalized = False
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.base, Deferred):
-            raise DeclarationError(
-                f"EBM: got the base {self.base!r}, expected a distribution such as "
-                "dist.Normal(0, 1).expand([2]).to_event(1)."
-            )
 
     @property
     def program(self) -> Any:

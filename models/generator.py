@@ -8,16 +8,18 @@ from typing import Any
 
 import probgen as pg
 from probgen import ops
+from probgen.declared import declaration
 from probgen.dist import Deferred
 from probgen.errors import DeclarationError
 from probgen.fitted import Fitted
-from probgen.modelling import Model
+from probgen.kinds import AnyNet, Width
+from probgen.modelling import Distribution, Model
 from probgen.models.likelihoods import as_likelihood
 
 Array = Any
 
 
-@dataclasses.dataclass(frozen=True)
+@declaration
 class Generator(Model):
     """z ~ p(z), x ~ p_theta(x | z), one z per datum.
 
@@ -32,22 +34,13 @@ class Generator(Model):
     Sites: "z" (latent), "x" (data). Nets: "decoder", and "likelihood" for a learned scale.
     """
 
-    latent: Any
-    decoder: Any
+    latent: Distribution | Model | Fitted
+    decoder: AnyNet
     likelihood: Any
-    data_shape: tuple[int, ...] | None = dataclasses.field(default=None, kw_only=True)
+    data_shape: tuple[Width, ...] | None = dataclasses.field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "likelihood", as_likelihood(self.likelihood))
-        if not isinstance(self.latent, Deferred | Model | Fitted):
-            raise DeclarationError(
-                f"{self.name}: got the latent {self.latent!r}, expected a distribution such as "
-                "dist.Normal(0, 1).expand([16]).to_event(1), or a model."
-            )
-        if not hasattr(self.decoder, "apply"):
-            raise DeclarationError(
-                f"{self.name}: got the decoder {self.decoder!r}, expected a net of probgen.nets."
-            )
         self.event_shape()
 
     def event_shape(self) -> tuple[int, ...]:
@@ -125,8 +118,7 @@ class Generator(Model):
         return bound.backend.trace(program, params)["mean"].value
 
     def formula(self) -> str:
-        prior = self.prior()
-        p_z = r"p(z)" if prior is not None else _latex_prior(self.latent)
+        p_z = _latex_prior(self.latent) if isinstance(self.latent, Deferred) else r"p(z)"
         return rf"p_\theta(x, z) = {p_z}\ {self.likelihood_formula()}"
 
     def likelihood_formula(self) -> str:

@@ -8,18 +8,19 @@ likelihood with its defaults. All log-probabilities are nats, constants included
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import probgen as pg
 from probgen import dist, nets, ops
+from probgen.declared import declaration
 from probgen.dist import Deferred, Family
 from probgen.errors import DeclarationError
+from probgen.kinds import NonNegative, Positive, between
 
 Array = Any
 
 
-@dataclasses.dataclass(frozen=True)
+@declaration
 class Likelihood:
     """Base of likelihoods."""
 
@@ -45,7 +46,7 @@ class Likelihood:
         raise NotImplementedError  # abstract: every likelihood below defines it
 
 
-@dataclasses.dataclass(frozen=True)
+@declaration
 class Bernoulli(Likelihood):
     """x in {0, 1}: the output is the log odds of a one."""
 
@@ -59,7 +60,7 @@ class Bernoulli(Likelihood):
         return r"\mathrm{Bernoulli}(x;\ \sigma(f_\theta(z)))"
 
 
-@dataclasses.dataclass(frozen=True)
+@declaration
 class Normal(Likelihood):
     """x real: the output is the mean.
 
@@ -70,16 +71,8 @@ class Normal(Likelihood):
             the likelihood of a continuous datum grows without bound as its scale goes to zero.
     """
 
-    scale: float | str = "learned"
-    min_scale: float = 1e-3
-
-    def __post_init__(self) -> None:
-        named = isinstance(self.scale, str)
-        if not (self.scale in ("learned", "predicted") if named else self.scale > 0):  # type: ignore[operator]
-            raise DeclarationError(
-                f"Normal likelihood: got scale={self.scale!r}, expected a positive number, "
-                "'learned' or 'predicted'."
-            )
+    scale: Positive | Literal["learned", "predicted"] = "learned"
+    min_scale: NonNegative = 1e-3
 
     @property
     def parameters_per_value(self) -> int:
@@ -107,7 +100,7 @@ class Normal(Likelihood):
         return rf"\mathcal{{N}}(x;\ f_\theta(z),\ {scale}^2 I)"
 
 
-@dataclasses.dataclass(frozen=True)
+@declaration
 class DiscretizedLogistic(Likelihood):
     """x on `num_levels` levels in [0, 1], such as image bytes / 255; see `probgen.discretized`.
 
@@ -115,8 +108,8 @@ class DiscretizedLogistic(Likelihood):
     sigmoid(raw location), which `mean` shows, and has scale min_scale + softplus(raw scale) / 5.
     """
 
-    num_levels: int = 256
-    min_scale: float = 1e-3
+    num_levels: Annotated[int, between(2, 10**6)] = 256
+    min_scale: NonNegative = 1e-3
 
     @property
     def parameters_per_value(self) -> int:
@@ -136,11 +129,11 @@ class DiscretizedLogistic(Likelihood):
         return rf"\mathrm{{Logistic}}_{{{self.num_levels}}}(x;\ \mu_\theta(z), s_\theta(z))"
 
 
-@dataclasses.dataclass(frozen=True)
+@declaration
 class Categorical(Likelihood):
     """x in {0, ..., num_classes - 1}: the output has a last axis of log odds."""
 
-    num_classes: int = 256
+    num_classes: Annotated[int, between(2, 10**6)] = 256
 
     @property
     def parameters_per_value(self) -> int:

@@ -7,12 +7,14 @@ import inspect
 from typing import Any
 
 import probgen as pg
-from probgen.errors import DeclarationError, UnknownName
+from probgen.declared import declaration
+from probgen.errors import UnknownName
 from probgen.fitted import Fitted
+from probgen.kinds import AnyNet, Text
 from probgen.modelling import Model
 
 
-@dataclasses.dataclass(frozen=True)
+@declaration
 class Tilted(Model):
     """The base's density times exp(-E_theta) of one of its sites.
 
@@ -28,18 +30,12 @@ class Tilted(Model):
     (exponential tilting of a generator).
     """
 
-    base: Any
-    energy: Any
-    on: str = "x"
-    net_name: str = dataclasses.field(default="energy", kw_only=True)
+    base: Model | Fitted
+    energy: AnyNet
+    on: Text = "x"
+    net_name: Text = dataclasses.field(default="energy", kw_only=True)
 
     is_normalized = False
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.base, Model | Fitted):
-            raise DeclarationError(
-                f"Tilted: got the base {self.base!r}, expected a Fitted or a model."
-            )
 
     @property
     def model(self) -> Model:

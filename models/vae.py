@@ -9,18 +9,19 @@ goes on from z with the prior's own, q(z | x) q(prior/z | z).
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, Literal
 
 import probgen as pg
 from probgen import dist, ops
+from probgen.declared import declaration, require
 from probgen.errors import DeclarationError, UnknownName
+from probgen.kinds import AnyNet
 from probgen.models.generator import Generator, size_of
 
 Array = Any
-GUIDES = ("diagonal", "full")
 
 
-@dataclasses.dataclass(frozen=True)
+@declaration
 class VAE(Generator):
     """p(x, z) = p(z) p_theta(x | z) with the guide q_phi(z | x), a Gaussian.
 
@@ -38,21 +39,17 @@ class VAE(Generator):
     Source: Kingma & Welling 2014, arXiv:1312.6114; Rezende et al. 2014, arXiv:1401.4082.
     """
 
-    encoder: Any = None
-    guide_kind: str = dataclasses.field(default="diagonal", kw_only=True)
+    encoder: AnyNet | None = None
+    guide_kind: Literal["diagonal", "full"] = dataclasses.field(default="diagonal", kw_only=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.encoder is None or not hasattr(self.encoder, "apply"):
-            raise DeclarationError(
-                f"VAE: got the encoder {self.encoder!r}, expected a net such as "
-                'nets.MLP(hidden=(256,), out=16, heads=("loc", "log_scale")); for a model without '
-                "one declare a Generator."
-            )
-        if self.guide_kind not in GUIDES:
-            raise DeclarationError(
-                f"VAE: got guide_kind={self.guide_kind!r}, expected one of {GUIDES}."
-            )
+        require(
+            self.encoder is not None, self,
+            'a net such as nets.MLP(hidden=(256,), out=16, heads=("loc", "log_scale")); for a '
+            "model without one declare a Generator",
+            "encoder",
+        )  # fmt: skip
 
     @property
     def guide(self) -> Any:  # type: ignore[override]
@@ -82,7 +79,7 @@ class VAE(Generator):
     def _full(self, x: Array) -> dist.Deferred:
         d = self.latent_size()
         count = d + d * (d + 1) // 2
-        encoder = self.encoder
+        encoder: Any = self.encoder
         if hasattr(encoder, "out"):
             encoder = dataclasses.replace(encoder, out=count, heads=None)
         h = pg.net("encoder", encoder)(self.likelihood.encoder_input(x))

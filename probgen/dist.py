@@ -11,12 +11,12 @@ its adapter in `probgen/backends/`; what one of them lacks is an error there tha
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 from typing import Any
 
 from probgen.errors import DeclarationError, UnknownDistribution, UnknownName
 from probgen.masked import refuse_masked
+from probgen.words import did_you_mean
 
 # name -> arguments in order; "a=1.0" has a default, "a?" may be left out.
 SIGNATURES: dict[str, str] = {
@@ -170,13 +170,6 @@ class Family:
 
     def __repr__(self) -> str:
         return f"dist.{self.name}"
-
-
-def did_you_mean(word: str, known: Any) -> str:
-    """A hint for an error message: '; did you mean ...?', or nothing."""
-    names = {str(name).lower(): name for name in known}
-    close = difflib.get_close_matches(str(word).lower(), names, n=1)
-    return f"; did you mean {names[close[0]]!r}?" if close else ""
 
 
 def __getattr__(name: str) -> Family:

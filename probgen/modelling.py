@@ -19,9 +19,17 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Annotated, Any
 
+from probgen.dist import Deferred
 from probgen.errors import DeclarationError, UnknownName
+from probgen.kinds import Rule
+
+# A distribution as a part of a declaration; its message shows how one is written.
+Distribution = Annotated[
+    Deferred,
+    Rule("a distribution such as dist.Normal(0, 1).expand([2]).to_event(1)", alone=True),
+]
 
 
 class Model:

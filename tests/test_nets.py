@@ -433,15 +433,15 @@ def test_wrong_inputs_are_refused_with_got_and_expected(lib, net, shapes, wrong)
 
 
 def test_impossible_declarations_are_refused():
-    with pytest.raises(ShapeError, match="sides that 4 divides"):
+    with pytest.raises(DeclarationError, match="sides that 4 divides"):
         nets.ConvDecoder((8, 8), (6, 6, 1))
-    with pytest.raises(ShapeError, match="take kernel=4"):
+    with pytest.raises(DeclarationError, match="take kernel=4"):
         nets.ConvDecoder((8,), (6, 6, 1), kernel=3)
-    with pytest.raises(ShapeError, match="levels among"):
+    with pytest.raises(DeclarationError, match="levels among"):
         nets.UNet((4, 8), attention_levels=(2,))
     with pytest.raises(DeclarationError, match="expected one of"):
         nets.MLP(activation="swish")
-    with pytest.raises(DeclarationError, match="expected one of"):
+    with pytest.raises(DeclarationError, match="each entry one of"):
         nets.Sequential((nets.Dense(2), "swish"))
     with pytest.raises(DeclarationError, match="a 'weight' among them"):
         nets.SpectralNorm(nets.LayerNorm()).init(np.random.default_rng(0), (3,))

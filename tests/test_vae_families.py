@@ -142,7 +142,7 @@ def test_the_mean_of_a_datum_is_its_expectation(b):
 @pytest.mark.parametrize(
     "make, match",
     [
-        (lambda: lik.Normal(scale=0.0), "positive number"),
+        (lambda: lik.Normal(scale=0.0), "above 0"),
         (lambda: lik.Normal(scale="fixed"), "learned"),
         (lambda: small_vae(dist.Gamma), "expected one of"),
         (lambda: VAE(PRIOR, nets.MLP(), dist.Bernoulli), "encoder"),

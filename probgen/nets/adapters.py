@@ -9,14 +9,15 @@ its framework when called.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
 from probgen import ops
+from probgen.declared import declaration
 from probgen.errors import DeclarationError, ShapeError
-from probgen.nets.base import Array, Key, Params, Shape
+from probgen.kinds import Axes, having
+from probgen.nets.base import Array, EventAxes, Key, Params, Shape
 from probgen.trees import tree_items, tree_map
 
 
@@ -66,12 +67,12 @@ def from_equinox(module: Any, in_ndim: int | tuple[int, ...]) -> EquinoxNet:
     return EquinoxNet(module, in_ndim)
 
 
-@dataclass(frozen=True, eq=False)
+@declaration(eq=False)
 class TorchNet:
     """See `from_torch`."""
 
-    module: Any
-    in_ndim: int | tuple[int, ...] | None = None
+    module: Annotated[Any, having("a torch.nn.Module", "named_parameters", "named_buffers")]
+    in_ndim: EventAxes = None
 
     def init(self, key: Key, *shapes: Shape) -> Params:
         weights = {name: p.detach().cpu().numpy() for name, p in self.module.named_parameters()}
@@ -124,12 +125,12 @@ class TorchNet:
             )
 
 
-@dataclass(frozen=True, eq=False)
+@declaration(eq=False)
 class FlaxNet:
     """See `from_flax`."""
 
-    module: Any
-    in_ndim: int | tuple[int, ...] | None = None
+    module: Annotated[Any, having("a flax.linen.Module", "init", "apply")]
+    in_ndim: EventAxes = None
 
     def init(self, key: Key, *shapes: Shape) -> Params:
         import jax
@@ -161,12 +162,12 @@ class FlaxNet:
             raise _draws("from_flax", "deterministic=True", error) from error
 
 
-@dataclass(frozen=True, eq=False)
+@declaration(eq=False)
 class EquinoxNet:
     """See `from_equinox`."""
 
-    module: Any
-    in_ndim: int | tuple[int, ...]
+    module: Annotated[Any, having("an equinox.Module, a function of one datum", "__call__")]
+    in_ndim: Axes | tuple[Axes, ...]
 
     def init(self, key: Key, *shapes: Shape) -> Params:
         import equinox

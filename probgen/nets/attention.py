@@ -8,15 +8,16 @@ Source: Vaswani et al. 2017, arXiv:1706.03762, section 3.2.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 from probgen import ops
+from probgen.declared import declaration
 from probgen.errors import ShapeError
+from probgen.kinds import NonNegative, Width
 from probgen.nets.base import Array, Key, Params, Shape, check_last, one_shape
 from probgen.nets.layers import Dense
 
 
-@dataclass(frozen=True)
+@declaration
 class CrossAttention:
     """Each of n tokens reads from m context tokens: [..., n, d], [..., m, c] -> [..., n, d].
 
@@ -26,9 +27,9 @@ class CrossAttention:
         out_scale: `init_scale` of the last layer; 0 lets a residual block start as the identity.
     """
 
-    num_heads: int = 4
-    head_dim: int | None = None
-    out_scale: float = 1.0
+    num_heads: Width = 4
+    head_dim: Width | None = None
+    out_scale: NonNegative = 1.0
 
     def init(self, key: Key, *shapes: Shape) -> Params:
         (_, d), (_, context) = _token_shapes("CrossAttention", shapes, 2)
@@ -73,7 +74,7 @@ class CrossAttention:
         return _token_shapes("CrossAttention", shapes, 2)[0]
 
 
-@dataclass(frozen=True)
+@declaration
 class SelfAttention:
     """Each of n tokens reads from all of them: [..., n, d] -> [..., n, d].
 
@@ -83,9 +84,9 @@ class SelfAttention:
         num_heads, head_dim, out_scale: as in `CrossAttention`.
     """
 
-    num_heads: int = 4
-    head_dim: int | None = None
-    out_scale: float = 1.0
+    num_heads: Width = 4
+    head_dim: Width | None = None
+    out_scale: NonNegative = 1.0
 
     def _cross(self) -> CrossAttention:
         return CrossAttention(self.num_heads, self.head_dim, self.out_scale)

@@ -20,12 +20,13 @@ from __future__ import annotations
 import importlib
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Annotated, Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from probgen import ops
 from probgen.errors import BackendError, DeclarationError, ShapeError
+from probgen.kinds import Axes, Text, distinct, not_empty, one_of
 from probgen.trees import tree_leaves, tree_map
 
 Array = Any
@@ -56,6 +57,10 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "sigmoid": ops.sigmoid,
     "identity": lambda x: x,
 }
+
+Heads = Annotated[tuple[Text, ...], not_empty, distinct] | None
+EventAxes = Axes | tuple[Axes, ...] | None
+Activation = Annotated[str, one_of(sorted(ACTIVATIONS))]
 
 # Rectifiers halve the second moment, so the weights before them are drawn with twice the variance.
 _RECTIFIERS = {"relu", "silu", "gelu", "elu", "leaky_relu"}
@@ -105,15 +110,6 @@ def count(params: Params) -> int:
 def numbered(prefix: str, index: int, total: int) -> str:
     """ "layer3", or "layer03" of more than ten: sorted names keep the order of the layers."""
     return f"{prefix}{index:0{len(str(max(total - 1, 0)))}d}"
-
-
-def freeze(declaration: Any, *fields: str) -> None:
-    """Turn lists in these fields (as read from JSON) into tuples, so that declarations hash."""
-    for name in fields:
-        value = getattr(declaration, name)
-        if isinstance(value, list):
-            frozen = tuple(tuple(v) if isinstance(v, list) else v for v in value)
-            object.__setattr__(declaration, name, frozen)
 
 
 def one_shape(net: Any, shapes: Sequence[Shape], ndim: int | None = None) -> Shape:

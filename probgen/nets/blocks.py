@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Annotated
 
+from probgen.declared import declaration
 from probgen.errors import ShapeError
+from probgen.kinds import AnyNet, NonNegative, Width, not_empty
 from probgen.nets.base import (
+    Activation,
     Array,
     Key,
     Params,
     Shape,
     activation,
     check_last,
-    freeze,
     numbered,
     one_shape,
     out_shape,
@@ -23,7 +24,7 @@ from probgen.nets.layers import Conv, Dense
 from probgen.nets.norms import GroupNorm, groups_for
 
 
-@dataclass(frozen=True)
+@declaration
 class Sequential:
     """Layers one after another; the first one takes all inputs. A text names an activation.
 
@@ -36,13 +37,7 @@ class Sequential:
         layers: nets and names of activations.
     """
 
-    layers: tuple[Any, ...]
-
-    def __post_init__(self) -> None:
-        freeze(self, "layers")
-        for layer in self.layers:
-            if isinstance(layer, str):
-                activation(layer)
+    layers: Annotated[tuple[Activation | AnyNet, ...], not_empty]
 
     def _names(self) -> list[str]:
         return [numbered("layer", i, len(self.layers)) for i in range(len(self.layers))]
@@ -65,7 +60,7 @@ class Sequential:
         return inputs[0]
 
 
-@dataclass(frozen=True)
+@declaration
 class ResidualBlock:
     """x' = skip(x) + conv(act(norm(conv(act(norm(x))) + dense(act(time))))), as in DDPM.
 
@@ -82,13 +77,10 @@ class ResidualBlock:
     Source: Ho, Jain & Abbeel 2020, arXiv:2006.11239, appendix B.
     """
 
-    out: int
-    num_groups: int = 8
-    activation: str = "silu"
-    out_scale: float = 0.0
-
-    def __post_init__(self) -> None:
-        activation(self.activation)
+    out: Width
+    num_groups: Width = 8
+    activation: Activation = "silu"
+    out_scale: NonNegative = 0.0
 
     def _norm(self, channels: int) -> GroupNorm:
         return GroupNorm(groups_for(channels, self.num_groups))

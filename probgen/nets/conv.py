@@ -7,18 +7,20 @@ side, so that a layer divides (encoder) or multiplies (decoder) the sides by exa
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 from probgen import ops
-from probgen.errors import ShapeError
+from probgen.declared import declaration, require
+from probgen.kinds import Width, Widths
 from probgen.nets.base import (
+    Activation,
     Array,
+    EventAxes,
+    Heads,
     Key,
     Params,
     Shape,
     activation,
-    freeze,
     numbered,
     one_shape,
     scale_before,
@@ -28,7 +30,7 @@ from probgen.nets.mlp import MLP, event_shape
 from probgen.nets.norms import SpectralNorm
 
 
-@dataclass(frozen=True)
+@declaration
 class ConvEncoder:
     """Strided convolutions, flattened, then an MLP: [..., h, w, c] -> [..., *out].
 
@@ -42,18 +44,14 @@ class ConvEncoder:
         spectral: divide every weight by its largest singular value; see `SpectralNorm`.
     """
 
-    channels: tuple[int, ...] = (32, 64)
-    out: int | tuple[int, ...] = 16
-    heads: tuple[str, ...] | None = None
-    hidden: tuple[int, ...] = ()
-    kernel: int = 4
-    stride: int = 2
-    activation: str = "relu"
+    channels: Widths = (32, 64)
+    out: Width | tuple[Width, ...] = 16
+    heads: Heads = None
+    hidden: tuple[Width, ...] = ()
+    kernel: Width = 4
+    stride: Width = 2
+    activation: Activation = "relu"
     spectral: bool = False
-
-    def __post_init__(self) -> None:
-        freeze(self, "channels", "out", "heads", "hidden")
-        activation(self.activation)
 
     def _convs(self) -> list[tuple[str, Any]]:
         scale, padding = scale_before(self.activation), max((self.kernel - self.stride + 1) // 2, 0)
@@ -95,7 +93,7 @@ class ConvEncoder:
         return event_shape(self.out)
 
 
-@dataclass(frozen=True)
+@declaration
 class ConvDecoder:
     """An MLP to a small map, then transposed convolutions: [..., *event] -> [..., h, w, c].
 
@@ -113,34 +111,32 @@ class ConvDecoder:
         in_ndim: number of input axes of an event, as in `MLP`.
 
     Raises:
-        ShapeError: when declared, if the sides of `out` are not multiples of stride^len(channels).
+        DeclarationError: when declared, if stride^len(channels) does not divide the sides of `out`.
     """
 
-    channels: tuple[int, ...] = (64, 32)
-    out: tuple[int, int, int] = (28, 28, 1)
-    kernel: int = 4
-    stride: int = 2
-    hidden: tuple[int, ...] = ()
-    heads: tuple[str, ...] | None = None
-    activation: str = "relu"
-    in_ndim: int | tuple[int, ...] | None = None
+    channels: Widths = (64, 32)
+    out: tuple[Width, Width, Width] = (28, 28, 1)
+    kernel: Width = 4
+    stride: Width = 2
+    hidden: tuple[Width, ...] = ()
+    heads: Heads = None
+    activation: Activation = "relu"
+    in_ndim: EventAxes = None
 
     def __post_init__(self) -> None:
-        freeze(self, "channels", "out", "hidden", "heads", "in_ndim")
-        activation(self.activation)
         factor = self.stride ** len(self.channels)
-        if len(self.out) != 3 or not self.channels or self.out[0] % factor or self.out[1] % factor:
-            raise ShapeError(
-                f"ConvDecoder: got out={self.out} for {len(self.channels)} layers of stride "
-                f"{self.stride}, expected (h, w, c) with sides that {factor} divides; use fewer "
-                "channels (layers), another stride, or pad the images."
-            )
-        if self.kernel < self.stride or (self.kernel - self.stride) % 2:
-            raise ShapeError(
-                f"ConvDecoder: got kernel {self.kernel} and stride {self.stride}, expected a "
-                "kernel that is larger by an even number, to multiply the sides exactly; take "
-                f"kernel={self.stride + 2}."
-            )
+        require(
+            not (self.out[0] % factor or self.out[1] % factor), self,
+            f"(h, w, c) with sides that {factor} divides, stride^layers; use fewer channels "
+            "(layers), another stride, or pad the images",
+            "out", "channels", "stride",
+        )  # fmt: skip
+        require(
+            self.kernel >= self.stride and (self.kernel - self.stride) % 2 == 0, self,
+            "a kernel that is larger by an even number, to multiply the sides exactly; take "
+            f"kernel={self.stride + 2}",
+            "kernel", "stride",
+        )  # fmt: skip
 
     def _start(self) -> Shape:
         factor = self.stride ** len(self.channels)
@@ -191,7 +187,7 @@ class ConvDecoder:
         return tuple(self.out)
 
 
-@dataclass(frozen=True)
+@declaration
 class ConvEnergy:
     """A number per image: [..., h, w, c] -> [...], minus a log density up to a constant.
 
@@ -203,16 +199,12 @@ class ConvEnergy:
         spectral: divide every weight by its largest singular value; see `SpectralNorm`.
     """
 
-    channels: tuple[int, ...] = (32, 64)
-    hidden: tuple[int, ...] = ()
-    kernel: int = 4
-    stride: int = 2
-    activation: str = "silu"
+    channels: Widths = (32, 64)
+    hidden: tuple[Width, ...] = ()
+    kernel: Width = 4
+    stride: Width = 2
+    activation: Activation = "silu"
     spectral: bool = False
-
-    def __post_init__(self) -> None:
-        freeze(self, "channels", "hidden")
-        activation(self.activation)
 
     def _net(self) -> ConvEncoder:
         return ConvEncoder(

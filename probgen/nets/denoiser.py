@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Annotated
 
 from probgen import ops
-from probgen.nets.base import Array, Key, Params, Shape
+from probgen.declared import declaration
+from probgen.kinds import Width, between
+from probgen.nets.base import Activation, Array, Key, Params, Shape
 from probgen.nets.mlp import MLP
 from probgen.nets.time import TimeEmbedding
 
 
-@dataclass(frozen=True)
+@declaration
 class MLPDenoiser:
     """(x_t [..., d], t [...]) -> [..., d]: an `MLP` of x_t and a `TimeEmbedding` of t.
 
@@ -21,13 +23,13 @@ class MLPDenoiser:
         activation: its name.
     """
 
-    out: int
-    hidden: tuple[int, ...] = (128, 128, 128)
-    time_dim: int = 32
-    activation: str = "silu"
+    out: Width
+    hidden: tuple[Width, ...] = (128, 128, 128)
+    time_dim: Annotated[int, between(2, 10**6)] = 32
+    activation: Activation = "silu"
 
     def _mlp(self) -> MLP:
-        return MLP(tuple(self.hidden), self.out, activation=self.activation, in_ndim=1)
+        return MLP(self.hidden, self.out, activation=self.activation, in_ndim=1)
 
     def init(self, key: Key, *shapes: Shape) -> Params:
         return {"mlp": self._mlp().init(key, (shapes[0][-1],), (self.time_dim,))}

@@ -6,13 +6,14 @@ No nonlinearity and no normalisation here. Every layer keeps the leading axes of
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
 from probgen import ops
+from probgen.declared import declaration
 from probgen.errors import ShapeError
+from probgen.kinds import Axes, NonNegative, Size, Width, between
 from probgen.nets.base import (
     Array,
     Key,
@@ -20,14 +21,13 @@ from probgen.nets.base import (
     Shape,
     check_last,
     draw_weight,
-    freeze,
     one_shape,
     per_image,
     zeros,
 )
 
 
-@dataclass(frozen=True)
+@declaration
 class Dense:
     """y = x W + b over the last axis: [..., in] -> [..., out].
 
@@ -37,9 +37,9 @@ class Dense:
         init_scale: weights start as normal with variance init_scale / in.
     """
 
-    out: int
+    out: Width
     bias: bool = True
-    init_scale: float = 1.0
+    init_scale: NonNegative = 1.0
 
     def init(self, key: Key, *shapes: Shape) -> Params:
         (size,) = one_shape(self, shapes, 1)
@@ -56,7 +56,7 @@ class Dense:
         return (self.out,)
 
 
-@dataclass(frozen=True)
+@declaration
 class Conv:
     """Convolution: [..., h, w, cin] -> [..., h', w', out].
 
@@ -71,12 +71,12 @@ class Conv:
         init_scale: weights start as normal with variance init_scale / (kernel^2 cin).
     """
 
-    out: int
-    kernel: int = 3
-    stride: int = 1
-    padding: int | None = None
+    out: Width
+    kernel: Width = 3
+    stride: Width = 1
+    padding: Size | None = None
     bias: bool = True
-    init_scale: float = 1.0
+    init_scale: NonNegative = 1.0
 
     def init(self, key: Key, *shapes: Shape) -> Params:
         self.out_shape(*shapes)
@@ -103,7 +103,7 @@ class Conv:
         return (*sizes, self.out)
 
 
-@dataclass(frozen=True)
+@declaration
 class ConvTranspose:
     """Transposed convolution: [..., h, w, cin] -> [..., h', w', out].
 
@@ -119,12 +119,12 @@ class ConvTranspose:
             of products that meet in one output pixel.
     """
 
-    out: int
-    kernel: int = 4
-    stride: int = 2
-    padding: int | None = None
+    out: Width
+    kernel: Width = 4
+    stride: Width = 2
+    padding: Size | None = None
     bias: bool = True
-    init_scale: float = 1.0
+    init_scale: NonNegative = 1.0
 
     def init(self, key: Key, *shapes: Shape) -> Params:
         self.out_shape(*shapes)
@@ -152,7 +152,7 @@ class ConvTranspose:
         return (*sizes, self.out)
 
 
-@dataclass(frozen=True)
+@declaration
 class Upsample:
     """Each pixel as a block, then a convolution: [..., h, w, cin] -> [..., f h, f w, out].
 
@@ -166,10 +166,10 @@ class Upsample:
         init_scale: as in `Conv`.
     """
 
-    out: int
-    kernel: int = 3
-    factor: int = 2
-    init_scale: float = 1.0
+    out: Width
+    kernel: Width = 3
+    factor: Width = 2
+    init_scale: NonNegative = 1.0
 
     def _conv(self) -> Conv:
         return Conv(self.out, self.kernel, init_scale=self.init_scale)
@@ -190,7 +190,7 @@ class Upsample:
         return self._conv().out_shape(self._grown(shapes))
 
 
-@dataclass(frozen=True)
+@declaration
 class Embedding:
     """A learned vector for each of `num` classes: integers [...] -> [..., dim].
 
@@ -198,9 +198,9 @@ class Embedding:
     torch raises and JAX gives NaN.
     """
 
-    num: int
-    dim: int
-    init_scale: float = 1.0
+    num: Width
+    dim: Width
+    init_scale: NonNegative = 1.0
 
     def init(self, key: Key, *shapes: Shape) -> Params:
         return {"table": draw_weight(key, (self.num, self.dim), 1, self.init_scale)}
@@ -212,7 +212,7 @@ class Embedding:
         return (*one_shape(self, shapes), self.dim)
 
 
-@dataclass(frozen=True)
+@declaration
 class Parameter:
     """A learned constant: `init(key)` takes no input shapes, `apply(params)` gives the array.
 
@@ -224,9 +224,6 @@ class Parameter:
     shape: Shape = ()
     value: float = 0.0
 
-    def __post_init__(self) -> None:
-        freeze(self, "shape")
-
     def init(self, key: Key, *shapes: Shape) -> Params:
         return {"value": np.full(self.shape, self.value, np.float32)}
 
@@ -237,18 +234,15 @@ class Parameter:
         return self.shape
 
 
-@dataclass(frozen=True)
+@declaration
 class Reshape:
     """The trailing `in_ndim` axes in another shape; one size of `out` may be -1.
 
     `Reshape((-1,))` flattens images [..., h, w, c] on their way to a dense layer.
     """
 
-    out: Shape
-    in_ndim: int = 3
-
-    def __post_init__(self) -> None:
-        freeze(self, "out")
+    out: tuple[Annotated[int, between(-1, 10**6)], ...]
+    in_ndim: Axes = 3
 
     def init(self, key: Key, *shapes: Shape) -> Params:
         self.out_shape(*shapes)

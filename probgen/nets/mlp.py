@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from probgen import ops
+from probgen.declared import declaration
 from probgen.errors import DeclarationError, ShapeError
+from probgen.kinds import NonNegative, Width
 from probgen.nets.base import (
+    Activation,
     Array,
+    EventAxes,
+    Heads,
     Key,
     Params,
     Shape,
     activation,
-    freeze,
     numbered,
     scale_before,
 )
@@ -23,7 +26,7 @@ from probgen.nets.layers import Dense
 from probgen.nets.norms import SpectralNorm
 
 
-@dataclass(frozen=True)
+@declaration
 class MLP:
     """Dense layers with an activation between them: inputs flattened and concatenated -> `out`.
 
@@ -41,17 +44,13 @@ class MLP:
         spectral: divide every weight by its largest singular value; see `SpectralNorm`.
     """
 
-    hidden: tuple[int, ...] = (256, 256)
-    out: int | tuple[int, ...] = 1
-    heads: tuple[str, ...] | None = None
-    activation: str = "relu"
-    in_ndim: int | tuple[int, ...] | None = None
-    out_scale: float = 1.0
+    hidden: tuple[Width, ...] = (256, 256)
+    out: Width | tuple[Width, ...] = 1
+    heads: Heads = None
+    activation: Activation = "relu"
+    in_ndim: EventAxes = None
+    out_scale: NonNegative = 1.0
     spectral: bool = False
-
-    def __post_init__(self) -> None:
-        freeze(self, "hidden", "out", "heads", "in_ndim")
-        activation(self.activation)
 
     def _layers(self) -> list[tuple[str, Any]]:
         """(name, layer) in order; activations go between."""
@@ -110,7 +109,7 @@ class MLP:
         return event_shape(self.out)
 
 
-@dataclass(frozen=True)
+@declaration
 class MLPEnergy:
     """A number per datum: [..., *event] -> [...], minus a log density up to a constant.
 
@@ -121,14 +120,10 @@ class MLPEnergy:
         spectral: as in `MLP`.
     """
 
-    hidden: tuple[int, ...] = (256, 256)
-    activation: str = "silu"
-    in_ndim: int | tuple[int, ...] | None = None
+    hidden: tuple[Width, ...] = (256, 256)
+    activation: Activation = "silu"
+    in_ndim: EventAxes = None
     spectral: bool = False
-
-    def __post_init__(self) -> None:
-        freeze(self, "hidden", "in_ndim")
-        activation(self.activation)
 
     def _net(self) -> MLP:
         return MLP(

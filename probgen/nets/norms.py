@@ -7,13 +7,14 @@ per datum.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any
+from typing import Annotated
 
 import numpy as np
 
 from probgen import ops
+from probgen.declared import declaration
 from probgen.errors import DeclarationError, ShapeError
+from probgen.kinds import AnyNet, Positive, Width, between
 from probgen.nets.base import (
     Array,
     Key,
@@ -27,7 +28,7 @@ from probgen.nets.base import (
 )
 
 
-@dataclass(frozen=True)
+@declaration
 class GroupNorm:
     """Channels in groups, each brought to mean 0 and variance 1 over its channels and pixels.
 
@@ -41,9 +42,9 @@ class GroupNorm:
     Source: Wu & He 2018, arXiv:1803.08494.
     """
 
-    num_groups: int = 8
-    epsilon: float = 1e-5
-    in_ndim: int = 3
+    num_groups: Width = 8
+    epsilon: Positive = 1e-5
+    in_ndim: Annotated[int, between(1, 64)] = 3
 
     def init(self, key: Key, *shapes: Shape) -> Params:
         self.out_shape(*shapes)
@@ -75,14 +76,14 @@ def groups_for(channels: int, num_groups: int) -> int:
     return math.gcd(channels, num_groups)
 
 
-@dataclass(frozen=True)
+@declaration
 class LayerNorm:
     """The last axis brought to mean 0 and variance 1, then scaled and offset.
 
     Source: Ba, Kiros & Hinton 2016, arXiv:1607.06450.
     """
 
-    epsilon: float = 1e-5
+    epsilon: Positive = 1e-5
 
     def init(self, key: Key, *shapes: Shape) -> Params:
         size = one_shape(self, shapes)[-1]
@@ -101,7 +102,7 @@ def _standardise(x: Array, axes: tuple[int, ...], epsilon: float) -> Array:
     return centred / ops.sqrt(ops.mean(centred * centred, axis=axes, keepdims=True) + epsilon)
 
 
-@dataclass(frozen=True)
+@declaration
 class SpectralNorm:
     """A layer whose weight is divided by its largest singular value, so that it is 1-Lipschitz.
 
@@ -122,7 +123,7 @@ class SpectralNorm:
     Source: Miyato et al. 2018, arXiv:1802.05957, algorithm 1.
     """
 
-    net: Any
+    net: AnyNet
 
     def init(self, key: Key, *shapes: Shape) -> Params:
         inner = self.net.init(key, *shapes)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from typing import Annotated
 
 from probgen import ops
+from probgen.declared import declaration
+from probgen.kinds import Positive, Width, between
 from probgen.nets.base import Array, Key, Params, Shape, one_shape
 from probgen.nets.layers import Dense
 
 
-@dataclass(frozen=True)
+@declaration
 class TimeEmbedding:
     """Sinusoids of a time, then optionally dense, SiLU, dense: [...] -> [..., dim or hidden].
 
@@ -32,12 +34,12 @@ class TimeEmbedding:
     arXiv:1706.03762, section 3.5.
     """
 
-    dim: int = 128
-    hidden: int | None = None
-    max_period: float = 10_000.0
+    dim: Annotated[int, between(2, 10**6)] = 128
+    hidden: Width | None = None
+    max_period: Positive = 10_000.0
     freq_shift: float = 1.0
     flip_sin_to_cos: bool = False
-    time_scale: float = 1.0
+    time_scale: Positive = 1.0
 
     def init(self, key: Key, *shapes: Shape) -> Params:
         one_shape(self, shapes, 0)

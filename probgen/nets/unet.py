@@ -9,20 +9,21 @@ attention to a context as in Rombach et al. 2022, arXiv:2112.10752.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 from probgen import ops
+from probgen.declared import declaration, require
 from probgen.errors import ShapeError
+from probgen.kinds import Positive, Size, Width, Widths, between
 from probgen.nets.attention import CrossAttention, SelfAttention
-from probgen.nets.base import Array, Key, Params, Shape, activation, check_last, freeze
+from probgen.nets.base import Activation, Array, Key, Params, Shape, activation, check_last
 from probgen.nets.blocks import ResidualBlock
 from probgen.nets.layers import Conv, Upsample
 from probgen.nets.norms import GroupNorm, LayerNorm, groups_for
 from probgen.nets.time import TimeEmbedding
 
 
-@dataclass(frozen=True)
+@declaration
 class AttentionBlock:
     """x' = x + self-attention(norm x), then x' + cross-attention(norm x', context) if there is one.
 
@@ -30,8 +31,8 @@ class AttentionBlock:
     start at zero, so the block starts as the identity.
     """
 
-    num_heads: int = 4
-    num_groups: int = 8
+    num_heads: Width = 4
+    num_groups: Width = 8
 
     def _norm(self, channels: int) -> GroupNorm:
         return GroupNorm(groups_for(channels, self.num_groups))
@@ -71,7 +72,7 @@ class AttentionBlock:
         return tuple(shapes[0])
 
 
-@dataclass(frozen=True)
+@declaration
 class UNet:
     """f(x [..., h, w, c], t [...], context [..., m, d] or none) -> [..., h, w, out].
 
@@ -91,24 +92,19 @@ class UNet:
         ShapeError: at `init`, if 2^(levels - 1) does not divide the sides of the image.
     """
 
-    channels: tuple[int, ...] = (32, 64)
-    out: int | None = None
-    num_blocks: int = 1
-    attention_levels: tuple[int, ...] = ()
-    num_heads: int = 4
-    num_groups: int = 8
-    activation: str = "silu"
-    time_scale: float = 1.0
+    channels: Widths = (32, 64)
+    out: Width | None = None
+    num_blocks: Annotated[int, between(1, 1000)] = 1
+    attention_levels: tuple[Size, ...] = ()
+    num_heads: Width = 4
+    num_groups: Width = 8
+    activation: Activation = "silu"
+    time_scale: Positive = 1.0
 
     def __post_init__(self) -> None:
-        freeze(self, "channels", "attention_levels")
-        activation(self.activation)
-        wrong = [level for level in self.attention_levels if level not in range(len(self.channels))]
-        if wrong or not self.channels:
-            raise ShapeError(
-                f"UNet: got channels={self.channels} and attention_levels={self.attention_levels}, "
-                f"expected levels among 0 ... {len(self.channels) - 1}; correct either."
-            )
+        last = len(self.channels) - 1
+        fits = all(level <= last for level in self.attention_levels)
+        require(fits, self, f"levels among 0 ... {last}", "attention_levels", "channels")
 
     # One plan serves init and apply: (name, layer, kind), in order of execution.
     def _plan(self) -> Iterator[tuple[str, Any, str]]:

@@ -1,0 +1,31 @@
+"""Words of error messages: a value that was got, a name that may have been meant."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+LONGEST = 100
+
+
+def did_you_mean(word: str, known: Any) -> str:
+    """A hint for an error message: '; did you mean ...?', or nothing."""
+    names = {str(name).lower(): name for name in known}
+    close = difflib.get_close_matches(str(word).lower(), names, n=1)
+    return f"; did you mean {names[close[0]]!r}?" if close else ""
+
+
+def shown(value: Any) -> str:
+    """A value as a message shows it: a class by its name, an array by its shape, a text cut."""
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    shape = getattr(value, "shape", None)
+    if isinstance(shape, tuple) and shape != ():
+        return f"<array {tuple(shape)}>"
+    if isinstance(value, tuple | list | set | frozenset | dict) and len(value) > LONGEST:
+        return f"<{type(value).__name__} of {len(value)} entries>"
+    try:
+        text = repr(value)
+    except Exception:  # whatever a user's own repr raises, the message is about something else
+        text = f"<{type(value).__name__}>"
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
