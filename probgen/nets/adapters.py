@@ -36,6 +36,7 @@ def from_torch(module: Any, in_ndim: int | tuple[int, ...] | None = None) -> Tor
             Dropout in training mode, or that changes its own buffers is refused when a model with
             it is bound, since that shows only when it runs.
     """
+    net = TorchNet(module, in_ndim)
     for name, child in module.named_modules():
         follows = getattr(child, "track_running_stats", None)
         if (child.training and follows) or (follows is False and "BatchNorm" in str(type(child))):
@@ -44,7 +45,7 @@ def from_torch(module: Any, in_ndim: int | tuple[int, ...] | None = None) -> Tor
                 "batch statistics: `apply` is pure; use a group norm, or module.eval() to freeze "
                 "them."
             )
-    return TorchNet(module, in_ndim)
+    return net
 
 
 def from_flax(module: Any, in_ndim: int | tuple[int, ...] | None = None) -> FlaxNet:
