@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 import probgen as pg
-from probgen import data, dist, nets
+from probgen import data, dist, nets, place
 from probgen.errors import DeclarationError, SaveError
 from probgen.evaluation.assessment import Material
 from probgen.evaluation.demo_ood import confront, strangers
@@ -300,10 +300,16 @@ def run(
     )  # fmt: skip
     fitted.save_pretrained(folder / "model")
     background.save_pretrained(folder / "background")
-    np.savez_compressed(folder / HELD_OUT, x=held_out)
+    place.put(place.at(folder / HELD_OUT), lambda fresh: _write_npz(fresh, held_out))
     path = demo_report(results, command=command).save(folder / "report.html")
     say(f"wrote    {path}, {path.with_suffix('.json')} and {folder / 'model'}")
     return path
+
+
+def _write_npz(fresh: Path, x: np.ndarray) -> None:
+    with fresh.open("wb") as file:  # a name would get the ending .npz
+        np.savez_compressed(file, x=x)
+    place.sync(fresh)
 
 
 def _writable(out: str | os.PathLike) -> Path:

@@ -7,16 +7,16 @@ ones go once it stands.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
-import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from probgen import store
+from probgen import place, store
 from probgen.backends.protocol import Backend
 from probgen.errors import SaveError
 from probgen.history import History
@@ -42,27 +42,28 @@ class Checkpoints:
     """The checkpoints of one fit in one folder; the last `KEEP` are kept.
 
     Args:
-        root: the folder; made when the first checkpoint is written.
+        root: the folder.
         identity: what makes this fit this one (`provenance.of_fit`); a checkpoint of another
             identity is refused by `newest`.
         beside: what is kept beside it, and may differ (`provenance.beside_fit`).
-
-    Raises:
-        SaveError: the folder cannot be made.
     """
 
     def __init__(
         self, root: Path, identity: Mapping[str, Any], beside: Mapping[str, Any] | None = None
     ):
-        self.root, self.identity, self.beside = root, dict(identity), dict(beside or {})
+        self.root, self.identity, self.beside = place.at(root), dict(identity), dict(beside or {})
         self._ours: list[Path] = []
-        try:
-            root.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise SaveError(
-                f"{root}: cannot hold checkpoints ({error}), expected a folder that may be "
-                "written; choose another one."
-            ) from error
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[Checkpoints]:
+        """Makes the folder and keeps it for this fit alone.
+
+        Raises:
+            SaveError: it may not be written, or another run is writing there.
+        """
+        with place.held(self.root, inside=True):
+            place.settle_within(self.root, "step-[0-9]*")
+            yield self
 
     def _folders(self) -> list[Path]:
         found = (p for p in self.root.glob("step-*") if _NAME.fullmatch(p.name) and p.is_dir())
@@ -91,20 +92,19 @@ class Checkpoints:
         try:
             store.check_place(folder, "checkpoint")
         except SaveError:
-            shutil.rmtree(folder)  # damaged: it was passed over by `newest`
+            place.remove(folder)  # damaged: it was passed over by `newest`
         store.write_folder(folder, {"state": arrays, "history": history.to_arrays()}, config)
         self._ours = [*(p for p in self._ours if p != folder), folder][-KEEP:]
         for other in self._folders():
             if other not in self._ours:
-                shutil.rmtree(other, ignore_errors=True)
-        for left in (*self.root.glob(".step-*.new"), *self.root.glob(".step-*.old")):
-            shutil.rmtree(left, ignore_errors=True)
+                place.remove(other)
 
     def newest(self) -> Kept | None:
         """The latest whole checkpoint, or None when there is none.
 
         Raises:
-            SaveError: it belongs to another fit (says what differs), or all are damaged.
+            OtherRun: it belongs to another fit (says what differs).
+            SaveError: all are damaged.
         """
         problems: list[SaveError] = []
         whole: list[Path] = []
@@ -123,6 +123,8 @@ class Checkpoints:
                 "resume=False, to begin anew."
             ) from problems[0]
         self._ours = whole[-KEEP:]
+        for other in whole[:-KEEP]:  # a process was killed before it let go of them
+            place.remove(other)
         return kept
 
     def _read(self, folder: Path) -> Kept:

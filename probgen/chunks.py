@@ -1,20 +1,20 @@
 """Finished chunks of an evaluation on disk, so that a run that was killed goes on where it was.
 
-Beside the place of the table lies `<table>.chunks`: one folder a chunk, written atomically, with
-the content hash of the data that it measured. They go when the table stands.
+Beside the place of the table lies `<table>.chunks`: one folder a chunk, with the content hash of
+the data that it measured. They go when the table stands. All is written by `probgen.place`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
-import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from probgen import provenance, store
+from probgen import place, provenance, store
 from probgen.content import content
 
 Values = dict[str, dict[str, np.ndarray]]
@@ -32,20 +32,31 @@ class ChunkStore:
     """
 
     def __init__(self, table: str | os.PathLike, identity: Mapping[str, Any]):
-        self.folder = Path(f"{os.path.abspath(table)}.chunks")
+        self.table = place.at(table)
+        self.folder = self.table.with_name(f"{self.table.name}.chunks")
         self.identity = dict(identity)
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[ChunkStore]:
+        """Keeps the table's place, and the chunks, for this evaluation alone.
+
+        Raises:
+            SaveError: it may not be written, or another run is writing there.
+        """
+        with place.held(self.table), place.held(self.folder):
+            yield self
 
     def _place(self, start: int) -> Path:
         return self.folder / f"chunk-{start:010d}"
 
     def read(self, start: int, rows: Mapping[str, np.ndarray]) -> Values | None:
         """The values of the chunk that begins at datum `start`, or None when it is not there."""
-        place = self._place(start)
-        if not place.exists():
+        at = self._place(start)
+        if not at.exists():
             return None
-        arrays, config = store.read_folder(place)
+        arrays, config = store.read_folder(at)
         wanted = {**self.identity, "data": content(rows)}
-        provenance.require_same(place, config, wanted, provenance.AGAIN)
+        provenance.require_same(at, config, wanted, provenance.AGAIN)
         values: Values = {}
         for name, array in arrays["values"].items():
             index, _, quantity = name.partition("/")
@@ -61,4 +72,4 @@ class ChunkStore:
 
     def clear(self) -> None:
         """Removes the chunks: the table holds them all."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        place.remove(self.folder)

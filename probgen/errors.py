@@ -63,3 +63,7 @@ class UnsafeSums(RuntimeWarning):
 
 class SaveError(ProbgenError):
     """A run folder could not be written, or is damaged, truncated or not ours."""
+
+
+class OtherRun(SaveError):
+    """What stands in the folder is whole, and was made from other settings, data or parameters."""

@@ -19,7 +19,7 @@ from probgen import __version__
 from probgen.backends.protocol import Backend
 from probgen.content import content
 from probgen.data.sources import ArraySource, LazySource
-from probgen.errors import SaveError
+from probgen.errors import OtherRun
 from probgen.fitted import Fitted
 from probgen.identity import identity
 from probgen.modelling import Model
@@ -103,11 +103,11 @@ def require_same(
     """Refuses what was made of something else, and says in what it differs.
 
     Raises:
-        SaveError: an entry of `wanted` is another one in `found`.
+        OtherRun: an entry of `wanted` is another one in `found`.
     """
     differs = [f"{k}{_difference(found.get(k), v)}" for k, v in wanted.items() if found.get(k) != v]
     if differs:
-        raise SaveError(f"{place}: was made with another {', another '.join(differs)}; {cure}.")
+        raise OtherRun(f"{place}: was made with another {', another '.join(differs)}; {cure}.")
 
 
 def changes(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:

@@ -1,8 +1,8 @@
 """Folders of arrays and JSON on disk: written whole or not at all, read without running anything.
 
-A folder holds `<name>.safetensors` and `config.json`. It is written beside its place, synced, and
-moved there; what stood there before is kept until the new one stands. `config.json` has the SHA-256
-of every array file, so a truncated or mixed folder is told from a good one. No pickle.
+A folder holds `<name>.safetensors` and `config.json`. It is put in its place by `probgen.place`.
+`config.json` has the SHA-256 of every array file, so a truncated or mixed folder is told from a
+good one. No pickle.
 """
 
 from __future__ import annotations
@@ -10,8 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from probgen import place
 from probgen.errors import SaveError
 from probgen.trees import tree_items, tree_like
 
@@ -36,43 +35,34 @@ _KINDS: dict[Any, str] = {
 def write_folder(
     path: str | os.PathLike, arrays: Mapping[str, Mapping[str, np.ndarray]], config: dict
 ) -> Path:
-    """Writes {file name: {array name: array}} and a config atomically.
+    """Writes {file name: {array name: array}} and a config, all or nothing (`probgen.place`).
 
     Raises:
-        SaveError: the disk is full or may not be written, or something that is not ours, or of
-            another kind, stands at `path`; what stood there is untouched.
+        SaveError: the disk is full or may not be written, another process is writing there, or
+            something that is not ours, or of another kind, stands at `path`; what stood there is
+            untouched.
     """
-    target = Path(os.path.abspath(path))
-    fresh = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.new")
-    old = target.with_name(f".{target.name}.old")
-    check_place(target, config.get("kind"))
-    try:
-        fresh.mkdir(parents=True)
+    target = place.at(path)
+
+    def make(fresh: Path) -> None:
+        fresh.mkdir()
         sums = {}
         for name, group in arrays.items():
             file = fresh / f"{name}.safetensors"
             save_file({k: np.asarray(v, order="C") for k, v in group.items()}, file)
             sums[file.name] = _digest(file)
-            _sync(file)
+            place.sync(file)
         header = {"format": FORMAT, "version": VERSION, "sha256": sums}
-        (fresh / "config.json").write_text(json.dumps({**header, **config}, indent=1) + "\n")
-        _sync(fresh / "config.json")
-        _sync(fresh)
-        if target.exists():
-            shutil.rmtree(old, ignore_errors=True)
-            os.replace(target, old)
-        os.replace(fresh, target)
-        _sync(target.parent)
-        shutil.rmtree(old, ignore_errors=True)
-    except (OSError, SafetensorError, TypeError, ValueError) as error:
-        if not target.exists() and old.exists():
-            os.replace(old, target)
-        raise SaveError(
-            f"{target}: could not be written ({error}); what stood there before is untouched. "
-            "Make room or choose another folder, and save again."
-        ) from error
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
+        text = json.dumps({**header, **config}, indent=1) + "\n"
+        place.write_text(fresh / "config.json", text)
+        place.sync(fresh)
+
+    with place.held(target):
+        check_place(target, config.get("kind"))
+        try:
+            place.put(target, make)
+        except (SafetensorError, TypeError, ValueError) as error:
+            raise place.not_written(target, error) from error
     return target
 
 
@@ -82,7 +72,7 @@ def check_place(path: str | os.PathLike, kind: Any) -> bool:
     Raises:
         SaveError: something stands there that a save of this kind may not replace.
     """
-    target = Path(os.path.abspath(path))
+    target = place.at(path)
     if target.exists() and not is_ours(target):
         raise SaveError(
             f"{target}: got a place that holds something else, expected a new folder, an empty one "
@@ -118,24 +108,13 @@ def _digest(file: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def read_folder(path: str | os.PathLike) -> tuple[dict[str, dict[str, np.ndarray]], dict]:
     """The arrays and the config of a folder that `write_folder` made.
 
     Raises:
         SaveError: missing, truncated, damaged, or not written by probgen.
     """
-    folder = Path(os.path.abspath(path))
-    old = folder.with_name(f".{folder.name}.old")
-    if not folder.exists() and old.exists():
-        folder = old  # a save was cut off between its two moves
+    folder = place.standing(place.at(path))
     if not folder.is_dir():
         raise SaveError(f"{folder}: no such folder, expected one that probgen has written.")
     config = _read_config(folder)

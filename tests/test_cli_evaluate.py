@@ -107,6 +107,24 @@ def test_a_run_that_is_killed_goes_on_and_gives_the_same_numbers(place, monkeypa
     np.testing.assert_array_equal(again["ELBO(16)"]["estimate"], whole["ELBO(16)"]["estimate"])
 
 
+@pytest.mark.parametrize("where", ["clear", "report"])
+def test_a_run_that_is_killed_once_its_table_stands_goes_on(place, where, monkeypatch, capsys):
+    """The same command finds its table, and leaves no chunk and no page half-way."""
+    here = place / f"killed-{where}"
+
+    def killed(*args, **options):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        name = "probgen.chunks.ChunkStore.clear" if where == "clear" else None
+        patched.setattr(name or "probgen.evaluation.assessment.command.report", killed)
+        assert evaluate(place, "--measures", "elbo", out=here.name) == 130
+    assert (here / "table").is_dir() and not (here / "report.html").exists()
+    assert evaluate(place, "--measures", "elbo", out=here.name) == 0
+    assert "kept from" in capsys.readouterr().out
+    assert sorted(p.name for p in here.iterdir()) == ["report.html", "report.json", "table"]
+
+
 def test_another_evaluation_is_overwritten_only_when_that_is_asked_for(place, capsys):
     """The same command finds its table; others are refused, files unharmed."""
     here = place / "anew"

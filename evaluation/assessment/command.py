@@ -6,8 +6,6 @@ chunks lie in the out folder, and the same call after a kill goes on from them.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -17,19 +15,17 @@ from typing import Any
 import numpy as np
 
 import probgen as pg
-from probgen.backends.protocol import Backend
+from probgen import place
 from probgen.bound import Bound
-from probgen.content import content
 from probgen.dist import did_you_mean
-from probgen.errors import AlgorithmError, DataError, SaveError, UnknownName
+from probgen.errors import AlgorithmError, DataError, OtherRun, SaveError, UnknownName
 from probgen.evaluation.assessment.page import report
-from probgen.evaluation.assessment.place import PAGE, TABLE, claim
+from probgen.evaluation.assessment.place import PAGE, TABLE, claim, clear, refused
 from probgen.evaluation.assessment.words import Loaded, Need, as_pictures, load, need_of
 from probgen.evaluation.detection.records import counted
 from probgen.evaluation.detection.scores import count_distinct
 from probgen.evaluation_table import Evaluation
 from probgen.fitted import Fitted
-from probgen.identity import identity
 from probgen.inference import ELBO, IWAE, LikelihoodRegret
 from probgen.inference.refit import bind_search
 from probgen.inference.scores import (
@@ -122,15 +118,17 @@ def run(
         "measures": [repr(m) for m in chosen], "particles": particles,
         "background": None if background is None else str(background), "chunk_size": chunk_size,
     }  # fmt: skip
-    mark = _identity(fitted, chosen, seed, chunk_size, b.name, _joined(sets))
-    whole = {**settings, "level": LEVEL, "seed": seed}
-    table = claim(folder, run_folder, whole, mark, overwrite=overwrite)
-    if table is None:
-        table = _table(fitted, sets, chosen, site, seed, chunk_size, b, folder, say, progress_bar)
-        table.info["identity"] = mark
-        table.save(folder / TABLE)
-    else:
-        say(f"measure  kept from {folder / TABLE}, which these very arguments made")
+    claim(folder, run_folder, {**settings, "level": LEVEL, "seed": seed}, overwrite=overwrite)
+    x = np.concatenate([s.values for s in sets])  # all in one table: a measure is compiled once
+
+    def measured() -> Evaluation:
+        return pg.evaluate(
+            fitted, {site: x}, chosen, seed=seed, chunk_size=chunk_size, path=folder / TABLE,
+            backend=b, progress_bar=progress_bar,
+        )  # fmt: skip
+
+    what = f"{', '.join(m.name for m in chosen)} of {len(x):,} data"
+    table = _table(measured, folder, what, overwrite, say)
     tables = split_table(table, {s.name: len(s.values) for s in sets}, chosen)
     pictures = {s.name: as_pictures(s.values, need) for s in sets}
     images = {k: v for k, v in pictures.items() if v is not None}
@@ -161,10 +159,6 @@ def _fitted(run_folder: str | os.PathLike) -> Fitted:
             "Python, load it with pg.Fitted.from_pretrained(path, model=...), and use pg.evaluate "
             "and probgen.evaluation.report."
         ) from error
-
-
-def _joined(sets: Sequence[Loaded]) -> np.ndarray:
-    return np.concatenate([s.values for s in sets])
 
 
 def _said(loaded: Loaded) -> str:
@@ -262,35 +256,28 @@ def _search(bound: Bound) -> str:
 
 
 def _table(
-    fitted: Fitted,
-    sets: Sequence[Loaded],
-    measures: Sequence[Any],
-    site: str,
-    seed: int,
-    chunk_size: int,
-    b: Backend,
+    measured: Callable[[], Evaluation],
     folder: Path,
+    what: str,
+    overwrite: bool,
     say: Callable[[str], None],
-    progress_bar: bool,
 ) -> Evaluation:
-    """All sets in one table; chunks that the same call left behind are read."""
-    x = _joined(sets)
-    say(f"measure  {', '.join(m.name for m in measures)} of {len(x):,} data")
-    return pg.evaluate(
-        fitted, {site: x}, measures, seed=seed, chunk_size=chunk_size, path=folder / TABLE,
-        backend=b, progress_bar=progress_bar,
-    )  # fmt: skip
-
-
-def _identity(
-    fitted: Fitted, measures: Sequence[Any], seed: int, chunk_size: int, backend: str, x: np.ndarray
-) -> str:
-    """A mark of everything that the numbers depend on."""
-    parts = [
-        [identity(m, m.name) for m in measures], seed, chunk_size, backend, content({"x": x}),
-        identity(fitted, fitted.model.name),
-    ]  # fmt: skip
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+    """All sets in one table; the one that stands there, or its chunks, where they are of the same
+    evaluation."""
+    is_there = (place.standing(place.at(folder / TABLE)) / "config.json").exists()
+    if not is_there:
+        say(f"measure  {what}")
+    try:
+        table = measured()
+    except OtherRun as error:
+        if not overwrite:
+            raise refused(folder / TABLE, error) from error
+        clear(folder)
+        say(f"measure  {what}")
+        return measured()
+    if is_there:
+        say(f"measure  kept from {folder / TABLE}, which these very arguments made")
+    return table
 
 
 def split_table(

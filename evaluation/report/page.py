@@ -9,12 +9,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from probgen.errors import DeclarationError, SaveError
+from probgen import place
+from probgen.errors import DeclarationError
 from probgen.evaluation.report.blocks import Block
 from probgen.evaluation.report.style import CSS
 from probgen.evaluation.report.text import escape, inline, plain, slug
@@ -123,28 +123,8 @@ class Report:
         Raises:
             SaveError: the files cannot be written; what stood there before is untouched.
         """
-        target = Path(path)
+        target = place.at(path)
         text = json.dumps(self.data(), indent=1, allow_nan=False, ensure_ascii=False)
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            _write(target.with_suffix(".json"), text + "\n")
-            _write(target, self.html())
-        except OSError as error:
-            raise SaveError(
-                f"report: {target} could not be written ({error.strerror or error}), expected a "
-                "place to write to; give another path."
-            ) from error
-        return target
-
-
-def _write(path: Path, text: str) -> None:
-    """Writes beside the target and moves into place, so that no reader sees half a file."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise
+        place.put_text(target.with_suffix(".json"), text + "\n")
+        place.put_text(target, self.html())
+        return Path(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 from collections.abc import Callable, Iterable, Mapping
@@ -10,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from probgen import provenance, store
+from probgen import place, provenance, store
 from probgen.backends.protocol import Backend
 from probgen.chunks import ChunkStore
 from probgen.content import RowsMark
@@ -69,7 +70,9 @@ def evaluate(
     """
     seed = check_seed(seed, "evaluate")
     chosen = _checked(fitted, measures, chunk_size)
-    is_there = path is not None and store.check_place(path, "evaluation")
+    if path is not None:
+        path = place.at(path)
+        store.check_place(path, "evaluation")
     b = fitted.resolve(backend, device)
     source = as_source(data, batch_size=None, seed=0, names=names)
     if not isinstance(source, ArraySource | LazySource):
@@ -95,37 +98,39 @@ def evaluate(
     bound, params = room.bind()
     bound.require_rows("evaluate")
     check = SupportCheck(bound, params, key)
-    made, seen, kept = {}, RowsMark(), None
-    if path is not None:
-        made = provenance.of_evaluation(fitted, chosen, seed, b)
-        kept = ChunkStore(path, {**made, "chunk_size": chunk_size})
-        if is_there:
-            for first in range(0, size, chunk_size):
-                seen.add(read(first, min(first + chunk_size, size)))
-            return _finished(path, {**made, "data": seen.digest()})
+    seen = RowsMark()
+    made = {} if path is None else provenance.of_evaluation(fitted, chosen, seed, b)
+    kept = None if path is None else ChunkStore(path, {**made, "chunk_size": chunk_size})
     functions: list[Callable] = []
     parts: list[dict[str, dict[str, np.ndarray]]] = []
-    with bar(size, wanted=progress_bar, unit="datum") as shown:
-        for first in range(0, size, chunk_size):
-            stop = min(first + chunk_size, size)
-            rows = read(first, stop)
-            seen.add(rows)
-            values = kept.read(first, rows) if kept else None
-            if values is None:
-                check({k: b.asarray(v) for k, v in rows.items()})
-                # Reference data, if any, are only gone through when something is to be computed.
-                functions = functions or [start(m, room) for m in chosen]
-                values = _measure(chosen, functions, rows, np.arange(first, stop))
-                if kept:
-                    kept.write(first, rows, values)
-            parts.append(values)
-            shown(stop - first)
-    info = {"backend": b.name, "seed": seed, "made": made, "data": seen.digest(), **b.info()}
-    more = [n for n in bound.observed if fitted.shapes and n not in fitted.shapes]
-    table = _table(chosen, parts, info, more)
-    if kept:
-        table.save(path)  # type: ignore[arg-type]
-        kept.clear()
+    with kept.held() if kept else contextlib.nullcontext():
+        if kept and store.check_place(kept.table, "evaluation"):
+            for first in range(0, size, chunk_size):
+                seen.add(read(first, min(first + chunk_size, size)))
+            table = _finished(kept.table, {**made, "data": seen.digest()})
+            kept.clear()  # of a process that was killed before it did
+            return table
+        with bar(size, wanted=progress_bar, unit="datum") as shown:
+            for first in range(0, size, chunk_size):
+                stop = min(first + chunk_size, size)
+                rows = read(first, stop)
+                seen.add(rows)
+                values = kept.read(first, rows) if kept else None
+                if values is None:
+                    check({k: b.asarray(v) for k, v in rows.items()})
+                    # Reference data are only gone through when something is to be computed.
+                    functions = functions or [start(m, room) for m in chosen]
+                    values = _measure(chosen, functions, rows, np.arange(first, stop))
+                    if kept:
+                        kept.write(first, rows, values)
+                parts.append(values)
+                shown(stop - first)
+        info = {"backend": b.name, "seed": seed, "made": made, "data": seen.digest(), **b.info()}
+        more = [n for n in bound.observed if fitted.shapes and n not in fitted.shapes]
+        table = _table(chosen, parts, info, more)
+        if kept:
+            table.save(kept.table)
+            kept.clear()
     return table
 
 
@@ -205,10 +210,9 @@ def _joint(more: list[str]) -> list[str]:
     ]
 
 
-def _finished(path: Any, made: dict[str, Any]) -> Evaluation:
+def _finished(path: Path, made: dict[str, Any]) -> Evaluation:
     """The table that stands at `path`, if it is the one that was asked for."""
     table = Evaluation.load(path)
     found = {**table.info.get("made", {}), "data": table.info.get("data")}
-    place = Path(os.path.abspath(path))
-    provenance.require_same(place, found, made, provenance.AGAIN)
+    provenance.require_same(path, found, made, provenance.AGAIN)
     return table

@@ -6,6 +6,7 @@ algorithm, checkpoint; `probgen.loop` then feeds batches to the learner's `updat
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Iterable, Mapping
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from probgen import checkpoint as checkpoints
-from probgen import provenance
+from probgen import place, provenance
 from probgen.backends import resolve
 from probgen.backends.protocol import Backend
 from probgen.bound import bind
@@ -105,6 +106,7 @@ def fit(
         told by its content): each says what was got, what was expected and what to do.
     """
     seed = check_seed(seed, "fit")
+    root = None if checkpoint is None else place.at(checkpoint)
     b, declared, params = _start(model, backend, device)
     if ema_decay is not None and not 0.0 < ema_decay < 1.0:
         raise AlgorithmError(f"ema_decay: got {ema_decay}, expected a number between 0 and 1.")
@@ -137,24 +139,13 @@ def fit(
     state = {"learner": learner.init(b.copy(initial), b.fold_in(root_key, INIT), first)}
     if ema_decay is not None:
         state["ema"] = b.copy(state["learner"]["params"])
-    history, step, kept = History(), 0, None
     folder = None
-    if checkpoint is not None:
+    if root is not None:
         identity = provenance.of_fit(
             declared, algorithm, b, source=source, seed=seed, constants=constants, given=params,
             held_out=held_out, ema_decay=ema_decay, accumulate=gradient_accumulation,
         )  # fmt: skip
-        beside = provenance.beside_fit(b, initial)
-        folder = checkpoints.Checkpoints(Path(checkpoint), identity, beside)
-        kept = folder.newest() if resume else None
-    if kept is not None:
-        step, history = kept.step, kept.history
-        _check_steps(kept, total, checkpoint)
-        state = checkpoints.restore(state, kept.arrays, b)
-        log.info("fit: goes on from step %d of %s", step, checkpoint)
-        for text in provenance.changes(kept.beside, beside):
-            history.events.append(f"step {step}: {text}")
-            log.warning("fit: step %d of %s %s", step, checkpoint, text)
+        folder = checkpoints.Checkpoints(root, identity, provenance.beside_fit(b, initial))
     every = eval_every or getattr(source, "steps_per_epoch", None) or 1000
     loop = Loop(
         bound, learner, feed, root_key, total, ema_decay, held_out,
@@ -162,8 +153,19 @@ def fit(
         folder, checkpoint_every, max_retries, progress_bar,
     )  # fmt: skip
     began = time.perf_counter()
-    if kept is None or not kept.finished:
-        state, step = loop.run(state, step, history)
+    with contextlib.nullcontext() if folder is None else folder.held():
+        kept = folder.newest() if folder is not None and resume else None
+        history, step = History(), 0
+        if kept is not None:
+            _check_steps(kept, total, checkpoint)
+            step, history = kept.step, kept.history
+            state = checkpoints.restore(state, kept.arrays, b)
+            log.info("fit: goes on from step %d of %s", step, checkpoint)
+            for text in provenance.changes(kept.beside, folder.beside):
+                history.events.append(f"step {step}: {text}")
+                log.warning("fit: step %d of %s %s", step, checkpoint, text)
+        if kept is None or not kept.finished:
+            state, step = loop.run(state, step, history)
     result = bound.settled(result_params(state))
     key = b.fold_in(root_key, REPORT)
     rows = {k: b.asarray(v) for k, v in _some_rows(source, example).items()}
