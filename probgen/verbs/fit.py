@@ -156,7 +156,7 @@ def fit(
     with contextlib.nullcontext() if folder is None else folder.held():
         kept = folder.newest() if folder is not None and resume else None
         history, step = History(), 0
-        if kept is not None:
+        if folder is not None and kept is not None:
             _check_steps(kept, total, checkpoint)
             step, history = kept.step, kept.history
             state = checkpoints.restore(state, kept.arrays, b)
