@@ -17,6 +17,7 @@ from probgen import discretized
 from probgen.backends import jax_ops
 from probgen.backends.lowering import STRUCTURE, BaseLowering, as_site
 from probgen.backends.protocol import Site
+from probgen.backends.turns import numpyro_turn
 from probgen.program import Run, running
 
 
@@ -161,7 +162,7 @@ def run_program(
     """Runs a program under NumPyro's trace and turns the trace into sites."""
     run = Run(lower, params, batch_size, initialise, particles)
     lower.run = run
-    with numpyro.validation_enabled(False):
+    with numpyro_turn, numpyro.validation_enabled(False):
         with numpyro.handlers.trace() as trace, running(run):
             program(**inputs)
         sites = {}

@@ -18,6 +18,7 @@ from probgen.backends import keys, torch_mcmc, torch_ops, torch_optim, torch_ran
 from probgen.backends.protocol import Optimizer, Site
 from probgen.backends.torch_compile import Compiled
 from probgen.backends.torch_lowering import Lowering, normal_base, run_program
+from probgen.backends.turns import pyro_turn
 from probgen.errors import BackendError, NotByRow
 from probgen.trees import tree_leaves, tree_like, tree_map
 
@@ -305,14 +306,14 @@ class TorchBackend:
     def kl_divergence(self, q: Any, p: Any) -> torch.Tensor | None:
         """KL(q || p) where torch has the closed form, [*batch]; None where it has not."""
         try:
-            with pyro.validation_enabled(False):
+            with pyro_turn, pyro.validation_enabled(False):
                 return torch.distributions.kl_divergence(q, _like_multivariate(p, q))
         except NotImplementedError:
             return None
 
     def log_prob(self, fn: Any, value: Any) -> torch.Tensor:
         """[*batch] log density of a value, nats; nothing is validated."""
-        with pyro.validation_enabled(False):
+        with pyro_turn, pyro.validation_enabled(False):
             return fn.log_prob(value)
 
     def gaussian(self, fn: Any) -> Any:

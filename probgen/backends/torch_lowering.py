@@ -19,6 +19,7 @@ from probgen import discretized
 from probgen.backends import keys, torch_ops, torch_random
 from probgen.backends.lowering import STRUCTURE, BaseLowering, as_site
 from probgen.backends.protocol import Site
+from probgen.backends.turns import pyro_turn
 from probgen.program import Run, running
 
 
@@ -181,7 +182,7 @@ def run_program(
     draws: Any = contextlib.nullcontext()
     if isinstance(seed, int) and torch_random.planner.get() is None:
         draws = torch_random.seeded(keys.mix(seed, 0x5EED), lower.device)
-    with pyro.validation_enabled(False):
+    with pyro_turn, pyro.validation_enabled(False):
         with draws, messenger, running(run):
             program(**inputs)
         sites = {}

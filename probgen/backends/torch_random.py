@@ -4,13 +4,14 @@ Outside a compiled function a draw seeds a private generator with its key. Insid
 input of the graph (a `Slot`): the noise is drawn by ATen outside the compiled code, into a fresh
 buffer, at every call, so inductor never draws a number and one key gives one draw everywhere.
 Distributions without a closed form of noise (Gamma, Poisson...) draw from torch's default generator
-inside `seeded`, which puts the caller's state back.
+inside `seeded`, which puts the caller's state back; one thread at a time, as it is one for all.
 """
 
 from __future__ import annotations
 
 import contextlib
 import contextvars
+import threading
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -18,9 +19,10 @@ import torch
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
 from probgen.backends.keys import Key, seed_at
+from probgen.backends.turns import pyro_turn
 from probgen.errors import NotByRow, ShapeError
 
-_generators: dict[str, torch.Generator] = {}
+_of_thread = threading.local()
 
 
 class Slot(NamedTuple):
@@ -59,9 +61,11 @@ planner: contextvars.ContextVar[Planner | None] = contextvars.ContextVar("planne
 
 
 def _generator(device: str) -> torch.Generator:
-    if device not in _generators:
-        _generators[device] = torch.Generator(device=device)
-    return _generators[device]
+    """The private generator of this thread, which is seeded for each draw."""
+    generators: dict[str, torch.Generator] = _of_thread.__dict__
+    if device not in generators:
+        generators[device] = torch.Generator(device=device)
+    return generators[device]
 
 
 _DRAWS: dict[str, Callable] = {
@@ -142,10 +146,18 @@ def redraw(slots: list[Slot], seeds: list[int | tuple[int, ...]]) -> list[torch.
 
 @contextlib.contextmanager
 def seeded(seed: int | None, device: str) -> Iterator[None]:
-    """torch's default generators start from `seed` inside, and are as they were after."""
+    """torch's default generators start from `seed` inside, and are as they were after.
+
+    Other threads that want them wait.
+    """
     if seed is None:
         yield
         return
+    with pyro_turn:
+        yield from _seeded(seed, device)
+
+
+def _seeded(seed: int, device: str) -> Iterator[None]:
     generators = [torch.default_generator]
     if device.startswith("cuda"):
         generators.append(torch.cuda.default_generators[torch.device(device).index or 0])
