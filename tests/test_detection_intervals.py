@@ -9,10 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import kstest, norm
+from sklearn.metrics import average_precision_score
 
 from probgen.errors import DataError, ShapeError
 from probgen.evaluation import detection as d
+from probgen.evaluation.detection.average_precision import delete_one
 from probgen.evaluation.detection.counts import counts, resampled_counts
+from probgen.evaluation.detection.intervals import bootstrap_intervals
 from probgen.evaluation.detection.roc import _tpr_on_grid
 
 TIED = st.lists(st.integers(0, 6).map(float), min_size=2, max_size=12)
@@ -162,24 +165,68 @@ def test_average_precision_of_perfect_and_reversed_detectors_by_hand():
     assert worst == pytest.approx(((1 / 5 + 2 / 6) / 2, (1 / 5 + 2 / 6) / 2, (1 / 3 + 2 / 4) / 2))
 
 
-@pytest.mark.parametrize(
-    "metric", [d.Metric("aupr"), d.Metric("aupr", "in"), d.Metric("fpr"), d.Metric("fpr", "in")],
-    ids=lambda m: f"{m.kind}-{m.positive}",
-)  # fmt: skip
-def test_bootstrap_intervals_cover_the_truth(metric):
-    """400 data sets, n = 150, m = 100; nominal .95, percentile intervals fall short by a little.
-
-    The truth of AUPR at this prevalence and of FPR comes from integrals over the two normal laws.
-    """
-    delta, prevalence = 1.5, 100 / 250 if metric.positive == "ood" else 150 / 250
+def true_average_precision(delta, prevalence):
+    """Of N(delta, 1) among N(0, 1): the precision at each positive, integrated over their law."""
     t = np.linspace(-12, 12, 20_001)
     hit, false = norm.sf(t, delta), norm.sf(t)  # by symmetry for either class
-    if metric.kind == "aupr":
-        with np.errstate(invalid="ignore"):
-            precision = prevalence * hit / (prevalence * hit + (1 - prevalence) * false)
-        truth = np.trapezoid(np.nan_to_num(precision, nan=1.0) * norm.pdf(t, delta), t)
-    else:
-        truth = norm.sf(norm.isf(0.95, delta))
+    with np.errstate(invalid="ignore"):
+        precision = prevalence * hit / (prevalence * hit + (1 - prevalence) * false)
+    return np.trapezoid(np.nan_to_num(precision, nan=1.0) * norm.pdf(t, delta), t)
+
+
+@pytest.mark.parametrize("delta", [0.0, 1.0, 2.5])
+@pytest.mark.parametrize("sizes", [(20, 20), (50, 50), (200, 20), (20, 200)])
+def test_the_interval_of_an_average_precision_covers_it(delta, sizes):
+    """Nominal .95; 1,000 data sets, whose share has a standard error of .007.
+
+    Percentiles of a bootstrap held .88 to .93. Wider than nominal near 0 and 1, where no interval
+    claims more than independent pairs that all went one way; never as narrow as .92. What is
+    missed lies on both sides: a coin's whole interval above the prevalence at most 6 % of the time.
+    """
+    num_in, num_out = sizes
+    truth = true_average_precision(delta, num_out / (num_in + num_out))
+    rng, covered, above = np.random.default_rng(6), 0, 0
+    for _ in range(1000):
+        inside, outside = rng.normal(size=num_in), delta + rng.normal(size=num_out)
+        scores = d.as_scores(inside, outside)
+        (found,) = bootstrap_intervals(scores, [d.Metric("aupr")])
+        covered += found.lower <= truth <= found.upper
+        above += found.lower > truth
+    assert covered / 1000 > 0.95 - 0.015 - 4 * 0.007
+    assert above / 1000 < 0.06
+
+
+@pytest.mark.parametrize("positive", ["ood", "in"])
+@pytest.mark.parametrize("decimals", [6, 0])
+def test_leaving_one_datum_out_is_what_the_sums_say(positive, decimals):
+    """Against scikit-learn with the datum away and the weights of its class raised, ties too."""
+    rng = np.random.default_rng(3)
+    inside, outside = rng.normal(size=9).round(decimals), rng.normal(1, 1, 7).round(decimals)
+    hits, others = (outside, inside) if positive == "ood" else (-inside, -outside)
+    scores = d.as_scores(inside, outside)
+    groups = counts(scores)
+    pair = (groups[1], groups[0]) if positive == "ood" else (groups[0][::-1], groups[1][::-1])
+    value, without_hit, without_other = delete_one(*pair)
+    values = np.unique(np.concatenate([hits, others]))[::-1]
+    labels, at = np.r_[np.ones(len(hits)), np.zeros(len(others))], np.concatenate([hits, others])
+    assert value == pytest.approx(average_precision_score(labels, at))
+    for i in range(len(at)):
+        size = len(hits) if labels[i] else len(others)
+        weights = np.where(labels == labels[i], size / (size - 1), 1.0)
+        weights[i] = 0.0
+        group = int(np.flatnonzero(values == at[i])[0])
+        got = (without_hit if labels[i] else without_other)[group]
+        assert got == pytest.approx(average_precision_score(labels, at, sample_weight=weights))
+
+
+@pytest.mark.parametrize("positive", ["ood", "in"])
+def test_bootstrap_intervals_cover_the_truth(positive):
+    """400 data sets, n = 150, m = 100; nominal .95, percentile intervals fall short by a little.
+
+    The truth of FPR comes from the two normal laws.
+    """
+    metric, delta = d.Metric("fpr", positive), 1.5
+    truth = norm.sf(norm.isf(0.95, delta))
     rng = np.random.default_rng(6)
     covered = 0
     for _ in range(400):

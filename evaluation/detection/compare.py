@@ -68,7 +68,7 @@ def compare(
         tpr: the true positive rate at which false positive rates are read.
         level: of the intervals.
         alpha: of the tests, after Holm's correction.
-        num_resamples: of the bootstrap behind AUPR and FPR.
+        num_resamples: of the bootstrap behind FPR.
 
     Raises:
         ShapeError: measures whose sets have other lengths.

@@ -1,17 +1,17 @@
-"""Bootstrap intervals for any detection metric, and Holm's correction of many p-values.
+"""Intervals for any detection metric, and Holm's correction of many p-values.
 
-Both sets are drawn anew with replacement, each to its own size, and the outer percentiles of the
-metric are its limits. Where the sets are apart (AUROC 0 or 1, FPR 0 or 1) every resample gives the
-same number, and the bootstrap would claim certainty; near there it claims hardly less. So every
-interval reaches as far as k = min(n, m) independent pairs that all went one way still allow, with
-q = 1 - (1 - level)^(1/k):
+Of AUROC and FPR by the bootstrap: both sets are drawn anew with replacement, each to its own size,
+and the outer percentiles of the metric are its limits. An average precision has the jackknife's of
+`average_precision`, since its percentiles cover too little. Where the sets are apart (AUROC 0 or 1,
+FPR 0 or 1) every resample gives the same number, and the bootstrap would claim certainty; near
+there it claims hardly less. So every interval reaches as far as k = min(n, m) independent pairs
+that all went one way still allow, with q = 1 - (1 - level)^(1/k):
 
     auroc, fpr   lower <= 1 - q, upper >= q
     aupr         lower <= the average precision with a share q of the negatives above every
                  positive; upper >= that with a share 1 - q there, positives as tied as they are
 
-Resampling ties data that were distinct, which lifts a small average precision a little: an interval
-is stretched, where it must be, to hold its own value.
+An interval is stretched, where it must be, to hold its own value.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from probgen.errors import AlgorithmError, DataError
+from probgen.evaluation.detection.average_precision import average_precision_interval
 from probgen.evaluation.detection.counts import Metric, counts, resampled_counts
 from probgen.evaluation.detection.scores import (
     Scores,
@@ -53,7 +54,7 @@ def bootstrap_interval(
     num_resamples: int = 2000,
     seed: int = 0,
 ) -> Estimate:
-    """A metric with its percentile interval from a stratified bootstrap.
+    """A metric with its interval: percentiles of a stratified bootstrap; AUPR by the jackknife.
 
     Args:
         in_scores: [n] scores of in-distribution data.
@@ -87,18 +88,17 @@ def bootstrap_intervals(
     """Several metrics of the same scores with intervals, from one set of resamples."""
     check_share(level, "level")
     demand_spread(scores.inside, scores.outside, scores.name)
-    drawn = np.concatenate(
-        [
-            np.stack([each.of_counts(*chunk) for each in metrics])
-            for chunk in resampled_counts(scores, num_resamples=num_resamples, seed=seed)
-        ],
-        axis=1,
-    )  # [metrics, resamples]
-    limits = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2], axis=1)
-    own = counts(scores)
+    resampled = [each for each in metrics if each.kind != "aupr"]
+    chunks = resampled_counts(scores, num_resamples=num_resamples, seed=seed) if resampled else ()
+    drawn = [np.stack([each.of_counts(*chunk) for each in resampled]) for chunk in chunks]
+    own, limits = counts(scores), [(1 - level) / 2, (1 + level) / 2]
+    by_rank = iter(np.quantile(np.concatenate(drawn, axis=1), limits, axis=1).T if drawn else ())
     found = []
-    for each, lower, upper in zip(metrics, *limits, strict=True):
-        value = float(each.of_counts(*own))
+    for each in metrics:
+        if each.kind == "aupr":
+            value, lower, upper = average_precision_interval(scores, each, level)
+        else:
+            value, (lower, upper) = float(each.of_counts(*own)), next(by_rank)
         highest, lowest = _least_reach(each, scores, level)
         found.append(
             Estimate(value, float(min(lower, highest, value)), float(max(upper, lowest, value)))

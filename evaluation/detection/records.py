@@ -1,8 +1,8 @@
 """How well one measure tells one data set from the training distribution: all numbers, with limits.
 
-A `Detection` is what a cell of a table holds. AUROC has DeLong's interval on the logit scale, the
-others a stratified bootstrap. Average precision and FPR are given with either class as positive,
-and average precision beside its baseline, the prevalence of that class.
+A `Detection` is what a cell of a table holds. AUROC has DeLong's interval on the logit scale,
+average precision the jackknife's, FPR a stratified bootstrap. Average precision and FPR are given
+with either class as positive, and average precision beside its baseline, that class's prevalence.
 
 Of sets with fewer than `MIN_DATA` distinct data the intervals are honest and wide, but nothing is
 claimed in words: `is_small`. Copies among the data are known where the data are at hand, and count
@@ -131,7 +131,7 @@ def detection(
         name: the measure's name.
         larger_is_stranger: False for a measure that is larger on familiar data.
         tpr: the true positive rate at which the false positive rate is read.
-        num_resamples: of the bootstrap behind AUPR and FPR; `seed` is its.
+        num_resamples: of the bootstrap behind FPR; `seed` is its.
 
     Returns:
         a `Detection`; for a mapping a dict of them, under the names of the sets.
@@ -195,8 +195,8 @@ def detect(
         num_out=placed.num_out,
         larger_is_stranger=scores.sign > 0,
         level=level,
-        method=f"AUROC: DeLong, logit scale, Student's law; AUPR and FPR: stratified percentile "
-        f"bootstrap, {num_resamples} resamples, seed {seed}",
+        method=f"AUROC: DeLong, AUPR: jackknife, both on the logit scale with Student's law; FPR: "
+        f"stratified percentile bootstrap, {num_resamples} resamples, seed {seed}",
         distinct_in=scores.sizes[0],
         distinct_out=scores.sizes[1],
         notes=_notes(scores),
