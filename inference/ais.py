@@ -204,7 +204,7 @@ def latent_path(bound: Bound, start: str, who: str) -> Path:
 
         return Path(draw_values, terms, lambda values, params, batch: dict(values))
 
-    # A bijection's Jacobian is summed over the run, so a run is one chain's datum, and batched.
+    # Supports are read inside the run: it is one chain's datum, and batched.
     def free_run(free: Any, given: Any, params: Any, row: Any) -> tuple[Any, Any, Any]:
         rows = {n: v[None] for n, v in row.items()}
         out = b.unconstrained(
@@ -223,7 +223,7 @@ def latent_path(bound: Bound, start: str, who: str) -> Path:
             rows = {n: v[None] for n, v in row.items()}
             q = bound.trace_guide(params, rows, latents={n: sites[n].value for n in latents})
         base, delta = split_terms(sites, q)
-        return base[0] + log_det, delta[0]
+        return base[0] + _sum(list(log_det.values()))[0], delta[0]
 
     def one_enter(values: Any, params: Any, row: Any) -> dict:
         _, free, _ = free_run({}, values, params, row)

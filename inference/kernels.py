@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from probgen.backends.protocol import Backend
 from probgen.bound import Bound
@@ -20,6 +22,7 @@ from probgen.inference.spaces import bind_space
 
 Array = Any
 Tree = Any
+_DIVERGED = 1000.0  # nats, the energy error at which NUTS and HMC call a transition divergent
 
 
 class ChainState(NamedTuple):
@@ -31,10 +34,14 @@ class ChainState(NamedTuple):
 
 
 class Kernel(NamedTuple):
-    """init(x, *args) -> state;  step(key, state, *args) -> (state, info); info is not fed back."""
+    """init(x, *args) -> state;  step(key, state, *args) -> (state, info); info is not fed back.
+
+    log_ratio(state, proposed) -> [chains], the log of the Metropolis-Hastings ratio of a step.
+    """
 
     init: Callable
     step: Callable
+    log_ratio: Callable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +56,9 @@ class Langevin:
         metropolis: corrects every step by an accept-reject test (MALA), which removes the bias;
             needs noise_scale = 1.
 
-    Without the correction the stationary law of x^2 / 2 has variance 1 / (1 - h / 2).
+    Without the correction the stationary law of x^2 / 2 has variance 1 / (1 - h / 2). Sites of
+    constrained support move on the real line, under the density there (`inference.spaces`); h is a
+    step of theirs.
 
     Sources: Roberts & Tweedie 1996, Bernoulli 2(4); Nijkamp et al. 2019, arXiv:1904.09770
     (short-run chains).
@@ -74,38 +83,70 @@ class Langevin:
                 "the correction is for the density itself; leave the noise scale out."
             )
 
-    def note(self) -> str:
-        """What the chain targets, for results that show its draws."""
-        if self.metropolis:
-            return f"MALA, {self.num_steps} steps of {self.step_size:g}"
+    def note(self, stats: Mapping[str, np.ndarray] | None = None) -> str:
+        """What the chain targets and, of the `stats` of its run, how it went.
+
+        Diverged chains are those of which a step was not finite or had a log Metropolis ratio
+        below -1000, as when an energy blows up.
+        """
+        steps = f"{self.num_steps} steps of {self.step_size:g}"
         heat = f", temperature {self.noise_scale**2:g}" if self.noise_scale != 1.0 else ""
-        return f"short-run Langevin, {self.num_steps} steps of {self.step_size:g}{heat}"
+        text = f"MALA, {steps}" if self.metropolis else f"short-run Langevin, {steps}{heat}"
+        if not stats:
+            return text
+        if "acceptance_rate" in stats:
+            rate = f"acceptance {float(np.mean(stats['acceptance_rate'])):.2f}"
+            text += f", {rate}" if self.metropolis else f", {rate} had steps been tested"
+        diverged = stats["diverged"]
+        return f"{text}, {int(diverged.sum())} of {len(diverged)} chains diverged"
+
+    def cure(self) -> str:
+        """What to do where chains end at NaN or infinity."""
+        text = f"lower the sampler's step_size, now {self.step_size:g}"
+        return text if self.metropolis else f"{text}, or test every step with metropolis=True"
 
     def generate(
-        self, bound: Bound, params: Any, key: Any, num_samples: int, space: str | None = None
-    ) -> tuple[dict, dict]:
-        """(every site's value at the chains' ends, positions along them); for `pg.generate`.
+        self, bound: Bound, params: Any, batch: Any, key: Any, num_samples: int,
+        space: str | None = None, *, keep_chain: bool = False,
+    ) -> tuple[dict, Tree, dict]:  # fmt: skip
+        """(every site's value at the chains' ends, values of the sites that move along the chains
+        or None, statistics of each chain); for `pg.generate`.
 
-        The space is "noise" for a model with latents and "data" without, unless it is given.
+        The space is "noise" for a model with latents and "data" without, unless it is given; along
+        a chain in noise space the noise is kept. `batch` holds the inputs with one row a sample.
         """
-        b = bound.backend
+        b, ops = bound.backend, bound.backend.ops
         where = bind_space(bound, space or ("noise" if bound.latents else "data"))
         kernel = self.kernel(b, where.log_density, num_calls=self.num_steps)
-        k_start, k_chain = b.split(key, 2)
+        judged = self.noise_scale > 0
 
-        def run(params: Any, k_start: Any, k_chain: Any) -> tuple[dict, dict]:
-            x = where.init(params, {}, k_start, num_samples)
+        def run(params: Any, batch: Any, key: Any) -> tuple[dict, Tree, dict]:
+            k_start, k_chain = b.split(key, 2)
+            first = kernel.init(where.init(params, batch, k_start, num_samples), params, batch)
 
-            def step(state: ChainState, k: Any) -> tuple[ChainState, Tree]:
-                new, _ = kernel.step(k, state, params, {})
-                return new, new.x
+            def shown(x: Tree) -> Tree:
+                return x if where.kind == "noise" else where.values(x, params, batch)
 
+            def step(carry: tuple, k: Any) -> tuple[tuple, Tree]:
+                state, rate, diverged = carry
+                new, info = kernel.step(k, state, params, batch)
+                ratio = info.get("log_ratio")
+                if ratio is None:
+                    ratio = kernel.log_ratio(state, new) if judged else new.log_density * 0.0
+                # NaN compares as False: a step that is not a number diverged, and is not accepted.
+                diverged = ops.where(ratio > -_DIVERGED, diverged, 1.0)
+                carry = (new, rate + acceptance(ops, ratio), diverged)
+                return carry, shown(new.x) if keep_chain else None
+
+            zero = ops.zeros_like(first.log_density)
             keys = b.split(k_chain, self.num_steps)
-            end, chain = b.scan(step, kernel.init(x, params, {}), keys)
-            sites = where.sites(end.x, params, {})
-            return {n: s.value for n, s in sites.items() if s.kind != "factor"}, chain
+            (end, rate, diverged), chain = b.scan(step, (first, zero, zero), keys)
+            sites = where.sites(end.x, params, batch)
+            values = {n: s.value for n, s in sites.items() if s.kind != "factor"}
+            stats = {"acceptance_rate": rate / self.num_steps} if judged else {}
+            return values, chain, {**stats, "diverged": diverged}
 
-        return b.loop(run)(params, k_start, k_chain)
+        return b.loop(run)(params, batch, key)
 
     def kernel(
         self, backend: Backend, log_density: Callable, num_calls: int | None = None
@@ -146,27 +187,37 @@ class Langevin:
                 out = out - ops.sum(d * d, axis=-1) / (4.0 * h)
             return out
 
+        heat = self.noise_scale**2
+
+        def log_ratio(state: ChainState, new: ChainState) -> Array:
+            """Of p^(1 / s^2), which the chain would keep were its steps tested."""
+            change = new.log_density - state.log_density
+            back = forward(new.x, state.x, new.grad) - forward(state.x, new.x, state.grad)
+            return (change + back) / heat
+
         def corrected(key: Any, state: ChainState, *args: Any) -> tuple[ChainState, dict]:
             key_step, key_accept = b.split(key, 2)
             new = init(propose(key_step, state), *args)
-            log_ratio = (
-                new.log_density
-                - state.log_density
-                + forward(new.x, state.x, new.grad)
-                - forward(state.x, new.x, state.grad)
-            )
-            u = b.uniform(key_accept, tuple(log_ratio.shape))
-            accept = ops.log(u) < log_ratio
+            ratio = log_ratio(state, new)
+            u = b.uniform(key_accept, tuple(ratio.shape))
+            accept = ops.log(u) < ratio
 
             def choose(a: Array, c: Array) -> Array:
                 flags = ops.reshape(accept, (*accept.shape, *([1] * (a.ndim - 1))))
                 return ops.where(flags, a, c)
 
             kept = b.tree_map(choose, new, state)
-            rate = ops.exp(ops.minimum(log_ratio, log_ratio * 0.0))
-            return kept, {"log_density": kept.log_density, "acceptance_rate": rate}
+            info = {"log_ratio": ratio, "acceptance_rate": acceptance(ops, ratio)}
+            return kept, {"log_density": kept.log_density, **info}
 
-        return Kernel(init, corrected if self.metropolis else plain)
+        return Kernel(init, corrected if self.metropolis else plain, log_ratio)
+
+
+def acceptance(ops: Any, log_ratio: Array) -> Array:
+    """min(1, exp(log ratio)), and 0 where the ratio is NaN."""
+    nothing = ops.zeros_like(log_ratio)
+    rate = ops.exp(ops.minimum(log_ratio, nothing))
+    return ops.where(ops.isnan(rate), nothing, rate)
 
 
 def run_chain(

@@ -19,7 +19,7 @@ from typing import Any
 from probgen.bound import Bound
 from probgen.errors import AlgorithmError, DeclarationError
 from probgen.inference.kernels import Langevin, run_chain
-from probgen.inference.spaces import Space, bind_space, total
+from probgen.inference.spaces import bind_space, total
 from probgen.learner import Learner
 from probgen.optim import Adam, OptimizerDeclaration
 from probgen.trees import tree_leaves
@@ -49,7 +49,7 @@ class MaximumLikelihood:
     Raises (when bound):
         AlgorithmError: the model has no factor or no free parameter to learn; the base is not
             frozen though it has latents; a factor reads a latent that data do not give; gradient
-            accumulation.
+            accumulation; persistent chains under inputs that differ from datum to datum.
     """
 
     sampler: Langevin
@@ -71,6 +71,9 @@ class MaximumLikelihood:
         b, ops = bound.backend, bound.backend.ops
         space = bind_space(bound, self.space)
         factors_only = bool(bound.latents) or self.space == "noise"
+        sites = bound.structure.sites
+        variables = [n for n, s in sites.items() if s.kind == "sample" and not s.is_fixed]
+        left = variables if factors_only else []
         self._check(bound, factors_only)
         if bound.accumulate > 1:
             raise AlgorithmError(
@@ -84,7 +87,7 @@ class MaximumLikelihood:
         def contrast(params: Mapping, values: Mapping, batch: Mapping, key: Any) -> Array:
             size = next(iter(values.values())).shape[0]
             sites = bound.trace(params, batch, values, key=key, batch_size=size, condition=False)
-            return total(sites, factors_only)
+            return total(sites, leave=left)
 
         def objective(trainable: Any, frozen: Any, samples: Any, batch: Any, key: Any) -> Any:
             params = {**trainable, **frozen}
@@ -114,6 +117,13 @@ class MaximumLikelihood:
             if factors_only:
                 check_contrast(trainable, frozen, x, batch, key)
             if self.persistent:
+                inputs = sorted(n for n in batch if n not in bound.observed)
+                if inputs:
+                    raise AlgorithmError(
+                        f"MaximumLikelihood: got persistent=True and the inputs {inputs} with one "
+                        "row a datum, expected chains that belong to no datum: they would go on "
+                        "under the inputs of other data; leave persistent out."
+                    )
                 state["chains"] = x
             return state
 
@@ -129,7 +139,7 @@ class MaximumLikelihood:
                     f"{list(bound.latents)}, which the data do not give, expected an energy of "
                     f"{list(bound.observed)} alone; tilt on='{bound.observed[0]}'."
                 )
-            samples = _values(space, x, params, batch)
+            samples = space.values(x, params, batch)
             _, grads = gradient(trainable, frozen, samples, batch, key)
             leaves = {n: [b.to_numpy(g) for g in tree_leaves(t)] for n, t in grads.items()}
             still = [n for n, gs in leaves.items() if not any(g.any() for g in gs)]
@@ -159,7 +169,7 @@ class MaximumLikelihood:
             x = start(state, params, batch, k_start)
             n = self.sampler.num_steps
             end, _ = run_chain(b, kernel, x, k_chain, n, params, batch)
-            samples = _values(space, end.x, params, batch)
+            samples = space.values(end.x, params, batch)
             (_, metrics), grads = gradient(state["params"], state["frozen"], samples, batch, k_loss)
             trained, opt = optimizer.update(grads, state["opt"], state["params"])
             new = {"params": trained, "frozen": state["frozen"], "opt": opt}
@@ -167,7 +177,8 @@ class MaximumLikelihood:
                 new["chains"] = end.x
             return new, metrics | {"log_density": ops.mean(end.log_density)}
 
-        return Learner(init, update)
+        ends = f"of the ends of the chains: {self.sampler.cure()}"
+        return Learner(init, update, cures={"log_density": ends})
 
     def _check(self, bound: Bound, factors_only: bool) -> None:
         sites = bound.structure.sites
@@ -193,10 +204,3 @@ class MaximumLikelihood:
                 "are not observed, so their likelihood gradient is not known; fit the base first "
                 "and tilt the Fitted: Tilted(fitted, energy=...)."
             )
-
-
-def _values(space: Space, x: Any, params: Mapping, batch: Mapping) -> dict[str, Array]:
-    if space.kind != "noise":
-        return x
-    sites = space.sites(x, params, batch)
-    return {n: sites[n].value for n in space.names}

@@ -198,7 +198,7 @@ def _noise_path(bound: Bound) -> Path:
         eps = {n: v[:, 0] for n, v in u.items()}
         parts = [ops.sum(ops.reshape(e * e, (e.shape[0], -1)), axis=-1) for e in eps.values()]
         normal = -0.5 * sum(parts[1:], parts[0])  # its constant is in f_0 and f_1 alike
-        delta = total(space.sites(eps, params, batch), factors_only=True)
+        delta = total(space.sites(eps, params, batch), leave=space.names)
         return normal[:, None], delta[:, None]
 
     return Path(draw, terms, lambda values, params, batch: values)

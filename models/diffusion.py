@@ -136,8 +136,13 @@ class Diffusion(Model):
             return row["signal"] * eps - row["noise"] * x
         return eps
 
-    def generate(self, bound: Any, params: Any, key: Any, num_samples: int) -> dict[str, Array]:
-        """Ancestral sampling by one loop over the steps; the same chain as the program's."""
+    def generate(
+        self, bound: Any, params: Any, batch: Any, key: Any, num_samples: int
+    ) -> dict[str, Array]:
+        """Ancestral sampling by one loop over the steps; the same chain as the program's.
+
+        `batch` holds a program's inputs, which this one does not have.
+        """
         b = bound.backend
         total = self.schedule.num_train_timesteps
         table = {k: b.asarray(v[::-1].copy()) for k, v in self.table().items()}

@@ -32,7 +32,7 @@ class SiteInfo(NamedTuple):
 
     kind: sample, factor or deterministic; plates: names, the data plate's included;
     event_shape and support: of its distribution; distribution: the declaration as text;
-    is_fixed: the program itself gives its value (`obs=`).
+    is_fixed: the program itself gives its value (`obs=`); shape: of its value in that run.
     """
 
     kind: str
@@ -42,6 +42,7 @@ class SiteInfo(NamedTuple):
     distribution: str
     is_discrete: bool
     is_fixed: bool = False
+    shape: tuple[int, ...] = ()
 
     @property
     def is_local(self) -> bool:
@@ -170,6 +171,7 @@ class Bound:
         latents: Mapping[str, Array] | None = None,
         num_particles: int | None = None,
         noise: Mapping[str, Array] | None = None,
+        batch_size: int | None = None,
     ) -> dict[str, Site]:
         """Runs the guide; its latents are drawn from `key`, or given, or made from `noise`."""
         guide = self.require_guide("trace_guide")
@@ -180,7 +182,7 @@ class Bound:
             values=latents or {},
             inputs=self.inputs(guide, batch, f"guide of {self.model.name!r}"),
             key=key,
-            batch_size=self.batch_size(batch),
+            batch_size=batch_size or self.batch_size(batch),
             particles=None if num_particles is None else (num_particles, -depth - 1),
             noise=noise,
         )
@@ -390,6 +392,7 @@ def _structure(backend: Backend, run: Any, sites: Mapping[str, Site]) -> Structu
             repr(known["distribution"]) if "distribution" in known else "",
             fn is not None and backend.is_discrete(fn),
             known.get("is_fixed", False),
+            tuple(np.shape(sites[name].value)),
         )
     depth = max((-dim for dim, _ in run.plates.values()), default=0)
     sizes = {name: plate.size for name, (_, plate) in run.plates.items() if name != DATA_PLATE}

@@ -58,13 +58,23 @@ class Fitted:
         return resolve(backend, device, prefer=self.model.backend)
 
     def bind(
-        self, backend: Backend, data: Mapping[str, Any] | None = None, **fields: Any
+        self,
+        backend: Backend,
+        data: Mapping[str, Any] | None = None,
+        *,
+        constants: Mapping[str, Any] | None = None,
+        **fields: Any,
     ) -> tuple[Bound, dict]:
-        """The model bound to a backend with these parameters."""
+        """The model bound to a backend with these parameters.
+
+        Args:
+            backend: where it runs.
+            data: rows; None stands for one datum of zeros, as the fit saw them.
+            constants: inputs shared by all data, in place of the fit's.
+        """
         rows = self._blank_rows() if data is None else data
-        return bind(
-            self.model, backend, data=rows, constants=self.constants, params=self.params, **fields
-        )
+        shared = {**self.constants, **(constants or {})}
+        return bind(self.model, backend, data=rows, constants=shared, params=self.params, **fields)
 
     def _blank_rows(self) -> dict[str, np.ndarray]:
         """One datum of zeros for each site or input, in shape and type as the fit saw them."""

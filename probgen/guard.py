@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -20,10 +21,11 @@ class Guard:
 
     Args:
         backend: whose arrays the state holds.
+        cures: the learner's words for some metrics (`Learner.cures`), said where they fail.
     """
 
-    def __init__(self, backend: Backend):
-        self.backend = backend
+    def __init__(self, backend: Backend, cures: Mapping[str, str] | None = None):
+        self.backend, self.cures = backend, cures or {}
         # One number comes from the device, not the state.
         self._total = backend.compile(self._zero_if_finite, num_calls=1)
 
@@ -55,7 +57,8 @@ class Guard:
             step = min(first.values())
             names = sorted(n for n, s in first.items() if s == step)
             terms = [n for n in names if "/" in n] or names
-            return f"{', '.join(terms)} at step {start + step}"
+            said = [f"{n} ({self.cures[n]})" if n in self.cures else n for n in terms]
+            return f"{', '.join(said)} at step {start + step}"
         leaves = [v for _, v in tree_items(state) if "float" in str(getattr(v, "dtype", ""))]
         if np.isfinite(self.backend.to_numpy(self._total(leaves))):
             return None

@@ -9,7 +9,7 @@ named arrays, nats unless the name says otherwise: scalars, or vectors such as a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 from probgen.bound import Bound
@@ -25,12 +25,15 @@ class Learner(NamedTuple):
         evaluate: (params, batch, key) -> metrics on held-out data, means over the batch; or None.
         report: (params, batch, key, history) -> an object with `text()` at the end of a fit; or
             None.
+        cures: metric -> what to do where it is NaN or infinite, in words, when lowering the
+            learning rate is not all.
     """
 
     init: Callable[[Tree, Any, Tree], Tree]
     update: Callable[[Tree, Tree, Any], tuple[Tree, dict]]
     evaluate: Callable[[Tree, Tree, Any], dict] | None = None
     report: Callable[[Tree, Tree, Any, Any], Any] | None = None
+    cures: Mapping[str, str] | None = None
 
 
 class Algorithm(Protocol):

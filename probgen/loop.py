@@ -71,7 +71,7 @@ class Loop:
     progress_bar: bool
 
     def __post_init__(self) -> None:
-        self._guard = Guard(self.bound.backend)
+        self._guard = Guard(self.bound.backend, self.learner.cures)
         if self.held_out is not None and self.learner.evaluate is None:
             raise AlgorithmError(
                 "validation: this algorithm has no held-out metric; leave `validation` out."

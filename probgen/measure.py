@@ -94,8 +94,9 @@ class Room:
         """A model on this backend with its parameters; the evaluated one by default."""
         chosen = self.fitted if fitted is None else fitted
         example = {k: v[:1] for k, v in self._example.items()}
-        fields = {"num_data": self._num_data, "num_steps": self._num_chunks}
-        return chosen.bind(self.backend, example, **fields)
+        return chosen.bind(
+            self.backend, example, num_data=self._num_data, num_steps=self._num_chunks
+        )
 
     def device(
         self, measure: Measure, fitted: Fitted | None = None

@@ -141,8 +141,8 @@ class Posterior:
             batch_size=self.num_rows,
         )
         sums = {n: b.ops.sum(s.log_prob) for n, s in sites.items() if s.log_prob is not None}
-        total = log_det
-        for value in sums.values():
+        total: Any = 0.0
+        for value in [*sums.values(), *(b.ops.sum(v) for v in log_det.values())]:
             total = total + value
         outside, likelihood = {}, {}
         for name in self.observed:

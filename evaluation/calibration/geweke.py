@@ -234,15 +234,16 @@ def geweke_model(
 
         def alone(carry: Any, k: Any) -> tuple[Any, Any]:
             z, y = draw(params, k)
-            return carry, (z, y, space.log_density(z, params, y))
+            return carry, (z, y, space.log_density(space.enter(z, params, y), params, y))
 
         def in_turn(z: Any, k: Any) -> tuple[Any, Any]:
             keys = b.split(k, num_steps + 1)
             _, y = draw(params, keys[0], z)
-            state = kernel.init(z, params, y)
+            state = kernel.init(space.enter(z, params, y), params, y)
             for i in range(num_steps):
                 state, _ = kernel.step(keys[i + 1], state, params, y)
-            return state.x, (state.x, y, space.log_density(state.x, params, y))
+            z = space.values(state.x, params, y)
+            return z, (z, y, space.log_density(state.x, params, y))
 
         first, _ = draw(params, key_start)
         _, a = b.scan(alone, first, b.split(key_a, num_samples))

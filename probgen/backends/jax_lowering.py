@@ -168,7 +168,7 @@ def run_program(
         sites = {}
         for name, node in trace.items():
             if node["type"] in ("sample", "deterministic"):
-                sites[name] = as_site(name, node, run, _broadcast, _log_prob)
+                sites[name] = as_site(name, node, run, broadcast_plates, _log_prob)
     return run, sites
 
 
@@ -206,5 +206,6 @@ def _log_prob(fn: Any, value: Any) -> Any:
     return density(flat(value), *(flat(getattr(base, n)) for n in names)).sum(-1)
 
 
-def _broadcast(log_prob: Any, plates: tuple[int, ...]) -> Any:
+def broadcast_plates(log_prob: Any, plates: tuple[int, ...]) -> Any:
+    """A log density stretched over the open plates' axes."""
     return jnp.broadcast_to(log_prob, jnp.broadcast_shapes(log_prob.shape, plates))

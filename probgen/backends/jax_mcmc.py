@@ -27,7 +27,8 @@ from numpyro.infer.hmc import HMCState
 from numpyro.infer.hmc_util import HMCAdaptState
 from numpyro.infer.util import ParamInfo
 
-from probgen.backends.jax_lowering import Lowering, run_program
+from probgen.backends.jax_lowering import Lowering, broadcast_plates, run_program
+from probgen.backends.lowering import per_datum
 from probgen.backends.protocol import Site
 from probgen.errors import AlgorithmError
 from probgen.posterior import NUM_STARTS, Chains, Posterior, Start
@@ -38,7 +39,7 @@ NUM_CHUNKS = 20  # about how often the progress bar moves in a phase
 
 
 class FreeLowering(Lowering):
-    """Runs a program whose latents are given on the real line, and sums the log Jacobians."""
+    """Runs a program whose latents are given on the real line, and keeps the log Jacobians."""
 
     def __init__(
         self, values: Mapping[str, Any], key: Any, names: tuple[str, ...],
@@ -46,7 +47,7 @@ class FreeLowering(Lowering):
     ):  # fmt: skip
         super().__init__(values, key, None)
         self.names, self.free, self.given, self.strategy = names, dict(free), given, strategy
-        self.log_det: Any = jnp.zeros(())
+        self.log_det: dict[str, Any] = {}
 
     def value_of(self, name: str, fn: Any, obs: Any) -> Any:
         if name not in self.names:
@@ -59,12 +60,19 @@ class FreeLowering(Lowering):
             self.free[name] = self._start(name, fn, transform)
         u = self.free[name]
         value = transform(u)
-        self.log_det = self.log_det + jnp.sum(transform.log_abs_det_jacobian(u, value))
+        log_det = transform.log_abs_det_jacobian(u, value)
+        event = log_det.ndim - len(self._batch(fn))  # some leave axes of the event unsummed
+        if event:
+            log_det = log_det.sum(tuple(range(-event, 0)))
+        plates = self.run.active  # type: ignore[union-attr]
+        self.log_det[name] = per_datum(name, log_det, plates, broadcast_plates)
         return value
 
+    def _batch(self, fn: Any) -> tuple[int, ...]:
+        return jnp.broadcast_shapes(self._plates(), fn.batch_shape)
+
     def _start(self, name: str, fn: Any, transform: Any) -> Any:
-        batch = jnp.broadcast_shapes(self._plates(), fn.batch_shape)
-        shape = (*batch, *fn.event_shape)
+        shape = (*self._batch(fn), *fn.event_shape)
         if name in self.given:
             return transform.inv(jnp.broadcast_to(self.given[name], shape))
         if self.strategy == "init_to_feasible":
@@ -89,8 +97,8 @@ def unconstrained(
     program: Callable, params: Mapping, *, names: tuple[str, ...], free: Mapping[str, Any],
     given: Mapping[str, Any], strategy: str, values: Mapping[str, Any], inputs: Mapping[str, Any],
     key: Any, batch_size: int | None,
-) -> tuple[dict[str, Site], dict[str, Any], Any]:  # fmt: skip
-    """(sites, latents on the real line, log |det| of their bijections)."""
+) -> tuple[dict[str, Site], dict[str, Any], dict[str, Any]]:  # fmt: skip
+    """(sites, latents on the real line, log |det| of each one's bijection, as a log_prob)."""
     lower = FreeLowering(values, key, names, free, given, strategy)
     _, sites = run_program(program, dict(params), lower, inputs, batch_size, None)
     return sites, lower.free, lower.log_det

@@ -120,6 +120,33 @@ def axis_sizes(sizes: Mapping[int, int]) -> tuple[int, ...]:
     return tuple(sizes.get(-i, 1) for i in range(depth, 0, -1))
 
 
+def per_datum(
+    name: str, value: Any, plates: Mapping[str, tuple[int, int]], broadcast: Callable
+) -> Any:
+    """A site's log density (or log Jacobian), [*plates], with its inner plates summed.
+
+    Args:
+        name: the site's.
+        value: the log density.
+        plates: name -> (axis from the right, size) of those that the site stands in.
+        broadcast: see `as_site`.
+
+    Raises:
+        ShapeError: an axis is left over that is no plate's.
+    """
+    keep = {dim for plate, (dim, _) in plates.items() if plate in (PARTICLES, DATA_PLATE)}
+    value = broadcast(value, axis_sizes(dict(plates.values())))
+    inner = tuple(axis for axis in range(-value.ndim, 0) if axis not in keep)
+    if inner:
+        value = value.sum(inner)
+    if value.ndim != len(keep):
+        raise ShapeError(
+            f"site {name!r}: got a log-probability of shape {tuple(value.shape)}, expected "
+            f"{len(keep)} axes, of the data and the particles; check its plates and its to_event."
+        )
+    return value
+
+
 def plain_log_prob(fn: Any, value: Any) -> Any:
     """The library's own."""
     return fn.log_prob(value)
@@ -144,15 +171,6 @@ def as_site(
     is_local = any(f.name == DATA_PLATE for f in frames)
     if kind == "deterministic":
         return Site(node["value"], None, is_local, None, kind)
-    keep = {f.dim for f in frames if f.name in (PARTICLES, DATA_PLATE)}
-    plates = axis_sizes({f.dim: f.size for f in frames})
-    log_prob = broadcast(log_prob_of(node["fn"], node["value"]), plates)
-    inner = tuple(axis for axis in range(-log_prob.ndim, 0) if axis not in keep)
-    if inner:
-        log_prob = log_prob.sum(inner)
-    if log_prob.ndim != len(keep):
-        raise ShapeError(
-            f"site {name!r}: got a log-probability of shape {tuple(log_prob.shape)}, expected "
-            f"{len(keep)} axes, of the data and the particles; check its plates and its to_event."
-        )
+    plates = {f.name: (f.dim, f.size) for f in frames}
+    log_prob = per_datum(name, log_prob_of(node["fn"], node["value"]), plates, broadcast)
     return Site(node["value"], log_prob, is_local, None if kind == "factor" else node["fn"], kind)

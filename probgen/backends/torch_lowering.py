@@ -190,9 +190,10 @@ def run_program(
         for name, node in messenger.trace.nodes.items():
             if node["type"] != "sample" or type(node["fn"]).__name__ == "_Subsample":
                 continue
-            sites[name] = as_site(name, node, run, _broadcast)
+            sites[name] = as_site(name, node, run, broadcast_plates)
     return run, sites
 
 
-def _broadcast(log_prob: torch.Tensor, plates: tuple[int, ...]) -> torch.Tensor:
+def broadcast_plates(log_prob: torch.Tensor, plates: tuple[int, ...]) -> torch.Tensor:
+    """A log density stretched over the open plates' axes."""
     return torch.broadcast_to(log_prob, torch.broadcast_shapes(log_prob.shape, plates))

@@ -20,8 +20,9 @@ from pyro.infer.mcmc import HMC, NUTS
 from torch.distributions import constraints
 
 from probgen.backends import keys, torch_random
+from probgen.backends.lowering import per_datum
 from probgen.backends.protocol import Site
-from probgen.backends.torch_lowering import Lowering, run_program
+from probgen.backends.torch_lowering import Lowering, broadcast_plates, run_program
 from probgen.errors import AlgorithmError
 from probgen.posterior import NUM_STARTS, Chains, Posterior, Start
 from probgen.program import NO_BIJECTION
@@ -32,7 +33,7 @@ _SHOWN_EVERY = 10
 
 
 class FreeLowering(Lowering):
-    """Runs a program whose latents are given on the real line, and sums the log Jacobians."""
+    """Runs a program whose latents are given on the real line, and keeps the log Jacobians."""
 
     def __init__(
         self, device: str, values: Mapping[str, Any], key: Any, names: tuple[str, ...],
@@ -40,7 +41,7 @@ class FreeLowering(Lowering):
     ):  # fmt: skip
         super().__init__(device, values, key, None)
         self.names, self.free, self.given, self.strategy = names, dict(free), given, strategy
-        self.log_det: Any = torch.zeros((), device=device)
+        self.log_det: dict[str, Any] = {}
 
     def value_of(self, name: str, fn: Any, obs: Any) -> Any:
         if name not in self.names:
@@ -53,12 +54,19 @@ class FreeLowering(Lowering):
             self.free[name] = self._start(name, fn, transform)
         u = self.free[name]
         value = transform(u)
-        self.log_det = self.log_det + transform.log_abs_det_jacobian(u, value).sum()
+        log_det = transform.log_abs_det_jacobian(u, value)
+        event = log_det.ndim - len(self._batch(fn))  # some leave axes of the event unsummed
+        if event:
+            log_det = log_det.sum(tuple(range(-event, 0)))
+        plates = self.run.active  # type: ignore[union-attr]
+        self.log_det[name] = per_datum(name, log_det, plates, broadcast_plates)
         return value
 
+    def _batch(self, fn: Any) -> tuple[int, ...]:
+        return tuple(torch.broadcast_shapes(self._plates(), fn.batch_shape))
+
     def _start(self, name: str, fn: Any, transform: Any) -> torch.Tensor:
-        batch = torch.broadcast_shapes(self._plates(), fn.batch_shape)
-        shape = torch.Size((*batch, *fn.event_shape))
+        shape = torch.Size((*self._batch(fn), *fn.event_shape))
         if name in self.given:
             return transform.inv(self.given[name].expand(shape))
         if self.strategy == "init_to_feasible":
@@ -84,8 +92,8 @@ def unconstrained(
     device: str, program: Callable, params: Mapping, *, names: tuple[str, ...],
     free: Mapping[str, Any], given: Mapping[str, Any], strategy: str, values: Mapping[str, Any],
     inputs: Mapping[str, Any], key: Any, batch_size: int | None,
-) -> tuple[dict[str, Site], dict[str, Any], Any]:  # fmt: skip
-    """(sites, latents on the real line, log |det| of their bijections)."""
+) -> tuple[dict[str, Site], dict[str, Any], dict[str, Any]]:  # fmt: skip
+    """(sites, latents on the real line, log |det| of each one's bijection, as a log_prob)."""
     lower = FreeLowering(device, values, key, names, free, given, strategy)
     _, sites = run_program(program, dict(params), lower, inputs, batch_size, None)
     return sites, lower.free, lower.log_det
