@@ -13,7 +13,6 @@ aggregate posterior to the prior.
 from __future__ import annotations
 
 import dataclasses
-import logging
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -23,8 +22,8 @@ import numpy as np
 from probgen.backends.protocol import Site
 from probgen.bound import Bound
 from probgen.inference.terms import compute, per_datum
+from probgen.progress import log
 
-log = logging.getLogger("probgen")
 ACTIVE = 0.01
 DRAWS = 32  # of the guide, for the mean of latents that others in the guide depend on
 ROWS = 100  # of the table of log q(z_i | x_j) at a time

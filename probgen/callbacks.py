@@ -7,15 +7,12 @@ may ask the fit to stop by returning True from `on_chunk` or `on_validation`.
 from __future__ import annotations
 
 import dataclasses
-import logging
 import os
 from typing import Any
 
 import numpy as np
 
 from probgen.errors import DeclarationError, UnknownName
-
-log = logging.getLogger("probgen")
 
 
 class Callback:

@@ -8,7 +8,6 @@ ones go once it stands.
 from __future__ import annotations
 
 import contextlib
-import logging
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -20,10 +19,10 @@ from probgen import place, store
 from probgen.backends.protocol import Backend
 from probgen.errors import SaveError
 from probgen.history import History
+from probgen.progress import log
 from probgen.provenance import require_same
 from probgen.trees import tree_map
 
-log = logging.getLogger("probgen")
 KEEP = 2
 _NAME = re.compile(r"step-\d{9,}")
 

@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import probgen
-from probgen.errors import ProbgenError
+from probgen.errors import ProbgenError, Terminated
+from probgen.progress import say
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -33,9 +34,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         said = " ".join(str(error).split()).removeprefix(f"{chosen.command}: ")
         print(f"probgen {chosen.command}: {said}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print(f"probgen {chosen.command}: stopped", file=sys.stderr)
+    except KeyboardInterrupt as stopped:
+        said = str(stopped).removeprefix(f"{chosen.command}: ") or "stopped"
+        print(f"probgen {chosen.command}: {said}", file=sys.stderr)
         return 130
+    except Terminated:
+        return 143  # the line is in the log
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -165,7 +169,7 @@ def _evaluate(chosen: argparse.Namespace) -> int:
         out=chosen.out,
         overwrite=chosen.overwrite,
         command=_evaluate_command(chosen),
-        say=lambda line: print(line, flush=True),
+        say=say,
     )
     return 0
 
@@ -190,7 +194,7 @@ def _demo(chosen: argparse.Namespace) -> int:
         seed=chosen.seed,
         settings=Settings.quick(net=chosen.net) if chosen.quick else Settings(net=chosen.net),
         command=_command(chosen),
-        say=lambda line: print(line, flush=True),
+        say=say,
     )
     return 0
 
@@ -209,6 +213,6 @@ def _doctor(chosen: argparse.Namespace) -> int:
     for each in findings:
         mark = {"ok": "ok", "missing": "--", "broken": "!!", "note": "no"}[each.state]
         name = "  " * each.level + each.name
-        print(f"{mark}  {name:<12}{each.text}", flush=True)
+        say(f"{mark}  {name:<12}{each.text}")
     works = any(each.name == "auto" and each.state == "ok" for each in findings)
     return 0 if works else 1

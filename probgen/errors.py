@@ -67,3 +67,15 @@ class SaveError(ProbgenError):
 
 class OtherRun(SaveError):
     """What stands in the folder is whole, and was made from other settings, data or parameters."""
+
+
+class Terminated(SystemExit):
+    """SIGTERM came, and what was done is kept: exit status 143. No `ProbgenError`, so that nothing
+    that bears errors goes on after it."""
+
+    def __init__(self, message: str):
+        super().__init__(143)
+        self.message = message
+
+    def __str__(self) -> str:
+        return self.message

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,9 +10,8 @@ import numpy as np
 from probgen.backends.protocol import Backend
 from probgen.errors import NonFiniteError
 from probgen.history import History
+from probgen.progress import log
 from probgen.trees import tree_items, tree_like
-
-log = logging.getLogger("probgen")
 
 
 class Guard:

@@ -8,7 +8,6 @@ numbers, and a run that was killed and resumed ends where the uninterrupted one 
 from __future__ import annotations
 
 import dataclasses
-import logging
 from typing import Any
 
 import numpy as np
@@ -21,11 +20,11 @@ from probgen.errors import AlgorithmError
 from probgen.feed import Feed
 from probgen.guard import Guard, lower_step
 from probgen.history import History
+from probgen.interrupt import asked_to_stop
 from probgen.learner import Learner, all_params
-from probgen.progress import bar
+from probgen.progress import bar, log
 from probgen.trees import tree_map
 
-log = logging.getLogger("probgen")
 CHUNK = 100
 EVALUATE = 2**31 - 2  # a stream of keys beside those of the steps
 
@@ -88,7 +87,10 @@ class Loop:
         marks.append(chunk_length(min([self.total, *marks]), self.feed.max_steps))
         for callback in self.callbacks:
             callback.on_start(progress)
-        with bar(self.total, step, self.progress_bar) as shown:
+        with (
+            asked_to_stop(self.checkpoints is not None) as asked,
+            bar(self.total, step, self.progress_bar) as shown,
+        ):
             stopped = ended = False
             while step < self.total and not (stopped or ended):
                 end = min(self.total, *(step - step % m + m for m in marks))
@@ -111,9 +113,14 @@ class Loop:
                     history.events.append(f"step {step}: the data ended")
                 shown(count, metrics)
                 if self.checkpoints is not None and (
-                    stopped or last or _crossed(before, step, self.checkpoint_every)
+                    asked or stopped or last or _crossed(before, step, self.checkpoint_every)
                 ):
                     self.checkpoints.save(step, state, history, b, finished=stopped or ended)
+                    asked.stop(
+                        f"fit: stopped at step {step} of {self.total}, which is kept in "
+                        f"{self.checkpoints.root}; with resume=True, the default, the same call "
+                        "goes on from there."
+                    )
         for callback in self.callbacks:
             callback.on_end(progress)
         return state, step

@@ -19,7 +19,6 @@ from __future__ import annotations
 import contextlib
 import datetime
 import errno
-import logging
 import os
 import shutil
 import socket
@@ -28,8 +27,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from probgen.errors import SaveError
+from probgen.progress import log
 
-log = logging.getLogger("probgen")
 PathLike = str | os.PathLike
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP}
 

@@ -2,6 +2,8 @@
 
 import gzip
 import json
+import os
+import signal
 import struct
 
 import numpy as np
@@ -105,6 +107,27 @@ def test_a_run_that_is_killed_goes_on_and_gives_the_same_numbers(place, monkeypa
     assert calls == [0, 15, 15, 30, 45]
     again = pg.Evaluation.load(place / "cut" / "table")
     np.testing.assert_array_equal(again["ELBO(16)"]["estimate"], whole["ELBO(16)"]["estimate"])
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_run_that_is_asked_to_end_says_in_one_line_how_to_go_on(
+    place, number, status, monkeypatch, capsys, caplog
+):
+    words_ = ["--ood", "noise", "--measures", "elbo", "--chunk-size", "15"]
+    real, calls = pg.measure.Room._run, []
+
+    def asked(self, measure, function, params, key, rows, ids):
+        calls.append(int(ids[0]))
+        if len(calls) == 2:
+            os.kill(os.getpid(), number)
+        return real(self, measure, function, params, key, rows, ids)
+
+    monkeypatch.setattr(pg.measure.Room, "_run", asked)
+    assert evaluate(place, *words_, out=f"asked-{status}") == status
+    err = capsys.readouterr().err if status == 130 else caplog.messages[-1] + "\n"
+    assert err.count("\n") == 1 and "stopped after 30 of 60 data" in err and "goes on" in err
+    assert evaluate(place, *words_, out=f"asked-{status}") == 0
+    assert calls == [0, 15, 30, 45]
 
 
 @pytest.mark.parametrize("where", ["clear", "report"])

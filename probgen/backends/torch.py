@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
-import logging
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -20,9 +19,9 @@ from probgen.backends.torch_compile import Compiled
 from probgen.backends.torch_lowering import Lowering, normal_base, run_program
 from probgen.backends.turns import pyro_turn
 from probgen.errors import BackendError, NotByRow
+from probgen.progress import log
 from probgen.trees import tree_leaves, tree_like, tree_map
 
-log = logging.getLogger("probgen")
 _nested: contextvars.ContextVar[bool] = contextvars.ContextVar("nested_grad", default=False)
 _COMPILE = ("auto", "inductor", "graph", "live")
 

@@ -12,7 +12,6 @@ The example inputs are cloned before tracing: make_fx merges two inputs that are
 from __future__ import annotations
 
 import contextvars
-import logging
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -23,9 +22,9 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from probgen.backends import torch_random
 from probgen.backends.keys import Key, mix
 from probgen.backends.torch_simplify import fold, simplify
+from probgen.progress import log
 from probgen.trees import tree_leaves
 
-log = logging.getLogger("probgen")
 tracing: contextvars.ContextVar[bool] = contextvars.ContextVar("tracing", default=False)
 
 INDUCTOR_FROM = 400  # calls below which 2 to 15 s of compilation are not earned back

@@ -20,6 +20,7 @@ from probgen.errors import AlgorithmError, DataError
 from probgen.evaluation_table import Evaluation
 from probgen.feed import merge_inputs
 from probgen.fitted import Fitted
+from probgen.interrupt import asked_to_stop
 from probgen.measure import Measure, Room, check_finite, start
 from probgen.progress import bar
 from probgen.seeds import check_seed
@@ -110,7 +111,10 @@ def evaluate(
             table = _finished(kept.table, {**made, "data": seen.digest()})
             kept.clear()  # of a process that was killed before it did
             return table
-        with bar(size, wanted=progress_bar, unit="datum") as shown:
+        with (
+            asked_to_stop(kept is not None) as asked,
+            bar(size, wanted=progress_bar, unit="datum") as shown,
+        ):
             for first in range(0, size, chunk_size):
                 stop = min(first + chunk_size, size)
                 rows = read(first, stop)
@@ -125,6 +129,10 @@ def evaluate(
                         kept.write(first, rows, values)
                 parts.append(values)
                 shown(stop - first)
+                asked.stop(
+                    f"evaluate: stopped after {stop} of {size} data, which are kept beside {path}; "
+                    "the same again goes on from there."
+                )
         info = {"backend": b.name, "seed": seed, "made": made, "data": seen.digest(), **b.info()}
         more = [n for n in bound.observed if fitted.shapes and n not in fitted.shapes]
         table = _table(chosen, parts, info, more)

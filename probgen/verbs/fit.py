@@ -7,7 +7,6 @@ algorithm, checkpoint; `probgen.loop` then feeds batches to the learner's `updat
 from __future__ import annotations
 
 import contextlib
-import logging
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -31,10 +30,10 @@ from probgen.history import History
 from probgen.learner import Algorithm
 from probgen.loop import Loop, numpy_copy, result_params
 from probgen.modelling import Model
+from probgen.progress import log
 from probgen.seeds import check_seed
 from probgen.support import SupportCheck
 
-log = logging.getLogger("probgen")
 BATCH = 128
 INIT, REPORT = 2**31 - 1, 2**31 - 3  # streams of keys beside those of steps
 
