@@ -11,6 +11,7 @@ Source: Ho, Jain & Abbeel 2020, arXiv:2006.11239, equation 14.
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,6 +21,8 @@ from probgen.learner import Learner
 from probgen.optim import Adam, OptimizerDeclaration
 
 Array = Any
+log = logging.getLogger("probgen")
+MUCH_LEFT = 0.05  # of a datum's variance at the last step; common schedules leave 4e-5 to 5e-3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +50,14 @@ class Denoising:
                 f"Denoising: the model {model.name!r} (data: {list(bound.observed)}) has no "
                 "denoiser and noise schedule, expected a Diffusion with data for 'x'."
             )
+        left = float(model.schedule.alphas_bar()[-1])
+        if left > MUCH_LEFT:
+            log.warning(
+                "Denoising: after the last step a share of %.2g of a datum's variance is left "
+                "(alpha_bar), but generation starts from pure noise, so samples will not be like "
+                "the data; take more steps, or NoiseSchedule.rescaled(%d).",
+                left, model.schedule.num_train_timesteps,
+            )  # fmt: skip
         table = {k: b.asarray(v) for k, v in model.table().items()}
         total, net = model.schedule.num_train_timesteps, bound.structure.nets["denoiser"]
         optimizer = bound.optimizer(self.optimizer)

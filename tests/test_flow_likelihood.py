@@ -148,7 +148,7 @@ def test_the_flow_agrees_with_an_adaptive_solver_of_the_paper_s_ode(b):
 def test_a_learned_density_integrates_to_one_and_is_near_the_truth(b):
     """Two moons learned by `Denoising`: the sum of exp(estimate) over a grid is 1 within .02."""
     truth = pg.data.two_moons(0.15)
-    model = Diffusion(nets.MLPDenoiser(out=2, hidden=(64, 64)), (2,), NoiseSchedule(50))
+    model = Diffusion(nets.MLPDenoiser(out=2, hidden=(64, 64)), (2,), NoiseSchedule.rescaled(50))
     learn = Denoising(pg.Adam(pg.CosineDecay(5e-3, num_steps=1500)))
     fitted = pg.fit(
         model, truth.sample(8000, seed=0), learn, num_steps=1500, batch_size=256, seed=0,

@@ -144,7 +144,7 @@ def test_a_diffusion_prior_learns_a_mixture(b):
     model = Diffusion(
         denoiser=nets.MLPDenoiser(out=2, hidden=(128, 128)),
         shape=(2,),
-        schedule=NoiseSchedule(num_train_timesteps=50),
+        schedule=NoiseSchedule.rescaled(50),
     )
     learn = Denoising(pg.Adam(pg.CosineDecay(5e-3, num_steps=1500)))
     fitted = pg.fit(model, x, learn, num_steps=1500, ema_decay=0.99, backend=b, **FAST)
