@@ -12,22 +12,22 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 
 from probgen.bound import Bound
-from probgen.errors import AlgorithmError, DeclarationError
+from probgen.declared import declaration
+from probgen.errors import AlgorithmError
 from probgen.inference.annealing import Annealer, Path, Settings
-from probgen.inference.settings import check_count
+from probgen.kinds import BelowOne, Many, OpenShare, Positive, TwoOrMore, between
 from probgen.measure import changed_settings
 from probgen.program import DATA_PLATE
 
 Array = Any
-STARTS = ("prior", "guide")
 
 
-@dataclasses.dataclass(frozen=True)
+@declaration
 class AIS:
     """Annealed importance sampling of log p(x), a lower bound in expectation.
 
@@ -64,34 +64,20 @@ class AIS:
     so that the chains do not quite keep their targets; here a pilot run adapts it.
     """
 
-    num_steps: int = 1000
-    num_chains: int = 16
-    num_leapfrog: int = 10
-    start: str = "prior"
-    target_accept_prob: float = dataclasses.field(default=0.9, kw_only=True)
-    num_pilot_steps: int = dataclasses.field(default=100, kw_only=True)
-    initial_step_size: float = dataclasses.field(default=0.1, kw_only=True)
-    jitter: float = dataclasses.field(default=0.5, kw_only=True)
+    num_steps: Many = 1000
+    num_chains: TwoOrMore = 16  # errors are taken over chains
+    num_leapfrog: Many = 10
+    start: Literal["prior", "guide"] = "prior"
+    target_accept_prob: OpenShare = dataclasses.field(default=0.9, kw_only=True)
+    num_pilot_steps: Annotated[int, between(10, 10**7)] = dataclasses.field(
+        default=100, kw_only=True
+    )
+    initial_step_size: Positive = dataclasses.field(default=0.1, kw_only=True)
+    jitter: BelowOne = dataclasses.field(default=0.5, kw_only=True)
 
     unit = "nats"
     larger_is_stranger = False
     direction = "lower, stochastic"
-
-    def __post_init__(self) -> None:
-        check_count(self, "num_steps", "num_leapfrog")
-        check_count(self, "num_chains", least=2, why=", since errors are taken over chains")
-        check_count(self, "num_pilot_steps", least=10)
-        if self.start not in STARTS:
-            raise DeclarationError(f"AIS: got start={self.start!r}, expected one of {STARTS}.")
-        if not 0.0 < self.target_accept_prob < 1.0 or not 0.0 <= self.jitter < 1.0:
-            raise DeclarationError(
-                f"AIS: got target_accept_prob={self.target_accept_prob}, jitter={self.jitter}, "
-                "expected an acceptance inside (0, 1) and a jitter in [0, 1)."
-            )
-        if not (math.isfinite(self.initial_step_size) and self.initial_step_size > 0):
-            raise DeclarationError(
-                f"AIS: got initial_step_size={self.initial_step_size}, expected a positive number."
-            )
 
     @property
     def name(self) -> str:

@@ -16,13 +16,14 @@ Computing 11; the schedule is that of Wu et al. 2017, arXiv:1611.04273.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from probgen.backends.protocol import Backend
+from probgen.declared import declaration
+from probgen.kinds import BelowOne, Many, OpenShare, Positive
 
 Array = Any
 Tree = Any
@@ -45,17 +46,17 @@ class Path(NamedTuple):
     enter: Callable
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@declaration(kw_only=True)
 class Settings:
     """How a path is walked; `AIS` says what each means."""
 
-    num_steps: int
-    num_chains: int
-    num_leapfrog: int
-    target_accept_prob: float
-    num_pilot_steps: int
-    initial_step_size: float
-    jitter: float
+    num_steps: Many
+    num_chains: Many
+    num_leapfrog: Many
+    target_accept_prob: OpenShare
+    num_pilot_steps: Many
+    initial_step_size: Positive
+    jitter: BelowOne
 
 
 def schedule(num_steps: int) -> np.ndarray:

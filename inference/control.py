@@ -17,19 +17,19 @@ Sources: Shao et al. 2020, arXiv:2004.05988; 2022, arXiv:2011.01754.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from probgen.errors import DeclarationError
+from probgen.declared import declaration, require
 from probgen.inference.scalars import clip, floor, minimum, sigmoid, where
+from probgen.kinds import Count, Limit, NonNegative, Positive, between
 
 Array = Any
-ANTI_WINDUP = ("conditional", "official_freeze", "official_none")
+AntiWindup = Literal["conditional", "official_freeze", "official_none"]
 
 
-@dataclasses.dataclass(frozen=True)
+@declaration
 class SetPoint:
     """Base of set-point schedules: `at(count)` nats at the update after `count` finished ones."""
 
@@ -43,40 +43,37 @@ def _window(count: Array, every: int) -> Array:
     return floor((count + 0.5) / every)
 
 
-@dataclasses.dataclass(frozen=True)
+@declaration
 class StepSetPoint(SetPoint):
     """`start` nats, raised by `delta` after every `every` updates, up to `maximum`.
 
     The defaults are those of the disentangling task on dSprites.
     """
 
-    start: float = 0.5
-    delta: float = 0.15
-    every: int = 5000
-    maximum: float = 18.0
-
-    def __post_init__(self) -> None:
-        _check_steps("StepSetPoint", self.every, self.every)
+    start: NonNegative = 0.5
+    delta: NonNegative = 0.15
+    every: Count = 5000
+    maximum: Positive = 18.0
 
     def at(self, count: Array) -> Array:
         return minimum(self.start + self.delta * _window(count, self.every), self.maximum)
 
 
-@dataclasses.dataclass(frozen=True)
+@declaration
 class RampSetPoint(SetPoint):
     """As `StepSetPoint`, with each rise spread over the first `ramp` updates of its window.
 
     The defaults are DynamicVAE's. Source: Shao et al. 2022, arXiv:2009.06795.
     """
 
-    start: float = 0.5
-    delta: float = 0.15
-    every: int = 6000
-    ramp: int = 1000
-    maximum: float = 18.0
+    start: NonNegative = 0.5
+    delta: NonNegative = 0.15
+    every: Count = 6000
+    ramp: Count = 1000
+    maximum: Positive = 18.0
 
     def __post_init__(self) -> None:
-        _check_steps("RampSetPoint", self.every, self.ramp)
+        require(self.ramp <= self.every, self, "a ramp no longer than `every`", "ramp", "every")
 
     def at(self, count: Array) -> Array:
         window = _window(count, self.every)
@@ -85,17 +82,7 @@ class RampSetPoint(SetPoint):
         return minimum(where(window < 1.0, count * 0.0 + self.start, risen), self.maximum)
 
 
-def _check_steps(who: str, every: int, ramp: int) -> None:
-    if not 0 < ramp <= every:
-        raise DeclarationError(
-            f"{who}: got every={every}"
-            + (f", ramp={ramp}" if ramp != every else "")
-            + ", expected "
-            "a positive number of updates, and a ramp no longer than that."
-        )
-
-
-@dataclasses.dataclass(frozen=True)
+@declaration
 class PI:
     """The PI controller of ControlVAE.
 
@@ -118,11 +105,11 @@ class PI:
     Source: Shao et al. 2020, arXiv:2004.05988, section 3, and its published code.
     """
 
-    kp: float = 0.01
-    ki: float = 0.001
+    kp: NonNegative = 0.01
+    ki: NonNegative = 0.001
     beta_min: float = 0.0
-    beta_max: float = math.inf
-    anti_windup: str = "conditional"
+    beta_max: Limit = math.inf
+    anti_windup: AntiWindup = "conditional"
     initial_beta: float | None = None
 
     def __post_init__(self) -> None:
@@ -148,7 +135,7 @@ class PI:
         return response * (2.0 + slope * (self.kp / 2.0 + self.ki)) < 4.0
 
 
-@dataclasses.dataclass(frozen=True)
+@declaration
 class IncrementalPI:
     """DynamicVAE's incremental form of the controller, the smooth preset.
 
@@ -166,18 +153,16 @@ class IncrementalPI:
     Source: Shao et al. 2022, arXiv:2009.06795, and its published code.
     """
 
-    kp: float = 0.01
-    ki: float = 0.005
+    kp: NonNegative = 0.01
+    ki: NonNegative = 0.005
     beta_min: float = 0.1
-    beta_max: float = math.inf
-    anti_windup: str = "conditional"
+    beta_max: Limit = math.inf
+    anti_windup: AntiWindup = "conditional"
     initial_beta: float = 50.0
-    window: int = 5
+    window: Annotated[int, between(1, 10_000)] = 5
 
     def __post_init__(self) -> None:
         _check_controller(self)
-        if self.window < 1:
-            raise DeclarationError(f"IncrementalPI: got window={self.window}, expected 1 or more.")
 
     def init(self) -> dict[str, Any]:
         """The state: u, s(-e) of the update before, and the KLs that are averaged."""
@@ -215,18 +200,11 @@ def _clipped(controller: PI | IncrementalPI, u: Array) -> Array:
 
 
 def _check_controller(controller: PI | IncrementalPI) -> None:
-    who, c = type(controller).__name__, controller
-    if not (c.kp >= 0 and c.ki >= 0 and c.beta_min < c.beta_max and math.isfinite(c.beta_min)):
-        raise DeclarationError(
-            f"{who}: got kp={c.kp}, ki={c.ki} and the range [{c.beta_min}, {c.beta_max}], expected "
-            "gains of at least 0 and a finite beta_min below beta_max."
-        )
-    if c.initial_beta is not None and not c.beta_min <= c.initial_beta <= c.beta_max:
-        raise DeclarationError(
-            f"{who}: got initial_beta={c.initial_beta}, expected a weight in the range "
-            f"[{c.beta_min}, {c.beta_max}]; widen the range, or start inside it."
-        )
-    if c.anti_windup not in ANTI_WINDUP:
-        raise DeclarationError(
-            f"{who}: got anti_windup={c.anti_windup!r}, expected one of {', '.join(ANTI_WINDUP)}."
-        )
+    c = controller
+    order = "beta_min below beta_max"
+    require(c.beta_min < c.beta_max, c, order, "beta_min", "beta_max")
+    require(
+        c.initial_beta is None or c.beta_min <= c.initial_beta <= c.beta_max, c,
+        "a first weight inside the range; widen the range, or start inside it",
+        "initial_beta", "beta_min", "beta_max",
+    )  # fmt: skip

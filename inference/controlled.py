@@ -14,16 +14,18 @@ from typing import Any
 
 from probgen import ops
 from probgen.bound import Bound
-from probgen.errors import AlgorithmError, DeclarationError
+from probgen.declared import declaration, require
+from probgen.errors import AlgorithmError
 from probgen.inference.control import PI, IncrementalPI, SetPoint
 from probgen.inference.elbo import ELBO, draw_terms, weighted_loss
 from probgen.inference.terms import per_datum
+from probgen.kinds import Count, Positive
 from probgen.trees import tree_map
 
 Array = Any
 
 
-@dataclasses.dataclass(frozen=True)
+@declaration
 class ControlledELBO(ELBO):
     """R_t + beta_t K_t, with beta_t moved by a controller so that the KL settles at `set_point`.
 
@@ -43,16 +45,11 @@ class ControlledELBO(ELBO):
     Source: Shao et al. 2020, arXiv:2004.05988.
     """
 
-    set_point: float | SetPoint | Callable = dataclasses.field(default=10.0, kw_only=True)
+    set_point: Positive | SetPoint | Callable = dataclasses.field(default=10.0, kw_only=True)
     controller: PI | IncrementalPI = dataclasses.field(default_factory=PI, kw_only=True)
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         _check_plain(self)
-        if isinstance(self.set_point, int | float) and not self.set_point > 0:
-            raise DeclarationError(
-                f"ControlledELBO: got set_point={self.set_point!r}, expected more than 0 nats."
-            )
 
     def init(self, bound: Bound) -> dict:
         """The controller's state, and what it has still to be told of the update before."""
@@ -99,7 +96,7 @@ class ControlledELBO(ELBO):
         return kept, ops.where(is_first, beta * 0.0 + start, beta)
 
 
-@dataclasses.dataclass(frozen=True)
+@declaration
 class CapacityELBO(ELBO):
     """R + gamma |K - C_t|, C_t from 0 to `capacity` nats over `num_steps` updates: a baseline.
 
@@ -108,18 +105,12 @@ class CapacityELBO(ELBO):
     Source: Burgess et al. 2018, arXiv:1804.03599.
     """
 
-    gamma: float = dataclasses.field(default=100.0, kw_only=True)
-    capacity: float = dataclasses.field(default=15.0, kw_only=True)
-    num_steps: int = dataclasses.field(default=100_000, kw_only=True)
+    gamma: Positive = dataclasses.field(default=100.0, kw_only=True)
+    capacity: Positive = dataclasses.field(default=15.0, kw_only=True)
+    num_steps: Count = dataclasses.field(default=100_000, kw_only=True)
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         _check_plain(self)
-        if not (self.gamma > 0 and self.capacity > 0 and self.num_steps > 0):
-            raise DeclarationError(
-                f"CapacityELBO: got gamma={self.gamma}, capacity={self.capacity}, "
-                f"num_steps={self.num_steps}, expected more than 0 of each."
-            )
 
     def final_weight(self, num_steps: int) -> tuple[None, None]:
         return None, None
@@ -138,9 +129,6 @@ class CapacityELBO(ELBO):
 
 
 def _check_plain(loss: ELBO) -> None:
-    who = type(loss).__name__
-    if loss.kl_weight != 1.0 or loss.free_bits:
-        raise DeclarationError(
-            f"{who}: got kl_weight={loss.kl_weight!r} and free_bits={loss.free_bits!r}, but the "
-            "weight of the KL is what this loss sets; leave both out."
-        )
+    plain = loss.kl_weight == 1.0 and not loss.free_bits
+    expected = "neither: the weight of the KL is what this loss sets; leave both out"
+    require(plain, loss, expected, "kl_weight", "free_bits")

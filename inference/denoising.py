@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from probgen.bound import Bound
+from probgen.declared import declaration
 from probgen.errors import AlgorithmError
 from probgen.learner import Learner
 from probgen.optim import Adam, OptimizerDeclaration
@@ -25,7 +26,7 @@ log = logging.getLogger("probgen")
 MUCH_LEFT = 0.05  # of a datum's variance at the last step; common schedules leave 4e-5 to 5e-3
 
 
-@dataclasses.dataclass(frozen=True)
+@declaration
 class Denoising:
     """Learns the denoiser of a `Diffusion` from data observed at "x".
 

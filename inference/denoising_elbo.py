@@ -13,7 +13,6 @@ Source: Ho, Jain & Abbeel 2020, arXiv:2006.11239, equations 5 to 8.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -21,13 +20,14 @@ from typing import Any
 import numpy as np
 
 from probgen.bound import Bound
+from probgen.declared import declaration
 from probgen.inference.flow_likelihood import require_diffusion
-from probgen.inference.settings import check_count
+from probgen.kinds import Many, TwoOrMore
 
 Array = Any
 
 
-@dataclasses.dataclass(frozen=True)
+@declaration
 class DenoisingELBO:
     """A lower bound on log p(x) of a `Diffusion`: of its chain of T steps, as `generate` draws.
 
@@ -47,16 +47,11 @@ class DenoisingELBO:
     Source: Ho, Jain & Abbeel 2020, arXiv:2006.11239.
     """
 
-    num_draws: int = 2
-    num_steps: int | None = None
+    num_draws: TwoOrMore = 2
+    num_steps: Many | None = None
 
     unit = "nats"
     larger_is_stranger = False
-
-    def __post_init__(self) -> None:
-        check_count(self, "num_draws", least=2, why=", for a standard error")
-        if self.num_steps is not None:
-            check_count(self, "num_steps", why=", or None for all steps")
 
     @property
     def name(self) -> str:

@@ -9,22 +9,22 @@ A loss is a declaration; `svi.SVI` runs it.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from probgen.bound import Bound
-from probgen.errors import AlgorithmError, DeclarationError
+from probgen.declared import declaration
+from probgen.errors import AlgorithmError
 from probgen.inference.likelihood import elbo_measure
-from probgen.inference.settings import check_count
 from probgen.inference.terms import Terms, compute, log_weights, per_datum
 from probgen.inference.weights import KLWeight
+from probgen.kinds import Many, NonNegative
 
 Array = Any
 
 
-@dataclasses.dataclass(frozen=True)
+@declaration
 class ELBO:
     """The evidence lower bound, with an optional weight on its KL.
 
@@ -45,17 +45,10 @@ class ELBO:
     arXiv:1602.06725.
     """
 
-    num_particles: int = 1
+    num_particles: Many = 1
     analytic_kl: bool = True
-    kl_weight: float | KLWeight = 1.0
-    free_bits: float = 0.0
-
-    def __post_init__(self) -> None:
-        check_count(self, "num_particles")
-        if self.free_bits < 0:
-            raise DeclarationError(
-                f"ELBO: got free_bits={self.free_bits}, expected 0 or more nats."
-            )
+    kl_weight: NonNegative | KLWeight = 1.0
+    free_bits: NonNegative = 0.0
 
     def init(self, bound: Bound) -> dict:
         """State of the loss beside the parameters: none."""
@@ -182,7 +175,7 @@ def report_terms(bound: Bound, terms: Terms) -> dict[str, Array]:
     return metrics | {"elbo": log_prob - kl, "log_prob": log_prob}
 
 
-@dataclasses.dataclass(frozen=True)
+@declaration
 class ImportanceWeightedELBO:
     """The importance-weighted bound, E log (1/K) sum_k w_k with w = p(x, z) / q(z | x).
 
@@ -200,11 +193,8 @@ class ImportanceWeightedELBO:
             has no gradient.
     """
 
-    num_particles: int = 16
+    num_particles: Many = 16
     doubly_reparametrized: bool = False
-
-    def __post_init__(self) -> None:
-        check_count(self, "num_particles")
 
     def init(self, bound: Bound) -> dict:
         if bound.has_global_latents:

@@ -26,26 +26,24 @@ Source: Song et al. 2021, arXiv:2011.13456, appendix D; probes: Hutchinson 1990,
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from scipy.interpolate import PchipInterpolator
 
 from probgen.backends.protocol import Backend
 from probgen.bound import Bound
-from probgen.errors import AlgorithmError, DeclarationError
+from probgen.declared import declaration, require
+from probgen.errors import AlgorithmError
 from probgen.inference.ode import rows_of, runge_kutta_step, solve
-from probgen.inference.settings import check_count
+from probgen.kinds import CountOrZero, TwoOrMore
 
 Array = Any
-_DIVERGENCES = ("auto", "exact", "hutchinson")
-_ENDS = ("data", "lowest_noise")
 
 
-@dataclasses.dataclass(frozen=True)
+@declaration
 class ProbabilityFlow:
     """log p(x) of a `Diffusion` by its probability-flow ODE: the model's own density, no bound.
 
@@ -72,29 +70,19 @@ class ProbabilityFlow:
     Source: Song et al. 2021, arXiv:2011.13456.
     """
 
-    num_steps: int = 100
-    divergence: str = "auto"
-    num_probes: int = 5
-    exact_up_to: int = 64
-    down_to: str = "data"
+    num_steps: TwoOrMore = 100
+    divergence: Literal["auto", "exact", "hutchinson"] = "auto"
+    num_probes: TwoOrMore = 5
+    exact_up_to: CountOrZero = 64
+    down_to: Literal["data", "lowest_noise"] = "data"
 
     unit = "nats"
     larger_is_stranger = False
 
     def __post_init__(self) -> None:
-        check_count(self, "num_steps", "num_probes", least=2)
-        if self.num_steps % 2:
-            raise DeclarationError(
-                f"ProbabilityFlow: got num_steps={self.num_steps}, expected an even number, so "
-                f"that half of it tells the solver's error; take {max(self.num_steps + 1, 2)}."
-            )
-        if self.divergence not in _DIVERGENCES or self.down_to not in _ENDS:
-            raise DeclarationError(
-                f"ProbabilityFlow: got divergence={self.divergence!r}, down_to={self.down_to!r}, "
-                f"expected one of {_DIVERGENCES} and one of {_ENDS}; the defaults are 'auto' and "
-                "'data'."
-            )
-        check_count(self, "exact_up_to", least=0)
+        more = self.num_steps + 1
+        even = f"an even number, so that half of it tells the solver's error; {more}, say"
+        require(self.num_steps % 2 == 0, self, even, "num_steps")
 
     @property
     def name(self) -> str:

@@ -7,7 +7,6 @@ that a compiled density serves every update of a fit. NUTS is not here: it is th
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -16,9 +15,9 @@ import numpy as np
 
 from probgen.backends.protocol import Backend
 from probgen.bound import Bound
-from probgen.errors import DeclarationError
-from probgen.inference.settings import check_count
+from probgen.declared import declaration, require
 from probgen.inference.spaces import bind_space
+from probgen.kinds import Many, NonNegative, Positive
 
 Array = Any
 Tree = Any
@@ -44,7 +43,7 @@ class Kernel(NamedTuple):
     log_ratio: Callable
 
 
-@dataclasses.dataclass(frozen=True)
+@declaration
 class Langevin:
     """Langevin dynamics: x' = x + h grad log p(x) + s sqrt(2 h) xi, with xi ~ N(0, I).
 
@@ -64,24 +63,17 @@ class Langevin:
     (short-run chains).
     """
 
-    step_size: float
-    num_steps: int = 20
-    noise_scale: float = 1.0
+    step_size: Positive
+    num_steps: Many = 20
+    noise_scale: NonNegative = 1.0
     metropolis: bool = False
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.step_size) and self.step_size > 0):
-            raise DeclarationError(f"Langevin: got step_size={self.step_size}, expected above 0.")
-        check_count(self, "num_steps")
-        if not self.noise_scale >= 0:
-            raise DeclarationError(
-                f"Langevin: got noise_scale={self.noise_scale!r}, expected a scale of at least 0."
-            )
-        if self.metropolis and self.noise_scale != 1.0:
-            raise DeclarationError(
-                f"Langevin: got metropolis=True with noise_scale={self.noise_scale}, expected 1: "
-                "the correction is for the density itself; leave the noise scale out."
-            )
+        require(
+            self.noise_scale == 1.0 or not self.metropolis, self,
+            "noise_scale 1: the correction is for the density itself; leave the noise scale out",
+            "metropolis", "noise_scale",
+        )  # fmt: skip
 
     def note(self, stats: Mapping[str, np.ndarray] | None = None) -> str:
         """What the chain targets and, of the `stats` of its run, how it went.

@@ -9,7 +9,6 @@ weights of a chunk come back to the host, where they are summed in float64.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -18,15 +17,16 @@ import numpy as np
 from scipy.special import logsumexp
 
 from probgen.bound import Bound
+from probgen.declared import declaration
 from probgen.errors import AlgorithmError
 from probgen.inference.psis import khat, khat_limit
-from probgen.inference.settings import check_count
 from probgen.inference.terms import compute, log_weights
+from probgen.kinds import Many
 
 Array = Any
 
 
-@dataclasses.dataclass(frozen=True)
+@declaration
 class IWAE:
     """The importance-weighted estimate of log p(x), a lower bound in expectation.
 
@@ -47,14 +47,11 @@ class IWAE:
     arXiv:1507.02646, for k-hat.
     """
 
-    num_particles: int = 1000
-    particles_at_once: int = 25
+    num_particles: Many = 1000
+    particles_at_once: Many = 25
 
     unit = "nats"
     larger_is_stranger = False
-
-    def __post_init__(self) -> None:
-        check_count(self, "num_particles", "particles_at_once")
 
     @property
     def name(self) -> str:

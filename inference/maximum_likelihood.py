@@ -14,12 +14,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from probgen.bound import Bound
-from probgen.errors import AlgorithmError, DeclarationError
+from probgen.declared import declaration
+from probgen.errors import AlgorithmError
 from probgen.inference.kernels import Langevin, run_chain
 from probgen.inference.spaces import bind_space, total
+from probgen.kinds import NonNegative, Share
 from probgen.learner import Learner
 from probgen.optim import Adam, OptimizerDeclaration
 from probgen.trees import tree_leaves
@@ -27,7 +29,7 @@ from probgen.trees import tree_leaves
 Array = Any
 
 
-@dataclasses.dataclass(frozen=True)
+@declaration
 class MaximumLikelihood:
     """Learns the energy of an unnormalised model by maximum likelihood.
 
@@ -53,18 +55,11 @@ class MaximumLikelihood:
     """
 
     sampler: Langevin
-    space: str = "data"
+    space: Literal["data", "noise", "latent"] = "data"
     optimizer: OptimizerDeclaration = dataclasses.field(default_factory=lambda: Adam(1e-4))
     persistent: bool = dataclasses.field(default=False, kw_only=True)
-    restart: float = dataclasses.field(default=0.05, kw_only=True)
-    energy_penalty: float = dataclasses.field(default=0.0, kw_only=True)
-
-    def __post_init__(self) -> None:
-        if not 0.0 <= self.restart <= 1.0 or self.energy_penalty < 0:
-            raise DeclarationError(
-                f"MaximumLikelihood: got restart={self.restart}, energy_penalty="
-                f"{self.energy_penalty}, expected a share in [0, 1] and a penalty of at least 0."
-            )
+    restart: Share = dataclasses.field(default=0.05, kw_only=True)
+    energy_penalty: NonNegative = dataclasses.field(default=0.0, kw_only=True)
 
     def bind(self, bound: Bound) -> Learner:
         """A learner of this contrast for `probgen.fit`."""

@@ -16,12 +16,14 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 
+from probgen.declared import declaration, require
 from probgen.dist import did_you_mean
-from probgen.errors import AlgorithmError, UnknownName
+from probgen.errors import AlgorithmError, DeclarationError, UnknownName
+from probgen.kinds import Many, OpenShare, Positive, Text, between, not_empty, one_of
 from probgen.posterior import Chains, Posterior
 from probgen.progress import bar
 
@@ -64,7 +66,7 @@ _OTHER_WORDS = {
 }
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@declaration(kw_only=True)
 class HamiltonianMethod:
     """What NUTS and HMC share.
 
@@ -87,27 +89,27 @@ class HamiltonianMethod:
 
     Raises:
         UnknownName: an option of another library (names the right one).
-        AlgorithmError: a value out of range.
+        DeclarationError: a value of another type or out of range.
     """
 
     algorithm: ClassVar[str] = ""
 
-    num_warmup: int = 1000
-    num_samples: int = 1000
-    num_chains: int = 4
-    thinning: int = 1
-    step_size: float = 1.0
+    num_warmup: Annotated[int, between(0, 10**7)] = 1000
+    num_samples: Many = 1000
+    num_chains: Annotated[int, between(1, 10**6)] = 4
+    thinning: Many = 1
+    step_size: Positive = 1.0
     adapt_step_size: bool = True
     adapt_mass_matrix: bool = True
-    dense_mass: Any = False
-    target_accept_prob: float = 0.8
-    init_strategy: Any = "init_to_uniform"
+    dense_mass: bool | tuple[Annotated[tuple[Text, ...], not_empty], ...] = False
+    target_accept_prob: OpenShare = 0.8
+    init_strategy: Annotated[str, one_of(STRATEGIES)] | Mapping = "init_to_uniform"
     find_heuristic_step_size: bool | None = None
 
     def __new__(cls, *args: Any, **options: Any) -> Any:
         """Refuses what is not an option of ours, before the dataclass would with a TypeError."""
         if args:
-            raise AlgorithmError(
+            raise DeclarationError(
                 f"{cls.__name__}: got {args[0]!r} without a name, expected options by name, such "
                 f"as {cls.__name__}(num_warmup=500, num_samples=1000); the model goes to pg.infer."
             )
@@ -125,39 +127,8 @@ class HamiltonianMethod:
         return super().__new__(cls)
 
     def __post_init__(self) -> None:
-        for name, least in (
-            ("num_warmup", 0), ("num_samples", 1), ("num_chains", 1), ("thinning", 1),
-        ):  # fmt: skip
-            value = getattr(self, name)
-            whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-            self._require(whole and value >= least, name, f"a whole number of at least {least}")
-            object.__setattr__(self, name, int(value))
-        self._require(
-            self.thinning <= self.num_samples, "thinning", "at most num_samples, to keep a draw"
-        )
-        self._require(
-            math.isfinite(self.step_size) and self.step_size > 0, "step_size", "a positive number"
-        )
-        self._require(0 < self.target_accept_prob < 1, "target_accept_prob", "one inside (0, 1)")
-        if not isinstance(self.dense_mass, bool):
-            self._require(
-                isinstance(self.dense_mass, list | tuple)
-                and all(isinstance(b, list | tuple) and b for b in self.dense_mass),
-                "dense_mass",
-                "a bool, or a list of tuples of site names, such as [('loc', 'scale')]",
-            )
-            object.__setattr__(self, "dense_mass", tuple(tuple(b) for b in self.dense_mass))
-        self._require(
-            isinstance(self.init_strategy, Mapping) or self.init_strategy in STRATEGIES,
-            "init_strategy",
-            f"one of {', '.join(STRATEGIES)}, or starting values by site",
-        )
-
-    def _require(self, holds: bool, name: str, expected: str) -> None:
-        if not holds:
-            raise AlgorithmError(
-                f"{type(self).__name__}: got {name}={getattr(self, name)!r}, expected {expected}."
-            )
+        expected = "at most num_samples, to keep a draw"
+        require(self.thinning <= self.num_samples, self, expected, "thinning", "num_samples")
 
     @property
     def num_draws(self) -> int:
@@ -200,7 +171,7 @@ class HamiltonianMethod:
             )
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@declaration(kw_only=True)
 class NUTS(HamiltonianMethod):
     """The No-U-Turn Sampler: Hamiltonian Monte Carlo that chooses its own trajectory length.
 
@@ -221,14 +192,7 @@ class NUTS(HamiltonianMethod):
     __doc__ = f"{__doc__}\n{HamiltonianMethod.__doc__}"
     algorithm: ClassVar[str] = "NUTS"
 
-    max_tree_depth: int = 10
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        whole = isinstance(self.max_tree_depth, int) and not isinstance(self.max_tree_depth, bool)
-        self._require(
-            whole and 1 <= self.max_tree_depth <= 20, "max_tree_depth", "a whole number in 1..20"
-        )
+    max_tree_depth: Annotated[int, between(1, 20)] = 10
 
     def draws(
         self, posterior: Posterior, params: Any, rows: Any, key: Any, token: Any, progress_bar: bool
@@ -242,7 +206,7 @@ class NUTS(HamiltonianMethod):
         return out._replace(stats=stats)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@declaration(kw_only=True)
 class HMC(HamiltonianMethod):
     """Hamiltonian Monte Carlo with trajectories of one length.
 
@@ -258,25 +222,12 @@ class HMC(HamiltonianMethod):
     __doc__ = f"{__doc__}\n{HamiltonianMethod.__doc__}"
     algorithm: ClassVar[str] = "HMC"
 
-    trajectory_length: float | None = None
-    num_steps: int | None = None
+    trajectory_length: Positive | None = None
+    num_steps: Many | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.trajectory_length is not None and self.num_steps is not None:
-            raise AlgorithmError(
-                f"HMC: got trajectory_length={self.trajectory_length} and "
-                f"num_steps={self.num_steps}, expected one of them."
-            )
-        if self.num_steps is None:
-            length = 2 * math.pi if self.trajectory_length is None else self.trajectory_length
-            object.__setattr__(self, "trajectory_length", length)
-            self._require(
-                math.isfinite(length) and length > 0, "trajectory_length", "a positive number"
-            )
-        else:
-            self._require(
-                isinstance(self.num_steps, int) and self.num_steps >= 1,
-                "num_steps",
-                "a whole number of at least 1",
-            )
+        both = self.trajectory_length is not None and self.num_steps is not None
+        require(not both, self, "one of them", "trajectory_length", "num_steps")
+        if self.num_steps is None and self.trajectory_length is None:
+            object.__setattr__(self, "trajectory_length", 2 * math.pi)

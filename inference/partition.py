@@ -12,24 +12,26 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
 from probgen.backends.protocol import Backend
 from probgen.bound import Bound
+from probgen.declared import declaration
 from probgen.errors import AlgorithmError, DataError, NonFiniteError, ShapeError
 from probgen.fitted import Fitted
 from probgen.inference.ais import AIS, in_double, summary
 from probgen.inference.annealing import Annealer, Path
 from probgen.inference.spaces import bind_space, total
+from probgen.kinds import Positive, Rule
 from probgen.measure import short_mark
 from probgen.seeds import check_seed
 
 Array = Any
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@declaration(eq=False)
 class Gaussian:
     """A start for annealing: independent normals of these locations and scales, by site.
 
@@ -37,8 +39,8 @@ class Gaussian:
     `Gaussian.covering(x)` takes them from data, the scale made wider.
     """
 
-    loc: Any
-    scale: Any
+    loc: float | np.ndarray
+    scale: Positive | Annotated[np.ndarray, Rule("above 0", lambda v: (v > 0).all())]
 
     @classmethod
     def covering(cls, data: Any, *, widen: float = 1.5) -> Gaussian:
@@ -229,11 +231,6 @@ def _data_path(bound: Bound, base: Gaussian) -> Path:
             f"{np.shape(base.scale)}, expected numbers or shapes that broadcast to a datum's, "
             f"{site.event_shape}."
         ) from error
-    if not (np.isfinite(loc).all() and np.isfinite(scale).all() and (scale > 0).all()):
-        raise AlgorithmError(
-            "log_partition: got a base with a loc or scale that is not finite, or a scale that is "
-            "not positive, expected a Gaussian; try Gaussian.covering(data)."
-        )
     constant = -float(np.log(scale).sum()) - 0.5 * loc.size * math.log(2.0 * math.pi)
     where, width = b.asarray(loc.copy()), b.asarray(scale.copy())
 
@@ -270,7 +267,7 @@ def _reverse_start(bound: Bound, base: Gaussian | None, samples: Any, num_chains
     return {name: bound.backend.asarray(x[:num_chains][:, None])}
 
 
-@dataclasses.dataclass(frozen=True)
+@declaration
 class UnnormalizedLogDensity:
     """log p~(x), known up to a constant: -E(x) and what else the density has. No likelihood.
 
@@ -293,7 +290,7 @@ class UnnormalizedLogDensity:
         return measure
 
 
-@dataclasses.dataclass(frozen=True)
+@declaration
 class EnergyLogLikelihood:
     """log p~(x) - log Z_hat, an upper estimate: E[log Z_hat] <= log Z.
 

@@ -12,7 +12,6 @@ Source: Salakhutdinov & Murray 2008, ICML, "On the quantitative analysis of deep
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from typing import Any
 
@@ -21,7 +20,8 @@ from scipy.special import logsumexp
 
 from probgen.backends import resolve
 from probgen.backends.protocol import Backend
-from probgen.errors import AlgorithmError, DataError, ShapeError
+from probgen.declared import declaration
+from probgen.errors import AlgorithmError, ShapeError
 from probgen.inference.ais import AIS, in_double, summary
 from probgen.inference.annealing import add_exactly, schedule
 from probgen.inference.partition import LogPartition
@@ -31,7 +31,7 @@ Array = Any
 MAX_STATES = 20  # of the smaller layer: 2^20 states are summed in a second or so
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@declaration(eq=False)
 class RBM:
     """A restricted Boltzmann machine of binary units.
 
@@ -39,7 +39,7 @@ class RBM:
         weight: [D, H]. visible_bias: [D]. hidden_bias: [H].
 
     Raises:
-        ShapeError: sizes that do not fit. DataError: numbers that are not finite.
+        ShapeError: sizes that do not fit.
     """
 
     weight: np.ndarray
@@ -55,8 +55,6 @@ class RBM:
                 f"RBM: got weight {w.shape}, visible_bias {a.shape}, hidden_bias {c.shape}, "
                 "expected [D, H], [D] and [H]."
             )
-        if not all(np.isfinite(v).all() for v in (w, a, c)):
-            raise DataError("RBM: got parameters that are not finite, expected numbers.")
 
     def unnormalized_log_prob(self, v: Any) -> np.ndarray:
         """log p~(v), nats, [...]; v is [..., D]. Minus the free energy."""

@@ -35,8 +35,6 @@ from probgen.program import DATA_PLATE
 from probgen.trees import tree_leaves
 
 Array = Any
-SEARCHES = ("guide", "posterior")
-STARTS = ("guide", "prior")
 
 
 class Search(NamedTuple):

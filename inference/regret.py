@@ -12,34 +12,32 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from scipy.special import logsumexp
 
 from probgen.bound import Bound
-from probgen.errors import DeclarationError
+from probgen.declared import declaration, require
 from probgen.inference.likelihood import particles
 from probgen.inference.refit import (
-    SEARCHES,
-    STARTS,
     bind_search,
     negative_bound,
     num_parameters,
     rows_of,
 )
+from probgen.kinds import Count, Many
 from probgen.optim import Adam, OptimizerDeclaration
 from probgen.trees import tree_leaves
 
 Array = Any
-NOISES = ("common", "independent")
 CHECKED = 32  # draws by which the achieved optimisation is judged
 # What the noise of scoring is keyed by: beyond any step, so that no draw depends on their number.
 BEFORE, AFTER, JUDGE = 2**30, 2**30 + 1, 2**30 + 2
 _DEFAULTS = {"guide": Adam(2e-4, weight_decay=5e-5), "posterior": Adam(3e-2)}
 
 
-@dataclasses.dataclass(frozen=True)
+@declaration
 class LikelihoodRegret:
     """LR_K(x) = L_K(x; theta, tau_hat(x)) - L_K(x; theta, tau(x)), nats; larger is stranger.
 
@@ -88,49 +86,34 @@ class LikelihoodRegret:
     Source: Xiao, Yan & Amit 2020, arXiv:2003.02977, and their published code.
     """
 
-    search: str = "guide"
-    num_steps: int | None = None
+    search: Literal["guide", "posterior"] = "guide"
+    num_steps: Count | None = None
     optimizer: OptimizerDeclaration | None = None
-    num_particles: int = 1
-    num_particles_before: int | None = None
-    num_draws: int | None = None
-    noise: str = "common"
-    start_from: str = "guide"
+    num_particles: Many = 1
+    num_particles_before: Many | None = None
+    num_draws: Many | None = None
+    noise: Literal["common", "independent"] = "common"
+    start_from: Literal["guide", "prior"] = "guide"
     rank_1: bool = False
-    rows_at_once: int | None = None
-    particles_at_once: int = 100
+    rows_at_once: Many | None = None
+    particles_at_once: Many = 100
 
     unit = "nats"
     larger_is_stranger = True
 
     def __post_init__(self) -> None:
-        known = (("search", SEARCHES), ("noise", NOISES), ("start_from", STARTS))
-        for field, allowed in known:
-            if getattr(self, field) not in allowed:
-                raise DeclarationError(
-                    f"LikelihoodRegret: got {field}={getattr(self, field)!r}, expected one of "
-                    f"{', '.join(map(repr, allowed))}."
-                )
-        if self.search == "guide" and self.start_from == "prior":
-            raise DeclarationError(
-                'LikelihoodRegret: got start_from="prior" with search="guide", whose networks '
-                'start from their own weights; use search="posterior".'
-            )
-        if self.search == "posterior" and self.rank_1:
-            raise DeclarationError(
-                'LikelihoodRegret: got rank_1=True with search="posterior", which re-fits no '
-                'layer; leave it out, or use search="guide".'
-            )
-        rows = 1 if self.rows_at_once is None else self.rows_at_once
-        numbers = (self.steps, *self._counts, rows, self.particles_at_once)
-        if min(numbers) < 1:
-            raise DeclarationError(f"{self!r}: expected counts of at least one.")
-        for k in self._counts[:2]:
-            if self._counts[2] % k:
-                raise DeclarationError(
-                    f"LikelihoodRegret: got num_draws={self._counts[2]} for groups of K={k}, "
-                    "expected a multiple of K."
-                )
+        require(
+            self.search != "guide" or self.start_from != "prior", self,
+            'search="posterior": networks start from their own weights', "search", "start_from",
+        )  # fmt: skip
+        require(
+            self.search != "posterior" or not self.rank_1, self,
+            'no rank_1, since no layer is re-fitted; leave it out, or use search="guide"',
+            "search", "rank_1",
+        )  # fmt: skip
+        before, after, draws = self._counts
+        for k, name in ((before, "num_particles_before"), (after, "num_particles")):
+            require(draws % k == 0, self, f"a multiple of K={k}, whole groups", "num_draws", name)
 
     @classmethod
     def as_published(cls, **changes: Any) -> LikelihoodRegret:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 from probgen.bound import Bound
+from probgen.declared import declaration
 from probgen.inference.collapse import collapse_report
+from probgen.kinds import Rule
 from probgen.learner import Learner
 from probgen.optim import Adam, OptimizerDeclaration
 
@@ -25,7 +27,7 @@ class Loss(Protocol):
     def final_weight(self, num_steps: int) -> tuple[float | None, float | None]: ...
 
 
-@dataclasses.dataclass(frozen=True)
+@declaration
 class SVI:
     """Minimises a variational loss over the parameters of model and guide.
 
@@ -39,7 +41,7 @@ class SVI:
     Source: Hoffman et al. 2013, arXiv:1206.7055; Kingma & Welling 2014, arXiv:1312.6114.
     """
 
-    loss: Loss
+    loss: Annotated[Loss, Rule("a variational loss such as ELBO()", alone=True)]
     optimizer: OptimizerDeclaration = dataclasses.field(default_factory=Adam)
 
     def bind(self, bound: Bound) -> Learner:

@@ -9,16 +9,16 @@ A constant beta is a plain number, `ELBO(kl_weight=4.0)`; a beta moved by feedba
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Any
+from typing import Annotated, Any
 
-from probgen.errors import DeclarationError
+from probgen.declared import declaration
 from probgen.inference.scalars import clip, floor, sigmoid, where
+from probgen.kinds import Count, NonNegative, within
 
 Array = Any
 
 
-@dataclasses.dataclass(frozen=True)
+@declaration
 class KLWeight:
     """Base of schedules: `at(count)` is the weight of the update after `count` finished ones.
 
@@ -34,22 +34,13 @@ class KLWeight:
         raise NotImplementedError  # abstract: every schedule below defines it
 
 
-def _positive(who: str, **values: float) -> None:
-    for name, value in values.items():
-        if not value > 0:
-            raise DeclarationError(f"{who}: got {name}={value!r}, expected more than 0.")
-
-
-@dataclasses.dataclass(frozen=True)
+@declaration
 class LinearWarmup(KLWeight):
     """beta from `start` to `final` along a line over `num_steps` updates, constant after."""
 
-    num_steps: int
-    start: float = 0.0
-    final: float = 1.0
-
-    def __post_init__(self) -> None:
-        _positive("LinearWarmup", num_steps=self.num_steps)
+    num_steps: Count
+    start: NonNegative = 0.0
+    final: NonNegative = 1.0
 
     @property
     def target(self) -> float:
@@ -59,7 +50,7 @@ class LinearWarmup(KLWeight):
         return self.start + (self.final - self.start) * clip(count / self.num_steps, 0.0, 1.0)
 
 
-@dataclasses.dataclass(frozen=True)
+@declaration
 class CyclicalWarmup(KLWeight):
     """beta climbs from 0 to `final` in the first `ratio` of each cycle and rests there.
 
@@ -69,17 +60,9 @@ class CyclicalWarmup(KLWeight):
     Source: Fu et al. 2019, arXiv:1903.10145.
     """
 
-    period: int
-    ratio: float = 0.5
-    final: float = 1.0
-
-    def __post_init__(self) -> None:
-        _positive("CyclicalWarmup", period=self.period, ratio=self.ratio)
-        if self.ratio > 1:
-            raise DeclarationError(
-                f"CyclicalWarmup: got ratio={self.ratio!r}, expected at most 1: the part of a "
-                "cycle that climbs."
-            )
+    period: Count
+    ratio: Annotated[float, within(0, 1, "(]")] = 0.5  # the part of a cycle that climbs
+    final: NonNegative = 1.0
 
     @property
     def target(self) -> float:
@@ -92,17 +75,14 @@ class CyclicalWarmup(KLWeight):
         return self.final * clip(frac / self.ratio, 0.0, 1.0)
 
 
-@dataclasses.dataclass(frozen=True)
+@declaration
 class SigmoidWarmup(KLWeight):
     """Cost annealing: beta = sigmoid((t - T/2) / (T/10)) for t < T, then 1; T is `num_steps`.
 
     Source: Bowman et al. 2016, arXiv:1511.06349, with the constants of ControlVAE's baseline.
     """
 
-    num_steps: int
-
-    def __post_init__(self) -> None:
-        _positive("SigmoidWarmup", num_steps=self.num_steps)
+    num_steps: Count
 
     def at(self, count: Array) -> Array:
         t = self.num_steps

@@ -6,7 +6,7 @@
 
 A boolean is no number, a fraction no count, a class no instance of itself. Nothing is changed on
 its way in but numpy's scalars to Python's, whole numbers to floats where a float is meant, and
-lists to tuples, so that declarations hash. Nothing of ours is imported here.
+lists to tuples, so that declarations hash, or to arrays. Nothing of ours is imported here.
 """
 
 from __future__ import annotations
@@ -99,6 +99,8 @@ Text = Annotated[str, Rule("that is not empty", bool)]
 Axes = Annotated[int, between(0, 64)]  # how many axes
 Widths = Annotated[tuple[Width, ...], not_empty]
 Shape = tuple[Size, ...]
+TwoOrMore = Annotated[int, between(2, 10**7)]  # of draws, where an error is taken over them
+Limit = Annotated[float, Unbounded()]  # an end of a range, which may be open
 AnyNet = Annotated[
     Any, having("a net: an object with `init` and `apply`, such as nets.MLP()", "init", "apply")
 ]
@@ -117,6 +119,8 @@ def kind(hint: Any) -> Kind:
         return _literal(typing.get_args(hint))
     if origin is tuple:
         return _tuple(typing.get_args(hint))
+    if origin is collections.abc.Sequence:
+        return _tuple((*typing.get_args(hint), Ellipsis))
     if origin is collections.abc.Callable or hint is collections.abc.Callable:
         return Kind("a function", lambda v: _if(callable(v) and not isinstance(v, type), v))
     if origin is type:
@@ -160,6 +164,17 @@ def _flag(value: Any) -> Any:
     return bool(value) if isinstance(value, bool | np.bool_) else REFUSED
 
 
+def _array(value: Any) -> Any:
+    if not isinstance(value, np.ndarray | list | tuple):
+        return REFUSED
+    try:
+        array = np.asarray(value)
+    except ValueError:  # rows of unequal length
+        return REFUSED
+    is_number = array.dtype.kind in "biuf" and array.size > 0
+    return _if(is_number and np.isfinite(array).all(), array)
+
+
 ANYTHING = Kind("anything", lambda v: v)
 _SIMPLE: dict[Any, Kind] = {
     Any: ANYTHING,
@@ -168,7 +183,7 @@ _SIMPLE: dict[Any, Kind] = {
     bool: Kind("True or False", _flag),
     str: Kind("a text", lambda v: str(v) if isinstance(v, str) else REFUSED),
     type(None): Kind("None", lambda v: _if(v is None, v)),
-    np.ndarray: Kind("an array of numpy", lambda v: _if(isinstance(v, np.ndarray), v)),
+    np.ndarray: Kind("an array of finite numbers", _array),
 }
 _UNBOUNDED = Kind("a number", _number)
 
@@ -241,6 +256,10 @@ def _entries(elements: list[Kind], value: Iterable[Any]) -> Any:
 def _instance(cls: type) -> Kind:
     name = cls.__name__
     article = "an" if name[0] in "AEIOU" else "a"
+    if getattr(cls, "_is_protocol", False):
+        methods = [n for n, v in vars(cls).items() if callable(v) and n[0] != "_"]
+        protocol = having(f"{article} {name} (an object with {', '.join(methods)})", *methods)
+        return _annotated(Annotated[Any, protocol])
     return Kind(
         f"{article} {name}", lambda v: _if(isinstance(v, cls) and not isinstance(v, type), v)
     )

@@ -13,7 +13,7 @@ import dataclasses
 import hashlib
 import zlib
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from probgen.bound import Bound
 from probgen.data.sources import as_arrays
 from probgen.errors import DataError, NonFiniteError, NotByRow
 from probgen.fitted import Fitted
+from probgen.kinds import Rule
 
 Rows = Mapping[str, np.ndarray]
 Values = dict[str, np.ndarray]
@@ -212,6 +213,17 @@ def _hash(value: Any) -> int:
         return hash(value)
     except TypeError:
         return id(value)
+
+
+# A measure as a part of a declaration.
+AnyMeasure = Annotated[
+    Any,
+    Rule(
+        "a measure such as IWAE(1000)",
+        lambda v: hasattr(v, "bind_measure") or hasattr(v, "start"),
+        alone=True,
+    ),
+]
 
 
 def changed_settings(measure: Any, *, shown: Iterable[str] = ()) -> list[str]:

@@ -1,13 +1,21 @@
 """For `test_declarations`: valid instances, and what they rightly accept."""
 
+import numpy as np
+
 import probgen as pg
-from probgen import dist, models, nets, optim
+from probgen import dist, inference, models, nets, optim
+from probgen.inference import scores
 from probgen.models import likelihoods
 
 NORMAL = dist.Normal(0.0, 1.0).expand([2]).to_event(1)
 NET = nets.MLP((3,), out=2)
 ENERGY = nets.MLPEnergy((3,))
 ENCODER = nets.MLP((3,), out=2, heads=("loc", "log_scale"))
+VAE = models.VAE(NORMAL, NET, dist.Bernoulli, ENCODER)
+FITTED = pg.Fitted(VAE, {})
+X = np.zeros((4, 2), np.float32)
+RBM_PARTS = (np.zeros((2, 3)), np.zeros(2), np.zeros(3))
+LOG_Z = inference.LogPartition(0.0, 0.1, 9.0, 0.9, 16, "a Gaussian", inference.AIS())
 
 
 class Module:
@@ -33,9 +41,32 @@ REGISTRY = [
     models.NoiseSchedule(), models.Diffusion(NET, (2,)), models.EBM(ENERGY, NORMAL),
     models.Generator(NORMAL, NET, dist.Bernoulli),
     models.Tilted(models.EBM(ENERGY, NORMAL), ENERGY),
-    models.VAE(NORMAL, NET, dist.Bernoulli, ENCODER),
+    VAE,
     likelihoods.Likelihood(), likelihoods.Bernoulli(), likelihoods.Normal(),
     likelihoods.DiscretizedLogistic(), likelihoods.Categorical(),
+    # losses, their weights and controllers
+    inference.weights.KLWeight(), inference.LinearWarmup(10), inference.CyclicalWarmup(10),
+    inference.SigmoidWarmup(10), inference.control.SetPoint(), inference.StepSetPoint(),
+    inference.RampSetPoint(), inference.PI(), inference.IncrementalPI(), inference.ELBO(),
+    inference.ImportanceWeightedELBO(), inference.ControlledELBO(), inference.CapacityELBO(),
+    # learners, chains and methods
+    inference.SVI(inference.ELBO()), inference.Denoising(),
+    inference.MaximumLikelihood(inference.Langevin(0.1)), inference.Langevin(0.1),
+    inference.NUTS(), inference.HMC(), inference.mcmc.HamiltonianMethod(),
+    inference.AIS().settings, inference.RBM(*RBM_PARTS), inference.Gaussian(0.0, 1.0),
+    # measures
+    inference.AIS(), inference.IWAE(), inference.DenoisingELBO(), inference.ProbabilityFlow(),
+    inference.LikelihoodRegret(), inference.UnnormalizedLogDensity(),
+    inference.EnergyLogLikelihood(LOG_Z),
+    # scores
+    scores.BiasCorrected(X), scores.CombinedTest(X), scores.InputComplexity(), scores.DoSE(X),
+    scores.ErrorReduction(), scores.GradientNorm(X), scores.HierarchyRatio(), scores.LPath(X),
+    scores.Mahalanobis(X), scores.NegativeLogLikelihood(), scores.ReconstructionError(),
+    scores.KLTerm(), scores.LikelihoodRatio(FITTED), scores.Resultant(X), scores.Typicality(X),
+    scores.WAIC([FITTED, FITTED]), scores.error_reduction.Restorer(VAE),
+    scores.bias_corrected.ValueLogProbs("x"), scores.bias_corrected.BestNormal("x"),
+    scores.gradient.LayerNorms(), scores.lpath.PathNorms(), scores.moments.GuideMoments(),
+    scores.other_models.Weights(), scores.parts.BoundParts(2),
 ]  # fmt: skip
 
 # What is no mistake, by annotation as it is written; of "A | B" what either takes. All else must be
@@ -52,6 +83,15 @@ RIGHTLY = {
     "Size": {"zero"},
     "CountOrZero": {"zero"},
     "Axes": {"zero"},
+    "Share": {"zero"},
+    "str": {"text"},
+    "Limit": {"fraction", "huge count", "huge", "infinity"},  # an end of a range, which may be open
+    "Annotated[int, between(0, 10 ** 7)]": {"zero"},
+    "tuple[Annotated[tuple[Text, ...], not_empty], ...]": {"empty"},
+    "Mapping": {"dict"},  # starting values by site, which only a model can judge
+    "ReferenceData": {"array"},
+    "np.ndarray": {"array"},
+    'Annotated[np.ndarray, Rule("above 0", lambda v: (v > 0).all())]': {"array"},
     "Text": {"text"},
     # No entries: one affine map, the shape of a number, no attention.
     "tuple[Width, ...]": {"empty"},
@@ -66,6 +106,24 @@ RIGHTLY = {
 TOGETHER = {
     ("SGD", "nesterov"): set(),  # needs momentum
     ("VAE", "encoder"): set(),  # a Generator's place in the order of arguments
+    # The loss sets the weight itself.
+    **{
+        (loss, field): allowed
+        for loss in ("ControlledELBO", "CapacityELBO")
+        for field, allowed in (("kl_weight", set()), ("free_bits", {"zero"}))
+    },
+    # Beta starts inside its range, from beta_min on, at 50 for the incremental form.
+    ("PI", "initial_beta"): (NUMBERS - {"negative", "negative fraction"}) | {"none"},
+    ("PI", "beta_min"): NUMBERS,
+    ("IncrementalPI", "beta_min"): NUMBERS - {"huge count"},
+    ("IncrementalPI", "beta_max"): {"huge count", "huge", "infinity"},
+    ("IncrementalPI", "initial_beta"): {"fraction", "huge count"},
+    ("Gaussian", "scale"): ABOVE | {"array"},
+    ("InputComplexity", "codecs"): set(),
+    ("ErrorReduction", "codecs"): set(),
+    ("Mahalanobis", "labels"): {"none"},  # one a datum
+    ("GradientNorm", "reference"): {"array"},  # which its method needs
+    **{("RBM", part): set() for part in ("weight", "visible_bias", "hidden_bias")},  # sizes fit
 }
 
 

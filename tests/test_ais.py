@@ -121,7 +121,7 @@ def test_names_say_the_settings():
     "options, message",
     [
         ({"num_steps": 0}, "num_steps=0"),
-        ({"num_chains": 1}, "errors are taken over chains"),
+        ({"num_chains": 1}, "num_chains=1, expected a whole number of at least 2"),
         ({"num_leapfrog": 2.5}, "num_leapfrog=2.5"),
         ({"num_pilot_steps": 3}, "num_pilot_steps=3"),
         ({"start": "posterior"}, "start='posterior'"),

@@ -10,7 +10,14 @@ from ais_cases import clusters, guided, ppca
 import probgen as pg
 from probgen import dist, nets, ops
 from probgen.bound import bind
-from probgen.errors import AlgorithmError, DataError, MissingSeed, NonFiniteError, ShapeError
+from probgen.errors import (
+    AlgorithmError,
+    DataError,
+    DeclarationError,
+    MissingSeed,
+    NonFiniteError,
+    ShapeError,
+)
 from probgen.fitted import Fitted
 from probgen.inference.ais import AIS
 from probgen.inference.partition import (
@@ -157,7 +164,7 @@ def test_the_exact_sum_is_over_all_states_of_either_layer():
         RBM(np.zeros((21, 21)), np.zeros(21), np.zeros(21)).exact_log_partition()
     with pytest.raises(ShapeError, match="expected \\[D, H\\]"):
         RBM(np.zeros((3, 2)), np.zeros(2), np.zeros(3))
-    with pytest.raises(DataError, match="not finite"):
+    with pytest.raises(DeclarationError, match="finite numbers"):
         RBM(np.full((1, 1), np.nan), np.zeros(1), np.zeros(1))
 
 
@@ -173,7 +180,7 @@ def test_a_start_that_does_not_fit_is_refused(backend):
         log_partition(clusters, small, seed=0, backend=backend)
     with pytest.raises(ShapeError, match=r"a datum's, \(2,\)"):
         log_partition(HILLS, small, base=Gaussian(np.zeros(3), 1.0), seed=0, backend=backend)
-    with pytest.raises(AlgorithmError, match="not positive"):
+    with pytest.raises(DeclarationError, match="above 0"):
         log_partition(HILLS, small, base=Gaussian(0.0, 0.0), seed=0, backend=backend)
     with pytest.raises(AlgorithmError, match="samples without a base"):
         log_partition(HILLS, small, samples=np.zeros((4, 2)), seed=0, backend=backend)

@@ -7,6 +7,7 @@ Golden values and the plant's laws hold for numbers, torch tensors and JAX array
 import contextlib
 import importlib
 import math
+import typing
 
 import numpy as np
 import pytest
@@ -26,8 +27,10 @@ from probgen.inference import (
     SigmoidWarmup,
     StepSetPoint,
 )
-from probgen.inference.control import ANTI_WINDUP
+from probgen.inference.control import AntiWindup
 from probgen.trees import tree_map
+
+ANTI_WINDUP = typing.get_args(AntiWindup)
 
 
 def every_mode(betas):

@@ -7,6 +7,7 @@ import probgen as pg
 from probgen import dist, nets
 from probgen.errors import (
     AlgorithmError,
+    DeclarationError,
     DuplicateSite,
     MissingSeed,
     NonFiniteError,
@@ -40,16 +41,16 @@ def test_words_of_others_are_refused_with_the_right_one(word, right):
      {"init_strategy": "median"}],
 )  # fmt: skip
 def test_options_out_of_range_are_refused(options):
-    with pytest.raises(AlgorithmError, match=f"got {next(iter(options))}="):
+    with pytest.raises(DeclarationError, match=f"got {next(iter(options))}="):
         NUTS(**options)
 
 
 def test_options_of_one_method_only():
     with pytest.raises(UnknownName, match="trajectory_length"):
         NUTS(trajectory_length=1.0)
-    with pytest.raises(AlgorithmError, match="expected one of them"):
+    with pytest.raises(DeclarationError, match="expected one of them"):
         HMC(trajectory_length=1.0, num_steps=3)
-    with pytest.raises(AlgorithmError, match="by name"):
+    with pytest.raises(DeclarationError, match="by name"):
         NUTS(regression)
 
 

@@ -110,7 +110,9 @@ def moved(value):
     if isinstance(value, bool):
         return not value
     assert isinstance(value, int | float), f"say in OTHER what to change {value!r} to"
-    return 2 * value if isinstance(value, int) and value else value * 0.9 + 0.01 * (not value) or 1
+    if isinstance(value, int):
+        return 2 * value or 1
+    return value * 0.9 + 0.01 * (not value)
 
 
 @pytest.mark.parametrize("which", [f for f in FIELDS if f not in (*SILENT, *REFUSED)])

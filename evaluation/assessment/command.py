@@ -10,7 +10,7 @@ import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -243,7 +243,7 @@ def _measure(
     return ELBO(num_particles=16) if name == "elbo" else ReconstructionError()
 
 
-def _search(bound: Bound) -> str:
+def _search(bound: Bound) -> Literal["guide", "posterior"]:
     """The cheap search where the guide allows it, else the whole guide's."""
     try:
         bind_search(bound, "regret", "posterior", False, "guide")

@@ -16,7 +16,6 @@ Nats, larger is stranger.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -24,12 +23,13 @@ import numpy as np
 from scipy.special import xlogy
 
 from probgen.bound import Bound
+from probgen.declared import declaration
 from probgen.errors import AlgorithmError, DataError, DeclarationError
 from probgen.inference.likelihood import khat_warning
 from probgen.inference.scores.moments import check_guide, moments, sites_at
 from probgen.inference.scores.parts import NegativeLogLikelihood
-from probgen.inference.scores.reference import Reference, chunks, set_reference
-from probgen.inference.settings import check_count
+from probgen.inference.scores.reference import Reference, ReferenceData, chunks, set_reference
+from probgen.kinds import Many, Text
 from probgen.measure import Room, Rows, Values
 
 Array = Any
@@ -39,7 +39,7 @@ MOST_LEVELS = 2**16
 MAX_LOGIT = 15.0
 
 
-@dataclasses.dataclass(frozen=True)
+@declaration
 class BiasCorrected:
     """Minus the log-likelihood, less the best that the datum's values could have had.
 
@@ -70,15 +70,14 @@ class BiasCorrected:
     Source: Chauhan et al. 2022, arXiv:2108.08760.
     """
 
-    reference: Any = None
-    num_particles: int = 1000
+    reference: ReferenceData | None = None
+    num_particles: Many = 1000
     stretch_contrast: bool = False
 
     unit = "nats"
     larger_is_stranger = True
 
     def __post_init__(self) -> None:
-        check_count(self, "num_particles")
         if self.reference is not None:
             set_reference(self)
 
@@ -203,11 +202,11 @@ def _levels(x: np.ndarray, who: str) -> np.ndarray:
     return levels
 
 
-@dataclasses.dataclass(frozen=True)
+@declaration
 class ValueLogProbs:
     """As a measure on the device: "log_probs" [batch, *event] of each value, one z ~ q each."""
 
-    site: str
+    site: Text
     unit = "nats"
     larger_is_stranger = False
     name = "ValueLogProbs"
@@ -233,11 +232,11 @@ class ValueLogProbs:
         return measure
 
 
-@dataclasses.dataclass(frozen=True)
+@declaration
 class BestNormal:
     """As a measure on the device: the log density at its own mean, [batch], z = mu(x)."""
 
-    site: str
+    site: Text
     unit = "nats"
     larger_is_stranger = False
     name = "BestNormal"

@@ -16,11 +16,13 @@ import io
 import lzma
 import zlib
 from collections.abc import Callable
+from typing import Annotated
 
 import numpy as np
 
 from probgen.dist import did_you_mean
 from probgen.errors import DeclarationError, ShapeError, UnknownName
+from probgen.kinds import between
 
 _kept: dict[tuple[str, int, tuple[int, ...], bytes], int] = {}  # one compression an image
 _KEPT_AT_MOST = 1_000_000
@@ -94,6 +96,9 @@ def available_codecs() -> tuple[str, ...]:
     return tuple(n for n in CODECS if n not in _FEATURES or features.check(_FEATURES[n]))
 
 
+Levels = Annotated[int, between(2, 65536)]  # of an image's values
+
+
 def check_codecs(who: str, codecs: tuple[str, ...]) -> None:
     """Refuses codecs that are unknown, or that this installation lacks.
 
@@ -101,11 +106,11 @@ def check_codecs(who: str, codecs: tuple[str, ...]) -> None:
         UnknownName: names those that are there. DeclarationError: none was given.
     """
     if not codecs:
-        raise DeclarationError(f"{who}: got no codec, expected one or more of {list(CODECS)}.")
+        raise DeclarationError(f"{who}: got codecs=(), expected one or more of {list(CODECS)}.")
     for name in codecs:
         if name not in CODECS:
             raise UnknownName(
-                f"{who}: got the codec {name!r}, expected some of {list(CODECS)}"
+                f"{who}, codecs: got {name!r}, expected some of {list(CODECS)}"
                 f"{did_you_mean(name, CODECS)}."
             )
         if name not in available_codecs():

@@ -8,24 +8,22 @@ Larger is stranger; a chi-squared statistic, with 2 degrees of freedom for each 
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import numpy as np
 
-from probgen.errors import DataError, DeclarationError
+from probgen.declared import declaration
+from probgen.errors import DataError
 from probgen.inference.scores.dose import FEWEST, set_measures, start_all
 from probgen.inference.scores.gradient import GradientNorm
 from probgen.inference.scores.ranks import brown, fisher, right_tail
-from probgen.inference.scores.reference import over, set_reference
+from probgen.inference.scores.reference import ReferenceData, over, set_reference
 from probgen.inference.scores.typicality import Typicality
-from probgen.measure import Room, Values, changed_settings, short_mark
-
-DEPENDENCE = ("brown", "none")
+from probgen.measure import AnyMeasure, Room, Values, changed_settings, short_mark
 
 
-@dataclasses.dataclass(frozen=True)
+@declaration
 class CombinedTest:
     """Fisher's combination of the p-values of the typicality test and the score statistic.
 
@@ -53,9 +51,9 @@ class CombinedTest:
     Source: Bergamin et al. 2022, arXiv:2203.01097.
     """
 
-    reference: Any
-    tests: tuple[Any, ...] | None = None
-    dependence: str = "brown"
+    reference: ReferenceData
+    tests: Sequence[AnyMeasure] | None = None
+    dependence: Literal["brown", "none"] = "brown"
 
     unit = "chi-squared"
     larger_is_stranger = True
@@ -65,11 +63,6 @@ class CombinedTest:
         if self.tests is None:
             object.__setattr__(self, "tests", self._default())
         set_measures(self, "tests")
-        if self.dependence not in DEPENDENCE:
-            raise DeclarationError(
-                f"CombinedTest: got dependence={self.dependence!r}, expected one of {DEPENDENCE}; "
-                "'brown' where tests may depend on each other."
-            )
 
     def _default(self) -> tuple[Any, ...]:
         return Typicality(self.reference), GradientNorm(self.reference)

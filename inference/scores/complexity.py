@@ -11,23 +11,24 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 
 from probgen.bound import Bound
+from probgen.declared import declaration
 from probgen.errors import AlgorithmError, DataError, DeclarationError
 from probgen.inference.likelihood import IWAE
-from probgen.inference.scores.codecs import as_images, check_codecs, code_bits
+from probgen.inference.scores.codecs import Levels, as_images, check_codecs, code_bits
 from probgen.inference.scores.dose import start_all
 from probgen.inference.scores.other_models import observed_site
 from probgen.inference.scores.ratio import level_indices
-from probgen.measure import Room, Rows, Values, changed_settings
+from probgen.kinds import Width
+from probgen.measure import AnyMeasure, Room, Rows, Values, changed_settings
 
 NATS = math.log(2.0)  # nats in a bit
 
 
-@dataclasses.dataclass(frozen=True)
+@declaration
 class InputComplexity:
     """-log2 p(x) less the code length of x by the best of some codecs.
 
@@ -60,10 +61,10 @@ class InputComplexity:
     Source: Serrà et al. 2020, arXiv:1909.11480.
     """
 
-    likelihood: Any = dataclasses.field(default_factory=IWAE)
-    codecs: Sequence[str] = ("png", "webp")
-    num_levels: int | None = None
-    image_shape: tuple[int, ...] | None = None
+    likelihood: AnyMeasure = dataclasses.field(default_factory=IWAE)
+    codecs: str | Sequence[str] = ("png", "webp")
+    num_levels: Levels | None = None
+    image_shape: tuple[Width, ...] | None = None
     dequantized: bool = False
     as_published_code: bool = False
 
@@ -175,6 +176,6 @@ def declared_levels(bound: Bound, site: str) -> int | None:
     """How many levels a site's values have, as far as the declaration tells."""
     if bound.structure.sites[site].distribution.startswith("dist.Bernoulli("):
         return 2
-    likelihood: Any = getattr(bound.model, "likelihood", None)
+    likelihood: AnyMeasure = getattr(bound.model, "likelihood", None)
     told = getattr(likelihood, "num_levels", None) or getattr(likelihood, "num_classes", None)
     return told if isinstance(told, int) else None

@@ -8,22 +8,22 @@ either direction.
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from scipy.stats import gaussian_kde
 
-from probgen.errors import DataError, DeclarationError, ProbgenError
+from probgen.declared import declaration, require
+from probgen.errors import DataError, ProbgenError
 from probgen.inference.scores.parts import KLTerm, NegativeLogLikelihood, ReconstructionError
-from probgen.inference.scores.reference import over, set_reference
-from probgen.measure import Room, Values, short_mark, start
+from probgen.inference.scores.reference import ReferenceData, over, set_reference
+from probgen.measure import AnyMeasure, Room, Values, short_mark, start
 
 FEWEST = 20  # reference data that a density is made of
 
 
-@dataclasses.dataclass(frozen=True)
+@declaration
 class DoSE:
     """Minus the sum of log kernel densities of the model's statistics, fitted to reference data.
 
@@ -47,8 +47,8 @@ class DoSE:
     Source: Morningstar et al. 2021, arXiv:2006.09273 (DoSE-KDE).
     """
 
-    reference: Any
-    statistics: tuple[Any, ...] = (NegativeLogLikelihood(), ReconstructionError(), KLTerm())
+    reference: ReferenceData
+    statistics: Sequence[AnyMeasure] = (NegativeLogLikelihood(), ReconstructionError(), KLTerm())
 
     unit = "nats"
     larger_is_stranger = True
@@ -100,7 +100,7 @@ def _finite(t: np.ndarray) -> np.ndarray:
     return np.where(np.isfinite(t), np.asarray(t, np.float64), np.nan)
 
 
-def start_all(measures: tuple[Any, ...], room: Room, who: str) -> list[Callable]:
+def start_all(measures: Sequence[Any], room: Room, who: str) -> list[Callable]:
     """Each measure's function (rows, ids) -> values.
 
     Raises:
@@ -113,17 +113,12 @@ def start_all(measures: tuple[Any, ...], room: Room, who: str) -> list[Callable]
 
 
 def set_measures(score: Any, name: str) -> None:
-    """Makes a tuple of a frozen dataclass's field of measures.
+    """Holds a declaration's field of measures to be one or more, each once.
 
     Raises:
-        DeclarationError: none, something that is no measure, or two of one name.
+        DeclarationError: none, or two of one name.
     """
-    given = tuple(getattr(score, name))
-    wrong = [m for m in given if not (hasattr(m, "bind_measure") or hasattr(m, "start"))]
-    names = [getattr(m, "name", repr(m)) for m in given]
-    if not given or wrong or len(set(names)) < len(names):
-        raise DeclarationError(
-            f"{type(score).__name__}: got {name}={names}, expected one or more measures, each "
-            "once, such as (NegativeLogLikelihood(), KLTerm())."
-        )
-    object.__setattr__(score, name, given)
+    names = [getattr(m, "name", repr(m)) for m in getattr(score, name)]
+    once = 0 < len(names) == len(set(names))
+    example = "one or more measures, each once, such as (NegativeLogLikelihood(), KLTerm())"
+    require(once, score, example, name)

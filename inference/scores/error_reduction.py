@@ -10,26 +10,27 @@ is the variance within one level). The VAE's guide is given lossy(x), its likeli
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from probgen.bound import Bound
+from probgen.declared import declaration
 from probgen.errors import AlgorithmError, DataError, DeclarationError, ShapeError
-from probgen.inference.scores.codecs import as_images, check_codecs, code_bits
+from probgen.inference.scores.codecs import Levels, as_images, check_codecs, code_bits
 from probgen.inference.scores.complexity import declared_levels
 from probgen.inference.scores.other_models import observed_site
 from probgen.inference.scores.ratio import level_indices
 from probgen.inference.scores.resultant import guide_means
+from probgen.kinds import NonNegative, Text, Width
 from probgen.measure import Room, Rows, Values, changed_settings
 from probgen.modelling import Model, arguments
 
 Array = Any
 
 
-@dataclasses.dataclass(frozen=True)
+@declaration
 class Restorer(Model):
     """A model whose guide looks at a lossy version of the data, given as the input "lossy".
 
@@ -102,7 +103,7 @@ def downsampled(images: np.ndarray, factor: int = 4) -> np.ndarray:
     return np.repeat(np.repeat(small, factor, axis=1), factor, axis=2)
 
 
-@dataclasses.dataclass(frozen=True)
+@declaration
 class ErrorReduction:
     """-(error reduction + weight times the bits that the corruption took).
 
@@ -140,10 +141,10 @@ class ErrorReduction:
     """
 
     complexity_weight: float = 1.0
-    codecs: Sequence[str] = ("png",)
-    num_levels: int | None = None
-    image_shape: tuple[int, ...] | None = None
-    lossy: str = "lossy"
+    codecs: str | Sequence[str] = ("png",)
+    num_levels: Levels | None = None
+    image_shape: tuple[Width, ...] | None = None
+    lossy: Text = "lossy"
 
     unit = "bits"
     larger_is_stranger = True
@@ -206,7 +207,7 @@ class ErrorReduction:
         return measure
 
 
-@dataclasses.dataclass(frozen=True)
+@declaration
 class _Restored:
     """E[x | z] at the guide's mean of z."""
 

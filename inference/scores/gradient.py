@@ -12,27 +12,27 @@ diagonal, and constant within a layer (up to the number of parameters in it). La
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from probgen.bound import Bound
-from probgen.errors import AlgorithmError, DataError, DeclarationError, NonFiniteError
+from probgen.declared import declaration, require
+from probgen.errors import AlgorithmError, DataError, NonFiniteError
 from probgen.inference.scores.moments import check_guide
-from probgen.inference.scores.reference import over, set_reference
-from probgen.inference.settings import check_count
+from probgen.inference.scores.reference import ReferenceData, over, set_reference
+from probgen.kinds import Many
 from probgen.measure import Room, Values, changed_settings
 from probgen.trees import tree_items
 
 Array = Any
-NETS = ("all", "model", "guide")
-METHODS = ("norm", "fisher", "density")
+Nets = Literal["all", "model", "guide"]
+Method = Literal["norm", "fisher", "density"]
 FEWEST = 10  # reference data that a scale is made of
 
 
-@dataclasses.dataclass(frozen=True)
+@declaration
 class LayerNorms:
     """As a measure on the device: "layers" [batch, L], squared norms of the ELBO's gradient.
 
@@ -46,9 +46,9 @@ class LayerNorms:
         data_at_once: for memory.
     """
 
-    num_particles: int = 1
-    nets: str = "all"
-    data_at_once: int = 16
+    num_particles: Many = 1
+    nets: Nets = "all"
+    data_at_once: Many = 16
 
     unit = "nats^2"
     larger_is_stranger = True
@@ -162,7 +162,7 @@ def layer_names(bound: Bound, params: Mapping, nets: str = "all") -> list[str]:
     return [".".join(path) for path, _ in tree_items(split_nets(bound, params, nets)[0])]
 
 
-@dataclasses.dataclass(frozen=True)
+@declaration
 class GradientNorm:
     """Squared gradient norms of a datum's ELBO, by parameter array, scaled by those of a reference.
 
@@ -192,33 +192,27 @@ class GradientNorm:
     Source: Dauncey et al. 2024, arXiv:2403.01485 (method "density").
     """
 
-    reference: Any = None
-    method: str = "fisher"
-    num_particles: int = 1
-    nets: str = "all"
-    data_at_once: int = 16
+    reference: ReferenceData | None = None
+    method: Method = "fisher"
+    num_particles: Many = 1
+    nets: Nets = "all"
+    data_at_once: Many = 16
 
     larger_is_stranger = True
 
     def __post_init__(self) -> None:
-        check_count(self, "num_particles", "data_at_once")
-        if self.method not in METHODS or self.nets not in NETS:
-            raise DeclarationError(
-                f"GradientNorm: got method={self.method!r} and nets={self.nets!r}, expected one of "
-                f"{METHODS} and one of {NETS}."
-            )
-        if self.reference is None and self.method != "norm":
-            raise DeclarationError(
-                f"GradientNorm(method={self.method!r}): got no reference data, expected data of "
-                "the training distribution, whose gradients give each layer its scale; "
-                "GradientNorm(train_x), an array as in pg.evaluate, or method='norm', which needs "
-                "none."
-            )
-        if self.reference is not None and self.method == "norm":
-            raise DeclarationError(
-                "GradientNorm(method='norm'): got reference data, expected none, since the bare "
-                "norm has no scale to learn from them; leave them out, or take method='fisher'."
-            )
+        require(
+            self.reference is not None or self.method == "norm", self,
+            "data of the training distribution, whose gradients give each layer its scale; "
+            "GradientNorm(train_x), an array as in pg.evaluate, or method='norm', which needs none",
+            "reference", "method",
+        )  # fmt: skip
+        require(
+            self.reference is None or self.method != "norm", self,
+            "no reference data, since the bare norm has no scale to learn from them; leave them "
+            "out, or take method='fisher'",
+            "reference", "method",
+        )  # fmt: skip
         if self.reference is not None:
             set_reference(self)
 

@@ -15,24 +15,24 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from probgen.bound import Bound
-from probgen.errors import AlgorithmError, DeclarationError
+from probgen.declared import declaration
+from probgen.errors import AlgorithmError
 from probgen.inference.likelihood import IWAE, importance_estimate
 from probgen.inference.scores.other_models import tail_warning
-from probgen.inference.settings import check_count
+from probgen.kinds import Many, Width
 from probgen.measure import Room, Rows, Values
 
 Array = Any
-LOWEST = ("sample", "mode")
 # Families whose mean is their mode.
 SYMMETRIC = ("dist.Normal", "dist.MultivariateNormal", "dist.Laplace", "dist.Logistic")
 
 
-@dataclasses.dataclass(frozen=True)
+@declaration
 class HierarchyRatio:
     """L - L_{>k} of a hierarchical VAE: `VAE(latent=another VAE)`, or a program with a guide.
 
@@ -60,22 +60,14 @@ class HierarchyRatio:
     Source: Havtorn et al. 2021, arXiv:2102.08248.
     """
 
-    num_lowest: int = 1
-    num_particles: int = 1000
-    num_particles_above: int = 1
-    lowest: str = "mode"
-    particles_at_once: int = 25
+    num_lowest: Width = 1
+    num_particles: Many = 1000
+    num_particles_above: Many = 1
+    lowest: Literal["mode", "sample"] = "mode"
+    particles_at_once: Many = 25
 
     unit = "nats"
     larger_is_stranger = True
-
-    def __post_init__(self) -> None:
-        check_count(self, "num_lowest", "num_particles", "num_particles_above", "particles_at_once")
-        if self.lowest not in LOWEST:
-            raise DeclarationError(
-                f"HierarchyRatio: got lowest={self.lowest!r}, expected one of {LOWEST}; 'sample' "
-                "gives a bound, 'mode' has less noise."
-            )
 
     @property
     def name(self) -> str:
@@ -111,7 +103,7 @@ class HierarchyRatio:
         return tail_warning(values["khat"], self.num_particles)
 
 
-@dataclasses.dataclass(frozen=True)
+@declaration
 class _Above:
     """L_{>k} alone, as a measure of the device."""
 

@@ -8,26 +8,25 @@ pass, nothing is fitted but the three numbers' law over reference data.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from probgen.bound import Bound
-from probgen.errors import DeclarationError, NonFiniteError
+from probgen.declared import declaration
+from probgen.errors import NonFiniteError
 from probgen.inference.scores.mahalanobis import fit_gaussian
 from probgen.inference.scores.moments import check_guide, flat, moments, reconstruction
 from probgen.inference.scores.ranks import copod
-from probgen.inference.scores.reference import over, set_reference
+from probgen.inference.scores.reference import ReferenceData, over, set_reference
 from probgen.measure import Room, Values
 
 Array = Any
-METHODS = ("copod", "mahalanobis")
 FEWEST = 10  # reference data that tail probabilities are made of
 
 
-@dataclasses.dataclass(frozen=True)
+@declaration
 class PathNorms:
     """As a measure on the device: "norms" [batch, 3]; no estimate."""
 
@@ -53,7 +52,7 @@ class PathNorms:
         return measure
 
 
-@dataclasses.dataclass(frozen=True)
+@declaration
 class LPath:
     """How rare (|x - x_hat|, |mu|, |sigma|) is among those of reference data: larger is stranger.
 
@@ -77,18 +76,13 @@ class LPath:
     Sources: arXiv:2401.04933 (LPath); Li et al. 2020, arXiv:2009.09463 (COPOD).
     """
 
-    reference: Any
-    method: str = "copod"
+    reference: ReferenceData
+    method: Literal["copod", "mahalanobis"] = "copod"
 
     larger_is_stranger = True
 
     def __post_init__(self) -> None:
         set_reference(self)
-        if self.method not in METHODS:
-            raise DeclarationError(
-                f"LPath: got method={self.method!r}, expected one of {METHODS}; 'copod' needs no "
-                "law of the norms, 'mahalanobis' takes them as Gaussian."
-            )
 
     @property
     def name(self) -> str:

@@ -9,16 +9,17 @@ degrees of freedom where the codes are Gaussian.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.linalg import cho_factor, cho_solve
 
-from probgen.errors import DataError, DeclarationError, NonFiniteError
+from probgen.declared import declaration
+from probgen.errors import DataError, NonFiniteError
 from probgen.inference.scores.moments import GuideMoments, check_guide
-from probgen.inference.scores.reference import Reference, over, set_reference
+from probgen.inference.scores.reference import Reference, ReferenceData, over, set_reference
+from probgen.kinds import Share
 from probgen.measure import Room, Values, changed_settings
 
 SINGULAR = 1e-10  # smallest eigenvalue of a correlation matrix that counts as one
@@ -99,7 +100,7 @@ def _check_regular(cov: np.ndarray, x: np.ndarray, who: str) -> None:
         )
 
 
-@dataclasses.dataclass(frozen=True)
+@declaration
 class Mahalanobis:
     """Squared Mahalanobis distance of the guide's mean from those of reference data.
 
@@ -121,23 +122,18 @@ class Mahalanobis:
     Source: Lee et al. 2018, arXiv:1807.03888 (there on features of a classifier).
     """
 
-    reference: Any
-    labels: Any = None
-    shrinkage: float = 0.0
+    reference: ReferenceData
+    labels: ReferenceData | None = None
+    shrinkage: Share = 0.0
 
     unit = "squared standard deviations"
     larger_is_stranger = True
 
     def __post_init__(self) -> None:
         set_reference(self)
-        if not 0.0 <= self.shrinkage <= 1.0:
-            raise DeclarationError(
-                f"Mahalanobis: got shrinkage={self.shrinkage!r}, expected a number from 0 to 1; "
-                "0.1 for few reference data."
-            )
         if self.labels is not None and not isinstance(self.labels, Reference):
-            labels = Reference({"labels": self.labels})
-            object.__setattr__(self, "labels", labels)
+            object.__setattr__(self, "labels", {"labels": self.labels})
+            set_reference(self, "labels")
         if self.labels is not None:
             shape = self.labels.arrays["labels"].shape
             if shape != (self.reference.size,):

@@ -8,17 +8,17 @@ All latents of a datum are one vector, in the order in which the guide draws the
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from probgen.bound import Bound
+from probgen.declared import declaration
 from probgen.errors import AlgorithmError
 
 Array = Any
 
 
-@dataclasses.dataclass(frozen=True)
+@declaration
 class GuideMoments:
     """As a measure on the device: "mean" and "sd", [batch, d], of the guide; no estimate."""
 

@@ -8,13 +8,13 @@ combination is therefore taken particle by particle, not from the models' own er
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from scipy.special import logsumexp
 
 from probgen.bound import Bound
+from probgen.declared import declaration
 from probgen.errors import AlgorithmError, DeclarationError, ProbgenError
 from probgen.fitted import Fitted
 from probgen.identity import identity
@@ -24,7 +24,7 @@ from probgen.measure import Room, Rows, Values
 from probgen.support import SupportCheck
 
 
-@dataclasses.dataclass(frozen=True)
+@declaration
 class Weights(IWAE):
     """`IWAE`, with the same draws, that also hands out the log weights, "log_w" [n, K]."""
 

@@ -10,7 +10,6 @@ that their sum is the negative ELBO of those draws.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -18,17 +17,18 @@ from typing import Any
 import numpy as np
 
 from probgen.bound import Bound
+from probgen.declared import declaration
 from probgen.errors import AlgorithmError
 from probgen.inference.likelihood import IWAE, khat_warning
 from probgen.inference.scores.moments import check_guide
-from probgen.inference.settings import check_count
 from probgen.inference.terms import compute
+from probgen.kinds import Many
 from probgen.measure import Room, Values, changed_settings
 
 Array = Any
 
 
-@dataclasses.dataclass(frozen=True)
+@declaration
 class NegativeLogLikelihood:
     """-log p(x), by the importance-weighted bound of K draws: an upper bound in expectation.
 
@@ -50,14 +50,11 @@ class NegativeLogLikelihood:
     Source: Burda, Grosse & Salakhutdinov 2016, arXiv:1509.00519, for the bound.
     """
 
-    num_particles: int = 1000
-    particles_at_once: int = 25
+    num_particles: Many = 1000
+    particles_at_once: Many = 25
 
     unit = "nats"
     larger_is_stranger = True
-
-    def __post_init__(self) -> None:
-        check_count(self, "num_particles", "particles_at_once")
 
     @property
     def name(self) -> str:
@@ -80,7 +77,7 @@ class NegativeLogLikelihood:
         return khat_warning(values["khat"], self.num_particles)
 
 
-@dataclasses.dataclass(frozen=True)
+@declaration
 class BoundParts:
     """As a measure on the device: "reconstruction" and "kl", [batch, K] nats, of the same draws.
 
@@ -89,7 +86,7 @@ class BoundParts:
         analytic_kl: closed form of each KL where one is known, else log q - log p at the draw.
     """
 
-    num_particles: int
+    num_particles: Many
     analytic_kl: bool = True
 
     unit = "nats"
@@ -125,7 +122,7 @@ class BoundParts:
         return measure
 
 
-@dataclasses.dataclass(frozen=True)
+@declaration
 class ReconstructionError:
     """-E_q log p(x | z), constants included: how badly a datum is rebuilt from its code.
 
@@ -142,13 +139,10 @@ class ReconstructionError:
     Source: the term of the bound in Kingma & Welling 2014, arXiv:1312.6114.
     """
 
-    num_particles: int = 16
+    num_particles: Many = 16
 
     unit = "nats"
     larger_is_stranger = True
-
-    def __post_init__(self) -> None:
-        check_count(self, "num_particles")
 
     @property
     def name(self) -> str:
@@ -162,7 +156,7 @@ class ReconstructionError:
         return lambda rows, ids: mean_of_draws(function(rows, ids)["reconstruction"])
 
 
-@dataclasses.dataclass(frozen=True)
+@declaration
 class KLTerm:
     """KL(q(z | x) || p(z)): how much a datum's code says, against the prior.
 
@@ -181,14 +175,11 @@ class KLTerm:
     Source: the term of the bound in Kingma & Welling 2014, arXiv:1312.6114.
     """
 
-    num_particles: int = 16
+    num_particles: Many = 16
     analytic_kl: bool = True
 
     unit = "nats"
     larger_is_stranger = True
-
-    def __post_init__(self) -> None:
-        check_count(self, "num_particles")
 
     @property
     def name(self) -> str:

@@ -15,17 +15,17 @@ from typing import Any, TypeVar
 import numpy as np
 
 from probgen.data.images import Images
+from probgen.declared import declaration
 from probgen.errors import DataError, DeclarationError
 from probgen.fitted import Fitted
 from probgen.inference.scores.other_models import (
     Weights,
     bind_other,
-    require_fitted,
     shown,
     tail_warning,
     with_error,
 )
-from probgen.inference.settings import check_count
+from probgen.kinds import Many
 from probgen.measure import Room, Rows, Values
 from probgen.modelling import Model
 from probgen.verbs.fit import fit
@@ -34,7 +34,7 @@ Data = TypeVar("Data", Images, np.ndarray)
 KINDS = ("replace", "add")
 
 
-@dataclasses.dataclass(frozen=True)
+@declaration
 class LikelihoodRatio:
     """log p_bg(x) - log p(x), both by importance weighting with the same noise.
 
@@ -64,16 +64,12 @@ class LikelihoodRatio:
     """
 
     background: Fitted
-    num_particles: int = 1000
+    num_particles: Many = 1000
     label: str = ""
-    particles_at_once: int = 25
+    particles_at_once: Many = 25
 
     unit = "nats"
     larger_is_stranger = True
-
-    def __post_init__(self) -> None:
-        require_fitted("LikelihoodRatio", "the background", self.background)
-        check_count(self, "num_particles", "particles_at_once")
 
     def __repr__(self) -> str:
         return (

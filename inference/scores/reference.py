@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from typing import Any
+from typing import Annotated, Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from probgen.content import content
 from probgen.data.sources import as_arrays
-from probgen.errors import DataError, DeclarationError, NonFiniteError, ProbgenError
+from probgen.errors import DataError, NonFiniteError, ProbgenError
+from probgen.kinds import Rule
 from probgen.measure import Room, Rows, Same, Values, start
 from probgen.support import SupportCheck
 
@@ -104,20 +105,28 @@ def as_reference(data: Any) -> Reference:
     return data if isinstance(data, Reference) else Reference(data)
 
 
+# Data that a score is fitted to; not a text or a number, which is an option given by position.
+ReferenceData = Annotated[
+    Any,
+    Rule(
+        "reference data, ordinary ones that the score is fitted to: an array, a dict of arrays or "
+        "Images, such as the training data; they come first, options by their name",
+        lambda v: v is not None and not isinstance(v, str | bytes | bool | int | float),
+        alone=True,
+    ),
+]
+
+
 def set_reference(score: Any, name: str = "reference") -> None:
-    """Makes a `Reference` of a frozen dataclass's field, from its `__post_init__`.
+    """Makes a `Reference` of a declaration's field, from its `__post_init__`.
 
     Raises:
-        DeclarationError: a text, which is an option given by position, or nothing.
+        DataError: what holds no data.
     """
-    given = getattr(score, name)
-    if given is None or isinstance(given, str | bool | int | float):
-        raise DeclarationError(
-            f"{type(score).__name__}: got {name}={given!r}, expected reference data, ordinary ones "
-            "that the score is fitted to: an array, a dict of arrays or Images, such as the "
-            "training data; they come first, options by their name, such as method=..."
-        )
-    object.__setattr__(score, name, as_reference(getattr(score, name)))
+    try:
+        object.__setattr__(score, name, as_reference(getattr(score, name)))
+    except ProbgenError as error:
+        raise type(error)(f"{type(score).__name__}, {name}: {error}") from error
 
 
 def over(

@@ -11,29 +11,32 @@ the reference lose the bonus C, whatever their bound.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 
 from probgen.bound import Bound
-from probgen.errors import AlgorithmError, DataError, DeclarationError
+from probgen.declared import declaration
+from probgen.errors import AlgorithmError, DataError
 from probgen.identity import identity
 from probgen.inference.scores.codecs import as_images
 from probgen.inference.scores.other_models import observed_site
-from probgen.inference.scores.reference import over, set_reference
-from probgen.inference.settings import check_count
+from probgen.inference.scores.reference import ReferenceData, over, set_reference
+from probgen.kinds import CountOrZero, Many, Width, having, within
 from probgen.measure import Room, Rows, Values, changed_settings, short_mark
 from probgen.program import DATA_PLATE
 
 Array = Any
-DENSITIES = ("mixture", "kde")
+Density = Annotated[
+    Any,
+    having("an object with score_samples(z), such as a fitted GaussianMixture", "score_samples"),
+]
 _SAID = ("num_particles", "density", "num_components", "latents", "complexity")  # in the name
 
 
-@dataclasses.dataclass(frozen=True)
+@declaration
 class Resultant:
     """-(PHP(x) + C(x)): the bound under the aggregate posterior plus the complexity term.
 
@@ -69,34 +72,20 @@ class Resultant:
     Source: Li et al. 2024, arXiv:2409.03801.
     """
 
-    reference: Any
-    num_particles: int = 10
-    density: Any = "mixture"
-    num_components: int = 10
-    latents: str = "draws"
-    kept_energy: float = 0.99
-    image_shape: tuple[int, ...] | None = None
+    reference: ReferenceData
+    num_particles: Many = 10
+    density: Literal["mixture", "kde"] | Density = "mixture"
+    num_components: Width = 10
+    latents: Literal["draws", "means"] = "draws"
+    kept_energy: Annotated[float, within(0, 1, "(]")] = 0.99
+    image_shape: tuple[Width, ...] | None = None
     complexity: bool = True
-    seed: int = 0
+    seed: CountOrZero = 0
 
     unit = "nats"
     larger_is_stranger = True
 
     def __post_init__(self) -> None:
-        known = self.density in DENSITIES if isinstance(self.density, str) else True
-        if not known or not (
-            isinstance(self.density, str) or hasattr(self.density, "score_samples")
-        ):
-            raise DeclarationError(
-                f"Resultant: got density={self.density!r}, expected one of {DENSITIES}, or an "
-                "object with score_samples(z), such as a fitted sklearn GaussianMixture."
-            )
-        check_count(self, "num_particles", "num_components")
-        if self.latents not in ("draws", "means") or not 0.0 < self.kept_energy <= 1.0:
-            raise DeclarationError(
-                f"Resultant: got latents={self.latents!r}, kept_energy={self.kept_energy!r}, "
-                'expected "draws" or "means", and a share in (0, 1].'
-            )
         set_reference(self)
 
     @property
@@ -222,11 +211,11 @@ def svd_rank(images: np.ndarray, kept_energy: float) -> np.ndarray:
     return np.where(total[..., 0] > 0, needed, 0).sum(-1).astype(np.float64)
 
 
-@dataclasses.dataclass(frozen=True)
+@declaration
 class _Draws:
     """Draws of the guide and what a bound needs of them, without the prior of z."""
 
-    num_particles: int
+    num_particles: Many
 
     unit = "nats"
     larger_is_stranger = False

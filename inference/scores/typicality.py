@@ -15,19 +15,20 @@ from typing import Any
 
 import numpy as np
 
+from probgen.declared import declaration
 from probgen.errors import DataError, DeclarationError
 from probgen.evaluation_table import Evaluation
 from probgen.inference.scores.moments import check_guide
 from probgen.inference.scores.parts import NegativeLogLikelihood
-from probgen.inference.scores.reference import over, set_reference
-from probgen.inference.settings import check_count
+from probgen.inference.scores.reference import ReferenceData, over, set_reference
+from probgen.kinds import Many
 from probgen.measure import Room, Values
 
 FEWEST = 20  # reference values that a bootstrap is made of
 _BLOCK = 2**22  # numbers drawn at a time
 
 
-@dataclasses.dataclass(frozen=True)
+@declaration
 class Typicality:
     """|-log p(x) - H|, H the mean of -log p over reference data: strange in either direction.
 
@@ -50,8 +51,8 @@ class Typicality:
     Source: Nalisnick, Matsukawa, Teh & Lakshminarayanan 2019, arXiv:1906.02994.
     """
 
-    reference: Any
-    num_particles: int = 1000
+    reference: ReferenceData
+    num_particles: Many = 1000
     label: str = ""
 
     unit = "nats"
@@ -59,7 +60,6 @@ class Typicality:
 
     def __post_init__(self) -> None:
         set_reference(self)
-        check_count(self, "num_particles")
 
     @property
     def name(self) -> str:

@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
-from probgen.errors import DeclarationError
+from probgen.declared import declaration
 from probgen.fitted import Fitted
 from probgen.inference.scores.other_models import (
     Weights,
     bind_other,
-    require_fitted,
     shown,
     tail_warning,
     with_error,
 )
-from probgen.inference.settings import check_count
+from probgen.kinds import Many, Rule
 from probgen.measure import Room, Rows, Values
 
+at_least_two = Rule(
+    "(at least two, since it is their disagreement that is measured; fit the same model with "
+    "several seeds)",
+    lambda v: len(v) >= 2,
+)
 
-@dataclasses.dataclass(frozen=True)
+
+@declaration
 class WAIC:
     """Spread of an ensemble's log-likelihoods about a datum, less their mean.
 
@@ -51,24 +55,12 @@ class WAIC:
     Source: Choi, Jang & Alemi 2018, arXiv:1810.01392.
     """
 
-    models: Sequence[Fitted]
-    num_particles: int = 1000
-    particles_at_once: int = 25
+    models: Annotated[Sequence[Fitted], at_least_two]
+    num_particles: Many = 1000
+    particles_at_once: Many = 25
 
     unit = "nats"
     larger_is_stranger = True
-
-    def __post_init__(self) -> None:
-        found = (self.models,) if isinstance(self.models, Fitted) else tuple(self.models)
-        for i, each in enumerate(found):
-            require_fitted("WAIC", f"model {i}", each)
-        if len(found) < 2:
-            raise DeclarationError(
-                f"WAIC: got an ensemble of {len(found)}, expected at least two models, since it is "
-                "their disagreement that is measured; fit the same model with several seeds."
-            )
-        check_count(self, "num_particles", "particles_at_once")
-        object.__setattr__(self, "models", found)
 
     def __repr__(self) -> str:
         return (
