@@ -23,7 +23,7 @@ from probgen.inference.scores.complexity import declared_levels
 from probgen.inference.scores.other_models import observed_site
 from probgen.inference.scores.ratio import level_indices
 from probgen.inference.scores.resultant import guide_means
-from probgen.kinds import NonNegative, Text, Width
+from probgen.kinds import Text, Width
 from probgen.measure import Room, Rows, Values, changed_settings
 from probgen.modelling import Model, arguments
 
