@@ -24,6 +24,7 @@ from probgen.declared import declaration, require
 from probgen.dist import did_you_mean
 from probgen.errors import AlgorithmError, DeclarationError, UnknownName
 from probgen.kinds import Many, OpenShare, Positive, Text, between, not_empty, one_of
+from probgen.pieces import Pieces
 from probgen.posterior import Chains, Posterior
 from probgen.progress import bar
 
@@ -157,8 +158,9 @@ class HamiltonianMethod:
             )
 
     def draws(
-        self, posterior: Posterior, params: Any, rows: Any, key: Any, token: Any, progress_bar: bool
-    ) -> Chains:
+        self, posterior: Posterior, params: Any, rows: Any, key: Any, token: Any,
+        progress_bar: bool, pieces: Pieces,
+    ) -> Chains:  # fmt: skip
         """Runs the backend's kernel; for `pg.infer`."""
         given = self._given(posterior)
         if not isinstance(self.dense_mass, bool):
@@ -167,7 +169,7 @@ class HamiltonianMethod:
         total = self.num_chains * (self.num_warmup + self.num_draws * self.thinning)
         with bar(total, wanted=progress_bar, unit="transition") as shown:
             return posterior.bound.backend.hmc(
-                posterior, self, params, rows, given, key, token, shown
+                posterior, self, params, rows, given, key, token, shown, pieces
             )
 
 
@@ -195,10 +197,11 @@ class NUTS(HamiltonianMethod):
     max_tree_depth: Annotated[int, between(1, 20)] = 10
 
     def draws(
-        self, posterior: Posterior, params: Any, rows: Any, key: Any, token: Any, progress_bar: bool
-    ) -> Chains:
+        self, posterior: Posterior, params: Any, rows: Any, key: Any, token: Any,
+        progress_bar: bool, pieces: Pieces,
+    ) -> Chains:  # fmt: skip
         """Runs the backend's kernel, and adds what the number of leapfrogs says of the tree."""
-        out = super().draws(posterior, params, rows, key, token, progress_bar)
+        out = super().draws(posterior, params, rows, key, token, progress_bar, pieces)
         # A tree of depth d that was not cut short has 2^d - 1 new nodes.
         depth = np.floor(np.log2(np.maximum(out.stats["n_steps"], 1))).astype(np.int64) + 1
         reached = depth >= self.max_tree_depth

@@ -26,7 +26,7 @@ from probgen.modelling import Model
 from probgen.store import flatten
 from probgen.trees import tree_map
 
-AGAIN = "give the same arguments to have that evaluation, or another path, or remove the folder"
+AGAIN = "give the same arguments to have that result, or another path, or remove the folder"
 PROBED = 16  # data of a map-style data set that are read to tell it from another
 _HASH = re.compile(r"\b([0-9a-f]{8})[0-9a-f]{56}\b")
 
@@ -84,6 +84,29 @@ def of_evaluation(
         "model": f"{fitted.model.name} {identity(fitted.model, fitted.model.name)}",
         "inputs": of_inputs(fitted.constants),
         "parameters": content(flatten(fitted.params)),
+    }
+
+
+def of_posterior(
+    model: Model, method: Any, backend: Backend, *, seed: int, rows: Mapping[str, np.ndarray],
+    constants: Mapping[str, Any], params: Any,
+) -> dict[str, Any]:  # fmt: skip
+    """What draws of chains are of: equal entries give equal draws.
+
+    Raises:
+        DeclarationError: something in model, method or inputs cannot be told by its content.
+    """
+    return {
+        "probgen": __version__,
+        "versions": backend.versions(),
+        "model": _named(model, model.name),
+        "method": _named(method, "method"),
+        "seed": seed,
+        "backend": backend.name,
+        "float": float_width(backend),
+        "observed data": content(rows),
+        "inputs": of_inputs(constants),
+        "parameters": content(flatten(tree_map(backend.to_numpy, params))),
     }
 
 

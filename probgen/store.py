@@ -29,6 +29,7 @@ _KINDS: dict[Any, str] = {
     "checkpoint": "a checkpoint",
     "evaluation": "a table of measures",
     "chunk": "a chunk of an evaluation",
+    "chains": "draws of Markov chains",
 }
 
 

@@ -336,10 +336,10 @@ class JaxBackend:
 
     def hmc(
         self, posterior: Any, method: Any, params: Any, rows: Any, given: Any, key: Any,
-        token: Any, shown: Callable,
+        token: Any, shown: Callable, pieces: Any,
     ) -> Any:  # fmt: skip
         """NumPyro's NUTS or HMC, all chains at once, compiled once per token."""
-        return jax_mcmc.run(posterior, method, params, rows, given, key, token, shown)
+        return jax_mcmc.run(posterior, method, params, rows, given, key, token, shown, pieces)
 
     # ---- optimisers and reports
 

@@ -30,7 +30,7 @@ from numpyro.infer.util import ParamInfo
 from probgen.backends.jax_lowering import Lowering, broadcast_plates, run_program
 from probgen.backends.lowering import per_datum
 from probgen.backends.protocol import Site
-from probgen.errors import AlgorithmError
+from probgen.errors import AlgorithmError, SaveError
 from probgen.posterior import NUM_STARTS, Chains, Posterior, Start
 from probgen.program import NO_BIJECTION
 
@@ -294,7 +294,7 @@ class _Sampler:
 
 def run(
     posterior: Posterior, method: Any, params: Any, rows: Any, given: Any, key: Any, token: Any,
-    shown: Callable,
+    shown: Callable, pieces: Any,
 ) -> Chains:  # fmt: skip
     """Draws of `method` (see `probgen.inference.mcmc`) from the posterior."""
     options = {k: v for k, v in vars(method).items() if k != "init_strategy"}
@@ -306,19 +306,64 @@ def run(
     begin = kept(start_name, lambda: jax.jit(functools.partial(sampler.begin, strategy)))
     start, state = begin(key, params, rows, given)
     posterior.check_start(jax.tree.map(np.asarray, start))
-    parts = []
-    for total, thinning, keep in (
-        (method.num_warmup, 1, False), (method.num_draws, method.thinning, True),
-    ):  # fmt: skip
-        for start in range(0, total, sampler.length):
-            count = min(sampler.length, total - start)
+    if pieces.state:
+        state = _restored(state, pieces.state)
+    whole, done = method.num_warmup + method.num_draws * method.thinning, 0
+    for i, (count, thinning, keep) in enumerate(_plan(method, sampler.length)):
+        done += count * thinning
+        if i >= len(pieces.parts):
             state, out = sampler.chunk(state, params, rows, jnp.int32(count), jnp.int32(thinning))
-            if keep:
-                parts.append(jax.tree.map(lambda x, n=count: np.asarray(x)[:n], out))
-            else:
-                jax.block_until_ready(state)
-            shown(count * thinning * method.num_chains)
-    draws, stats = jax.tree.map(
-        lambda *x: np.ascontiguousarray(np.concatenate(x).swapaxes(0, 1)), *parts
+            jax.block_until_ready(state)
+            free, stats = jax.tree.map(
+                lambda x, n=count: np.asarray(x)[:n], out if keep else ({}, {})
+            )
+            part = {"free": free, "stats": stats} if keep else {}
+            pieces.add(part, functools.partial(_arrays, state))
+            pieces.pause(f"{done} of {whole} transitions of each chain")
+        shown(count * thinning * method.num_chains)
+    found = jax.tree.map(
+        lambda *x: np.ascontiguousarray(np.concatenate(x).swapaxes(0, 1)),
+        *(part for part in pieces.parts if part),
     )
-    return Chains(draws, stats, method.num_warmup)
+    return Chains(found["free"], found["stats"], method.num_warmup)
+
+
+def _plan(method: Any, length: int) -> list[tuple[int, int, bool]]:
+    """(draws, transitions a draw, whether they are kept) of each compiled chunk."""
+    phases = ((method.num_warmup, 1, False), (method.num_draws, method.thinning, True))
+    return [
+        (min(length, total - start), thinning, keep)
+        for total, thinning, keep in phases
+        for start in range(0, total, length)
+    ]
+
+
+def _arrays(state: Any) -> dict[str, np.ndarray]:
+    """The kernel's state as numpy arrays, by the leaf's number; a key is its words."""
+    leaves = [jax.random.key_data(x) if _is_key(x) else x for x in jax.tree.leaves(state)]
+    return {str(i): np.asarray(x) for i, x in enumerate(leaves)}
+
+
+def _restored(state: Any, arrays: Mapping[str, np.ndarray]) -> Any:
+    """The state that `_arrays` kept, in the form and types of a fresh one.
+
+    Raises:
+        SaveError: it is of another sampler.
+    """
+    leaves, form = jax.tree.flatten(state)
+    want = {n: (x.shape, x.dtype) for n, x in _arrays(state).items()}
+    if want != {n: (x.shape, x.dtype) for n, x in arrays.items()}:
+        raise SaveError(
+            "infer: got the state of another sampler beside `path`, expected one of this version "
+            "of JAX and NumPyro; remove the folder to begin anew."
+        )
+    there = [jax.device_put(arrays[str(i)], x.sharding) for i, x in enumerate(leaves)]
+    keyed = [
+        jax.random.wrap_key_data(a, impl=jax.random.key_impl(x)) if _is_key(x) else a
+        for a, x in zip(there, leaves, strict=True)
+    ]
+    return jax.tree.unflatten(form, keyed)
+
+
+def _is_key(x: Any) -> bool:
+    return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)

@@ -369,10 +369,10 @@ class TorchBackend:
 
     def hmc(
         self, posterior: Any, method: Any, params: Any, rows: Any, given: Any, key: Any,
-        token: Any, shown: Callable,
+        token: Any, shown: Callable, pieces: Any,
     ) -> Any:  # fmt: skip
         """Pyro's NUTS or HMC over the compiled potential, chain after chain."""
-        return torch_mcmc.run(posterior, method, params, rows, given, key, shown)
+        return torch_mcmc.run(posterior, method, params, rows, given, key, shown, pieces)
 
     # ---- optimisers and reports
 

@@ -192,7 +192,7 @@ class _Layout:
 
 def run(
     posterior: Posterior, method: Any, params: Any, rows: Any, given: Any, key: keys.Key,
-    shown: Callable,
+    shown: Callable, pieces: Any,
 ) -> Chains:  # fmt: skip
     """Draws of `method` (see `probgen.inference.mcmc`) from the posterior."""
     b = posterior.bound.backend
@@ -223,13 +223,22 @@ def run(
         return b.tree_map(lambda *x: np.stack([b.to_numpy(v) for v in x]), *tried)
 
     starts = _find_start(posterior, attempt)
-    chains = []
+
+    def moved(count: int) -> None:
+        shown(count)
+        pieces.pause(f"{len(pieces.parts)} of {method.num_chains} chains")
+
     for i, k in enumerate(chain_keys):
+        if i < len(pieces.parts):
+            shown(method.num_warmup + method.num_draws * method.thinning)
+            continue
         z = layout.pack({n: b.asarray(v[i]) for n, v in starts.items()})
         with torch_random.seeded(keys.mix(k.seed, 0xC4A1), b.device):  # type: ignore[arg-type]
-            chains.append(_chain(method, layout, lambda z: gradient(z, params, rows), z, shown))
-    draws = {k: np.stack([c[0][k] for c in chains]) for k in layout.blocks}
-    stats = {k: np.stack([c[1][k] for c in chains]) for k in chains[0][1]}
+            found = _chain(method, layout, lambda z: gradient(z, params, rows), z, moved)
+        pieces.add({"free": found[0], "stats": found[1]})
+    chains = pieces.parts
+    draws = {k: np.stack([c["free"][k] for c in chains]) for k in layout.blocks}
+    stats = {k: np.stack([c["stats"][k] for c in chains]) for k in sorted(chains[0]["stats"])}
     return Chains(layout.unpack(draws), stats, method.num_warmup)
 
 

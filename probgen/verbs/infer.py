@@ -7,6 +7,7 @@ gives plates' names to axes.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping
 from typing import Any, Protocol
@@ -14,6 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 
 import probgen
+from probgen import place, provenance, store
 from probgen.backends import resolve
 from probgen.backends.protocol import Backend
 from probgen.bound import Bound, bind
@@ -22,6 +24,8 @@ from probgen.errors import AlgorithmError
 from probgen.feed import merge_inputs
 from probgen.fitted import Fitted
 from probgen.modelling import Model
+from probgen.pieces import Pieces
+from probgen.pieces import chains as kept_chains
 from probgen.posterior import Chains, Posterior
 from probgen.program import DATA_PLATE
 from probgen.seeds import check_seed
@@ -31,8 +35,9 @@ class Method(Protocol):
     """A sampler such as `NUTS(...)`; `token` names what may be kept compiled."""
 
     def draws(
-        self, posterior: Posterior, params: Any, rows: Any, key: Any, token: Any, progress_bar: bool
-    ) -> Chains: ...
+        self, posterior: Posterior, params: Any, rows: Any, key: Any, token: Any,
+        progress_bar: bool, pieces: Pieces,
+    ) -> Chains: ...  # fmt: skip
 
 
 def infer(
@@ -47,6 +52,7 @@ def infer(
     device: str = "auto",
     log_likelihood: bool = False,
     chunk_size: int | None = None,
+    path: str | os.PathLike | None = None,
     progress_bar: bool = True,
 ) -> Any:
     """Draws from p(latents | data), by Markov chains.
@@ -63,6 +69,12 @@ def infer(
         log_likelihood: also give each observed value's log density at each draw, nats.
         chunk_size: draws at a time when they are mapped to values and log likelihoods; None takes
             as many as memory easily holds. It changes no number.
+        path: a folder for the chains. Draws are kept beside it as they come, and the same call
+            after a kill goes on from there, to the same draws, to the bit, where model, data,
+            inputs, method and seed are the same by their content (`probgen.identity`). On JAX all
+            chains go on from the last of about forty pieces; on torch, whose kernels run one chain
+            after another, finished chains are kept and an unfinished one begins again. The chains
+            stand there when the call returns, and a further call of the same reads them.
         progress_bar: shows one on a terminal.
 
     Returns:
@@ -78,8 +90,14 @@ def infer(
         SupportError: data outside the support of their site.
         NonFiniteError: no starting point has a finite log density.
         DataError, UnknownName, ShapeError: data or inputs that do not fit the program.
+        SaveError: `path` cannot be written, or holds something else, or chains of another call
+            (says what differs); another process is writing there.
+        KeyboardInterrupt, Terminated: Ctrl-C or SIGTERM; with a `path` after the piece that runs.
     """
     seed = check_seed(seed, "infer")
+    if path is not None:
+        path = place.at(path)
+        store.check_place(path, "chains")
     if isinstance(method, type) or not hasattr(method, "draws"):
         raise AlgorithmError(
             f"infer: got the method {method!r}, expected one such as "
@@ -106,7 +124,17 @@ def infer(
     key = b.key(seed)
     began = time.perf_counter()
     token = posterior.token(params, on_device, key)
-    chains = method.draws(posterior, params, on_device, key, token, progress_bar)
+
+    def sample(pieces: Pieces) -> Chains:
+        return method.draws(posterior, params, on_device, key, token, progress_bar, pieces)
+
+    if path is None:
+        chains = sample(Pieces())
+    else:
+        made = provenance.of_posterior(
+            declared, method, b, seed=seed, rows=rows, constants=constants, params=params
+        )
+        chains = kept_chains(path, made, sample)
     seconds = time.perf_counter() - began
 
     def mapped(what: str) -> dict[str, np.ndarray]:

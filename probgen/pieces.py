@@ -1,0 +1,118 @@
+"""Chains that come in pieces, kept as they come, so that a run that was killed goes on.
+
+As for `evaluate`, pieces lie in `<path>.chunks` under an identity, and go when the chains stand at
+`path`. Beside the pieces lies the sampler's state after the last of them, from which the next one
+is what it would have been, to the bit.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from probgen import provenance, store
+from probgen.chunks import ChunkStore, Values
+from probgen.errors import SaveError
+from probgen.interrupt import Asked, asked_to_stop
+from probgen.posterior import Chains
+
+
+class Pieces:
+    """What a sampler has done so far: in memory alone, or kept too.
+
+    Attributes:
+        parts: of each piece, {"free": draws on the real line, "stats": statistics} by name; empty
+            for a piece of warm-up.
+        state: of the sampler after the last piece, arrays by name; empty where pieces need none.
+    """
+
+    def __init__(self, kept: ChunkStore | None = None, asked: Asked | None = None):
+        self.parts: list[Values] = []
+        self.state: dict[str, np.ndarray] = {}
+        self._kept, self._asked = kept, asked
+        if kept is not None and (kept.folder / "state").exists():
+            self._read(kept)
+
+    def _read(self, kept: ChunkStore) -> None:
+        place = kept.folder / "state"
+        arrays, config = store.read_folder(place)
+        provenance.require_same(place, config, kept.identity, provenance.AGAIN)
+        self.state = arrays.get("state", {})
+        for i in range(int(config.get("after", 0))):
+            part = kept.read(i, {})
+            if part is None:
+                raise SaveError(
+                    f"{kept.folder}: lacks piece {i} of the chains that it holds, expected all of "
+                    "them; remove the folder to begin anew."
+                )
+            self.parts.append(part)
+
+    def add(self, part: Values, state: Callable[[], Mapping[str, np.ndarray]] = dict) -> None:
+        """Takes the next piece, and what gives the state after it."""
+        index = len(self.parts)
+        self.parts.append(part)
+        if self._kept is None:
+            return
+        self._kept.write(index, {}, part)
+        config = {"kind": "chunk", "after": index + 1, **self._kept.identity}
+        store.write_folder(self._kept.folder / "state", {"state": dict(state())}, config)
+
+    def pause(self, done: str) -> None:
+        """Ends the run where that was asked for.
+
+        Args:
+            done: how far it has come, such as "3 of 4 chains".
+
+        Raises:
+            KeyboardInterrupt, Terminated: by what it was asked.
+        """
+        if self._kept is not None and self._asked is not None:
+            self._asked.stop(
+                f"infer: stopped after {done}, which are kept beside {self._kept.table}; the same "
+                "call goes on from there."
+            )
+
+
+def chains(
+    path: str | os.PathLike, made: Mapping[str, Any], sample: Callable[[Pieces], Chains]
+) -> Chains:
+    """The chains at `path`, or those that `sample` gives, which are then kept there.
+
+    Args:
+        path: a folder.
+        made: what the draws depend on (`provenance.of_posterior`).
+        sample: the sampler, which goes on from the pieces that it gets.
+
+    Raises:
+        SaveError: it cannot be written, or holds something else; another run is writing there.
+        OtherRun: it holds chains of another posterior, method or seed.
+    """
+    kept = ChunkStore(path, made)
+    with kept.held():
+        if store.check_place(kept.table, "chains"):
+            found = _read(kept)
+        else:
+            with asked_to_stop(True) as asked:
+                found = sample(Pieces(kept, asked))
+            config = {
+                "kind": "chains", "made": dict(made), "num_warmup": found.num_warmup,
+                "order": {"free": list(found.free), "stats": list(found.stats)},
+            }  # fmt: skip
+            store.write_folder(kept.table, {"free": found.free, "stats": found.stats}, config)
+        kept.clear()
+    return found
+
+
+def _read(kept: ChunkStore) -> Chains:
+    arrays, config = store.read_folder(kept.table)
+    try:
+        free, stats = ({n: arrays[g][n] for n in config["order"][g]} for g in ("free", "stats"))
+        out = Chains(free, stats, int(config["num_warmup"]))
+        found = dict(config["made"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise SaveError(f"{kept.table}: holds no chains ({error!r}); it is damaged.") from error
+    provenance.require_same(kept.table, found, kept.identity, provenance.AGAIN)
+    return out
