@@ -28,9 +28,10 @@ class VAE(Generator):
     Args:
         latent, decoder, likelihood, data_shape: as in `Generator`.
         encoder: a net from a datum to the guide's parameters. For `guide_kind="diagonal"` its
-            output is a dict with heads "loc" and "log_scale", each of the latent's shape. For
-            "full" it may be declared the same way: a net with an `out` is given the
-            d + d (d + 1) / 2 numbers that a full covariance needs; one without must give them.
+            output is a dict with heads "loc" and "log_scale" (or "log_variance", as much published
+            code has it), each of the latent's shape. For "full" it may be declared the same way: a
+            net with an `out` is given the d + d (d + 1) / 2 numbers that a full covariance needs;
+            one without must give them.
         guide_kind: "diagonal" or "full" covariance (by its Cholesky factor, softplus diagonal).
 
     Sites: "z", "x". Nets: "decoder", "encoder" (and "likelihood" for a learned scale). Those of a
@@ -67,14 +68,16 @@ class VAE(Generator):
         if self.guide_kind == "full":
             return self._full(x)
         h = pg.net("encoder", self.encoder)(self.likelihood.encoder_input(x))
-        if not isinstance(h, dict) or not {"loc", "log_scale"} <= set(h):
+        given = set(h) if isinstance(h, dict) else set()
+        if "loc" not in given or len(given & {"log_scale", "log_variance"}) != 1:
             got = sorted(h) if isinstance(h, dict) else type(h).__name__
             raise UnknownName(
-                f"VAE: the encoder gives {got}, expected the heads 'loc' and 'log_scale'; declare "
-                'it with heads=("loc", "log_scale").'
+                f"VAE: the encoder gives {got}, expected the heads 'loc' and 'log_scale' (or "
+                '\'log_variance\'); declare it with heads=("loc", "log_scale").'
             )
+        log_scale = h["log_scale"] if "log_scale" in h else 0.5 * h["log_variance"]
         event_ndim = h["loc"].ndim - x.ndim + len(self.event_shape())
-        return dist.Normal(h["loc"], ops.exp(h["log_scale"])).to_event(event_ndim)
+        return dist.Normal(h["loc"], ops.exp(log_scale)).to_event(event_ndim)
 
     def _full(self, x: Array) -> dist.Deferred:
         d = self.latent_size()

@@ -35,7 +35,7 @@ def test_the_search_finds_the_best_gaussian_of_a_saturating_encoder(b):
     assert np.abs(closed - truth).max() < 0.15 and (closed <= truth + 1e-6).all()
     assert abs((closed - truth).mean()) < 0.02
     found = scored(b, fitted, x, measure)
-    z = (found["estimate"] - closed) / found["standard_error"]
+    z = (found["estimate"] - closed) / found["scoring_error"]
     assert abs(z.mean()) < 5 / np.sqrt(len(z)) and 0.7 < z.std() < 1.4 and np.abs(z).max() < 6
     np.testing.assert_allclose(found["estimate"], found["elbo_after"] - found["elbo_before"])
     bound = model.log_prob(x) - model.kl(x, *tau)
@@ -99,7 +99,7 @@ def test_the_regret_falls_to_nothing_as_k_grows(b):
     for k in (1, 10, 100, 1000, 10_000):
         found = dataclasses.replace(base, num_particles=k).finish(dict(values))
         means[k] = found["estimate"].mean()
-        error = np.sqrt((found["standard_error"] ** 2).sum()) / len(x)
+        error = np.sqrt((found["scoring_error"] ** 2).sum()) / len(x)
         if k <= 100:
             first, second = (numpy_bound(model, x, *q, k, 2000 // k, rng) for q in (start, tau))
             other = np.sqrt(
