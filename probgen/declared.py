@@ -7,14 +7,16 @@
 
 A field's annotation is its check (`probgen.kinds`), done once, before the class's own
 `__post_init__`, which is left with what concerns several fields (`require`). Functions check their
-arguments by the same kinds with `argument`. Refusals name the class, the field, what was got and
-what is expected; a misspelt, missing or second name of an argument is refused in the same words.
+arguments by the same kinds: all of them with `@checked`, one with `argument`. Refusals name the
+class, the field, what was got and what is expected; a misspelt, missing or second name of an
+argument is refused in the same words.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 import typing
 from collections.abc import Callable
 from typing import Any, TypeVar, dataclass_transform, overload
@@ -24,6 +26,7 @@ from probgen.kinds import ANYTHING, REFUSED, Kind, kind
 from probgen.words import did_you_mean, shown
 
 T = TypeVar("T")
+F = TypeVar("F", bound=Callable)
 _CHECKED = "__checked_fields__"
 
 
@@ -82,21 +85,21 @@ def _init_in_words(cls: Any) -> Callable:
             # Raised by the call itself and not within it: the arguments do not fit.
             if error.__traceback__ is None or error.__traceback__.tb_next is not None:
                 raise
-            raise _misfit(type(self), kwargs, error) from None
+            known = [f.name for f in dataclasses.fields(self) if f.init]
+            raise _misfit(type(self).__name__, known, kwargs, error) from None
 
     return __init__
 
 
-def _misfit(cls: Any, kwargs: dict, error: TypeError) -> DeclarationError:
-    known = [f.name for f in dataclasses.fields(cls) if f.init]
+def _misfit(who: str, known: list[str], kwargs: dict, error: TypeError) -> DeclarationError:
     for name in kwargs:
         if name not in known:
             return UnknownName(
-                f"{cls.__name__}: got an argument {name!r}, expected one of "
+                f"{who}: got an argument {name!r}, expected one of "
                 f"{', '.join(known) or 'none'}{did_you_mean(name, known) or '.'}"
             )
     got = str(error).split("() ", 1)[-1]
-    return DeclarationError(f"{cls.__name__}: {got}, expected {cls.__name__}({', '.join(known)}).")
+    return DeclarationError(f"{who}: {got}, expected {who}({', '.join(known)}).")
 
 
 def _checks(cls: type) -> list[tuple[str, Kind, Any]]:
@@ -140,6 +143,42 @@ def argument(where: str, hint: Any, **given: Any) -> Any:
     return taken
 
 
+def checked(fn: F) -> F:
+    """A function whose arguments are checked against their annotations, as fields are.
+
+    Raises (when it is called):
+        DeclarationError: names the function, the argument, what was got and what is expected.
+    """
+    signature = inspect.signature(fn)
+    plan: dict[str, Kind] = {}
+
+    @functools.wraps(fn)
+    def checking(*args: Any, **kwargs: Any) -> Any:
+        try:
+            given = signature.bind(*args, **kwargs)
+        except TypeError as error:
+            raise _misfit(fn.__name__, list(signature.parameters), kwargs, error) from None
+        if not plan:
+            hints = typing.get_type_hints(fn, include_extras=True)
+            kinds = {n: kind(h) for n, h in hints.items() if n not in _ELSEWHERE}
+            plan.update(kinds)
+        for name, value in given.arguments.items():
+            expected = plan.get(name, ANYTHING)
+            taken = expected.take(value)
+            if taken is REFUSED:
+                default = signature.parameters[name].default
+                absent = dataclasses.MISSING if default is inspect.Parameter.empty else default
+                raise _refusal(fn.__name__, name, value, expected, absent)
+            given.arguments[name] = taken
+        return fn(*given.args, **given.kwargs)
+
+    return typing.cast(F, checking)
+
+
+# Arguments that have one check of their own: `check_seed`, and `backends.resolve`.
+_ELSEWHERE = {"seed", "backend", "return"}
+
+
 _kind_of = functools.lru_cache(maxsize=None)(kind)
 
 
@@ -148,7 +187,7 @@ def _refusal(where: str, name: str, value: Any, expected: Kind, default: Any) ->
     if isinstance(value, type):
         cure = f"; it is a class: call it, {value.__name__}(...)"
     elif default is not dataclasses.MISSING:
-        cure = f"; leave it out for {shown(default)}"
+        cure = "; leave it out" + (f" for {shown(default)}" if default is not None else "")
     return DeclarationError(f"{where}: got {name}={shown(value)}, expected {expected.words}{cure}.")
 
 

@@ -6,7 +6,7 @@ import dataclasses
 import importlib
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
@@ -15,8 +15,10 @@ from probgen.backends import available, resolve
 from probgen.backends.protocol import Backend
 from probgen.bound import Bound, bind, parameter_count
 from probgen.codec import NotADeclaration, Pool, decode, encode
+from probgen.declared import argument
 from probgen.errors import ProbgenError, SaveError, ShapeError
 from probgen.history import History
+from probgen.kinds import PathLike, Rule
 from probgen.modelling import Model
 from probgen.trees import tree_map
 
@@ -134,6 +136,7 @@ class Fitted:
             SaveError: missing, damaged, truncated or foreign folder; a model is needed.
             ShapeError: the given model's parameters have other names or shapes.
         """
+        argument("from_pretrained", PathLike, path=path)
         arrays, config = store.read_folder(path)
         if "model" not in arrays or config.get("kind") != "run":
             raise SaveError(
@@ -230,3 +233,15 @@ class Fitted:
     def __repr__(self) -> str:
         ran = self.info.get("backend", "no backend")
         return f"Fitted({self.model!r}, {self.num_parameters():,} parameters, {ran})"
+
+
+AnyFitted = Annotated[
+    Fitted,
+    Rule(
+        "a Fitted: a model with parameters, as pg.fit or Fitted.from_pretrained give it", alone=True
+    ),
+]
+AnyModel = Annotated[
+    Model | Fitted,
+    Rule("a declared model or a Fitted; of a function, decorate it with @pg.model", alone=True),
+]

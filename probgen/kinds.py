@@ -12,9 +12,10 @@ lists to tuples, so that declarations hash, or to arrays. Nothing of ours is imp
 from __future__ import annotations
 
 import collections.abc
+import os
 import types
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
@@ -101,6 +102,9 @@ Widths = Annotated[tuple[Width, ...], not_empty]
 Shape = tuple[Size, ...]
 TwoOrMore = Annotated[int, between(2, 10**7)]  # of draws, where an error is taken over them
 Limit = Annotated[float, Unbounded()]  # an end of a range, which may be open
+PathLike = str | os.PathLike
+Inputs = Mapping[str, Any] | None
+Names = tuple[str, ...] | None
 AnyNet = Annotated[
     Any, having("a net: an object with `init` and `apply`, such as nets.MLP()", "init", "apply")
 ]

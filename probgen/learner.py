@@ -10,9 +10,10 @@ named arrays, nats unless the name says otherwise: scalars, or vectors such as a
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Annotated, Any, NamedTuple, Protocol
 
 from probgen.bound import Bound
+from probgen.kinds import having
 
 Tree = Any
 
@@ -45,3 +46,8 @@ class Algorithm(Protocol):
 def all_params(state: Tree) -> dict:
     """Trainable and frozen parameters of a learner's state as one dict."""
     return {**state["params"], **state.get("frozen", {})}
+
+
+AnyAlgorithm = Annotated[
+    Algorithm, having("an algorithm such as SVI(ELBO(), pg.Adam(1e-3))", "bind")
+]

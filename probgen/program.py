@@ -15,8 +15,10 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from probgen.declared import argument
 from probgen.dist import Deferred, did_you_mean
 from probgen.errors import DeclarationError, DuplicateSite, ShapeError, UnknownName
+from probgen.kinds import Width
 from probgen.masked import refuse_masked
 from probgen.ops import running_ops
 
@@ -249,8 +251,7 @@ def plate(name: str, size: int) -> Iterator[None]:
         raise DuplicateSite(f"plate {full!r} is opened inside itself; give the inner one a name.")
     if full in run.seen or full == DATA_PLATE:
         raise DuplicateSite(f"plate {full!r} has the name of a site or the data plate; rename it.")
-    if not isinstance(size, int) or size < 1:
-        raise DeclarationError(f"plate {full!r}: got size {size!r}, expected a positive integer.")
+    size = argument(f"plate {full!r}", Width, size=size)
     with _open(run, full, size):
         yield
 

@@ -219,7 +219,7 @@ def test_a_distribution_that_one_backend_lacks_says_which_has_it(b, backend_name
         (lambda: dist.Normal(locc=0), UnknownName, "did you mean 'loc'"),
         (lambda: dist.Poisson(), DeclarationError, "got no rate"),
         (lambda: pg.sample("x", REAL), DeclarationError, "outside a run"),
-        (lambda: pg.fit(3, binary_data(), svi(), num_steps=1, seed=0), ProbgenError, "got int"),
+        (lambda: pg.fit(3, binary_data(), svi(), num_steps=1, seed=0), ProbgenError, "got model=3"),
         (lambda: pg.fit(print, binary_data(), svi(), num_steps=1, seed=0), ProbgenError, "@pg.m"),
     ],
 )

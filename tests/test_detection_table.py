@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from probgen.errors import AlgorithmError, DataError, ShapeError, UnknownName
+from probgen.errors import AlgorithmError, DataError, DeclarationError, ShapeError, UnknownName
 from probgen.evaluation import detection as d
 from probgen.evaluation.detection.figures import shared_edges
 from probgen.evaluation.detection.records import shown
@@ -279,7 +279,7 @@ def test_wrong_options_and_names_are_refused(table):
     good = {"a": (X, {"s": Y})}
     with pytest.raises(UnknownName, match="got measure 'elbo'"):
         d.compare(good, larger_is_stranger={"elbo": False})
-    with pytest.raises(AlgorithmError, match="alpha: got 5"):
+    with pytest.raises(DeclarationError, match="got alpha=5"):
         d.compare(good, alpha=5)
     with pytest.raises(DataError, match="no out-of-distribution data set"):
         d.detection(X, {})

@@ -18,7 +18,7 @@ from fit_cases import (
 
 import probgen as pg
 from probgen import dist, nets
-from probgen.errors import AlgorithmError, DataError, MissingSeed, UnknownName
+from probgen.errors import AlgorithmError, DataError, DeclarationError, MissingSeed, UnknownName
 from probgen.history import History
 from probgen.loop import chunk_length
 from probgen.models import Generator
@@ -335,12 +335,17 @@ def test_chunks_respect_their_limits(every, limit):
         ({"seed": -1}, MissingSeed, "seed=-1"),
         ({"num_epochs": 1}, AlgorithmError, "expected one of them"),
         ({"num_steps": None}, AlgorithmError, "expected one of them"),
-        ({"num_steps": 0}, AlgorithmError, "positive whole number"),
-        ({"num_steps": 1.5}, AlgorithmError, "positive whole number"),
+        ({"num_steps": 0}, DeclarationError, "num_steps=0, expected a whole number"),
+        ({"num_steps": 1.5}, DeclarationError, "num_steps=1.5, expected a whole number"),
+        ({"num_steps": True}, DeclarationError, "num_steps=True"),
+        ({"num_steps": None, "num_epochs": 1.5}, DeclarationError, "num_epochs=1.5"),
+        ({"batch_size": 2.5}, DeclarationError, "batch_size=2.5"),
+        ({"batch_size": True}, DeclarationError, "batch_size=True"),
+        ({"eval_every": 2.5}, DeclarationError, "eval_every=2.5"),
         ({"gradient_accumulation": 3}, AlgorithmError, "a positive divisor"),
-        ({"ema_decay": 1.0}, AlgorithmError, "between 0 and 1"),
-        ({"eval_every": 0}, AlgorithmError, "1 or more steps"),
-        ({"batch_size": "all"}, DataError, "'auto', or None"),
+        ({"ema_decay": 1.0}, DeclarationError, "ema_decay=1.0"),
+        ({"eval_every": 0}, DeclarationError, "eval_every=0"),
+        ({"batch_size": "all"}, DeclarationError, "'auto', or None"),
         ({"batch_size": 65}, DataError, "expected 1 to 64"),
     ],
 )

@@ -8,7 +8,14 @@ import pytest
 import probgen as pg
 from probgen import dist, nets
 from probgen.bound import bind
-from probgen.errors import AlgorithmError, MissingSeed, NonFiniteError, SupportError, UnknownName
+from probgen.errors import (
+    AlgorithmError,
+    DeclarationError,
+    MissingSeed,
+    NonFiniteError,
+    SupportError,
+    UnknownName,
+)
 from probgen.fitted import Fitted
 from probgen.inference import ELBO, IWAE, Langevin
 from probgen.models import EBM, VAE, Generator, likelihoods
@@ -138,7 +145,7 @@ def test_what_cannot_be_asked_is_refused(backend):
         pg.generate(fitted, 3, backend=backend)
     with pytest.raises(MissingSeed, match="evaluate"):
         pg.evaluate(fitted, data(), [IWAE(10)], backend=backend)
-    with pytest.raises(AlgorithmError, match="expected a Fitted"):
+    with pytest.raises(DeclarationError, match="expected a Fitted"):
         pg.generate(fitted.model, 3, seed=0, backend=backend)
     with pytest.raises(AlgorithmError, match="measures"):
         pg.evaluate(fitted, data(), ["IWAE"], seed=0, backend=backend)

@@ -8,12 +8,14 @@ are welcome. A NaN has no place in an order and is refused; nothing is dropped o
 
 from __future__ import annotations
 
-from numbers import Integral, Real
-from typing import Any, Literal, NamedTuple, get_args
+from numbers import Integral
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 
+from probgen.declared import argument
 from probgen.errors import AlgorithmError, DataError, ShapeError
+from probgen.kinds import OpenShare, Rule, between
 
 Positive = Literal["ood", "in"]
 
@@ -144,31 +146,24 @@ def demand_pairs(first: tuple[int, int], second: tuple[int, int], names: tuple[s
 
 
 def check_positive(positive: str) -> None:
-    """Refuses a positive class other than "ood" and "in" with an AlgorithmError."""
-    if positive not in get_args(Positive):
-        raise AlgorithmError(
-            f"positive: got {positive!r}, expected 'ood' or 'in'; say which class a detection is."
-        )
+    """Refuses a positive class other than "ood" and "in" with a DeclarationError."""
+    argument("detection", Positive, positive=positive)
 
 
 def check_share(value: float, name: str) -> None:
-    """Refuses a level, rate or significance outside (0, 1) with an AlgorithmError."""
-    if isinstance(value, bool) or not isinstance(value, Real) or not 0 < value < 1:
-        raise AlgorithmError(
-            f"{name}: got {value!r}, expected a share between 0 and 1; pass a number, as 0.95."
-        )
+    """Refuses a level, rate or significance outside (0, 1) with a DeclarationError."""
+    argument("detection", OpenShare, **{name: value})
 
 
 def check_whole(value: int, name: str, least: int, why: str) -> None:
-    """Refuses what is no whole number from `least` upwards with an AlgorithmError."""
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
-        raise AlgorithmError(f"{name}: got {value!r}, expected at least {least}, an int; {why}.")
+    """Refuses what is no whole number from `least` upwards with a DeclarationError."""
+    words = Rule(f"({why})")
+    argument("detection", Annotated[int, between(least, 10**9), words], **{name: value})
 
 
 def check_flag(value: bool, name: str) -> None:
-    """Refuses what is no bool with an AlgorithmError: the text "no" counts as true in Python."""
-    if not isinstance(value, bool | np.bool_):
-        raise AlgorithmError(f"{name}: got {value!r}, expected a bool; pass True or False.")
+    """Refuses what is no bool with a DeclarationError: the text "no" counts as true in Python."""
+    argument("detection", bool, **{name: value})
 
 
 def check_distinct(value: tuple[int, int], sizes: tuple[int, int]) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
-from probgen.errors import AlgorithmError, DataError, ShapeError
+from probgen.declared import argument
+from probgen.errors import DataError, ShapeError
+from probgen.kinds import between
 
 
 def refuse_dict(x: Any, where: str) -> None:
@@ -93,10 +95,6 @@ def check_count(value: Any, name: str, where: str, *, least: int = 1) -> int:
     """A whole number of at least `least`.
 
     Raises:
-        AlgorithmError: something else.
+        DeclarationError: something else.
     """
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
-        raise AlgorithmError(
-            f"{where}: got {name}={value!r}, expected a whole number of at least {least}."
-        )
-    return int(value)
+    return argument(where, Annotated[int, between(least, 10**9)], **{name: value})

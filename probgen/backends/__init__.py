@@ -13,6 +13,7 @@ from typing import Any
 
 from probgen.backends.protocol import Backend, Site
 from probgen.errors import BackendError
+from probgen.words import shown
 
 __all__ = ["Backend", "Site", "available", "load", "resolve"]
 
@@ -71,6 +72,11 @@ def resolve(backend: str | Backend = "auto", device: str = "auto", prefer: str =
         BackendError: neither backend is installed.
     """
     if not isinstance(backend, str):
+        if isinstance(backend, type) or not hasattr(backend, "ops"):
+            raise BackendError(
+                f"backend: got {shown(backend)}, expected 'auto', 'torch', 'jax' or a loaded "
+                "backend; leave it out for 'auto'."
+            )
         return backend
     if backend != "auto":
         return load(backend, device)

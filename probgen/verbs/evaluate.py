@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +15,13 @@ from probgen.backends.protocol import Backend
 from probgen.chunks import ChunkStore
 from probgen.content import RowsMark
 from probgen.data.sources import ArraySource, LazySource, as_source
+from probgen.declared import checked
 from probgen.errors import AlgorithmError, DataError
 from probgen.evaluation_table import Evaluation
 from probgen.feed import merge_inputs
-from probgen.fitted import Fitted
+from probgen.fitted import AnyFitted
 from probgen.interrupt import asked_to_stop
+from probgen.kinds import Count, Inputs, Names, PathLike
 from probgen.measure import Measure, Room, check_finite, start
 from probgen.progress import bar
 from probgen.seeds import check_seed
@@ -29,16 +30,17 @@ from probgen.support import SupportCheck
 CHUNK = 100
 
 
+@checked
 def evaluate(
-    fitted: Fitted,
+    fitted: AnyFitted,
     data: Any,
     measures: Iterable[Measure],
     *,
     seed: int | None = None,
-    inputs: Mapping[str, Any] | None = None,
-    names: tuple[str, ...] | None = None,
-    chunk_size: int = CHUNK,
-    path: str | os.PathLike | None = None,
+    inputs: Inputs = None,
+    names: Names = None,
+    chunk_size: Count = CHUNK,
+    path: PathLike | None = None,
     backend: str | Backend = "auto",
     device: str = "auto",
     progress_bar: bool = True,
@@ -70,7 +72,7 @@ def evaluate(
         DeclarationError: a `path`, and a model or measure that cannot be told by its content.
     """
     seed = check_seed(seed, "evaluate")
-    chosen = _checked(fitted, measures, chunk_size)
+    chosen = _checked(measures)
     if path is not None:
         path = place.at(path)
         store.check_place(path, "evaluation")
@@ -92,7 +94,7 @@ def evaluate(
         )
         return {**rows, **{k: v[first:stop] for k, v in per_datum.items()}}
 
-    chunk_size = min(int(chunk_size), size)
+    chunk_size = min(chunk_size, size)
     count = -(-size // chunk_size)
     key = b.key(seed)
     room = Room(fitted, b, key, chunk_size, count, read(0, 1), size, names)
@@ -142,17 +144,7 @@ def evaluate(
     return table
 
 
-def _checked(fitted: Any, measures: Any, chunk_size: Any) -> list[Measure]:
-    if not isinstance(fitted, Fitted):
-        raise AlgorithmError(
-            f"evaluate: got {type(fitted).__name__}, expected a Fitted: a model with parameters, "
-            "as pg.fit or Fitted.from_pretrained give it."
-        )
-    is_count = isinstance(chunk_size, int | np.integer) and not isinstance(chunk_size, bool)
-    if not is_count or chunk_size < 1:
-        raise AlgorithmError(
-            f"evaluate: got chunk_size={chunk_size!r}, expected a whole number of at least 1."
-        )
+def _checked(measures: Any) -> list[Measure]:
     chosen = list(measures) if isinstance(measures, Iterable) else [measures]
     kinds = ("bind_measure", "bind_rows", "start")
     if not chosen:

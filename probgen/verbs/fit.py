@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterable, Mapping
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
 
@@ -23,11 +22,13 @@ from probgen.callbacks import Callback
 from probgen.checkpoint import Kept
 from probgen.data.sources import ArraySource, as_arrays, as_source
 from probgen.data.streams import StreamSource
+from probgen.declared import checked
 from probgen.errors import AlgorithmError, DataError, SaveError, ShapeError, UnknownName
 from probgen.feed import Feed, merge_inputs
-from probgen.fitted import Fitted
+from probgen.fitted import AnyModel, Fitted
 from probgen.history import History
-from probgen.learner import Algorithm
+from probgen.kinds import Count, CountOrZero, Inputs, Names, OpenShare, PathLike
+from probgen.learner import AnyAlgorithm
 from probgen.loop import Loop, numpy_copy, result_params
 from probgen.modelling import Model
 from probgen.progress import log
@@ -38,28 +39,29 @@ BATCH = 128
 INIT, REPORT = 2**31 - 1, 2**31 - 3  # streams of keys beside those of steps
 
 
+@checked
 def fit(
-    model: Model | Fitted,
+    model: AnyModel,
     data: Any,
-    algorithm: Algorithm,
+    algorithm: AnyAlgorithm,
     *,
-    num_epochs: int | None = None,
-    num_steps: int | None = None,
-    batch_size: int | str | None = "auto",
+    num_epochs: Count | None = None,
+    num_steps: Count | None = None,
+    batch_size: Count | Literal["auto"] | None = "auto",
     seed: int | None = None,
     backend: str | Backend = "auto",
     device: str = "auto",
-    inputs: Mapping[str, Any] | None = None,
-    names: tuple[str, ...] | None = None,
+    inputs: Inputs = None,
+    names: Names = None,
     validation: Any = None,
-    eval_every: int | None = None,
-    ema_decay: float | None = None,
-    gradient_accumulation: int = 1,
-    callbacks: Iterable[Callback] = (),
-    checkpoint: str | Path | None = None,
-    checkpoint_every: int = 1000,
+    eval_every: Count | None = None,
+    ema_decay: OpenShare | None = None,
+    gradient_accumulation: Count = 1,
+    callbacks: Sequence[Callback] = (),
+    checkpoint: PathLike | None = None,
+    checkpoint_every: Count = 1000,
     resume: bool = True,
-    max_retries: int = 4,
+    max_retries: CountOrZero = 4,
     progress_bar: bool = True,
 ) -> Fitted:
     """Learns the parameters of a model from data.
@@ -107,17 +109,12 @@ def fit(
     seed = check_seed(seed, "fit")
     root = None if checkpoint is None else place.at(checkpoint)
     b, declared, params = _start(model, backend, device)
-    if ema_decay is not None and not 0.0 < ema_decay < 1.0:
-        raise AlgorithmError(f"ema_decay: got {ema_decay}, expected a number between 0 and 1.")
-    for name, value in {"eval_every": eval_every, "checkpoint_every": checkpoint_every}.items():
-        if value is not None and value < 1:
-            raise AlgorithmError(f"{name}: got {value}, expected 1 or more steps.")
     source, constants = _source(declared, data, inputs, names, batch_size, seed)
     if isinstance(model, Fitted):
         constants = {**model.constants, **constants}
     total = _num_steps(source, num_epochs, num_steps)
     size = source.batch_size
-    if gradient_accumulation < 1 or size % gradient_accumulation:
+    if size % gradient_accumulation:
         raise AlgorithmError(
             f"gradient_accumulation: got {gradient_accumulation} for batches of {size}, expected "
             "a positive divisor of the batch size."
@@ -183,9 +180,6 @@ def fit(
 def _start(model: Any, backend: Any, device: str) -> tuple[Backend, Model, Any]:
     if isinstance(model, Fitted):
         return model.resolve(backend, device), model.model, model.params
-    if not isinstance(model, Model):
-        hint = "decorate it with @pg.model" if callable(model) else "declare a model first"
-        raise AlgorithmError(f"fit: got {type(model).__name__} as the model; {hint}.")
     return resolve(backend, device, prefer=model.backend), model, None
 
 
@@ -198,10 +192,6 @@ def _source(
     seed: int,
 ) -> tuple[Any, dict]:
     """(source, inputs shared by all data); inputs with one row a datum join the source."""
-    if isinstance(batch_size, str) and batch_size != "auto":
-        raise DataError(
-            f"fit: got batch_size={batch_size!r}, expected a number, 'auto', or None for all data."
-        )
     wanted: Any = None if batch_size == "auto" else batch_size
     single = hasattr(data, "column_names") and not hasattr(data, "__len__")
     if batch_size == "auto" and single:
@@ -251,9 +241,7 @@ def _num_steps(source: Any, num_epochs: int | None, num_steps: int | None) -> in
         if isinstance(source, StreamSource):
             raise AlgorithmError("fit: data without a size have no epochs; give num_steps instead.")
         num_steps = num_epochs * source.steps_per_epoch
-    if int(num_steps) != num_steps or num_steps < 1:
-        raise AlgorithmError(f"fit: got {num_steps} steps, expected a positive whole number.")
-    return int(num_steps)
+    return num_steps
 
 
 def _check_steps(kept: Kept, total: int, place: Any) -> None:

@@ -12,16 +12,18 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 import numpy as np
 
 from probgen.backends.protocol import Backend
 from probgen.bound import Bound
+from probgen.declared import checked
 from probgen.draws import check_draws, samples_first, without_data_axis
 from probgen.errors import AlgorithmError, DataError
 from probgen.feed import merge_inputs
-from probgen.fitted import Fitted
+from probgen.fitted import AnyFitted, Fitted
+from probgen.kinds import Count, Inputs, having
 from probgen.modelling import arguments
 from probgen.seeds import check_seed
 from probgen.trees import tree_map
@@ -45,6 +47,11 @@ class Sampler(Protocol):
     def cure(self) -> str: ...
 
 
+AnySampler = Annotated[
+    Sampler, having("a sampler such as Langevin(step_size=1e-2, num_steps=100)", "generate")
+]
+
+
 class Samples(dict):
     """Draws by site name, numpy [num_samples, *plates, *event].
 
@@ -63,16 +70,17 @@ class Samples(dict):
         return f"Samples({shapes}; {self.note})"
 
 
+@checked
 def generate(
-    fitted: Fitted,
-    num_samples: int,
+    fitted: AnyFitted,
+    num_samples: Count,
     *,
     seed: int | None = None,
-    predictive: str | None = None,
-    method: Sampler | None = None,
-    space: str | None = None,
-    inputs: Mapping[str, Any] | None = None,
-    chunk_size: int = 1000,
+    predictive: Literal["prior", "posterior"] | None = None,
+    method: AnySampler | None = None,
+    space: Literal["data", "noise", "latent"] | None = None,
+    inputs: Inputs = None,
+    chunk_size: Count = 1000,
     return_chain: bool = False,
     backend: str | Backend = "auto",
     device: str = "auto",
@@ -105,15 +113,6 @@ def generate(
         NonFiniteError: draws that are NaN or infinite; says what to do.
     """
     seed = check_seed(seed, "generate")
-    if num_samples < 1 or chunk_size < 1:
-        raise AlgorithmError(
-            f"generate: got num_samples={num_samples}, chunk_size={chunk_size}, expected 1 or more."
-        )
-    if not isinstance(fitted, Fitted):
-        raise AlgorithmError(
-            f"generate: got {type(fitted).__name__}, expected a Fitted; parameters come from "
-            "pg.fit or Fitted.from_pretrained."
-        )
     if method is None and (space is not None or return_chain):
         raise AlgorithmError(
             f"generate: got space={space!r}, return_chain={return_chain} without a method, "

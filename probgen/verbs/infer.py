@@ -7,10 +7,9 @@ gives plates' names to axes.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import numpy as np
 
@@ -20,9 +19,11 @@ from probgen.backends import resolve
 from probgen.backends.protocol import Backend
 from probgen.bound import Bound, bind
 from probgen.data.sources import as_arrays
+from probgen.declared import checked
 from probgen.errors import AlgorithmError
 from probgen.feed import merge_inputs
-from probgen.fitted import Fitted
+from probgen.fitted import AnyModel, Fitted
+from probgen.kinds import Count, Inputs, Names, PathLike, having
 from probgen.modelling import Model
 from probgen.pieces import Pieces
 from probgen.pieces import chains as kept_chains
@@ -40,19 +41,25 @@ class Method(Protocol):
     ) -> Chains: ...  # fmt: skip
 
 
+AnyMethod = Annotated[
+    Method, having("a method such as NUTS(num_warmup=500, num_samples=1000)", "draws")
+]
+
+
+@checked
 def infer(
-    model: Model | Fitted,
+    model: AnyModel,
     data: Any,
-    method: Method,
+    method: AnyMethod,
     *,
-    inputs: Mapping[str, Any] | None = None,
-    names: tuple[str, ...] | None = None,
+    inputs: Inputs = None,
+    names: Names = None,
     seed: int | None = None,
     backend: str | Backend = "auto",
     device: str = "auto",
     log_likelihood: bool = False,
-    chunk_size: int | None = None,
-    path: str | os.PathLike | None = None,
+    chunk_size: Count | None = None,
+    path: PathLike | None = None,
     progress_bar: bool = True,
 ) -> Any:
     """Draws from p(latents | data), by Markov chains.
@@ -98,11 +105,6 @@ def infer(
     if path is not None:
         path = place.at(path)
         store.check_place(path, "chains")
-    if isinstance(method, type) or not hasattr(method, "draws"):
-        raise AlgorithmError(
-            f"infer: got the method {method!r}, expected one such as "
-            "NUTS(num_warmup=500, num_samples=1000) of probgen.inference."
-        )
     b, declared, given, constants = _start(model, backend, device)
     empty = data is None or (isinstance(data, Mapping) and not data)
     arrays = {} if empty else as_arrays(data, names=names)
@@ -166,12 +168,6 @@ def _start(
     if isinstance(model, Fitted):
         b = model.resolve(backend, device)
         return b, model.model, model.params, dict(model.constants)
-    if not isinstance(model, Model):
-        hint = "decorate it with @pg.model" if callable(model) else "declare a model first"
-        raise AlgorithmError(
-            f"infer: got {type(model).__name__} as the model, expected a declaration or a Fitted; "
-            f"{hint}."
-        )
     return resolve(backend, device, prefer=model.backend or "jax"), model, None, {}
 
 
