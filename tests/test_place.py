@@ -6,10 +6,12 @@ must end as if nothing had happened, with nothing left beside it.
 """
 
 import contextlib
+import errno
 import os
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -101,6 +103,9 @@ def test_a_model_is_the_old_one_or_the_new_one(tmp_path):
         assert held_value(folder) == 2 and names(folder) == ["run"]
 
     def look(folder):
+        assert held_value(folder) in (1, 2)
+        with pytest.raises(SaveError, match="what stood there before is untouched"):
+            store.write_folder(folder / "run", {}, {"kind": "run", "value": {"a set"}})
         assert held_value(folder) in (1, 2)
 
     assert stop_everywhere(tmp_path, write(1), write(2), look, end) > 10
@@ -206,6 +211,37 @@ def test_what_is_removed_is_gone_at_once(tmp_path):
     assert stop_everywhere(tmp_path, write(1), work, look, end) > 3
 
 
+WRITE = """
+import sys
+import numpy as np
+from probgen import store
+for value in range(1, 100000):
+    arrays = {"model": {"w": np.full(3, value)}, "history": {"loss": np.arange(3)}}
+    store.write_folder(sys.argv[1], arrays, {"kind": "run", "value": value})
+    print(value, flush=True)
+"""
+
+
+def test_a_process_that_is_really_killed_leaves_what_it_had_written(tmp_path):
+    """SIGKILL at a random moment of a process that writes without end."""
+    rng = np.random.default_rng()
+    for _ in range(4):
+        process = subprocess.Popen(
+            [sys.executable, "-c", WRITE, tmp_path / "run"], env=OUTSIDE, stdout=subprocess.PIPE,
+            text=True,
+        )  # fmt: skip
+        assert process.stdout.readline() == "1\n"
+        time.sleep(rng.uniform(0, 0.1))
+        process.kill()
+        said = process.communicate()[0].split()
+        assert process.returncode == -9
+        assert held_value(tmp_path) >= (
+            int(said[-2]) if len(said) > 1 else 1
+        )  # the last may be cut
+    write(2)(tmp_path)
+    assert held_value(tmp_path) == 2 and names(tmp_path) == ["run"]
+
+
 # ---- one process at a time
 
 HOLD = """
@@ -281,6 +317,15 @@ def test_a_forked_child_neither_keeps_the_place_nor_frees_it(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert names(tmp_path) == []
+
+
+def test_a_file_system_without_locks_is_said_and_written(tmp_path, monkeypatch, caplog):
+    def none(*args):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", none)
+    write(1)(tmp_path)
+    assert "has no locks" in caplog.text and names(tmp_path) == ["run"]
 
 
 # ---- links, folders that may not be written, names
