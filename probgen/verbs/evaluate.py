@@ -61,7 +61,8 @@ def evaluate(
         path: a folder for the table. Finished chunks are written beside it as they come; the same
             call after a kill (with the same `chunk_size`) reads them and goes on, where model,
             measures, inputs and data are the same by their content (`probgen.identity`). The
-            table is there when the call returns, and a further call of the same returns it.
+            table is there when the call returns, and a further call of the same returns it. One
+            call at a time writes there; Ctrl-C and SIGTERM keep the chunk that runs, and say so.
         backend, device: those of the fit by default.
 
     Raises:
@@ -70,6 +71,7 @@ def evaluate(
         SaveError: `path` cannot be written, or holds something else, or chunks or the table of
             another evaluation (says what differs).
         DeclarationError: a `path`, and a model or measure that cannot be told by its content.
+        KeyboardInterrupt, Terminated: after Ctrl-C or SIGTERM.
     """
     seed = check_seed(seed, "evaluate")
     chosen = _checked(measures)

@@ -95,6 +95,8 @@ def fit(
             form and some items, or size and form where its items are random; of a stream the form
             of its batches. Other weights in a module given to `from_torch` or `from_equinox` are a
             warning and an event of the history.
+            One fit at a time writes there: another one is refused by the name of the first. Ctrl-C
+            and SIGTERM keep the step at which the chunk that runs ends, and say so.
         max_retries: how often in a row a chunk with NaN or infinity is tried again at half the
             step size before `NonFiniteError`.
 
@@ -105,6 +107,7 @@ def fit(
         MissingSeed, DataError, ShapeError, SupportError, UnknownName, AlgorithmError, SaveError,
         NonFiniteError, DeclarationError (a `checkpoint`, and a model or algorithm that cannot be
         told by its content): each says what was got, what was expected and what to do.
+        KeyboardInterrupt, Terminated: after Ctrl-C or SIGTERM.
     """
     seed = check_seed(seed, "fit")
     root = None if checkpoint is None else place.at(checkpoint)
