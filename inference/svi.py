@@ -7,6 +7,7 @@ from typing import Annotated, Any, Protocol
 
 from probgen.bound import Bound
 from probgen.declared import declaration
+from probgen.dependence import require_fixed_constant
 from probgen.inference.collapse import collapse_report
 from probgen.kinds import Rule
 from probgen.learner import Learner
@@ -36,7 +37,10 @@ class SVI:
         optimizer: such as `pg.Adam(1e-3)`.
 
     Raises (when bound):
-        AlgorithmError: the model has no guide, or the guide leaves a latent out.
+        AlgorithmError: the model has no guide, or the guide leaves a latent out, or (before the
+            first step) log Z of a model with factors depends on what would be learned; see
+            `probgen.dependence.require_fixed_constant`. Where it does not, what is called `elbo`
+            is the bound plus log Z.
 
     Source: Hoffman et al. 2013, arXiv:1206.7055; Kingma & Welling 2014, arXiv:1312.6114.
     """
@@ -58,6 +62,7 @@ class SVI:
         gradient = bound.value_and_grad(objective)
 
         def init(params: Any, key: Any, batch: Any) -> dict:
+            require_fixed_constant(bound, params, batch, "SVI")
             trainable, frozen = bound.split_params(params)
             state = b.tree_map(b.asarray, started)
             opt = optimizer.init(trainable)

@@ -75,7 +75,7 @@ def compute(
             f"of the model, {list(bound.latents)}; add pg.sample({missing[0]!r}, ...) to it, or "
             f"give data for {missing[0]!r}."
         )
-    latents = {n: s.value for n, s in drawn.items() if n not in bound.observed}
+    latents = {n: s.value for n, s in drawn.items() if n in bound.latents}
     sites = bound.trace(params, batch, latents, num_particles=num_particles)
     log_prob, kl, units, is_local, score = {}, {}, {}, {}, {}
     above: set[str] = set()  # latents before this one in the model

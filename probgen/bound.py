@@ -10,57 +10,23 @@ import dataclasses
 import zlib
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from probgen.backends.protocol import Backend, Key, Optimizer, Site
-from probgen.dist import did_you_mean
-from probgen.errors import AlgorithmError, DeclarationError, ProbgenError, ShapeError, UnknownName
-from probgen.modelling import Model, arguments, call_arguments
+from probgen.errors import AlgorithmError
+from probgen.guide_checks import check_guide, left_out, warn_left_out
+from probgen.modelling import Model, call_arguments
 from probgen.nets.buffers import after_update, has_upkeep, keeping_up, settle
 from probgen.optim import OptimizerDeclaration
+from probgen.probing import Probe, Seen
 from probgen.program import DATA_PLATE
-from probgen.support import check_support, check_types
+from probgen.structure import Structure, structure_of
+from probgen.support import check_support
 from probgen.trees import tree_items, tree_map
 
 Array = Any
-
-
-class SiteInfo(NamedTuple):
-    """What a run on one datum shows of a site.
-
-    kind: sample, factor or deterministic; plates: names, the data plate's included;
-    event_shape and support: of its distribution; distribution: the declaration as text;
-    is_fixed: the program itself gives its value (`obs=`); shape: of its value in that run.
-    """
-
-    kind: str
-    plates: tuple[str, ...]
-    event_shape: tuple[int, ...]
-    support: str
-    distribution: str
-    is_discrete: bool
-    is_fixed: bool = False
-    shape: tuple[int, ...] = ()
-
-    @property
-    def is_local(self) -> bool:
-        return DATA_PLATE in self.plates
-
-
-class Structure(NamedTuple):
-    """Sites and nets of a program (or guide), and how deep its plates are nested."""
-
-    sites: dict[str, SiteInfo]
-    nets: dict[str, Any]
-    plate_ndim: int
-    plate_sizes: dict[str, int]
-
-    @property
-    def factors(self) -> list[str]:
-        """Names of what multiplies the density beside distributions."""
-        return [n for n, s in self.sites.items() if s.kind == "factor"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +38,7 @@ class Bound:
         latents: names of the sample sites that they do not.
         num_data: size of the data set (for minibatch scaling), or None when it is not known.
         constants: inputs that are shared by all data, on the backend.
+        num_rows: size of the data plate where all data are one batch (`pg.infer`).
         num_steps: how often a step will run, for `compile`.
         accumulate: micro-batches per update.
         upkeep: nets with more than an optimiser's step to them; see `probgen.nets.buffers`.
@@ -84,6 +51,7 @@ class Bound:
     observed: tuple[str, ...]
     constants: dict[str, Any]
     num_data: int | None = None
+    num_rows: int | None = None
     num_steps: int | None = None
     accumulate: int = 1
     upkeep: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -95,6 +63,11 @@ class Bound:
             for n, s in self.structure.sites.items()
             if s.kind == "sample" and n not in self.observed and not s.is_fixed
         )
+
+    @property
+    def left_out(self) -> list[str]:
+        """What the guide's supports leave out of the latents', a sentence each."""
+        return left_out(self.structure, self.guide_structure, self.latents)
 
     @property
     def has_global_latents(self) -> bool:
@@ -197,13 +170,27 @@ class Bound:
         return self.model.guide
 
     def require_rows(self, who: str) -> None:
-        """Refuses data of sites inside further plates, whose first axis is not the data's.
+        """Refuses data of sites whose first axis is not that of the data plate.
+
+        Outside it the terms of a minibatch would not be scaled to the whole data set; inside
+        further plates rows of the data are no batches.
 
         Raises:
-            AlgorithmError: names the site, its plates and the cure.
+            AlgorithmError: names the site, where it stands and the cure.
         """
-        for name in self.observed:
-            plates = [p for p in self.structure.sites[name].plates if p != DATA_PLATE]
+        for name, site in self.structure.sites.items():
+            if name not in self.observed and not site.has_rows:
+                continue
+            plates = [p for p in site.plates if p != DATA_PLATE]
+            if not site.is_local:
+                where = f"in the plates {plates}" if plates else "in no plate"
+                raise AlgorithmError(
+                    f"{who}: the data observe site {name!r}, which stands {where}, expected it "
+                    "inside `with pg.data_plate():`, since batches are rows of the data and only "
+                    "what stands in there is scaled to the whole data set; put the site into "
+                    "pg.data_plate() and leave out .expand([n]).to_event(1) or pg.plate of the "
+                    "number of data; for one value that is not made of rows use pg.infer."
+                )
             if plates:
                 raise AlgorithmError(
                     f"{who}: the data observe site {name!r} inside the plates {plates}, expected "
@@ -276,12 +263,16 @@ def bind(
     constants: Mapping[str, Any] | None = None,
     params: Mapping | None = None,
     seed: int = 0,
+    whole: bool = False,
     **fields: Any,
 ) -> tuple[Bound, dict]:
-    """Binds a model to a backend by running it once on one datum.
+    """Binds a model to a backend by running it once on one datum, or on all of them.
 
     Args:
         data: a few rows of the data and per-datum inputs, numpy; may be empty.
+        whole: `data` are all the data and are taken as one batch, so that a site outside the data
+            plate, or in further plates, may be observed; the bound model's `num_rows` says how
+            many there are.
         constants: inputs shared by all data.
         params: parameters that exist already; nets without any are initialised from `seed`.
 
@@ -290,14 +281,16 @@ def bind(
 
     Raises:
         UnknownName: data under a name that is neither a site nor an input.
-        ShapeError, SupportError, DuplicateSite: see `probgen.program`.
+        ShapeError: data, a value of `obs=` or a guide's latent that does not stand where its site
+            does.
+        DataError, SupportError, DuplicateSite: see `probgen.support`, `probgen.program`.
     """
-    data, constants = dict(data or {}), dict(constants or {})
+    data = {k: np.asarray(v) for k, v in (data or {}).items()}
+    constants = dict(constants or {})
     fixed = {
         k: backend.asarray(v) if isinstance(v, np.ndarray | list) else v
         for k, v in constants.items()
     }
-    row = {k: backend.asarray(np.asarray(v)[:1]) for k, v in data.items()}
     everything = {**model.fitted_params(), **(params or {})}
     started = tree_map(backend.asarray, everything)
     key = backend.key(seed)
@@ -308,131 +301,46 @@ def bind(
         )
         return declaration.init(rng, *shapes)
 
-    program = model.program
-    input_names = arguments(program)
-    guide_names = arguments(model.guide) if model.guide is not None else {}
-    inputs = call_arguments(program, {**fixed, **row}, f"model {model.name!r}")
-    given = {k: v for k, v in row.items() if k not in input_names}
-
-    def probe(values: dict) -> Any:
-        return backend.probe(
-            program, started, values=values, inputs=inputs, key=key, batch_size=1,
-            initialise=initialise,
-        )  # fmt: skip
-
-    try:
-        run, sites = probe(given)
-    except ProbgenError:
-        raise
-    except Exception:
-        # A framework's own words: perhaps the data do not fit, which a run without them shows.
-        run, sites = probe({})
-        check_types(run.sites, {k: data[k] for k in given})
-        seen = tuple(n for n in run.sites if n in given)
-        _check_shapes(model, _structure(backend, run, sites), data, seen)
-        raise
-    check_types(run.sites, {k: data[k] for k in given})
-    structure = _structure(backend, run, sites)
-    observed = tuple(n for n, s in structure.sites.items() if n in row and s.kind == "sample")
-    for name in [*row, *fixed]:
-        if name not in observed and name not in input_names and name not in guide_names:
-            names = [n for n, s in structure.sites.items() if s.kind == "sample"]
-            raise UnknownName(
-                f"data {name!r}: got a name that is neither a site nor an input of "
-                f"{model.name!r}, expected one of {sorted([*names, *input_names])}"
-                f"{did_you_mean(name, [*names, *input_names])}."
-            )
-    _check_shapes(model, structure, data, observed)
+    probe = Probe(model, backend, started, fixed, key, initialise)
+    seen = probe.all_rows(data) if whole else probe.one_row(data)
     guide_structure = None
     if model.guide is not None:
-        values = {n: s.value for n, s in sites.items() if s.kind == "sample"}
-        guide_structure = _probe_guide(
-            model, backend, started, {**fixed, **_concrete(backend, values), **row}, key, initialise
-        )
-        _check_guide(model, structure, guide_structure, observed)
-    final = tree_map(backend.asarray, started)
+        guide_structure = _probe_guide(probe, seen)
+        check_guide(model.name, seen.structure, guide_structure, seen.observed)
+    final = tree_map(backend.asarray, probe.params)
+    structure = seen.structure
     nets = {**structure.nets, **(guide_structure.nets if guide_structure else {})}
     upkeep = {n: net for n, net in nets.items() if has_upkeep(net, final[n])}
+    if whole:
+        fields["num_rows"] = seen.num_rows
     bound = Bound(
-        model, backend, structure, guide_structure, observed, fixed, upkeep=upkeep, **fields
+        model, backend, structure, guide_structure, seen.observed, fixed, upkeep=upkeep, **fields
     )
+    warn_left_out(model.name, bound.left_out)
     return bound, final
 
 
-def _concrete(backend: Backend, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Zeros in the shape of a probe's values, for guides that read sites no data were given for."""
-    return {n: backend.asarray(np.zeros(tuple(v.shape), np.float32)) for n, v in values.items()}
-
-
-def _probe_guide(
-    model: Model, backend: Backend, params: dict, available: dict, key: Key, initialise: Any
-) -> Structure:
+def _probe_guide(probe: Probe, seen: Seen) -> Structure:
+    """One run of the guide; sites that it reads and no data were given for are zeros."""
+    b, model = probe.backend, probe.model
     guide: Any = model.guide
-    run, sites = backend.probe(
+    zeros = {
+        n: b.asarray(np.zeros(tuple(s.value.shape), np.float32))
+        for n, s in seen.sites.items()
+        if s.kind == "sample" and n not in seen.rows and hasattr(s.value, "shape")
+    }
+    run, sites = b.probe(
         guide,
-        params,
+        probe.params,
         values={},
-        inputs=call_arguments(guide, available, f"guide of {model.name!r}"),
-        key=key,
-        batch_size=1,
-        initialise=initialise,
+        inputs=call_arguments(
+            guide, {**probe.constants, **zeros, **seen.rows}, f"guide of {model.name!r}"
+        ),
+        key=probe.key,
+        batch_size=seen.num_rows,
+        initialise=probe.initialise,
     )
-    return _structure(backend, run, sites)
-
-
-def _structure(backend: Backend, run: Any, sites: Mapping[str, Site]) -> Structure:
-    infos = {}
-    for name, known in run.sites.items():
-        fn = sites[name].fn
-        infos[name] = SiteInfo(
-            known["kind"],
-            known["plates"],
-            known.get("event_shape", ()),
-            backend.support_name(fn) if fn is not None else "",
-            repr(known["distribution"]) if "distribution" in known else "",
-            fn is not None and backend.is_discrete(fn),
-            known.get("is_fixed", False),
-            tuple(np.shape(sites[name].value)),
-        )
-    depth = max((-dim for dim, _ in run.plates.values()), default=0)
-    sizes = {name: plate.size for name, (_, plate) in run.plates.items() if name != DATA_PLATE}
-    return Structure(infos, dict(run.nets), depth, sizes)
-
-
-def _check_shapes(
-    model: Model, structure: Structure, data: Mapping[str, Any], observed: tuple[str, ...]
-) -> None:
-    for name in observed:
-        site, got = structure.sites[name], np.shape(data[name])
-        inner = tuple(structure.plate_sizes[p] for p in site.plates if p != DATA_PLATE)
-        want = (*inner[::-1], got[0], *site.event_shape) if inner else (got[0], *site.event_shape)
-        if site.is_local and got != want and not inner:
-            raise ShapeError(
-                f"data {name!r}: got shape {tuple(got)}, expected (number of data, "
-                f"{', '.join(map(str, site.event_shape))}) since site {name!r} of "
-                f"{model.name!r} has events of shape {site.event_shape}; reshape the data, or "
-                "change the declaration's output shape."
-            )
-
-
-def _check_guide(
-    model: Model, structure: Structure, guide: Structure, observed: tuple[str, ...]
-) -> None:
-    latents = {n for n, s in structure.sites.items() if s.kind == "sample" and n not in observed}
-    drawn = {n for n, s in guide.sites.items() if s.kind == "sample"}
-    if not drawn <= set(structure.sites):
-        extra = sorted(drawn - set(structure.sites))
-        raise UnknownName(
-            f"guide of {model.name!r}: draws {extra}, expected only latent sites of the model, "
-            f"{sorted(latents)}{did_you_mean(extra[0], latents)}."
-        )
-    for name in drawn & latents:
-        got, want = guide.sites[name].event_shape, structure.sites[name].event_shape
-        if got != want:
-            raise ShapeError(
-                f"guide of {model.name!r}: site {name!r} has events of shape {got}, expected "
-                f"{want} as in the model; change the guide's output or the prior's shape."
-            )
+    return structure_of(b, run, sites)
 
 
 def parameter_count(params: Mapping) -> dict[str, int]:
@@ -443,4 +351,4 @@ def parameter_count(params: Mapping) -> dict[str, int]:
     }
 
 
-__all__ = ["Bound", "DeclarationError", "Structure", "bind", "check_support", "parameter_count"]
+__all__ = ["Bound", "bind", "check_support", "parameter_count"]

@@ -17,34 +17,17 @@ from typing import Any
 
 import numpy as np
 
-from probgen.bound import Structure, parameter_count
+from probgen.bound import parameter_count
 from probgen.fitted import Fitted
 from probgen.formula import call, latex
 from probgen.modelling import Model
 from probgen.picture import Picture, draw
 from probgen.program import DATA_PLATE
+from probgen.structure import Structure
+from probgen.supports import SUPPORTS
 from probgen.trees import tree_items
 
 __all__ = ["describe", "graph", "latex"]
-
-_SUPPORTS = {
-    "real": "AsymmetricLaplace Cauchy Gumbel Laplace Logistic LowRankMultivariateNormal "
-    "MultivariateNormal MultivariateStudentT Normal SoftLaplace Stable StudentT",
-    "positive": "Chi2 Exponential FisherSnedecor Gamma Gompertz HalfCauchy HalfNormal InverseGamma "
-    "LogNormal Weibull",
-    "[0, 1]": "Beta BetaProportion ContinuousBernoulli Kumaraswamy RelaxedBernoulli",
-    "{0, 1}": "Bernoulli",
-    "{0, 1, ...}": "GammaPoisson Geometric NegativeBinomial Poisson ZeroInflatedPoisson",
-    "simplex": "Dirichlet",
-    "counts": "DirichletMultinomial Multinomial",
-    "one-hot": "OneHotCategorical",
-    "classes": "Categorical OrderedLogistic",
-    "circle": "VonMises",
-    "levels": "DiscretizedLogistic",
-    "correlations": "LKJ LKJCholesky",
-}
-SUPPORTS = {name: words for words, names in _SUPPORTS.items() for name in names.split()}
-
 
 # ---- the table -----------------------------------------------------------------------------------
 

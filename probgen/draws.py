@@ -10,9 +10,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from probgen.bound import SiteInfo
 from probgen.errors import NonFiniteError
 from probgen.program import DATA_PLATE
+from probgen.structure import SiteInfo
 
 
 def data_axis(site: SiteInfo, shape: tuple[int, ...], count: int) -> int | None:

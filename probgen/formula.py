@@ -10,12 +10,12 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from probgen.bound import Structure
 from probgen.dist import Deferred
 from probgen.fitted import Fitted
 from probgen.modelling import Model, arguments
 from probgen.picture import Picture, draw
 from probgen.program import DATA_PLATE
+from probgen.structure import Structure
 
 __all__ = ["call", "latex", "symbol"]
 

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from probgen.checks import check_value
 from probgen.declared import argument
 from probgen.dist import Deferred, did_you_mean
 from probgen.errors import DeclarationError, DuplicateSite, ShapeError, UnknownName
@@ -136,11 +137,12 @@ def sample(name: str, distribution: Deferred, obs: Any = None) -> Any:
     Args:
         name: one name per site.
         distribution: a `probgen.dist` distribution; inside plates its batch shape is theirs.
-        obs: a fixed value; data given to a verb observe a site without this.
+        obs: a fixed value, [*plates, *event]; data given to a verb observe a site without this.
 
     Raises:
         DuplicateSite: the name is taken.
-        ShapeError: an axis is neither a plate nor an event (a forgotten `.to_event`).
+        ShapeError: an axis is neither a plate nor an event (a forgotten `.to_event`), or `obs` has
+            other axes than the site.
     """
     run = current("sample")
     full = _claim(run, name, "sample")
@@ -165,8 +167,25 @@ def sample(name: str, distribution: Deferred, obs: Any = None) -> Any:
         "is_fixed": obs is not None,
         "where": run.seen[full],
     }
+    if obs is not None:
+        obs = run.lower.ops.asarray(obs)
+        _check_observed(run, full, tuple(obs.shape), tuple(built.event_shape))
     run.values[full] = run.lower.sample(full, built, obs)
     return run.values[full]
+
+
+def _check_observed(
+    run: Run, name: str, got: tuple[int, ...], event_shape: tuple[int, ...]
+) -> None:
+    """The shape of a value of `obs=`; handlers and particles may add axes on the left."""
+    plates = run.plate_shape()
+    if run.particles is not None or run.is_native:
+        got = got[max(0, len(got) - len(plates) - len(event_shape)) :]
+    where = {n: size for n, (_, size) in run.active.items() if n != PARTICLES}
+    check_value(
+        f"site {name!r}, obs=", got, plates, event_shape, where=where,
+        is_local=DATA_PLATE in where,
+    )  # fmt: skip
 
 
 def _check_batch_shape(run: Run, name: str, batch_shape: tuple[int, ...]) -> None:

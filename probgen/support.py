@@ -2,7 +2,8 @@
 
 A support whose bounds are plain numbers (real, positive, {0, 1}, {0 ... k}) is read off one run on
 one datum, and every value is then held against it: no network runs on all the data. Only where the
-bounds are arrays (a Binomial with a count per datum) is the model run on all of them.
+bounds are arrays (a Binomial with a count per datum), or the program itself gives a site's value
+(`obs=`), is the model run on all of them.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from probgen.errors import DataError, SupportError
 
 if TYPE_CHECKING:
     from probgen.bound import Bound
+    from probgen.structure import SiteInfo
 
 ROWS = 256  # data per run of the model where it must be run
 VALUES = 2**24  # values per comparison where it need not
@@ -29,30 +31,31 @@ COUNTING = {  # integers and floats are both read
 }  # fmt: skip
 
 
-def check_types(sites: Mapping[str, Mapping], data: Mapping[str, Any]) -> None:
+def check_types(sites: Mapping[str, SiteInfo], data: Mapping[str, Any]) -> None:
     """Refuses integers (an image of 0 ... 255) where a site wants floats, and floats for classes.
 
     Args:
-        sites: of a run: name -> {"distribution": declaration, ...}.
-        data: rows by name, numpy.
+        sites: of a program.
+        data: values by name, arrays of numpy or a framework.
 
     Raises:
         DataError: names the site, its distribution, the type, and the cure.
     """
     for name, site in sites.items():
-        if name not in data or "distribution" not in site:
+        if name not in data or site.declaration is None:
             continue
-        family, kind = site["distribution"].name, np.asarray(data[name]).dtype
-        if family in INDEXING and kind.kind not in "iu":
+        family, kind = site.declaration.name, str(data[name].dtype).removeprefix("torch.")
+        is_integer = kind.startswith(("int", "uint"))
+        if family in INDEXING and not is_integer:
             raise DataError(
                 f"data {name!r}: got numbers of type {kind}, expected integers, since the site's "
                 f"distribution is {family}, whose values are classes; convert them with "
                 ".astype('int32') (probgen.data.to_levels for images in [0, 1])."
             )
-        if kind.kind in "biu" and family not in INDEXING | COUNTING:
+        if (is_integer or kind == "bool") and family not in INDEXING | COUNTING:
             cure = (
                 ".astype('float32')"
-                if kind.kind == "b"
+                if kind == "bool"
                 else "probgen.data.from_levels (then binarize for a Bernoulli) or dequantize for "
                 "images of 0 ... 255, .astype('float32') for other numbers"
             )
@@ -76,7 +79,9 @@ class SupportCheck:
             SupportError: names the site, its support, how many values are outside, their range.
         """
         observed = [n for n in self.bound.observed if n in batch]
-        if not observed:
+        sites = self.bound.structure.sites
+        by_obs = [n for n, s in sites.items() if s.is_fixed and s.is_local and n not in observed]
+        if not (observed or by_obs) or not batch:
             return
         if self._fixed is None:
             self._fixed = self._probe({k: v[:1] for k, v in batch.items()})
@@ -86,13 +91,14 @@ class SupportCheck:
                 rows = max(1, VALUES // max(1, int(np.prod(values.shape[1:]))))
                 for start in range(0, len(values), rows):
                     self._compare(name, self._fixed[name], values[start : start + rows])
-        others = [n for n in observed if n not in self._fixed]
-        size = len(batch[observed[0]]) if others else 0
+        others = [*(n for n in observed if n not in self._fixed), *by_obs]
+        size = len(next(iter(batch.values()))) if others else 0
         for start in range(0, size, ROWS):
             part = {k: v[start : start + ROWS] for k, v in batch.items()}
-            sites = self._trace(part)
+            run = self._trace(part)
             for name in others:
-                self._compare(name, sites[name].fn, part[name])
+                value = part[name] if name in observed else run[name].value
+                self._compare(name, run[name].fn, value)
 
     def _probe(self, rows: Mapping[str, Any]) -> dict[str, Any]:
         """Site -> its distribution, of the observed sites whose support is the same for all data.

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 import probgen as pg
-from probgen import dist, nets
+from probgen import dist, nets, ops
 from probgen.bound import bind
 from probgen.errors import AlgorithmError, DeclarationError
-from probgen.inference import AIS, ELBO, IWAE, NUTS, Langevin, bdmc, log_partition
-from probgen.models import VAE
+from probgen.inference import AIS, ELBO, IWAE, NUTS, SVI, Langevin, bdmc, log_partition
+from probgen.models import EBM, VAE, Tilted
 
 X = np.float32([0.0, 1.0])
 
@@ -137,3 +137,90 @@ def test_chains_over_latents_take_factors_as_they_are(b):
 def test_a_unit_distribution_is_told_to_be_a_factor(b):
     with pytest.raises(DeclarationError, match=r"pg\.factor\('u'"):
         bind(pg.model(lambda: pg.sample("u", dist.Unit(1.0))), b)
+
+
+# ---- learning through a factor -------------------------------------------------------------------
+
+LATENT = dist.Normal(0.0, 1.0).expand([2]).to_event(1)
+
+
+def vae(latent):
+    return VAE(
+        latent=latent,
+        decoder=nets.MLP(hidden=(), out=2),
+        likelihood=dist.Normal,
+        encoder=nets.MLP(hidden=(), out=2, heads=("loc", "log_scale")),
+    )
+
+
+def ebm():
+    return EBM(nets.MLPEnergy(hidden=(3,)), LATENT)
+
+
+def fitted_ebm(b):
+    _, params = bind(ebm(), b, seed=0)
+    return pg.Fitted(ebm(), b.tree_map(b.to_numpy, params), shapes={"x": (2,)})
+
+
+def pulled(*, learned_prior, on="z", through=False):
+    """z ~ N(0, s^2) with a factor exp(-z^2 / 2): Z = (1 + s^2)^(-1/2), whatever the decoder."""
+
+    @pg.model
+    def model():
+        with pg.data_plate():
+            s = ops.exp(pg.net("prior", nets.Parameter(()))()) if learned_prior else 1.0
+            z = pg.sample("z", dist.Normal(0.0, s))
+            loc = pg.net("decoder", nets.Parameter(()))() * z
+            x = pg.sample("x", dist.Normal(loc, 1.0))
+            read = {"z": z, "x": x, "nothing": 0.0 * pg.net("prior", nets.Parameter(()))()}[on]
+            if through:  # NaN does not go through the comparison
+                read = pg.deterministic("sign", ops.where(read > 0.0, 1.0, 0.0))
+            pg.factor("pull", -0.5 * read * read)
+
+    @model.with_guide
+    def guided(x):
+        with pg.data_plate():
+            pg.sample("z", dist.Normal(pg.net("guide", nets.Parameter(()))() * x, 1.0))
+
+    return guided
+
+
+LEARNED = {
+    "an energy as a prior": (lambda b: vae(ebm()), r"\['prior/energy'\]"),
+    "a tilt of the data": (
+        lambda b: Tilted(vae(LATENT), nets.MLPEnergy(hidden=(3,))),
+        r"'tilt'.*'decoder'.*'energy'",
+    ),
+    "the prior under a fixed factor": (lambda b: pulled(learned_prior=True), r"\['prior'\]"),
+    "a comparison": (lambda b: pulled(learned_prior=True, through=True), r"\['prior'\]"),
+    "the decoder under a factor on x": (
+        lambda b: pulled(learned_prior=False, on="x"),
+        r"\['decoder'\]",
+    ),
+}
+FIXED = {
+    "a fitted energy as a prior": lambda b: vae(fitted_ebm(b)),
+    "a decoder behind a fixed factor": lambda b: pulled(learned_prior=False),
+    "a penalty": lambda b: pulled(learned_prior=False, on="nothing"),
+}
+
+
+def begin(b, model):
+    """A learner's state before its first step."""
+    x = np.random.default_rng(0).normal(size=(5, 2)).astype(np.float32)
+    x = x if isinstance(model, VAE | Tilted) else x[:, 0]
+    bound, params = bind(model, b, data={"x": x}, num_data=5)
+    return SVI(ELBO()).bind(bound).init(params, b.key(0), {"x": b.asarray(x)})
+
+
+@pytest.mark.parametrize("case", LEARNED)
+def test_svi_refuses_to_learn_what_log_z_depends_on(b, case):
+    """Before: an "elbo" of 10^7, growing with the steps."""
+    make, match = LEARNED[case]
+    with pytest.raises(AlgorithmError, match=f"SVI: log Z.*{match}.*MaximumLikelihood"):
+        begin(b, make(b))
+
+
+@pytest.mark.parametrize("case", FIXED)
+def test_svi_learns_what_log_z_does_not_depend_on(b, case):
+    assert begin(b, FIXED[case](b))["params"]

@@ -120,4 +120,4 @@ def flat(bound: Bound, values: Mapping[str, Array]) -> Array:
 def _drawn(bound: Bound) -> list[str]:
     """Latents of the guide, in its order."""
     sites = bound.guide_structure.sites  # type: ignore[union-attr]
-    return [n for n, s in sites.items() if s.kind == "sample" and n not in bound.observed]
+    return [n for n, s in sites.items() if s.kind == "sample" and n in bound.latents]

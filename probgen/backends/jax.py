@@ -246,7 +246,7 @@ class JaxBackend:
         values: Mapping[str, Any],
         inputs: Mapping[str, Any],
         key: Any,
-        batch_size: int,
+        batch_size: int | None,
         initialise: Callable | None,
     ) -> Any:
         """One abstract run for its structure; nets without parameters are initialised.

@@ -188,7 +188,7 @@ class Backend(Protocol):
         values: Mapping[str, Any],
         inputs: Mapping[str, Any],
         key: Key,
-        batch_size: int,
+        batch_size: int | None,
         initialise: Callable | None,
     ) -> Any:
         """One run for its structure, (run, sites); nets without parameters get some."""

@@ -288,7 +288,7 @@ class TorchBackend:
         values: Mapping[str, Any],
         inputs: Mapping[str, Any],
         key: keys.Key,
-        batch_size: int,
+        batch_size: int | None,
         initialise: Callable | None,
     ) -> Any:
         """One run for its structure; nets without parameters are initialised. (run, sites)."""

@@ -18,13 +18,16 @@ from probgen.masked import refuse_masked
 _CHUNK = 1 << 24  # values looked at together, so that checking memory-mapped data stays flat
 
 
-def clean_array(value: Any, name: str, *, dtype: Any = np.float32) -> np.ndarray:
+def clean_array(
+    value: Any, name: str, *, dtype: Any = np.float32, may_be_scalar: bool = False
+) -> np.ndarray:
     """`value` as a checked numpy array [n, ...].
 
     Args:
         value: an array or tensor of any framework, or nested lists of numbers.
         name: how messages call it, such as 'data["x"]'.
         dtype: the type that floating arrays get.
+        may_be_scalar: one number, without an axis, will do.
 
     Raises:
         DataError: see the head of this file.
@@ -35,7 +38,7 @@ def clean_array(value: Any, name: str, *, dtype: Any = np.float32) -> np.ndarray
             f"{name}: got an array of dtype {raw.dtype}, expected numbers; text, dates, "
             f"objects and rows of unequal length must become numbers, or be left out by names=."
         )
-    if raw.ndim == 0 or raw.size == 0:
+    if (raw.ndim == 0 and not may_be_scalar) or raw.size == 0:
         raise DataError(
             f"{name}: got an array of shape {raw.shape}, expected [n, ...] with at least one datum "
             f"on axis 0; the data are empty or have no datum axis."
@@ -44,7 +47,7 @@ def clean_array(value: Any, name: str, *, dtype: Any = np.float32) -> np.ndarray
         return raw
     with np.errstate(over="ignore"):
         array = raw.astype(dtype, copy=False)
-    _check_finite(array, raw.dtype, name)
+    _check_finite(np.atleast_1d(array), raw.dtype, name)
     return array
 
 

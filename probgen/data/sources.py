@@ -12,7 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from probgen.data.checks import clean_dict, is_array, listed, pick, stack_data
+from probgen.data.checks import clean_array, clean_dict, is_array, listed, pick, stack_data
 from probgen.data.images import Images
 from probgen.data.shapes import Shapes
 from probgen.data.streams import StreamSource
@@ -217,6 +217,23 @@ def as_arrays(
     raise DataError(
         "data: got a stream, expected data of a known size here; collect it into arrays first."
     )
+
+
+def as_whole(data: Any, *, names: tuple[str, ...] | None = None) -> dict[str, np.ndarray]:
+    """All the data as checked arrays that need not be rows of one length.
+
+    For `infer`, where all the data are one batch: arrays of a dict may have the axes of further
+    plates in front, or none at all. Whether they fit is seen against the program.
+
+    Raises:
+        DataError: as `as_arrays`, but for arrays of unequal lengths.
+    """
+    if not isinstance(data, Mapping) or any(hasattr(v, "column_names") for v in data.values()):
+        return as_arrays(data, names=names)
+    picked = pick(data, names, "data")
+    if not all(isinstance(name, str) for name in picked):
+        raise DataError(f"data: got the keys {list(picked)}, expected names of sites or inputs.")
+    return {k: clean_array(v, f"data[{k!r}]", may_be_scalar=True) for k, v in picked.items()}
 
 
 def _whole(data: Any, names: tuple[str, ...] | None) -> Mapping[str, Any] | None:

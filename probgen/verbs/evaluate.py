@@ -139,7 +139,7 @@ def evaluate(
                 )
         info = {"backend": b.name, "seed": seed, "made": made, "data": seen.digest(), **b.info()}
         more = [n for n in bound.observed if fitted.shapes and n not in fitted.shapes]
-        table = _table(chosen, parts, info, more)
+        table = _table(chosen, parts, info, [*_joint(more), *bound.left_out])
         if kept:
             table.save(kept.table)
             kept.clear()
@@ -183,13 +183,13 @@ def _measure(
     return values
 
 
-def _table(chosen: list[Measure], parts: list, info: dict, more: list[str]) -> Evaluation:
+def _table(chosen: list[Measure], parts: list, info: dict, common: list[str]) -> Evaluation:
     values = {
         m.name: {q: np.concatenate([p[m.name][q] for p in parts]) for q in parts[0][m.name]}
         for m in chosen
     }
     said = {
-        m.name: [*_joint(more), *(m.warnings(values[m.name]) if hasattr(m, "warnings") else [])]
+        m.name: [*common, *(m.warnings(values[m.name]) if hasattr(m, "warnings") else [])]
         for m in chosen
     }
     return Evaluation.from_values(

@@ -18,7 +18,7 @@ from probgen import place, provenance, store
 from probgen.backends import resolve
 from probgen.backends.protocol import Backend
 from probgen.bound import Bound, bind
-from probgen.data.sources import as_arrays
+from probgen.data.sources import as_whole
 from probgen.declared import checked
 from probgen.errors import AlgorithmError
 from probgen.feed import merge_inputs
@@ -67,7 +67,9 @@ def infer(
     Args:
         model: a declaration, or a `Fitted` (whose parameters are held: only latents are inferred).
         data: as in `fit`: an array (observes the site "x"), or arrays by site name; None or {} for
-            a program that is itself the density.
+            a program that is itself the density, or observes by `obs=`. All are one batch, so a
+            site in further plates, [*plates, data, *event], or outside the data plate, [*event],
+            may be observed too.
         method: such as `NUTS(num_warmup=500, num_samples=1000, num_chains=4)`.
         inputs: what the program conditions on; arrays as long as the data have one row a datum.
         names: which entries of a data set observe which sites.
@@ -107,17 +109,16 @@ def infer(
         store.check_place(path, "chains")
     b, declared, given, constants = _start(model, backend, device)
     empty = data is None or (isinstance(data, Mapping) and not data)
-    arrays = {} if empty else as_arrays(data, names=names)
+    arrays = {} if empty else as_whole(data, names=names)
     shared, per_datum = merge_inputs(declared, arrays, inputs)
     constants = {**constants, **shared}
     rows = {**arrays, **per_datum}
     bound, params = bind(
-        declared, b, data=rows, constants=constants, params=given, seed=seed,
-        num_data=next((len(v) for v in rows.values()), None),
-    )  # fmt: skip
+        declared, b, data=rows, constants=constants, params=given, seed=seed, whole=True
+    )
     _check_nets(bound, given)
     _check_names(bound)
-    posterior = Posterior(bound, _num_rows(bound, rows))
+    posterior = Posterior(bound, bound.num_rows)
     posterior.check()
     # Everything that is an array is an argument, so that other data need no other program.
     on_device = {
@@ -183,20 +184,20 @@ def _check_nets(bound: Bound, params: Any) -> None:
 
 def _check_names(bound: Bound) -> None:
     structure = bound.structure
+    legal: dict[str, str] = {}
+    for name in {*structure.sites, *structure.plate_sizes}:
+        other = legal.setdefault(_legal(name), name)
+        if other != name:
+            raise AlgorithmError(
+                f"infer: {bound.model.name!r} has the sites or plates {sorted([name, other])}, "
+                f"which results both call {_legal(name)!r}, expected names that differ when '/' "
+                "becomes '.'; rename one."
+            )
     for name in {*structure.sites, *structure.plate_sizes} & {"chain", "draw"}:
         raise AlgorithmError(
             f"infer: {bound.model.name!r} has a site or plate {name!r}, which is ArviZ's name for "
             "an axis of all draws, expected another; rename it."
         )
-
-
-def _num_rows(bound: Bound, rows: Mapping[str, np.ndarray]) -> int | None:
-    """Size of the data plate: the length of a site's data, or of an input with one row a datum."""
-    for name in bound.observed:
-        site = bound.structure.sites[name]
-        if site.is_local:
-            return int(rows[name].shape[len(site.plates) - 1])
-    return next((len(v) for v in rows.values()), None)
 
 
 def _to_datatree(posterior: Posterior, groups: dict, attributes: dict[str, Any]) -> Any:
