@@ -8,6 +8,7 @@ import importlib.util
 import os
 
 import hypothesis
+import memory
 import pytest
 
 import probgen  # noqa: F401 - before JAX: it sets the flag without which JAX's sums are not right
@@ -88,3 +89,12 @@ def same_noise(monkeypatch: pytest.MonkeyPatch) -> None:
     from shared_noise import share_noise
 
     share_noise(monkeypatch)
+
+
+_watch = memory.Watch()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """Between files, or in a long one as it grows: at most a few GiB a worker."""
+    _watch.look()

@@ -54,12 +54,14 @@ def test_gap_falls_at_each_number_of_temperatures(b):
 
 
 def test_results_do_not_depend_on_the_chunks(b):
+    """In float64: in float32 the rounding of another chunk now and then turns a Metropolis test."""
     method = AIS(15, num_chains=3, num_leapfrog=3, num_pilot_steps=20)
-    whole = bdmc(ppca(), 6, method, seed=2, backend=b)
-    parts = bdmc(ppca(), 6, method, seed=2, backend=b, chunk_size=3)
+    with b.float64():
+        whole = bdmc(ppca(), 6, method, seed=2, backend=b)
+        parts = bdmc(ppca(), 6, method, seed=2, backend=b, chunk_size=3)
     for name in ("forward", "reverse", "gap"):
-        np.testing.assert_allclose(getattr(parts, name), getattr(whole, name), rtol=1e-3)
-    np.testing.assert_allclose(parts.data["x"], whole.data["x"], rtol=1e-6)
+        np.testing.assert_allclose(getattr(parts, name), getattr(whole, name), rtol=1e-6)
+    np.testing.assert_allclose(parts.data["x"], whole.data["x"], rtol=1e-9)
     assert np.ptp(whole.data["x"][:, 0]) > 0.1  # each datum has its own key
 
     record = json.loads(json.dumps(whole.to_dict()))
