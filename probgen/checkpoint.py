@@ -87,7 +87,7 @@ class Checkpoints:
             "kind": "checkpoint", "step": step, "finished": finished, "identity": self.identity,
             "beside": self.beside, "events": history.events,
         }  # fmt: skip
-        folder = self.root / f"step-{step:09d}"
+        folder = self.root / _name(step)
         try:
             store.check_place(folder, "checkpoint")
         except SaveError:
@@ -128,18 +128,20 @@ class Checkpoints:
 
     def _read(self, folder: Path) -> Kept:
         try:
-            arrays, config = store.read_folder(folder)
-            state, history = arrays["state"], arrays["history"]
-            step, there = int(config["step"]), dict(config["identity"])
-            beside = dict(config["beside"])
+            arrays, config = store.read_folder(folder, "checkpoint")
+            past = History.from_arrays(arrays["history"], config["events"], str(folder))
+            step = config["step"]
+            if folder.name != _name(step) or past.num_steps not in (0, step):
+                raise SaveError(f"{folder}: is of step {step}, its history of {past.num_steps}.")
         except SaveError as error:
             raise _Damaged(str(error)) from error
-        except (KeyError, TypeError, ValueError) as error:
-            raise _Damaged(f"{folder}: is not a checkpoint (lacks {error}).") from error
         cure = "choose another checkpoint folder, or pass resume=False to begin anew"
-        require_same(folder, there, self.identity, cure)
-        past = History.from_arrays(history, config.get("events", ()))
-        return Kept(step, state, past, bool(config.get("finished", False)), beside)
+        require_same(folder, config["identity"], self.identity, cure)
+        return Kept(step, arrays["state"], past, config["finished"], config["beside"])
+
+
+def _name(step: int) -> str:
+    return f"step-{step:09d}"
 
 
 class _Damaged(SaveError):
@@ -150,17 +152,22 @@ def restore(template: Any, arrays: dict[str, np.ndarray], backend: Backend) -> A
     """The state in the form of `template`, on the backend, with the template's types.
 
     Raises:
-        SaveError: names or shapes of the arrays are not those of the template.
+        SaveError: names, shapes or types of the arrays are not those of the template, or NaN.
     """
     filled = store.fill(template, arrays, "checkpoint")
 
     def like(old: Any, new: np.ndarray) -> Any:
         want = backend.to_numpy(old)
-        if want.shape != np.shape(new):
+        if want.shape != new.shape or want.dtype != new.dtype:
             raise SaveError(
-                f"checkpoint: got an array of shape {np.shape(new)}, expected {want.shape}; was it "
-                "written by another model or algorithm?"
+                f"checkpoint: got an array {new.dtype} {list(new.shape)}, expected {want.dtype} "
+                f"{list(want.shape)}; was it written by another model or algorithm?"
             )
-        return backend.asarray(np.asarray(new).astype(want.dtype))
+        if new.dtype.kind == "f" and not np.isfinite(new).all():
+            raise SaveError(
+                "checkpoint: got NaN or infinity in a state, which a fit never keeps; it is "
+                "damaged: remove it, or pass resume=False to begin anew."
+            )
+        return backend.asarray(new)
 
     return tree_map(like, template, filled)

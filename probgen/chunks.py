@@ -16,6 +16,7 @@ import numpy as np
 
 from probgen import place, provenance, store
 from probgen.content import content
+from probgen.errors import SaveError
 
 Values = dict[str, dict[str, np.ndarray]]
 
@@ -54,22 +55,49 @@ class ChunkStore:
         at = self._place(start)
         if not at.exists():
             return None
-        arrays, config = store.read_folder(at)
-        wanted = {**self.identity, "data": content(rows)}
-        provenance.require_same(at, config, wanted, provenance.AGAIN)
-        values: Values = {}
-        for name, array in arrays["values"].items():
-            index, _, quantity = name.partition("/")
-            values.setdefault(config["names"][int(index)], {})[quantity] = array
+        arrays, config = store.read_folder(at, "chunk")
+        found, wanted = {**config["made"], "data": config["data"]}, self._wanted(rows)
+        provenance.require_same(at, found, wanted, provenance.AGAIN)
+        values = grouped(arrays["values"], config["names"], str(at))
+        for name, quantities in values.items():
+            if any(v.shape[:1] != (len(next(iter(rows.values()))),) for v in quantities.values()):
+                raise SaveError(f"{at}: {name!r} is not of its data; the chunk is damaged.")
         return values
 
     def write(self, start: int, rows: Mapping[str, np.ndarray], values: Values) -> None:
         """Keeps the values of one chunk."""
-        names = list(values)
-        arrays = {f"{i}/{q}": a for i, n in enumerate(names) for q, a in values[n].items()}
-        config = {"kind": "chunk", "names": names, "data": content(rows), **self.identity}
-        store.write_folder(self._place(start), {"values": arrays}, config)
+        config = {
+            "kind": "chunk", "names": list(values), "data": content(rows), "made": self.identity,
+        }  # fmt: skip
+        store.write_folder(self._place(start), {"values": named(values)}, config)
+
+    def _wanted(self, rows: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        return {**self.identity, "data": content(rows)}
 
     def clear(self) -> None:
         """Removes the chunks: the table holds them all."""
         place.remove(self.folder)
+
+
+def named(values: Mapping[str, Mapping[str, Any]]) -> dict[str, np.ndarray]:
+    """Quantities of measures under one name each, "measure/quantity"."""
+    return {f"{n}/{q}": np.asarray(a) for n, group in values.items() for q, a in group.items()}
+
+
+def grouped(arrays: Mapping[str, np.ndarray], names: list[str], where: str) -> Values:
+    """What `named` was given: by measure, in the order of `names`.
+
+    Raises:
+        SaveError: a measure without estimates, or arrays of one that is not among the names.
+    """
+    values: Values = {name: {} for name in names}
+    for key, array in arrays.items():
+        name, _, quantity = key.rpartition("/")
+        if name not in values or not quantity:
+            raise SaveError(f"{where}: holds {key!r}, expected measures {names}; it is damaged.")
+        values[name][quantity] = array
+    for name, group in values.items():
+        estimate = group.get("estimate")
+        if estimate is None or estimate.ndim != 1 or estimate.dtype.kind not in "fiu":
+            raise SaveError(f"{where}: has no estimates of {name!r}, one a datum; it is damaged.")
+    return values

@@ -12,11 +12,12 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import importlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
+from probgen import forms
 from probgen.dist import Deferred, Family
 from probgen.errors import ProbgenError, SaveError
 
@@ -112,13 +113,15 @@ def decode(data: Any, arrays: Mapping[str, np.ndarray] | None = None) -> Any:
     Raises:
         SaveError: the data name something that is not one of probgen's declarations.
     """
+    arrays = arrays or {}
     try:
-        return _decode(data, arrays or {})
+        forms.check_sizes(_sizes(data), sum(a.size for a in arrays.values()), "config.json")
+        return _decode(data, arrays)
     except SaveError:
         raise
     except ProbgenError as error:
         raise SaveError(f"config.json: holds a declaration that is refused: {error}") from error
-    except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
+    except Exception as error:  # a declaration that is built of anything may raise anything
         raise SaveError(f"config.json: cannot be read as a declaration ({error!r}).") from error
 
 
@@ -132,6 +135,7 @@ def _decode(data: Any, arrays: Mapping[str, np.ndarray]) -> Any:
     if "family" in data:
         return _family(data["family"])
     if "array" in data:
+        forms.check(data.get("dtype"), forms.NumberType, "config.json: array")
         return np.asarray(data["array"], dtype=data["dtype"])
     if "stored" in data:
         return _stored(data["stored"], arrays)
@@ -144,6 +148,29 @@ def _decode(data: Any, arrays: Mapping[str, np.ndarray]) -> Any:
 
         return Fitted.__decode__(data["fitted"], arrays)
     return _find(data["class"])(**{k: _decode(v, arrays) for k, v in data["fields"].items()})
+
+
+def _sizes(data: Any, counts: bool = True) -> Iterator[list[int]]:
+    """The sizes that a declaration asks for: whole numbers of its fields, and what `expand` takes.
+
+    Args:
+        data: JSON of a declaration.
+        counts: whether a whole number is a size; an argument of a distribution is a value.
+    """
+    if isinstance(data, list):
+        for each in data:
+            yield from _sizes(each, counts)
+    elif isinstance(data, dict) and "fitted" in data:
+        yield from _sizes(data["fitted"]["model"])
+    elif isinstance(data, dict) and "dist" in data:
+        yield from _sizes(data["arguments"], counts=False)
+        for method, args in data["calls"]:
+            if method == "expand":
+                yield [n for (n,) in _sizes(args)]
+    elif isinstance(data, dict) and "array" not in data:
+        yield from _sizes(list(data.values()), counts)
+    elif counts and type(data) is int and data > 0:
+        yield [data]
 
 
 def _stored(name: Any, arrays: Mapping[str, np.ndarray]) -> np.ndarray:

@@ -15,6 +15,7 @@ import numpy as np
 import xarray
 
 from probgen import store
+from probgen.chunks import grouped, named
 from probgen.content import content
 from probgen.dist import did_you_mean
 from probgen.errors import DataError, SaveError, UnknownName
@@ -283,14 +284,16 @@ class Evaluation:
         Raises:
             SaveError: the folder cannot be written, or holds something else.
         """
-        arrays: dict[str, np.ndarray] = {}
-        measures: dict[str, dict] = {}
-        for i, name in enumerate(self.names):
-            group = self[name]
-            arrays |= {f"{i}/{q}": np.asarray(a.values) for q, a in group.data_vars.items()}
-            measures[name] = dict(group.attrs)
+        values = {n: dict(self[n].data_vars) for n in self.names}
+        measures = [
+            {
+                "name": n, "unit": self.units[n], "larger_is_stranger": self.larger_is_stranger[n],
+                "warnings": self.warnings[n], "shared_error": self.shared_error[n],
+            }
+            for n in self.names
+        ]  # fmt: skip
         config = {"kind": "evaluation", "measures": measures, "info": self.info}
-        store.write_folder(path, {"table": arrays}, config)
+        store.write_folder(path, {"table": named(values)}, config)
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> Evaluation:
@@ -299,28 +302,16 @@ class Evaluation:
         Raises:
             SaveError: missing, damaged, truncated or foreign folder.
         """
-        arrays, config = store.read_folder(path)
-        if config.get("kind") != "evaluation" or "table" not in arrays:
-            raise SaveError(
-                f"{path}: holds no evaluation (it says {config.get('kind')!r}), expected a folder "
-                "written by Evaluation.save."
-            )
+        arrays, config = store.read_folder(path, "evaluation")
+        measures = {m["name"]: m for m in config["measures"]}
         try:
-            measures, values = config["measures"], {}
-            for i, name in enumerate(measures):
-                start = f"{i}/"
-                values[name] = {
-                    k.removeprefix(start): v
-                    for k, v in arrays["table"].items()
-                    if k.startswith(start)
-                }
             return cls.from_values(
-                values,
+                grouped(arrays["table"], list(measures), str(path)),
                 units={n: m["unit"] for n, m in measures.items()},
                 larger_is_stranger={n: m["larger_is_stranger"] for n, m in measures.items()},
                 warnings={n: m["warnings"] for n, m in measures.items()},
                 shared_error={n: m.get("shared_error", False) for n, m in measures.items()},
-                info=config.get("info"),
+                info=config["info"],
             )
-        except (KeyError, TypeError, AttributeError) as error:
-            raise SaveError(f"{path}: its table cannot be read ({error!r}).") from error
+        except (DataError, ValueError) as error:
+            raise SaveError(f"{path}: its table cannot be read ({error}).") from error

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import numpy as np
 
-from probgen import store
+from probgen import forms, store
 from probgen.backends import available, resolve
 from probgen.backends.protocol import Backend
 from probgen.bound import Bound, bind, parameter_count
@@ -20,7 +20,13 @@ from probgen.errors import ProbgenError, SaveError, ShapeError
 from probgen.history import History
 from probgen.kinds import PathLike, Rule
 from probgen.modelling import Model
+from probgen.nets.base import at_most
 from probgen.trees import tree_map
+
+_INPUTS = forms.Fields(
+    {"shapes": forms.Each((forms.Count,)), "dtypes": forms.Each(forms.NumberType),
+     "constants": dict}
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -106,10 +112,11 @@ class Fitted:
         only, and asked for again by `from_pretrained`. The report is not saved.
 
         Raises:
-            SaveError: the folder cannot be written, or holds something else; what stood there
-                before is untouched.
+            SaveError: the folder cannot be written, or holds something else, or a parameter is NaN;
+                what stood there before is untouched.
         """
         params = store.flatten(self.params)
+        _check_finite(params, str(path))
         pool = Pool({f"model:{k}": v for k, v in params.items()})
         try:
             declaration = encode(self.model, pool)
@@ -137,26 +144,26 @@ class Fitted:
             ShapeError: the given model's parameters have other names or shapes.
         """
         argument("from_pretrained", PathLike, path=path)
-        arrays, config = store.read_folder(path)
-        if "model" not in arrays or config.get("kind") != "run":
-            raise SaveError(
-                f"{path}: holds no saved run (it says {config.get('kind')!r}), expected a folder "
-                "written by save_pretrained."
-            )
+        arrays, config = store.read_folder(path, "run")
         stored = {f"model:{k}": v for k, v in arrays["model"].items()}
         stored |= arrays.get("parts", {})
+        is_given = model is not None
         if model is None:
-            if config.get("model") is None:
+            if config["model"] is None:
                 raise SaveError(
-                    f"{path}: its model {config.get('model_name')!r} is a function, or holds one, "
+                    f"{path}: its model {config['model_name']!r} is a function, or holds one, "
                     "which no file does; load it with from_pretrained(path, model=...)."
                 )
             model = decode(config["model"], stored)
         if not isinstance(model, Model):
             raise SaveError(f"{path}: its model is {type(model).__name__}, expected a declaration.")
-        history = History.from_arrays(arrays.get("history", {}), config.get("events", ()))
-        inputs, info = config.get("inputs"), dict(config.get("info") or {})
-        return cls._built(model, arrays["model"], inputs, stored, info, history, str(path))
+        history = History.from_arrays(
+            arrays.get("history", {}), config.get("events", ()), f"{path}/history.safetensors"
+        )
+        inputs, info = config["inputs"], config["info"]
+        return cls._built(
+            model, arrays["model"], inputs, stored, info, history, str(path), is_given
+        )
 
     def _encode_inputs(self, pool: Pool) -> Any:
         """Shapes, types and shared inputs as JSON data."""
@@ -193,46 +200,78 @@ class Fitted:
     def _built(
         cls, model: Model, arrays: Mapping[str, np.ndarray], inputs: Any,
         stored: Mapping[str, np.ndarray], info: dict, history: History, where: str,
+        is_given: bool = False,
     ) -> Fitted:  # fmt: skip
-        """A run from saved parts; parameters get the containers that the model's own have."""
+        """A run from saved parts; parameters get the containers that the model's own have.
+
+        Raises:
+            SaveError: the parts do not fit each other, or hold NaN.
+            ShapeError: they do not fit a model that the user gives, or another of its refusals.
+        """
         seen = decode(inputs, stored)
+        forms.check(seen, _INPUTS, f"{where}: inputs")
+        forms.check_sizes(seen["shapes"].values(), len(arrays), f"{where}: inputs")
+        _check_finite(arrays, where)
+        fitted = cls(
+            model, store.unflatten(arrays), history, None, info, seen["shapes"], seen["constants"],
+            seen["dtypes"],
+        )  # fmt: skip
         try:
-            rest = (seen["shapes"], seen["constants"], seen["dtypes"])
-        except (TypeError, KeyError) as error:
-            raise SaveError(f"{where}: says nothing of its inputs; it is damaged.") from error
-        fitted = cls(model, store.unflatten(arrays), history, None, info, *rest)
-        fresh = fitted._fresh_params(where)
-        if fresh is None:
-            return fitted
-        want = {k: np.shape(v) for k, v in store.flatten(fresh).items()}
-        got = {k: np.shape(v) for k, v in arrays.items()}
-        if want != got:
-            wrong = sorted(k for k in {*want, *got} if want.get(k) != got.get(k))[:3]
-            raise ShapeError(
-                f"{where}: parameters do not fit the model {model.name!r}: "
-                + "; ".join(f"{k} is {got.get(k)}, expected {want.get(k)}" for k in wrong)
-                + ". Was it saved from another declaration?"
-            )
+            with at_most(2**20 + sum(v.size for v in arrays.values())):
+                fresh = fitted._fresh_params()
+            if fresh is None:
+                return fitted
+            want, got = _types(store.flatten(fresh)), _types(arrays)
+            if want != got:
+                wrong = sorted(k for k in {*want, *got} if want.get(k) != got.get(k))[:3]
+                raise ShapeError(
+                    f"{where}: parameters do not fit the model {model.name!r}: "
+                    + "; ".join(f"{k} is {got.get(k)}, expected {want.get(k)}" for k in wrong)
+                    + ". Was it saved from another declaration?"
+                )
+        except SaveError:
+            raise
+        except ProbgenError as error:
+            if is_given:
+                raise
+            raise SaveError(f"{where}: its parts do not fit each other: {error}") from error
+        except Exception as error:
+            raise SaveError(f"{where}: its model does not run ({error!r}).") from error
         return dataclasses.replace(fitted, params=store.fill(fresh, arrays, where))
 
-    def _fresh_params(self, where: str) -> Any:
+    def _fresh_params(self) -> Any:
         """The parameters that the model draws for itself, numpy; None without a backend."""
         there = [name for name, ok in available().items() if ok]
         if not there:
             return None
         ran = self.info.get("backend")
         backend = resolve(ran if ran in there else "auto", "cpu")
-        try:
-            _, fresh = bind(self.model, backend, data=self._blank_rows(), constants=self.constants)
-        except ProbgenError:
-            raise
-        except Exception as error:
-            raise SaveError(f"{where}: its model does not run ({error!r}).") from error
+        _, fresh = bind(self.model, backend, data=self._blank_rows(), constants=self.constants)
         return tree_map(backend.to_numpy, fresh)
 
     def __repr__(self) -> str:
         ran = self.info.get("backend", "no backend")
         return f"Fitted({self.model!r}, {self.num_parameters():,} parameters, {ran})"
+
+
+def _types(arrays: Mapping[str, np.ndarray]) -> dict[str, str]:
+    """Type and shape of each array; float32 and float64 are one, since either may be fitted."""
+    kinds = {k: str(np.asarray(v).dtype) for k, v in arrays.items()}
+    floats = ("float32", "float64")
+    return {
+        k: f"{'float' if kinds[k] in floats else kinds[k]} {list(np.shape(v))}"
+        for k, v in arrays.items()
+    }
+
+
+def _check_finite(arrays: Mapping[str, np.ndarray], where: str) -> None:
+    """Parameters that are not finite give draws and densities that look like answers."""
+    for name, value in arrays.items():
+        if np.asarray(value).dtype.kind == "f" and not np.isfinite(value).all():
+            raise SaveError(
+                f"{where}: the parameters {name!r} hold NaN or infinity, expected finite numbers; "
+                "fit the model again, or restore them from a copy."
+            )
 
 
 AnyFitted = Annotated[

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from probgen.dist import did_you_mean
-from probgen.errors import UnknownName
+from probgen.errors import SaveError, UnknownName
 
 WINDOW = 100
 
@@ -97,10 +97,25 @@ class History:
         return out
 
     @classmethod
-    def from_arrays(cls, arrays: dict[str, np.ndarray], events: Any = ()) -> History:
+    def from_arrays(
+        cls, arrays: Mapping[str, np.ndarray], events: Any = (), where: str = "history"
+    ) -> History:
+        """The history that `to_arrays` gave.
+
+        Raises:
+            SaveError: arrays that no history has.
+        """
         history = cls()
+        steps = arrays.get("validation_steps", np.zeros(0, np.int64))
         for name, values in arrays.items():
             kind, _, metric = name.partition("/")
+            ndim = {"train": (1, 9), "rest": (2, 9), "validation": (1, 1)}.get(kind, (1, 1))
+            is_known = name == "validation_steps" or (metric and kind != "validation_steps")
+            if not is_known or values.dtype == bool or not ndim[0] <= values.ndim <= ndim[1]:
+                raise SaveError(
+                    f"{where}: holds {name!r}, {values.dtype} {list(values.shape)}, which is not "
+                    "of a history; it is damaged."
+                )
             if kind == "train":
                 history._parts[metric] = [values]
             elif kind == "rest":
@@ -108,7 +123,13 @@ class History:
                 history._rest[metric] = values
             elif kind == "validation":
                 history._validation[metric] = [float(v) for v in values]
-        history.validation_steps = [int(s) for s in arrays.get("validation_steps", ())]
+        for metric, rest in history._rest.items():
+            parts = history._parts[metric]
+            if (parts and parts[0].shape[1:] != rest.shape[1:]) or not len(rest) < WINDOW:
+                raise SaveError(f"{where}: the parts of {metric!r} do not fit; it is damaged.")
+        if any(len(v) > len(steps) for v in history._validation.values()) or steps.dtype != int:
+            raise SaveError(f"{where}: holds {len(steps)} held-out evaluations and more values.")
+        history.validation_steps = [int(s) for s in steps]
         history.events = list(events)
         return history
 

@@ -1,14 +1,13 @@
 """Folders of arrays and JSON on disk: written whole or not at all, read without running anything.
 
 A folder holds `<name>.safetensors` and `config.json`. It is put in its place by `probgen.place`.
-`config.json` has the SHA-256 of every array file, so a truncated or mixed folder is told from a
-good one. No pickle.
+`config.json` has the SHA-256 of every array file and of itself, so a damaged, truncated or mixed
+folder is told from a good one. How they are read is in `reading`, what they hold in `forms`. No
+pickle.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,21 +15,11 @@ from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
-from probgen import place
+from probgen import forms, place, reading
 from probgen.errors import SaveError
 from probgen.trees import tree_items, tree_like
-
-FORMAT = "probgen"
-VERSION = 1
-_KINDS: dict[Any, str] = {
-    "run": "a fitted model",
-    "checkpoint": "a checkpoint",
-    "evaluation": "a table of measures",
-    "chunk": "a chunk of an evaluation",
-    "chains": "draws of Markov chains",
-}
 
 
 def write_folder(
@@ -51,11 +40,10 @@ def write_folder(
         for name, group in arrays.items():
             file = fresh / f"{name}.safetensors"
             save_file({k: np.asarray(v, order="C") for k, v in group.items()}, file)
-            sums[file.name] = _digest(file)
+            sums[file.name] = reading.digest(file)
             place.sync(file)
-        header = {"format": FORMAT, "version": VERSION, "sha256": sums}
-        text = json.dumps({**header, **config}, indent=1) + "\n"
-        place.write_text(fresh / "config.json", text)
+        header = {"format": reading.FORMAT, "version": reading.VERSION, "sha256": sums}
+        place.write_text(fresh / "config.json", reading.sealed({**header, **config}))
         place.sync(fresh)
 
     with place.held(target):
@@ -81,11 +69,11 @@ def check_place(path: str | os.PathLike, kind: Any) -> bool:
         )
     if not (target / "config.json").exists():
         return False
-    held = _read_config(target).get("kind")
+    held = reading.read_header(target).get("kind")
     if held != kind:
         raise SaveError(
-            f"{target}: got a place that holds {_KINDS.get(held, held)}, expected a new folder or "
-            f"one that holds {_KINDS.get(kind, kind)}; choose another path."
+            f"{target}: got a place that holds {forms.says(held)}, expected a new folder or one "
+            f"that holds {forms.says(kind)}; choose another path."
         )
     return True
 
@@ -98,74 +86,31 @@ def is_ours(folder: Path) -> bool:
     if not names:
         return True
     try:
-        config = _read_config(folder)
+        config = reading.read_header(folder)
     except SaveError:
         return False
     return names <= {"config.json", *config["sha256"]}
 
 
-def _digest(file: Path) -> str:
-    with open(file, "rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
-
-
-def read_folder(path: str | os.PathLike) -> tuple[dict[str, dict[str, np.ndarray]], dict]:
-    """The arrays and the config of a folder that `write_folder` made.
+def read_folder(
+    path: str | os.PathLike, kind: str
+) -> tuple[dict[str, dict[str, np.ndarray]], dict]:
+    """The arrays and the config of a folder of that kind that `write_folder` made.
 
     Raises:
-        SaveError: missing, truncated, damaged, or not written by probgen.
+        SaveError: missing, truncated, damaged, of another kind, or not written by probgen.
     """
     folder = place.standing(place.at(path))
     if not folder.is_dir():
         raise SaveError(f"{folder}: no such folder, expected one that probgen has written.")
-    config = _read_config(folder)
-    arrays = {}
-    for name, digest in config["sha256"].items():
-        if Path(name).name != name or not name.endswith(".safetensors"):
-            raise SaveError(f"{folder}/config.json: names the file {name!r}, which is not allowed.")
-        arrays[name.removesuffix(".safetensors")] = _read_arrays(folder / name, digest)
+    config = reading.read_header(folder)
+    forms.check_folder(folder, config, kind)
+    reading.check_config(folder, config)
+    arrays = {
+        name.removesuffix(".safetensors"): reading.read_arrays(folder / name, digest)
+        for name, digest in config["sha256"].items()
+    }
     return arrays, config
-
-
-def _read_config(folder: Path) -> dict:
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise SaveError(
-            f"{folder}: has no config.json, expected a folder written by probgen."
-        ) from error
-    except (ValueError, OSError, RecursionError) as error:
-        raise SaveError(f"{folder}/config.json: cannot be read as JSON ({error}).") from error
-    if not isinstance(config, dict) or config.get("format") != FORMAT:
-        raise SaveError(
-            f"{folder}: got the config of another program, expected format {FORMAT!r}; "
-            "this folder was not written by probgen."
-        )
-    if not isinstance(config.get("version"), int) or config["version"] > VERSION:
-        raise SaveError(
-            f"{folder}: got format version {config.get('version')!r}, expected at most {VERSION}; "
-            "install a newer probgen."
-        )
-    if not isinstance(config.get("sha256"), dict):
-        raise SaveError(f"{folder}/config.json: lists no files; it is damaged.")
-    return config
-
-
-def _read_arrays(file: Path, digest: Any) -> dict[str, np.ndarray]:
-    try:
-        found, size = _digest(file), file.stat().st_size
-    except OSError as error:
-        raise SaveError(f"{file}: cannot be read ({error}), expected the run's arrays.") from error
-    if found != digest:
-        raise SaveError(
-            f"{file}: its content ({size} bytes) is not what config.json says it is; the "
-            "file is truncated or damaged. Restore it from a copy, or remove the folder and make "
-            "it again."
-        )
-    try:
-        return load_file(file)
-    except (SafetensorError, ValueError, KeyError) as error:
-        raise SaveError(f"{file}: is not a safetensors file ({error}).") from error
 
 
 def flatten(tree: Any) -> dict[str, np.ndarray]:
@@ -177,13 +122,22 @@ def flatten(tree: Any) -> dict[str, np.ndarray]:
 
 
 def unflatten(arrays: Mapping[str, np.ndarray]) -> dict:
-    """The nested dict that `flatten` was given (containers become dicts)."""
+    """The nested dict that `flatten` was given (containers become dicts).
+
+    Raises:
+        SaveError: a name stands for an array and for a group of arrays.
+    """
     out: dict = {}
     for name, array in arrays.items():
         parts = [p.replace("\0", "/") for p in name.replace("//", "\0").split("/")]
         place = out
         for part in parts[:-1]:
-            place = place.setdefault(part, {})
+            place = place.setdefault(part, {}) if isinstance(place, dict) else place
+        if not isinstance(place, dict) or parts[-1] in place:
+            raise SaveError(
+                f"arrays: got {name!r} beside an array or a group of the same name, expected each "
+                "name once; the file is damaged, or two parameters are named alike."
+            )
         place[parts[-1]] = array
     return out
 

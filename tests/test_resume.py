@@ -154,7 +154,7 @@ def test_a_roll_back_is_remembered(b, tmp_path):
 def test_the_last_two_checkpoints_are_kept(b, tmp_path):
     fit(b, 12, tmp_path)
     assert steps_in(tmp_path) == [8, 12]
-    _, config = read_folder(tmp_path / "step-000000012")
+    _, config = read_folder(tmp_path / "step-000000012", "checkpoint")
     assert config["step"] == 12 and not config["finished"]
 
 

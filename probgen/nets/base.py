@@ -17,9 +17,11 @@ Biases start at zero.
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import importlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -88,18 +90,53 @@ def scale_before(name: str) -> float:
 
 def draw_weight(key: Key, shape: Shape, fan_in: int, init_scale: float) -> np.ndarray:
     """Normal weights of variance init_scale / fan_in, float32."""
+    _take(shape)
     std = math.sqrt(init_scale / max(fan_in, 1))
     return (key.standard_normal(shape) * std).astype(np.float32)
 
 
 def zeros(*shape: int) -> np.ndarray:
     """Float32 zeros: biases and offsets."""
-    return np.zeros(shape, np.float32)
+    return full(shape, 0.0)
 
 
 def ones(*shape: int) -> np.ndarray:
     """Float32 ones: scales of norms."""
-    return np.ones(shape, np.float32)
+    return full(shape, 1.0)
+
+
+def full(shape: Shape, value: float) -> np.ndarray:
+    """Float32, one value everywhere."""
+    _take(shape)
+    return np.full(shape, value, np.float32)
+
+
+@contextlib.contextmanager
+def at_most(values: int) -> Iterator[None]:
+    """Within, initial parameters of so many values in all are made, and no more.
+
+    A file that declares a net of 10^10 weights is refused before they are drawn.
+    """
+    token = _room.set([values])
+    try:
+        yield
+    finally:
+        _room.reset(token)
+
+
+_room: contextvars.ContextVar[list[int] | None] = contextvars.ContextVar("room", default=None)
+
+
+def _take(shape: Shape) -> None:
+    room = _room.get()
+    if room is None:
+        return
+    room[0] -= math.prod(shape)
+    if room[0] < 0:
+        raise ShapeError(
+            f"a net asks for parameters of shape {tuple(shape)}, expected no more values than are "
+            "stored; was the file written by another declaration?"
+        )
 
 
 def count(params: Params) -> int:
@@ -165,7 +202,7 @@ def out_shape(net: Any, params: Params, *shapes: Shape) -> Shape:
     if hasattr(net, "out_shape"):
         return tuple(net.out_shape(*shapes))
     module = ops.running_ops.get() or _installed_ops()
-    inputs = [module.asarray(zeros(*shape)) for shape in shapes]
+    inputs = [module.asarray(np.zeros(shape, np.float32)) for shape in shapes]
     return tuple(net.apply(tree_map(module.asarray, params), *inputs).shape)
 
 

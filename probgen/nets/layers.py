@@ -8,8 +8,6 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any
 
-import numpy as np
-
 from probgen import ops
 from probgen.declared import declaration
 from probgen.errors import ShapeError
@@ -21,6 +19,7 @@ from probgen.nets.base import (
     Shape,
     check_last,
     draw_weight,
+    full,
     one_shape,
     per_image,
     zeros,
@@ -225,7 +224,7 @@ class Parameter:
     value: float = 0.0
 
     def init(self, key: Key, *shapes: Shape) -> Params:
-        return {"value": np.full(self.shape, self.value, np.float32)}
+        return {"value": full(self.shape, self.value)}
 
     def apply(self, params: Params, *inputs: Any) -> Array:
         return params["value"]
