@@ -88,8 +88,10 @@ def grouped(arrays: Mapping[str, np.ndarray], names: list[str], where: str) -> V
     """What `named` was given: by measure, in the order of `names`.
 
     Raises:
-        SaveError: a measure without estimates, or arrays of one that is not among the names.
+        SaveError: a measure twice or without estimates, or arrays of one that is not listed.
     """
+    if len(set(names)) != len(names):
+        raise SaveError(f"{where}: lists a measure twice, {names}; it is damaged.")
     values: Values = {name: {} for name in names}
     for key, array in arrays.items():
         name, _, quantity = key.rpartition("/")

@@ -306,7 +306,7 @@ class Evaluation:
         measures = {m["name"]: m for m in config["measures"]}
         try:
             return cls.from_values(
-                grouped(arrays["table"], list(measures), str(path)),
+                grouped(arrays["table"], [m["name"] for m in config["measures"]], str(path)),
                 units={n: m["unit"] for n, m in measures.items()},
                 larger_is_stranger={n: m["larger_is_stranger"] for n, m in measures.items()},
                 warnings={n: m["warnings"] for n, m in measures.items()},

@@ -9,6 +9,7 @@ from regret_cases import PPCA
 
 import probgen as pg
 from probgen.errors import DataError, SaveError
+from probgen.reading import checksum
 
 
 def table(name, data=None):
@@ -148,17 +149,18 @@ def test_a_folder_that_is_no_table_is_refused(tmp_path):
     config = tmp_path / "t" / "config.json"
     good = config.read_text()
     for spoil, text in (
-        (lambda c: c.update(kind="fitted"), "holds no evaluation"),
-        (lambda c: c.pop("measures"), "cannot be read"),
-        (lambda c: c["measures"].pop("b"), None),
-        (lambda c: c["measures"]["a"].pop("unit"), "cannot be read"),
+        (lambda c: c.update(kind="fitted"), "holds 'fitted', expected a table of measures"),
+        (lambda c: c.pop("measures"), "lacks .'measures'"),
+        (lambda c: c["measures"].pop(), "expected measures"),
+        (lambda c: c["measures"].append(c["measures"][0]), "twice"),
+        (lambda c: c["measures"][0].pop("unit"), "lacks .'unit'"),
     ):
         content = json.loads(good)
         spoil(content)
+        content["checksum"] = checksum(content)
         config.write_text(json.dumps(content))
-        if text is not None:
-            with pytest.raises(SaveError, match=text):
-                pg.Evaluation.load(tmp_path / "t")
+        with pytest.raises(SaveError, match=text):
+            pg.Evaluation.load(tmp_path / "t")
     config.write_text(good[:20])
     with pytest.raises(SaveError, match="JSON"):
         pg.Evaluation.load(tmp_path / "t")

@@ -87,15 +87,18 @@ def names(folder):
 
 def write(value):
     arrays = {"model": {"w": np.full(3, value)}, "history": {"loss": np.arange(value)}}
-    return lambda folder: store.write_folder(
-        folder / "run", arrays, {"kind": "run", "value": value}
-    )
+    return lambda folder: store.write_folder(folder / "run", arrays, run_of(value))
+
+
+def run_of(value):
+    return {"kind": "run", "model": None, "model_name": "m", "info": {"value": value}, "inputs": {}}
 
 
 def held_value(folder):
-    arrays, config = store.read_folder(folder / "run")
-    assert (arrays["model"]["w"] == config["value"]).all()
-    return config["value"]
+    arrays, config = store.read_folder(folder / "run", "run")
+    value = config["info"]["value"]
+    assert (arrays["model"]["w"] == value).all()
+    return value
 
 
 def test_a_model_is_the_old_one_or_the_new_one(tmp_path):
@@ -335,10 +338,9 @@ def test_a_link_is_written_through(tmp_path):
     (tmp_path / "disk").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "disk" / "run")
     for value in (1, 2):
-        store.write_folder(tmp_path / "link", {"model": {"w": np.zeros(1)}},
-                           {"kind": "run", "value": value})  # fmt: skip
+        store.write_folder(tmp_path / "link", {"model": {"w": np.zeros(1)}}, run_of(value))
         assert (tmp_path / "link").is_symlink() and names(tmp_path / "disk") == ["run"]
-        assert store.read_folder(tmp_path / "link")[1]["value"] == value
+        assert store.read_folder(tmp_path / "link", "run")[1]["info"]["value"] == value
     (tmp_path / "page.html").symlink_to(tmp_path / "disk" / "page.html")
     Report("A page").save(tmp_path / "page.html")
     assert (tmp_path / "page.html").is_symlink() and (tmp_path / "disk" / "page.html").exists()

@@ -298,7 +298,7 @@ DAMAGE = {
     "no class": (lambda f: rewrite(f, lambda c: c["model"].pop("class")), "read as a declaration"),
     "not a model": (lambda f: rewrite(f, lambda c: c.update(model=3)), "its model is int"),
     "bad field": (lambda f: rewrite(f, lambda c: c["model"]["fields"].update(what=1)),
-                  "cannot be read as a declaration"),
+                  "got an argument 'what'"),
     "bad method": (lambda f: rewrite(f, lambda c: c["model"]["fields"]["latent"].update(
         calls=[["__class__", []]])), "unknown method"),
     "bad family": (lambda f: rewrite(f, lambda c: c["model"]["fields"]["latent"].update(
