@@ -59,9 +59,8 @@ class ChunkStore:
         found, wanted = {**config["made"], "data": config["data"]}, self._wanted(rows)
         provenance.require_same(at, found, wanted, provenance.AGAIN)
         values = grouped(arrays["values"], config["names"], str(at))
-        for name, quantities in values.items():
-            if any(v.shape[:1] != (len(next(iter(rows.values()))),) for v in quantities.values()):
-                raise SaveError(f"{at}: {name!r} is not of its data; the chunk is damaged.")
+        if rows:
+            check_estimates(values, len(next(iter(rows.values()))), str(at))
         return values
 
     def write(self, start: int, rows: Mapping[str, np.ndarray], values: Values) -> None:
@@ -88,18 +87,33 @@ def grouped(arrays: Mapping[str, np.ndarray], names: list[str], where: str) -> V
     """What `named` was given: by measure, in the order of `names`.
 
     Raises:
-        SaveError: a measure twice or without estimates, or arrays of one that is not listed.
+        SaveError: a measure twice, or arrays of one that is not listed.
     """
     if len(set(names)) != len(names):
         raise SaveError(f"{where}: lists a measure twice, {names}; it is damaged.")
     values: Values = {name: {} for name in names}
     for key, array in arrays.items():
-        name, _, quantity = key.rpartition("/")
+        name, _, quantity = key.partition("/")
         if name not in values or not quantity:
             raise SaveError(f"{where}: holds {key!r}, expected measures {names}; it is damaged.")
         values[name][quantity] = array
+    return values
+
+
+def check_estimates(values: Values, size: int | None, where: str) -> None:
+    """Refuses measures without one estimate a datum.
+
+    Args:
+        values: by measure.
+        size: number of data, or None where any will do.
+        where: the folder, for the message.
+
+    Raises:
+        SaveError: names the measure.
+    """
     for name, group in values.items():
         estimate = group.get("estimate")
-        if estimate is None or estimate.ndim != 1 or estimate.dtype.kind not in "fiu":
+        is_one = estimate is not None and estimate.ndim == 1 and estimate.dtype.kind in "fiu"
+        size = len(estimate) if is_one and size is None else size  # type: ignore[arg-type]
+        if not is_one or any(v.shape[:1] != (size,) for v in group.values()):
             raise SaveError(f"{where}: has no estimates of {name!r}, one a datum; it is damaged.")
-    return values

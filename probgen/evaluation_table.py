@@ -15,7 +15,7 @@ import numpy as np
 import xarray
 
 from probgen import store
-from probgen.chunks import grouped, named
+from probgen.chunks import check_estimates, grouped, named
 from probgen.content import content
 from probgen.dist import did_you_mean
 from probgen.errors import DataError, SaveError, UnknownName
@@ -304,9 +304,11 @@ class Evaluation:
         """
         arrays, config = store.read_folder(path, "evaluation")
         measures = {m["name"]: m for m in config["measures"]}
+        values = grouped(arrays["table"], [m["name"] for m in config["measures"]], str(path))
+        check_estimates(values, None, str(path))
         try:
             return cls.from_values(
-                grouped(arrays["table"], [m["name"] for m in config["measures"]], str(path)),
+                values,
                 units={n: m["unit"] for n, m in measures.items()},
                 larger_is_stranger={n: m["larger_is_stranger"] for n, m in measures.items()},
                 warnings={n: m["warnings"] for n, m in measures.items()},

@@ -81,6 +81,16 @@ KINDS = {
         Fields({"names": [str], "data": str, "made": dict}),
         frozenset({"values"}), since=2,
     ),
+    "pieces": Kind(
+        "the state of a sampler", Fields({"after": Count, "made": dict}), frozenset({"state"}),
+        since=2,
+    ),
+    "chains": Kind(
+        "draws of Markov chains",
+        Fields({"made": dict, "num_warmup": Count,
+                "order": Fields({"free": [str], "stats": [str]})}),
+        frozenset({"free", "stats"}), since=2,
+    ),
 }  # fmt: skip
 NUMBERS = sorted(str(np.dtype(t)) for t in TYPES.values())
 LARGEST = 2**26  # entries that a declaration in a file may ask for: 256 MiB of float32

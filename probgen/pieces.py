@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from probgen import provenance, store
-from probgen.chunks import ChunkStore, Values
+from probgen.chunks import ChunkStore, Values, named
 from probgen.errors import SaveError
 from probgen.interrupt import Asked, asked_to_stop
 from probgen.posterior import Chains
@@ -38,10 +38,10 @@ class Pieces:
 
     def _read(self, kept: ChunkStore) -> None:
         place = kept.folder / "state"
-        arrays, config = store.read_folder(place)
-        provenance.require_same(place, config, kept.identity, provenance.AGAIN)
-        self.state = arrays.get("state", {})
-        for i in range(int(config.get("after", 0))):
+        arrays, config = store.read_folder(place, "pieces")
+        provenance.require_same(place, config["made"], kept.identity, provenance.AGAIN)
+        self.state = arrays["state"]
+        for i in range(config["after"]):
             part = kept.read(i, {})
             if part is None:
                 raise SaveError(
@@ -49,6 +49,11 @@ class Pieces:
                     "them; remove the folder to begin anew."
                 )
             self.parts.append(part)
+        whole = [named(part) for part in self.parts if part]
+        types = [{n: (v.dtype, v.shape[1:]) for n, v in part.items()} for part in whole]
+        lengths = [{v.shape[:1] for v in part.values()} for part in whole]
+        if any(f != types[0] for f in types) or any(len(n) != 1 or () in n for n in lengths):
+            raise SaveError(f"{kept.folder}: holds pieces that do not fit together; it is damaged.")
 
     def add(self, part: Values, state: Callable[[], Mapping[str, np.ndarray]] = dict) -> None:
         """Takes the next piece, and what gives the state after it."""
@@ -57,7 +62,7 @@ class Pieces:
         if self._kept is None:
             return
         self._kept.write(index, {}, part)
-        config = {"kind": "chunk", "after": index + 1, **self._kept.identity}
+        config = {"kind": "pieces", "after": index + 1, "made": self._kept.identity}
         store.write_folder(self._kept.folder / "state", {"state": dict(state())}, config)
 
     def pause(self, done: str) -> None:
@@ -107,12 +112,14 @@ def chains(
 
 
 def _read(kept: ChunkStore) -> Chains:
-    arrays, config = store.read_folder(kept.table)
-    try:
-        free, stats = ({n: arrays[g][n] for n in config["order"][g]} for g in ("free", "stats"))
-        out = Chains(free, stats, int(config["num_warmup"]))
-        found = dict(config["made"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise SaveError(f"{kept.table}: holds no chains ({error!r}); it is damaged.") from error
-    provenance.require_same(kept.table, found, kept.identity, provenance.AGAIN)
-    return out
+    arrays, config = store.read_folder(kept.table, "chains")
+    provenance.require_same(kept.table, config["made"], kept.identity, provenance.AGAIN)
+    groups = []
+    for group in ("free", "stats"):
+        names = config["order"][group]
+        if sorted(names) != sorted(arrays[group]):
+            raise SaveError(f"{kept.table}: lists {names} of {group}, and holds others; damaged.")
+        groups.append({n: arrays[group][n] for n in names})
+    if len({v.shape[:2] for group in groups for v in group.values()}) != 1:
+        raise SaveError(f"{kept.table}: holds chains of different lengths; it is damaged.")
+    return Chains(*groups, config["num_warmup"])

@@ -15,15 +15,22 @@ from probgen.content import content
 from probgen.evaluation_table import Evaluation
 from probgen.fitted import Fitted
 from probgen.history import History
+from probgen.pieces import Pieces, chains
+from probgen.posterior import Chains
 from probgen.store import flatten
 
-KINDS = ("run", "checkpoint", "evaluation", "chunk")
+KINDS = ("run", "checkpoint", "evaluation", "chunk", "pieces", "chains")
+MADE = {"seed": 0}
 ROWS = {"x": np.arange(12.0).reshape(4, 3).astype(np.float32)}
 VALUES = {
     name: {"estimate": np.arange(4.0) + i, "standard_error": np.full(4, 0.5),
            "pair": np.ones((4, 2), np.float32)}
     for i, name in enumerate(("second", "first"))
 }  # fmt: skip
+DRAWS = {
+    "free": {"z": np.arange(6.0, dtype=np.float32).reshape(3, 2), "prior/z": np.ones((3, 2, 2))},
+    "stats": {"lp": np.zeros((3, 2)), "diverging": np.zeros((3, 2), bool)},
+}
 STATE = {
     "learner": {"params": {"w": np.ones((3, 2), np.float32), "b": np.zeros(2, np.float32)},
                 "count": np.int32(4)},
@@ -44,16 +51,22 @@ def make(root, backend):
         small_vae(), binary_data(), svi(), num_steps=2, batch_size=16, seed=0, backend=backend,
         validation=binary_data(8), eval_every=1, progress_bar=False,
     )  # fmt: skip
-    fitted.save_pretrained(root / "run")
-    Checkpoints(root / "fit", {"seed": 0}).save(4, STATE, history(), _Plain())
+    fitted.save_pretrained(root / "runs" / "run")
+    Checkpoints(root / "fit", MADE).save(4, STATE, history(), _Plain())
     Evaluation.from_values(
         VALUES, units=dict.fromkeys(VALUES, "nats"), larger_is_stranger=dict.fromkeys(VALUES, True),
         info={"seed": 0, "data": content(ROWS)},
-    ).save(root / "evaluation")  # fmt: skip
-    ChunkStore(root / "table", {"seed": 0}).write(0, ROWS, VALUES)
+    ).save(root / "tables" / "evaluation")  # fmt: skip
+    ChunkStore(root / "table", MADE).write(0, ROWS, VALUES)
+    begun = Pieces(ChunkStore(root / "begun", MADE))
+    begun.add({})
+    begun.add(DRAWS, lambda: {"0": np.ones(3), "1": np.arange(2, dtype=np.uint32)})
+    chains(root / "draws" / "chains", MADE, lambda _: Chains(DRAWS["free"], DRAWS["stats"], 2))
     return {
-        "run": root / "run", "checkpoint": root / "fit" / "step-000000004",
-        "evaluation": root / "evaluation", "chunk": root / "table.chunks" / "chunk-0000000000",
+        "run": root / "runs" / "run", "checkpoint": root / "fit" / "step-000000004",
+        "evaluation": root / "tables" / "evaluation",
+        "chunk": root / "table.chunks" / "chunk-0000000000",
+        "pieces": root / "begun.chunks" / "state", "chains": root / "draws" / "chains",
     }  # fmt: skip
 
 
@@ -71,14 +84,20 @@ def read(kind, folder):
         repr(fitted), repr(fitted.history)
         return {**flatten(fitted.params), **fitted.history.to_arrays()}
     if kind == "checkpoint":
-        kept = Checkpoints(folder.parent, {"seed": 0}).newest()
+        kept = Checkpoints(folder.parent, MADE).newest()
         repr(kept.history)
         return {**flatten(restore(STATE, kept.arrays, _Plain())), **kept.history.to_arrays()}
     if kind == "evaluation":
         table = Evaluation.load(folder)
         repr(table)
         return {f"{n}/{q}": v.values for n in table for q, v in table[n].data_vars.items()}
-    values = ChunkStore(folder.parent.with_suffix(""), {"seed": 0}).read(0, ROWS)
+    if kind == "chains":
+        found = chains(folder, MADE, None)
+        return {**found.free, **found.stats}
+    if kind == "pieces":
+        begun = Pieces(ChunkStore(folder.parent.with_suffix(""), MADE))
+        return {**begun.state, **flatten(dict(enumerate(begun.parts)))}
+    values = ChunkStore(folder.parent.with_suffix(""), MADE).read(0, ROWS)
     return {f"{n}/{q}": v for n, group in values.items() for q, v in group.items()}
 
 
@@ -223,8 +242,8 @@ def _places(tree):
 
 
 def copied(folder, place):
-    """A fresh copy of a folder, in a folder of its own."""
-    shutil.rmtree(place, ignore_errors=True)
-    target = place / folder.relative_to(folder.parent.parent)
-    shutil.copytree(folder, target)
+    """A fresh copy of a folder and those beside it, in a folder of its own."""
+    target = place / "copy" / folder.relative_to(folder.parent.parent)
+    shutil.rmtree(place / "copy", ignore_errors=True)
+    shutil.copytree(folder.parent, target.parent)
     return target
