@@ -122,4 +122,4 @@ def _read(kept: ChunkStore) -> Chains:
         groups.append({n: arrays[group][n] for n in names})
     if len({v.shape[:2] for group in groups for v in group.values()}) != 1:
         raise SaveError(f"{kept.table}: holds chains of different lengths; it is damaged.")
-    return Chains(*groups, config["num_warmup"])
+    return Chains(groups[0], groups[1], config["num_warmup"])

@@ -11,6 +11,7 @@ What may stand in a folder of each kind is said in `forms`. Every refusal is a `
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import logging
 import math
@@ -19,7 +20,7 @@ import stat
 import struct
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
@@ -35,7 +36,7 @@ TYPES = {
 }  # fmt: skip
 
 
-def open_regular(file: Path, what: str) -> IO[bytes]:
+def open_regular(file: Path, what: str) -> io.BufferedReader:
     """A file opened for reading, once it is known to be one.
 
     Raises:
@@ -172,7 +173,7 @@ def read_arrays(file: Path, wanted: Any) -> dict[str, np.ndarray]:
             raise SaveError(f"{file}: cannot be read ({error}).") from error
 
 
-def _arrays(stream: IO[bytes], file: Path) -> dict[str, np.ndarray]:
+def _arrays(stream: io.BufferedReader, file: Path) -> dict[str, np.ndarray]:
     def damaged(why: str) -> SaveError:
         return SaveError(f"{file}: is not a safetensors file of probgen ({why}).")
 
@@ -214,7 +215,8 @@ def _arrays(stream: IO[bytes], file: Path) -> dict[str, np.ndarray]:
             array = np.empty(shape, np.dtype(TYPES[kind]))
         except (MemoryError, ValueError) as error:
             raise damaged(f"{name!r} of shape {shape} has no room in memory") from error
-        if array.nbytes and stream.readinto(memoryview(array).cast("B")) != array.nbytes:  # type: ignore[attr-defined]
+        into: Any = array.reshape(-1).view(np.uint8)  # of the same memory
+        if stream.readinto(into) != array.nbytes:
             raise damaged("it ends early")
         if kind == "BOOL" and (array.view(np.uint8) > 1).any():
             raise damaged(f"{name!r} holds more than True and False")
