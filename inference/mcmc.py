@@ -23,6 +23,7 @@ import numpy as np
 from probgen.declared import declaration, require
 from probgen.dist import did_you_mean
 from probgen.errors import AlgorithmError, DeclarationError, UnknownName
+from probgen.inference.starts import starting_values
 from probgen.kinds import Many, OpenShare, Positive, Text, between, not_empty, one_of
 from probgen.pieces import Pieces
 from probgen.posterior import Chains, Posterior
@@ -84,7 +85,8 @@ class HamiltonianMethod:
         target_accept_prob: mean acceptance that the step size aims at.
         init_strategy: "init_to_uniform" (in (-2, 2) on the real line), "init_to_median" (of 15
             prior draws), "init_to_mean", "init_to_sample", "init_to_feasible" (zero on the real
-            line), or starting values by site, the rest uniform.
+            line), or starting values by site, the rest uniform: one for all chains, or
+            [num_chains, ...], one for each.
         find_heuristic_step_size: search for a step size at the start of each adaptation window;
             None is the native kernel's default: Pyro does, NumPyro does not.
 
@@ -136,12 +138,12 @@ class HamiltonianMethod:
         """Draws kept of each chain."""
         return self.num_samples // self.thinning
 
-    def _given(self, posterior: Posterior) -> dict[str, Any]:
-        if not isinstance(self.init_strategy, Mapping):
-            return {}
-        b = posterior.bound.backend
-        self._check_sites("init_strategy", list(self.init_strategy), posterior)
-        return {n: b.asarray(np.asarray(v, np.float32)) for n, v in self.init_strategy.items()}
+    def _given(self, posterior: Posterior, params: Any, rows: Any, key: Any) -> dict[str, Any]:
+        """Starting values by site, one a chain."""
+        given = self.init_strategy if isinstance(self.init_strategy, Mapping) else {}
+        self._check_sites("init_strategy", list(given), posterior)
+        who = type(self).__name__
+        return starting_values(posterior, given, self.num_chains, params, rows, key, who)
 
     def _check_sites(self, option: str, names: list[str], posterior: Posterior) -> None:
         for name in names:
@@ -162,7 +164,7 @@ class HamiltonianMethod:
         progress_bar: bool, pieces: Pieces,
     ) -> Chains:  # fmt: skip
         """Runs the backend's kernel; for `pg.infer`."""
-        given = self._given(posterior)
+        given = self._given(posterior, params, rows, key)
         if not isinstance(self.dense_mass, bool):
             names = [n for block in self.dense_mass for n in block]
             self._check_sites("dense_mass", names, posterior)

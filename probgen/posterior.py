@@ -19,6 +19,7 @@ import numpy as np
 
 from probgen.bound import Bound
 from probgen.errors import AlgorithmError, NonFiniteError, SupportError
+from probgen.support import cure
 from probgen.trees import tree_leaves, tree_map
 
 Array = Any
@@ -36,7 +37,7 @@ class Point(NamedTuple):
         values: latents (in their supports) and deterministic sites, [*plates, *event].
         log_likelihood: of each observed site, [*plates], nats.
         site_log_prob: [] of each site.
-        outside: [] of each observed site, how many values lie outside its support.
+        outside: [] of each observed or given site, how many values lie outside its support.
     """
 
     free: dict[str, Array]
@@ -156,6 +157,11 @@ class Posterior:
             if b.has_moving_support(fn):
                 nowhere = b.ops.full_like(total, -np.inf)
                 total = b.ops.where(outside[name] > 0, nowhere, total)
+        for name, value in (given or {}).items():
+            # Past the bounds a bijection's inverse gives NaN, or comes back as another value.
+            back, size = sites[name].value, b.ops.abs(value)
+            same = b.ops.abs(back - value) <= 1e-3 * size + 1e-6
+            outside[name] = b.ops.sum(b.ops.where(same, 0.0, 1.0))
         values = {
             n: s.value for n, s in sites.items() if n in self.latents or s.kind == "deterministic"
         }
@@ -165,7 +171,8 @@ class Posterior:
         """Refuses starting points of which one is not good.
 
         Raises:
-            SupportError: data lie outside the support of their site, wherever the chains start.
+            SupportError: data lie outside the support of their site, wherever the chains start, or
+                a start does.
             NonFiniteError: no start has a finite log density and gradient; names the sites.
         """
         if start.ok.all():
@@ -176,11 +183,18 @@ class Posterior:
         if outside:
             site, count = next(iter(outside.items()))
             info = self.bound.structure.sites[site]
+            if site in self.latents:
+                raise SupportError(
+                    f"infer: chain {chain} of {name!r} is told to start {site!r} outside the "
+                    f"support of {info.family} ({info.support}), expected a value inside, where "
+                    "the other latents are; give one: "
+                    f"init_strategy={{{site!r}: value}}."
+                )
             raise SupportError(
-                f"data {site!r}: {count} values lie outside the support of "
-                f"{info.distribution.split('(')[0]} ({info.support}), at {NUM_STARTS} starting "
-                f"points of {name!r}; transform the data, choose a distribution whose support "
-                "holds them, or give starting values: init_strategy={'site': value}."
+                f"data {site!r}: {count} values lie outside the support of {info.family} "
+                f"({info.support}), at {NUM_STARTS} starting points of {name!r}. "
+                f"{cure(info.family)} Or give starting values, if the support depends on latents: "
+                "init_strategy={'site': value}."
             )
         bad = sorted(n for n, v in start.site_log_prob.items() if not np.isfinite(v[chain]))
         what = f"log probability of {', '.join(map(repr, bad))}" if bad else "gradient"

@@ -40,6 +40,11 @@ class SiteInfo(NamedTuple):
     def is_local(self) -> bool:
         return DATA_PLATE in self.plates
 
+    @property
+    def family(self) -> str:
+        """Name of the distribution, as in `probgen.dist`."""
+        return self.distribution.split("(")[0].removeprefix("dist.")
+
 
 class Structure(NamedTuple):
     """Sites and nets of a program (or guide), and how deep its plates are nested.

@@ -115,7 +115,7 @@ class SupportCheck:
             key=self.key, batch_size=1, initialise=None,
         )  # fmt: skip
         found = {n: sites[n].fn for n in bound.observed}
-        return {n: fn for n, fn in found.items() if not _has_arrays(fn)}
+        return {n: fn for n, fn in found.items() if not has_arrays(fn)}
 
     def _trace(self, rows: Mapping[str, Any]) -> Any:
         b = self.bound.backend
@@ -132,16 +132,15 @@ class SupportCheck:
         if inside.all():
             return
         flat = b.to_numpy(values).reshape(-1)
+        family = self.bound.structure.sites[name].family
         raise SupportError(
             f"data {name!r}: {int((~inside).sum())} of {inside.size} events lie outside the "
-            f"support of {self.bound.structure.sites[name].distribution.split('(')[0]} "
-            f"({b.support_name(fn)}); the data range over [{flat.min():g}, {flat.max():g}]. "
-            "Transform the data (probgen.data.binarize, to_levels, dequantize) or choose a "
-            "likelihood whose support holds them."
+            f"support of {family} ({b.support_name(fn)}); the data range over [{flat.min():g}, "
+            f"{flat.max():g}]. {cure(family)}"
         )
 
 
-def _has_arrays(fn: Any) -> bool:
+def has_arrays(fn: Any) -> bool:
     """Whether the bounds of a distribution's support may differ from datum to datum."""
     try:
         waiting = [fn.support]
@@ -165,3 +164,31 @@ def check_support(bound: Bound, params: Mapping, batch: Mapping[str, Array], key
         SupportError: a value lies outside the support of its site.
     """
     SupportCheck(bound, params, key)(batch)
+
+
+def check_plain(bound: Bound, params: Mapping, rows: Mapping[str, Any], key: Key) -> None:
+    """Holds data of any shape against supports that are plain numbers, for `infer`.
+
+    Where bounds are computed, the first points of the chains tell (`Posterior.check_start`).
+
+    Raises:
+        SupportError: a value lies outside the support of its site.
+    """
+    check = SupportCheck(bound, params, key)
+    inputs = {k: v[:1] for k, v in rows.items() if k not in bound.observed}
+    for name, fn in check._probe(inputs).items():
+        if not bound.backend.has_moving_support(fn):
+            check._compare(name, fn, rows[name])
+
+
+def cure(family: str) -> str:
+    """What to do with data outside the support of a distribution of that name."""
+    if family in INDEXING:
+        return (
+            "Classes are counted from 0, as 0 ... K - 1: labels that run 1 ... K need "
+            "labels - 1, and K must be the number of classes."
+        )
+    return (
+        "Transform the data (probgen.data.binarize, to_levels, dequantize) or choose a "
+        "likelihood whose support holds them."
+    )

@@ -151,7 +151,7 @@ class Study:
         self._check(prior, given)
         names = self._observed(prior, observed)
         self.inputs = {k: b.asarray(v) for k, v in per_datum.items()}
-        self._families = {n: prior.structure.sites[n].distribution.split("(")[0] for n in names}
+        self._families = {n: prior.structure.sites[n].family for n in names}
         self._draw = b.compile(lambda p, rows, key: self._run(prior, p, rows, key))
         self._names = names
         first = self._data(self._draw(params, self.inputs, b.key(seed)))

@@ -221,7 +221,7 @@ class _Sampler:
         chains = jnp.arange(self.method.num_chains)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, chains)
 
-        def one(key: Any, attempt: Any) -> tuple[Start, ParamInfo]:
+        def one(key: Any, given: Any, attempt: Any) -> tuple[Start, ParamInfo]:
             k = jax.random.fold_in(key, attempt)
             p = self.posterior.point(params, rows, key=k, given=given, strategy=strategy)
             value, grad = jax.value_and_grad(
@@ -232,7 +232,7 @@ class _Sampler:
                 ok &= jnp.isfinite(leaf).all()
             return Start(p.free, ok, p.site_log_prob, p.outside), ParamInfo(p.free, value, grad)
 
-        tried = jax.vmap(one, in_axes=(0, None))
+        tried = jax.vmap(one, in_axes=(0, 0, None))
 
         def go_on(carry: Any) -> Any:
             i, (start, _) = carry
@@ -244,11 +244,11 @@ class _Sampler:
             merged = jax.tree.map(
                 lambda a, c: jnp.where(good.reshape(-1, *[1] * (a.ndim - 1)), a, c),
                 best,
-                tried(keys, i),
+                tried(keys, given, i),
             )
             return i + 1, merged
 
-        forms = jax.eval_shape(tried, keys, jnp.int32(0))
+        forms = jax.eval_shape(tried, keys, given, jnp.int32(0))
         none = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), forms)
         _, (start, info) = jax.lax.while_loop(go_on, attempt, (jnp.int32(0), none))
 

@@ -199,11 +199,12 @@ def run(
     strategy = method.init_strategy if isinstance(method.init_strategy, str) else "init_to_uniform"
     chain_keys = [keys.fold_in(key, i) for i in range(method.num_chains)]
 
-    def point(key: keys.Key) -> Any:
+    def point(key: keys.Key, chain: int) -> Any:
+        own = {n: v[chain] for n, v in given.items()}
         with torch.no_grad():
-            return posterior.point(params, rows, key=key, given=given, strategy=strategy)
+            return posterior.point(params, rows, key=key, given=own, strategy=strategy)
 
-    first = point(chain_keys[0])
+    first = point(chain_keys[0], 0)
     layout = _Layout({n: tuple(v.shape) for n, v in first.free.items()}, method.dense_mass)
 
     def potential(z: dict, params: Any, rows: Any) -> Any:
@@ -214,8 +215,8 @@ def run(
 
     def attempt(i: int) -> Start:
         tried = []
-        for k in chain_keys:
-            p = point(keys.fold_in(k, i))
+        for chain, k in enumerate(chain_keys):
+            p = point(keys.fold_in(k, i), chain)
             value, grads = gradient(layout.pack(p.free), params, rows)
             ok = torch.isfinite(value) & all(bool(torch.isfinite(g).all()) for g in grads.values())
             ok = ok & (sum(p.outside.values()) == 0)

@@ -20,6 +20,7 @@ from probgen.backends.protocol import Backend
 from probgen.bound import Bound, bind
 from probgen.data.sources import as_whole
 from probgen.declared import checked
+from probgen.draws import check_draws
 from probgen.errors import AlgorithmError
 from probgen.feed import merge_inputs
 from probgen.fitted import AnyModel, Fitted
@@ -30,6 +31,7 @@ from probgen.pieces import chains as kept_chains
 from probgen.posterior import Chains, Posterior
 from probgen.program import DATA_PLATE
 from probgen.seeds import check_seed
+from probgen.support import check_plain
 
 
 class Method(Protocol):
@@ -97,7 +99,7 @@ def infer(
         MissingSeed: there is no seed, or no integer.
         AlgorithmError: no latents, a discrete one, nets without parameters.
         SupportError: data outside the support of their site.
-        NonFiniteError: no starting point has a finite log density.
+        NonFiniteError: no starting point has a finite log density; a draw is NaN or infinite.
         DataError, UnknownName, ShapeError: data or inputs that do not fit the program.
         SaveError: `path` cannot be written, or holds something else, or chains of another call
             (says what differs); another process is writing there.
@@ -125,6 +127,7 @@ def infer(
         k: b.asarray(v) for k, v in {**constants, **rows}.items() if isinstance(v, np.ndarray)
     }
     key = b.key(seed)
+    check_plain(bound, params, rows, key)
     began = time.perf_counter()
     token = posterior.token(params, on_device, key)
 
@@ -143,7 +146,12 @@ def infer(
     def mapped(what: str) -> dict[str, np.ndarray]:
         return posterior.map_draws(what, chains, params, on_device, token, chunk_size)
 
-    groups = {"posterior": mapped("values"), "sample_stats": chains.stats}
+    values = mapped("values")
+    check_draws(
+        f"infer, {type(method).__name__}", values, bound.structure.sites, 2,
+        "look at the scale of its prior, or lower the step size (a higher target_accept_prob)",
+    )  # fmt: skip
+    groups = {"posterior": values, "sample_stats": chains.stats}
     if log_likelihood:
         groups["log_likelihood"] = mapped("log_likelihood")
     sites = bound.structure.sites
