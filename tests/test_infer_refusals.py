@@ -96,7 +96,7 @@ def test_what_cannot_be_inferred_is_refused_by_name(small):
         run(broken, None, small, NUTS(**TINY))
     with pytest.raises(AlgorithmError, match=r"nets \['decoder'\].*no parameters"):
         run(untrained, {"y": Y}, small)
-    with pytest.raises(SupportError, match="data 'events': 1 values lie outside"):
+    with pytest.raises(SupportError, match="data 'events': 1 of 2 events lie outside"):
         run(counts, {"events": -EVENTS}, small, NUTS(**TINY))
     with pytest.raises(UnknownName, match="init_strategy names 'ratio'.*did you mean 'rate'"):
         run(counts, {"events": EVENTS}, small, NUTS(init_strategy={"ratio": 1.0}))
