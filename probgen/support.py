@@ -100,7 +100,7 @@ class SupportCheck:
                 value = part[name] if name in observed else run[name].value
                 self._compare(name, run[name].fn, value)
 
-    def _probe(self, rows: Mapping[str, Any]) -> dict[str, Any]:
+    def _probe(self, rows: Mapping[str, Any], size: int = 1) -> dict[str, Any]:
         """Site -> its distribution, of the observed sites whose support is the same for all data.
 
         On JAX the run is abstract, so nothing is compiled and no parameter of the distribution may
@@ -112,7 +112,7 @@ class SupportCheck:
         _, sites = b.probe(
             program, dict(self.params), values={},
             inputs=bound.inputs(program, arrays, f"model {bound.model.name!r}"),
-            key=self.key, batch_size=1, initialise=None,
+            key=self.key, batch_size=size, initialise=None,
         )  # fmt: skip
         found = {n: sites[n].fn for n in bound.observed}
         return {n: fn for n, fn in found.items() if not has_arrays(fn)}
@@ -175,8 +175,8 @@ def check_plain(bound: Bound, params: Mapping, rows: Mapping[str, Any], key: Key
         SupportError: a value lies outside the support of its site.
     """
     check = SupportCheck(bound, params, key)
-    inputs = {k: v[:1] for k, v in rows.items() if k not in bound.observed}
-    for name, fn in check._probe(inputs).items():
+    inputs = {k: v for k, v in rows.items() if k not in bound.observed}
+    for name, fn in check._probe(inputs, bound.num_rows or 1).items():
         if not bound.backend.has_moving_support(fn):
             check._compare(name, fn, rows[name])
 

@@ -5,7 +5,7 @@ import pytest
 
 import probgen as pg
 from probgen import dist, nets
-from probgen.errors import AlgorithmError, DataError
+from probgen.errors import AlgorithmError, DataError, ProbgenError
 from probgen.fitted import Fitted
 from probgen.inference import ELBO, SVI, Langevin
 
@@ -138,7 +138,7 @@ NO_GUIDE = pg.model(regression.program)
 @pytest.mark.parametrize(
     ("fitted", "options", "kind", "words"),
     [
-        (FITTED, {"predictive": "both"}, AlgorithmError, "predictive='both'"),
+        (FITTED, {"predictive": "both"}, ProbgenError, "predictive='both'"),
         (FITTED, {"predictive": "prior", "method": Langevin(0.1)}, AlgorithmError, "one of them"),
         (
             Fitted(NO_GUIDE, {}), {"predictive": "posterior"}, AlgorithmError,

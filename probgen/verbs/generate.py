@@ -216,10 +216,6 @@ def _source(
         AlgorithmError, DataError: see `generate`.
     """
     name, sites = bound.model.name, bound.structure.sites
-    if predictive not in (None, "prior", "posterior"):
-        raise AlgorithmError(
-            f"generate: got predictive={predictive!r}, expected 'posterior', 'prior' or None."
-        )
     if method is not None and predictive is not None:
         raise AlgorithmError(
             f"generate: got predictive={predictive!r} with the method {method!r}, expected one of "
