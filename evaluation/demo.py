@@ -15,64 +15,55 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 import probgen as pg
 from probgen import data, dist, nets, place
-from probgen.errors import DeclarationError, SaveError
+from probgen.declared import declaration
+from probgen.errors import SaveError
 from probgen.evaluation.assessment import Material
 from probgen.evaluation.demo_ood import confront, strangers
 from probgen.evaluation.demo_report import demo_report
 from probgen.fitted import Fitted
 from probgen.inference import ELBO, IWAE, SVI
 from probgen.inference.scores import fit_background
+from probgen.kinds import Count, Many, Positive, TwoOrMore, Width
 from probgen.models import VAE
+from probgen.seeds import check_seed
 
 Array = Any
 
 
-NETS = ("mlp", "conv")
 HELD_OUT = "held_out_digits.npz"
 
 
-@dataclasses.dataclass(frozen=True)
+@declaration
 class Settings:
     """How large the demo is; `quick()` is for a look and for tests."""
 
-    num_epochs: int = 50
-    num_train: int = 4500
-    num_held_out: int = 500
-    num_particles: int = 1000
-    latent_dim: int = 16
-    batch_size: int = 128
-    learning_rate: float = 2e-3
-    elbo_particles: int = 16
-    num_strangers: int = 150
-    score_particles: int = 100
-    background_epochs: int = 10
-    num_search_steps: int = 300
-    net: str = "mlp"
+    num_epochs: Count = 50
+    num_train: Count = 4500
+    num_held_out: Count = 500
+    num_particles: Many = 1000
+    latent_dim: Width = 16
+    batch_size: Count = 128
+    learning_rate: Positive = 2e-3
+    elbo_particles: Many = 16
+    num_strangers: TwoOrMore = 150
+    score_particles: Many = 100
+    background_epochs: Count = 10
+    num_search_steps: Count = 300
+    net: Literal["mlp", "conv"] = "mlp"
 
     @classmethod
-    def quick(cls, net: str = "mlp") -> Settings:
+    def quick(cls, net: Literal["mlp", "conv"] = "mlp") -> Settings:
         """Seconds of work: fewer data, epochs and particles; its numbers are worse."""
         return cls(
             num_epochs=8, num_train=1500, num_held_out=200, num_particles=100, num_strangers=60,
             score_particles=50, background_epochs=4, num_search_steps=100, net=net,
         )  # fmt: skip
-
-    def __post_init__(self) -> None:
-        small = {k: v for k, v in vars(self).items() if k != "net" and not v > 0}
-        if self.num_strangers < 2:
-            small["num_strangers"] = self.num_strangers
-        if small or self.net not in NETS:
-            raise DeclarationError(
-                f"demo: got {small or {'net': self.net}}, expected positive numbers, at least two "
-                f"strangers, and a net "
-                f"among {NETS}; leave them out for the defaults."
-            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -257,6 +248,7 @@ def run(
     Raises:
         ProbgenError: data or framework are missing, or the folder cannot be written.
     """
+    seed = check_seed(seed, "demo")
     chosen, folder = settings or Settings(), _writable(out)
     watch = _Watch()
     b = pg.backends.resolve(backend)

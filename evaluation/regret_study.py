@@ -19,7 +19,7 @@ import numpy as np
 
 import probgen as pg
 from probgen import dist, nets
-from probgen.errors import DeclarationError
+from probgen.declared import declaration
 from probgen.evaluation.detection import (
     BetweenRuns,
     DetectionTable,
@@ -34,13 +34,14 @@ from probgen.fitted import Fitted
 from probgen.inference import ELBO, SVI, LikelihoodRegret
 from probgen.inference.scores import LikelihoodRatio, Mahalanobis, fit_background
 from probgen.inference.scores.codecs import code_bits
+from probgen.kinds import Count, Many, Positive, Share, Width
 from probgen.models import VAE, likelihoods
 
 Scored = dict[str, tuple[np.ndarray, dict[str, np.ndarray]]]  # what `compare` takes
 STRONG = ("png", "webp", "jpeg2000", "lzma", "zlib")
 
 
-@dataclasses.dataclass(frozen=True)
+@declaration
 class Settings:
     """Sizes of the study. `quick()` is for tests of the functions, not for numbers.
 
@@ -52,25 +53,20 @@ class Settings:
         background_rate: share of pixels that the background VAE sees replaced.
     """
 
-    hidden: tuple[int, ...] = (200, 200)
-    latent_dim: int = 16
-    num_epochs: int = 15
-    batch_size: int = 128
-    learning_rate: float = 1e-3
-    num_particles: int = 200
-    guide_steps: int = 100
-    posterior_steps: int = 300
-    background_rate: float = 0.2
+    hidden: tuple[Width, ...] = (200, 200)
+    latent_dim: Width = 16
+    num_epochs: Count = 15
+    batch_size: Count = 128
+    learning_rate: Positive = 1e-3
+    num_particles: Many = 200
+    guide_steps: Count = 100
+    posterior_steps: Count = 300
+    background_rate: Share = 0.2
 
     @classmethod
     def quick(cls) -> Settings:
         """Seconds of work."""
         return cls((16,), 3, 2, 50, 1e-3, 4, 3, 3)
-
-    def __post_init__(self) -> None:
-        counts = (*self.hidden, self.latent_dim, self.num_epochs, self.batch_size)
-        if min(*counts, self.num_particles, self.guide_steps, self.posterior_steps) < 1:
-            raise DeclarationError(f"{self!r}: expected positive numbers.")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -10,12 +10,15 @@ import argparse
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import probgen
-from probgen.errors import ProbgenError, Terminated
+from probgen.errors import DeclarationError, ProbgenError, Terminated
 from probgen.progress import say
+from probgen.words import shown
+
+LONGEST_NAME, LONGEST_PATH = 255, 4000  # bytes: what the file systems in use allow
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -29,6 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # machine that makes a fit ten times slower. Read when torch is loaded, which is later.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
+        _check_words(vars(chosen))
         return chosen.run(chosen)
     except ProbgenError as error:
         said = " ".join(str(error).split()).removeprefix(f"{chosen.command}: ")
@@ -40,6 +44,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     except Terminated:
         return 143  # the line is in the log
+
+
+def _check_words(chosen: Mapping[str, Any]) -> None:
+    """Refuses words that can be no name of a file and no text of a page.
+
+    Raises:
+        DeclarationError: a NUL, bytes that are no UTF-8, or a name longer than any system's.
+    """
+    for option, value in chosen.items():
+        for word in value if isinstance(value, list) else [value]:
+            if not isinstance(word, str):
+                continue
+            # Not printable are NUL, and surrogates: they stand for bytes that are no UTF-8.
+            is_name = word.isprintable() and len(word) <= LONGEST_PATH
+            if not is_name or max(len(p.encode()) for p in word.split(os.sep)) > LONGEST_NAME:
+                raise DeclarationError(
+                    f"{option}: got {shown(word)!a}, expected a name of printable text, of at most "
+                    f"{LONGEST_NAME} bytes between slashes; rename the file, or choose another."
+                )
 
 
 def _parser() -> argparse.ArgumentParser:

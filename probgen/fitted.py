@@ -15,7 +15,7 @@ from probgen.backends import available, resolve
 from probgen.backends.protocol import Backend
 from probgen.bound import Bound, bind, parameter_count
 from probgen.codec import NotADeclaration, Pool, decode, encode
-from probgen.declared import argument
+from probgen.declared import argument, declaration
 from probgen.errors import ProbgenError, SaveError, ShapeError
 from probgen.history import History
 from probgen.kinds import PathLike, Rule
@@ -29,7 +29,7 @@ _INPUTS = forms.Fields(
 )  # fmt: skip
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@declaration(eq=False)
 class Fitted:
     """A model and its parameters.
 

@@ -53,8 +53,11 @@ def at(path: PathLike) -> Path:
         SaveError: it can be no path.
     """
     try:
-        return Path(os.path.realpath(path))
-    except (TypeError, ValueError) as error:
+        found = os.path.realpath(path)
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError):
+            os.lstat(found)  # which knows a name that is too long
+        return Path(found)
+    except (TypeError, ValueError, OSError) as error:
         raise SaveError(
             f"got the path {path!r} ({error}), expected the name of a file or folder; choose "
             "another one."

@@ -3,7 +3,8 @@
 import numpy as np
 
 import probgen as pg
-from probgen import dist, inference, models, nets, optim
+from probgen import dist, evaluation, inference, models, nets, optim
+from probgen.evaluation import demo, regret_study  # noqa: F401 - which it does not import
 from probgen.inference import scores
 from probgen.models import likelihoods
 
@@ -67,6 +68,10 @@ REGISTRY = [
     scores.bias_corrected.ValueLogProbs("x"), scores.bias_corrected.BestNormal("x"),
     scores.gradient.LayerNorms(), scores.lpath.PathNorms(), scores.moments.GuideMoments(),
     scores.other_models.Weights(), scores.parts.BoundParts(2),
+    # what evaluations are made from
+    FITTED, evaluation.demo.Settings(), evaluation.regret_study.Settings(),
+    evaluation.detection.Metric(), evaluation.calibration.study.Guide(),
+    evaluation.samples.features.Features("raw", np.asarray),
 ]  # fmt: skip
 
 # What is no mistake, by annotation as it is written; of "A | B" what either takes. All else must be
@@ -88,6 +93,10 @@ RIGHTLY = {
     "Limit": {"fraction", "huge count", "huge", "infinity"},  # an end of a range, which may be open
     "Annotated[int, between(0, 10 ** 7)]": {"zero"},
     "tuple[Annotated[tuple[Text, ...], not_empty], ...]": {"empty"},
+    "Mapping[str, Any]": {"dict"},
+    "dict[str, Any]": {"dict"},
+    "dict[str, tuple[int, ...]]": {"dict"},  # whose entries a model judges when it is bound
+    "dict[str, str]": {"dict"},
     "Mapping": {"dict"},  # starting values by site, which only a model can judge
     "ReferenceData": {"array"},
     "np.ndarray": {"array"},
@@ -122,13 +131,30 @@ TOGETHER = {
     ("InputComplexity", "codecs"): set(),
     ("ErrorReduction", "codecs"): set(),
     ("Mahalanobis", "labels"): {"none"},  # one a datum
+    ("Metric", "positive"): set(),  # there the name of a choice, not of a number
     ("GradientNorm", "reference"): {"array"},  # which its method needs
     **{("RBM", part): set() for part in ("weight", "visible_bias", "hidden_bias")},  # sizes fit
 }
 
 
 def rightly(owner, field):
-    """The labels of what this field may be."""
+    """The labels of what this field may be; None for one that may be anything."""
+    if field.type == "Any":
+        return None
     key = (type(owner).__name__, field.name)
     parts = str(field.type).split(" | ")
     return TOGETHER.get(key, set().union(*(RIGHTLY.get(part, set()) for part in parts)))
+
+
+# Frozen dataclasses that are no declarations: what functions return and others read, and data,
+# which the rules of data judge.
+RESULTS = {
+    "Arrow", "BatchTypicality", "BetweenRuns", "BitsPerDim", "Bound", "Bracket", "ChanceTest",
+    "Code", "CollapseReport", "Comparison", "Coverage", "Curve", "Deferred", "Density2D",
+    "Detection", "DetectionTable", "Diagnosis", "Estimate", "Family", "Figure", "Formula",
+    "Geweke", "Graph", "ImageRows", "Images", "Loaded", "LogPartition", "Material", "ModeCount",
+    "NamedDistribution", "NativeModel", "NativeParam", "Need", "Node", "Number", "Numbers",
+    "Pair", "Paragraph", "Posterior", "PrCurve", "PredictiveCheck", "Record", "Results",
+    "RocBand", "RocCurve", "Row", "Run", "SBC", "SampleQuality", "Section", "SetVerdict",
+    "Shapes", "Space", "Suite", "Symmetry", "Table", "VSBC", "Verdict",
+}  # fmt: skip

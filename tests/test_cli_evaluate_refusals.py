@@ -66,8 +66,13 @@ def test_a_page_of_other_hands_is_not_overwritten(place, capsys):
     ("word", "said"),
     [
         ("two.npz", "expected one alone, or one called 'x'"),
-        ("junk.npy", "damaged, or Python objects"),
-        ("objects.npy", "damaged, or Python objects"),
+        ("junk.npy", "cannot be read as a .npy array"),
+        ("objects.npy", "holds Python objects"),
+        ("huge.npy", "declares the shape [1000000000000, 784]"),
+        ("cut.npz", "damaged, truncated or no archive"),
+        ("a\0b", "expected a name of printable text"),
+        ("x" * 300, "expected a name of printable text"),
+        ("\udcff.npz", "expected a name of printable text"),
         ("table.csv", "expected .npz, .npy, or IDX"),
         ("inverted:", "expected 'inverted:WORD'"),
         ("", "got the data ''"),
@@ -78,6 +83,11 @@ def test_a_message_says_what_can_be_done_here(place, word, said, capsys, monkeyp
     monkeypatch.chdir(place)
     np.savez("two.npz", a=np.zeros((3, 3)), b=np.zeros((3, 3)))
     (place / "junk.npy").write_bytes(b"junk")
+    with open("huge.npy", "wb") as file:  # a header alone
+        shape = {"descr": "<f4", "fortran_order": False, "shape": (10**12, 784)}
+        np.lib.format.write_array_header_1_0(file, shape)
+    np.savez("cut.npz", x=np.zeros((30, 3)))
+    (place / "cut.npz").write_bytes((place / "cut.npz").read_bytes()[:200])
     np.save("objects.npy", np.array([{}, {}], object), allow_pickle=True)
     (place / "table.csv").write_text("1,2,3\n4,5,6\n")
     assert evaluate(place, "vectors", word, "--out", "refused") == 2
@@ -85,6 +95,22 @@ def test_a_message_says_what_can_be_done_here(place, word, said, capsys, monkeyp
     assert said in err and err.count("\n") == 1 and ";" in err
     assert "allow_pickle" not in err and "unsafe" not in err and "key=" not in err
     assert "?." not in err and "evaluate: evaluate" not in err
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--seed", "-1"), "seed=-1, expected an integer of at least 0"),
+        (("--num-data", "0"), "num_data=0, expected a whole number"),
+        (("--num-data", "10000000000"), "num_data=10000000000, expected a whole number"),
+        (("--chunk-size", "-5"), "chunk_size=-5, expected a whole number"),
+        (("--particles", "1000000000"), "particles=1000000000, expected a whole number"),
+    ],
+)
+def test_an_option_out_of_range_is_one_line(place, options, said, capsys):
+    assert evaluate(place, "vectors", "noise", "--out", str(place / "none"), *options) == 2
+    err = capsys.readouterr().err
+    assert said in err and err.count("\n") == 1 and not (place / "none").exists()
 
 
 def test_the_commands_name_is_said_once(place, capsys):

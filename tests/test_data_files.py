@@ -181,7 +181,7 @@ def test_npz_never_runs_a_pickle(tmp_path):
     np.savez(tmp_path / "objects.npz", x=array)
     write(tmp_path / "raw.npz", pickle.dumps(Bomb(target)))
     np.save(tmp_path / "single.npy", np.zeros(3))
-    for name, words in [("objects.npz", "pickle"), ("raw.npz", "pickle"), ("single.npy", ".npy")]:
+    for name, words in [("objects.npz", "objects"), ("raw.npz", "zip"), ("single.npy", ".npy")]:
         with pytest.raises(DataError, match=words):
             load_npz(tmp_path / name)
     assert not target.exists()
@@ -361,7 +361,7 @@ def test_folder_damage_is_named(folder, tmp_path_factory):
             load_image_folder(folder)
     with pytest.raises(DataError, match="none of them"):
         load_image_folder(tmp_path_factory.mktemp("bare"))
-    with pytest.raises(DataError, match="not a folder"):
+    with pytest.raises(DataError, match="expected a folder"):
         load_image_folder(folder / "readme.txt")
     with pytest.raises(DataError, match="channels=2"):
         load_image_folder(folder, channels=2)

@@ -17,6 +17,7 @@ import numpy as np
 import probgen as pg
 from probgen import place
 from probgen.bound import Bound
+from probgen.declared import argument
 from probgen.dist import did_you_mean
 from probgen.errors import AlgorithmError, DataError, OtherRun, SaveError, UnknownName
 from probgen.evaluation.assessment.page import report
@@ -36,6 +37,8 @@ from probgen.inference.scores import (
     ReconstructionError,
 )
 from probgen.inference.scores.other_models import observed_site
+from probgen.kinds import Count, Many
+from probgen.seeds import check_seed
 
 NAMES = ("nll", "regret", "regret-guide", "complexity", "elbo", "ratio", "kl", "reconstruction")
 LEVEL = 0.95  # of the page's intervals
@@ -85,6 +88,10 @@ def run(
         ProbgenError: a run, a file or a word that is not there, data that the model cannot take,
             measures that do not suit it, a folder that cannot be written.
     """
+    seed = check_seed(seed, "evaluate")
+    for name, count in (("num_data", num_data), ("chunk_size", chunk_size)):
+        argument("evaluate", Count, **{name: count})
+    argument("evaluate", Many, particles=particles)
     fitted = _fitted(run_folder)
     b = fitted.resolve(backend)
     bound, _ = fitted.bind(b)

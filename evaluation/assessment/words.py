@@ -19,6 +19,7 @@ import numpy as np
 
 from probgen import data
 from probgen.bound import Bound
+from probgen.data.files import is_there, load_npy, npz_names
 from probgen.data.image_files import load_image_folder
 from probgen.dist import did_you_mean
 from probgen.errors import DataError, ShapeError
@@ -166,7 +167,7 @@ def _read(word: str, need: Need, count: int, seed: int) -> Loaded:
             )
         inner = _as_unit(_read(word.removeprefix("inverted:"), need, count, seed))
         return Loaded(data.inverted(inner.values), f"inverted {inner.name}", inner.done)
-    if word in BUILT_IN and not Path(word).exists():
+    if word in BUILT_IN and not is_there(Path(word)):
         shape = need.image_shape
         if word in SQUARE and (shape is None or shape[0] != shape[1]):
             raise ShapeError(
@@ -179,7 +180,7 @@ def _read(word: str, need: Need, count: int, seed: int) -> Loaded:
 
 def _from_path(word: str, need: Need) -> np.ndarray:
     path = Path(word)
-    if not word or not path.exists():
+    if not word or not is_there(path):
         words = [*BUILT_IN, "inverted:WORD"]
         raise DataError(
             f"got the data {word!r}, expected a file, a folder of pictures, or one of "
@@ -190,8 +191,7 @@ def _from_path(word: str, need: Need) -> np.ndarray:
     if path.is_dir():
         return load_image_folder(path, labels_from_folders=False).images
     if path.suffix == ".npz":
-        with np.load(path, allow_pickle=False) if _is_zip(path) else _no(path) as archive:
-            names = list(archive.files)
+        names = npz_names(path)
         if len(names) > 1 and need.site not in names:
             raise DataError(
                 f"{path}: got the arrays {names}, expected one alone, or one called {need.site!r} "
@@ -199,7 +199,7 @@ def _from_path(word: str, need: Need) -> np.ndarray:
             )
         return data.load_npz(path, need.site if need.site in names else None)
     if path.suffix == ".npy":
-        return _load_npy(path)
+        return load_npy(path)
     with path.open("rb") as stream:
         start = stream.read(2)
     if start not in (b"\0\0", b"\x1f\x8b"):  # what IDX begins with, and what gzip does
@@ -209,27 +209,6 @@ def _from_path(word: str, need: Need) -> np.ndarray:
             "numpy.loadtxt(path, delimiter=','))."
         )
     return data.read_idx(path)
-
-
-def _is_zip(path: Path) -> bool:
-    with path.open("rb") as stream:
-        return stream.read(2) == b"PK"
-
-
-def _no(path: Path) -> Any:
-    raise DataError(f"{path}: got a file that is no .npz archive, expected one; save it again.")
-
-
-def _load_npy(path: Path) -> np.ndarray:
-    try:
-        return np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        # What numpy says of pickles would tell a reader to open them.
-        why = "damaged, or Python objects" if "pickle" in str(error) else str(error)
-        raise DataError(
-            f"{path}: got a file that cannot be read as a .npy array ({why}), expected plain "
-            "numbers; save them with numpy.save."
-        ) from error
 
 
 def _sample(loaded: Loaded, count: int, seed: int) -> Loaded:

@@ -20,6 +20,7 @@ from probgen.backends import resolve
 from probgen.backends.protocol import Backend
 from probgen.bound import Bound, bind
 from probgen.data.sources import as_arrays
+from probgen.declared import declaration
 from probgen.dist import did_you_mean
 from probgen.errors import AlgorithmError, ShapeError, UnknownName
 from probgen.feed import merge_inputs
@@ -40,7 +41,7 @@ class Round(NamedTuple):
     draws: Values
 
 
-@dataclasses.dataclass(frozen=True)
+@declaration
 class Guide:
     """Draws from the model's own guide given the simulated data, with its fitted parameters.
 

@@ -13,45 +13,34 @@ Point estimates of AUROC and average precision come from scikit-learn, in `roc`.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 
-from probgen.errors import AlgorithmError
+from probgen.declared import declaration
 from probgen.evaluation.detection.scores import (
     Positive,
     Scores,
-    check_positive,
-    check_share,
     check_whole,
 )
+from probgen.kinds import OpenShare
 from probgen.seeds import check_seed
 
 Kind = Literal["auroc", "aupr", "fpr"]
 
 
-@dataclasses.dataclass(frozen=True)
+@declaration
 class Metric:
     """One number on a pair of score sets: "auroc", "aupr", or "fpr" at the true positive rate tpr.
 
     Raises:
-        AlgorithmError: an unknown kind or positive class, or tpr outside (0, 1).
+        DeclarationError: an unknown kind or positive class, or tpr outside (0, 1).
     """
 
     kind: Kind = "auroc"
     positive: Positive = "ood"
-    tpr: float = 0.95
-
-    def __post_init__(self) -> None:
-        if self.kind not in get_args(Kind):
-            raise AlgorithmError(
-                f"Metric: got {self.kind!r}, expected one of {', '.join(get_args(Kind))}; pass "
-                "Metric('auroc')."
-            )
-        check_positive(self.positive)
-        check_share(self.tpr, "tpr")
+    tpr: OpenShare = 0.95
 
     def of_counts(self, in_counts: np.ndarray, out_counts: np.ndarray) -> np.ndarray:
         """[*batch] the metric, from counts [*batch, u] in tie groups, the strangest first."""

@@ -22,8 +22,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from probgen import backends, nets
+from probgen.declared import declaration
 from probgen.errors import AlgorithmError, DataError, ShapeError, UnknownName
 from probgen.evaluation.samples.checks import as_matrix, as_pair, as_rows, check_count
+from probgen.kinds import Count, Text
 from probgen.nets.adapters import EquinoxNet, FlaxNet, TorchNet
 from probgen.trees import tree_map
 
@@ -31,7 +33,7 @@ BATCH = 256
 PCA_NAME = re.compile(r"pca(\d+)")
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@declaration(eq=False)
 class Features:
     """A named feature function; calling it gives [n, d] float64.
 
@@ -41,9 +43,9 @@ class Features:
         batch_size: rows at a time.
     """
 
-    name: str
+    name: Text
     function: Callable[[np.ndarray], Any]
-    batch_size: int = BATCH
+    batch_size: Count = BATCH
 
     def __call__(self, x: Any) -> np.ndarray:
         """Features of data [n, *event] (or an `Images`), axes beyond the first flattened.
@@ -91,7 +93,7 @@ def as_features(
     params: Any = None,
     backend: str | backends.Backend = "auto",
     device: str = "auto",
-    batch_size: int = BATCH,
+    batch_size: Count = BATCH,
 ) -> Features:
     """Anything that maps data to vectors as `Features`.
 

@@ -8,14 +8,18 @@ import gzip
 import math
 import os
 import struct
+import zipfile
 import zlib
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+from numpy.lib import format as npy_format
 
-from probgen.data.images import Images
+from probgen.data.images import Images, told
+from probgen.declared import argument
 from probgen.errors import DataError
+from probgen.memory import ask
 
 PathLike = str | os.PathLike[str]
 
@@ -50,7 +54,7 @@ def load_idx(path: PathLike, labels: PathLike | None = None) -> Images:
     classes = (
         None if labels is None else _idx_labels(existing_file(labels, "load_idx"), len(images))
     )
-    return Images(images, classes, path.name.removesuffix(".gz"))
+    return told(Images(images, classes, path.name.removesuffix(".gz")), path)
 
 
 def read_idx(path: PathLike) -> np.ndarray:
@@ -99,32 +103,100 @@ def load_npz(path: PathLike, key: str | None = None) -> np.ndarray:
             )
     try:
         # Our own handle: numpy leaves its own open when the archive is damaged.
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
-            return _npz_entry(archive, key, path)
+        with path.open("rb") as stream, zipfile.ZipFile(stream) as archive:
+            name = _npz_entry(archive, key, path)
+            size = archive.getinfo(name).file_size
+            with archive.open(name) as entry:
+                return _npy(entry, size, f"load_npz: {path}, {name}")
     except DataError:
         raise
     except Exception as error:  # zip and header parsers let almost anything out on damaged bytes
-        if "allow_pickle" in str(error):
-            raise DataError(
-                f"load_npz: {path} holds pickled Python objects or is no archive at all, expected "
-                f"plain arrays in a .npz; pickle can run code and is never opened here: save the "
-                f"data again as numbers."
-            ) from error
         raise DataError(
             f"load_npz: {path} is damaged or truncated ({error}), expected a whole .npz archive; "
             f"fetch or save it again."
         ) from error
 
 
+def load_npy(path: PathLike) -> np.ndarray:
+    """The array of a `.npy` file, as stored; pickled objects are refused.
+
+    Raises:
+        DataError: missing, damaged, truncated, of another kind, or larger than memory.
+    """
+    path = existing_file(path, "load_npy")
+    try:
+        with path.open("rb") as stream:
+            return _npy(stream, path.stat().st_size, f"load_npy: {path}")
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(
+            f"load_npy: {path} cannot be read as a .npy array ({error}), expected plain numbers; "
+            "save them with numpy.save."
+        ) from error
+
+
+def npz_names(path: PathLike) -> list[str]:
+    """Names of the arrays in a `.npz` archive.
+
+    Raises:
+        DataError: missing, damaged, truncated, or no archive.
+    """
+    path = existing_file(path, "load_npz")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return _npz_names(archive)
+    except Exception as error:  # as in `load_npz`
+        raise DataError(
+            f"load_npz: {path} is damaged, truncated or no archive ({error}), expected a whole "
+            ".npz; fetch or save it again."
+        ) from error
+
+
+def _npz_names(archive: zipfile.ZipFile) -> list[str]:
+    return [n.removesuffix(".npy") for n in archive.namelist()]
+
+
+def _npy(stream: IO[bytes], size: int, where: str) -> np.ndarray:
+    """An array whose header is held against what is stored, and against memory, before it is read.
+
+    Args:
+        size: bytes of the stream, header included.
+    """
+    version = npy_format.read_magic(stream)
+    read = npy_format.read_array_header_1_0 if version[0] == 1 else npy_format.read_array_header_2_0
+    shape, fortran, dtype = read(stream)
+    if dtype.hasobject:
+        raise DataError(
+            f"{where} holds Python objects, expected plain arrays; such files can run code and are "
+            "never opened here: save the data again as numbers."
+        )
+    expected = math.prod(shape) * dtype.itemsize
+    if expected > size:
+        raise DataError(
+            f"{where} declares the shape {list(shape)}, {expected:,} bytes, and holds at most "
+            f"{size:,}, expected as many; it is truncated or damaged: fetch or save it again."
+        )
+    ask(where, 2 * expected, "read a part of it with numpy.load(path, mmap_mode='r')", DataError)
+    body = _read_at_most(stream, expected + 1)
+    if len(body) != expected:
+        raise DataError(
+            f"{where} holds {len(body):,} bytes of data or more, expected {expected:,} for the "
+            f"shape {list(shape)}; it is truncated or damaged: fetch or save it again."
+        )
+    array = np.frombuffer(body, dtype).reshape(shape[::-1] if fortran else shape)
+    return array.T.copy(order="F") if fortran else array.copy()
+
+
 def existing_file(path: PathLike, where: str) -> Path:
     """The path, once it is known to be a file that is not empty.
 
     Raises:
-        DataError: nothing there, a folder, or an empty file.
+        DeclarationError: no path. DataError: nothing there, a folder, a device, or an empty file.
     """
-    path = Path(path)
-    if not path.is_file():
-        got = "is a folder" if path.is_dir() else "does not exist"
+    path = Path(argument(where, PathLike, path=path))
+    if not is_there(path) or not path.is_file():
+        got = "does not exist"
+        if is_there(path):
+            got = "is a folder" if path.is_dir() else "is a device or a pipe"
         raise DataError(
             f"{where}: {path} {got}, expected a file; check the path (it is read from "
             f"{Path.cwd()})."
@@ -134,8 +206,21 @@ def existing_file(path: PathLike, where: str) -> Path:
     return path
 
 
-def _npz_entry(archive: Any, key: str | None, path: Path) -> np.ndarray:
-    names = list(archive.files)
+def is_there(path: Path) -> bool:
+    """Whether something stands there; a name that can be none (a NUL, too long) is not there."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
+
+
+def is_folder(path: Path) -> bool:
+    """Whether a folder stands there."""
+    return is_there(path) and path.is_dir()
+
+
+def _npz_entry(archive: zipfile.ZipFile, key: str | None, path: Path) -> str:
+    names = _npz_names(archive)
     if key is None and len(names) != 1:
         raise DataError(
             f"load_npz: {path} holds {len(names)} arrays {names}, expected one, or a key that says "
@@ -143,7 +228,8 @@ def _npz_entry(archive: Any, key: str | None, path: Path) -> np.ndarray:
         )
     if key is not None and key not in names:
         raise DataError(f"load_npz: {path} has no array {key!r}, expected one of {names}.")
-    return np.asarray(archive[names[0] if key is None else key])
+    chosen = names[0] if key is None else key
+    return archive.namelist()[names.index(chosen)]
 
 
 def _idx_labels(path: Path, count: int) -> np.ndarray:

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from probgen.data.files import PathLike, existing_file
-from probgen.data.images import Images, require
+from probgen.data.files import PathLike, existing_file, is_folder
+from probgen.data.images import Images, require, told
+from probgen.declared import argument
 from probgen.errors import DataError
 
 _LOG = logging.getLogger("probgen.data")
@@ -40,15 +41,15 @@ def load_cifar(
 
     Source: Krizhevsky 2009; the layout is on the data set's page, "Binary version".
     """
-    path = Path(path)
-    paths = _cifar_folder(path, split) if path.is_dir() else [existing_file(path, "load_cifar")]
+    path = Path(argument("load_cifar", PathLike, path=path))
+    paths = _cifar_folder(path, split) if is_folder(path) else [existing_file(path, "load_cifar")]
     kinds, pixels, labels = zip(
         *(_cifar_file(file, num_classes, coarse) for file in paths), strict=True
     )
     if len(set(kinds)) > 1:
         raise DataError(f"load_cifar: {path} mixes CIFAR-10 and CIFAR-100 files; keep one of them.")
     images = np.concatenate(pixels)
-    return Images(images, np.concatenate(labels), f"cifar{kinds[0]}")
+    return told(Images(images, np.concatenate(labels), f"cifar{kinds[0]}"), path)
 
 
 def load_svhn(path: PathLike) -> Images:
@@ -83,7 +84,8 @@ def load_svhn(path: PathLike) -> Images:
             f"{np.unique(labels)[:12]}, expected one of 1 ... 10 per image; the file is damaged."
         )
     images = np.moveaxis(x, 3, 0).astype(np.float32) / np.float32(255)
-    return Images(images, labels.astype(np.int64) % 10, "svhn", tuple("0123456789"))
+    found = Images(images, labels.astype(np.int64) % 10, "svhn", tuple("0123456789"))
+    return told(found, path)
 
 
 def load_image_folder(
@@ -109,9 +111,9 @@ def load_image_folder(
         DataError: no images, files of unequal size, a damaged file (by name), a stray file that
             is in no class folder.
     """
-    root = Path(path)
-    if not root.is_dir():
-        raise DataError(f"load_image_folder: {root} is not a folder; check the path.")
+    root = Path(argument("load_image_folder", PathLike, path=path))
+    if not is_folder(root):
+        raise DataError(f"load_image_folder: got {root}, expected a folder; check the path.")
     if channels not in (None, 1, 3):
         raise DataError(f"load_image_folder: got channels={channels}, expected 1, 3 or None.")
     files = _image_files(root)

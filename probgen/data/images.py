@@ -6,6 +6,7 @@ them. No set is made or read here: see `bundled`, `letters`, `shapes`, `files`, 
 
 import importlib
 import importlib.util
+import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
@@ -13,6 +14,8 @@ from types import ModuleType
 import numpy as np
 
 from probgen.errors import DataError
+
+_LOG = logging.getLogger("probgen.data")
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +48,23 @@ class Images:
         """The rows that `which` picks: indices [m], or a boolean mask [n]."""
         labels = None if self.labels is None else self.labels[which]
         return replace(self, images=self.images[which], labels=labels)
+
+
+def told(images: Images, source: str | Path) -> Images:
+    """The same images, with a line in the log on what was read.
+
+    Formats without a checksum (IDX, CIFAR) give other pictures where a byte is damaged and sizes
+    still fit: the line is there to be held against what the set should be.
+    """
+    x, labels = images.images, images.labels
+    said = f"{len(x):,} images of {' x '.join(map(str, x.shape[1:]))}"
+    said += f", values {x.min():.3g} to {x.max():.3g}, mean {x.mean():.4g}"
+    if labels is not None:
+        values, counts = np.unique(labels, return_counts=True)
+        said += f"; {len(values)} labels from {values[0]} to {values[-1]}"
+        said += f", {counts.min():,} to {counts.max():,} of each"
+    _LOG.info("read %s: %s", source, said)
+    return images
 
 
 def require(module: str, *, needed_by: str, extra: str = "data") -> ModuleType:

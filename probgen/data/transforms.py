@@ -6,6 +6,7 @@ place, and takes its randomness from `seed`. Grey levels: an image of L levels s
 for k = 0 ... L - 1; a dequantised one lies in [k / L, (k + 1) / L).
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TypeVar
@@ -13,7 +14,10 @@ from typing import TypeVar
 import numpy as np
 
 from probgen.data.images import Images
+from probgen.declared import argument
 from probgen.errors import DataError
+from probgen.kinds import Count
+from probgen.memory import ask
 
 Data = TypeVar("Data", Images, np.ndarray)
 
@@ -172,8 +176,10 @@ def _check_integers(k: np.ndarray, levels: int, where: str) -> None:
 
 
 def _check_count(count: int, shape: tuple[int, ...], where: str) -> None:
-    if count < 1 or not shape or min(shape) < 1:
+    count = argument(where, Count, count=count)
+    if not shape or min(shape) < 1:
         raise DataError(
             f"{where}: got count={count} and shape={shape}, expected a positive count and the "
             f"shape of one image, such as (28, 28, 1)."
         )
+    ask(where, 4 * count * math.prod(shape), "ask for fewer or smaller images", DataError)

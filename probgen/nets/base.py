@@ -29,6 +29,7 @@ import numpy as np
 from probgen import ops
 from probgen.errors import BackendError, DeclarationError, ShapeError
 from probgen.kinds import Axes, Text, distinct, not_empty, one_of
+from probgen.memory import ask
 from probgen.trees import tree_leaves, tree_map
 
 Array = Any
@@ -128,6 +129,9 @@ _room: contextvars.ContextVar[list[int] | None] = contextvars.ContextVar("room",
 
 
 def _take(shape: Shape) -> None:
+    # Four bytes a value, drawn at eight, and an optimiser keeps moments.
+    size = 16 * math.prod(shape)
+    ask(f"weights of shape {tuple(shape)}", size, "make layers narrower", DeclarationError)
     room = _room.get()
     if room is None:
         return

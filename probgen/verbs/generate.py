@@ -11,6 +11,7 @@ Every sample has globals of its own, so that samples are independent draws of th
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Protocol
 
@@ -20,10 +21,11 @@ from probgen.backends.protocol import Backend
 from probgen.bound import Bound
 from probgen.declared import checked
 from probgen.draws import check_draws, samples_first, without_data_axis
-from probgen.errors import AlgorithmError, DataError
+from probgen.errors import AlgorithmError, DataError, DeclarationError
 from probgen.feed import merge_inputs
 from probgen.fitted import AnyFitted, Fitted
 from probgen.kinds import Count, Inputs, having
+from probgen.memory import ask
 from probgen.modelling import arguments
 from probgen.seeds import check_seed
 from probgen.trees import tree_map
@@ -127,6 +129,9 @@ def generate(
         )
     source = _source(fitted, bound, predictive, method, dict(inputs or {}))
     sites, key = bound.structure.sites, b.key(seed)
+    numbers = sum(math.prod(s.event_shape) for s in sites.values() if s.kind == "sample")
+    cure = "draw fewer samples, call by call with other seeds"
+    ask(f"generate: num_samples={num_samples}", 8 * numbers * num_samples, cure, DeclarationError)
     # Of two data it can be told which axis of a computed value is theirs.
     least = 2 if any(s.kind == "deterministic" for s in sites.values()) and source is None else 1
     parts, chains, stats = [], [], []

@@ -1,0 +1,110 @@
+"""The verbs refuse a wrong argument at the door, by its name: nothing ends in a raw TypeError."""
+
+import numpy as np
+import pytest
+from test_generate_evaluate import data, linear_vae
+
+import probgen as pg
+from probgen.errors import DataError, DeclarationError, ProbgenError, UnknownName
+from probgen.inference import ELBO, IWAE, NUTS, SVI, Langevin
+
+X, FITTED = data(12), linear_vae()
+FIT = {"num_steps": 1, "seed": 0}
+
+
+def fit(algorithm=None, **options):
+    return pg.fit(FITTED.model, X, algorithm or SVI(ELBO()), **{**FIT, **options})
+
+
+NOT_COUNTS = (True, 2.5, 0, -1, "3", float("nan"), 10**12, np.bool_(True))
+DOORS = {
+    "algorithm": lambda v, b: fit(v, backend=b),
+    "callbacks": lambda v, b: fit(callbacks=v, backend=b),
+    "inputs": lambda v, b: fit(inputs=v, backend=b),
+    "names": lambda v, b: fit(names=v, backend=b),
+    "checkpoint": lambda v, b: fit(checkpoint=v, backend=b),
+    "resume": lambda v, b: fit(resume=v, backend=b),
+    "max_retries": lambda v, b: fit(max_retries=v, backend=b),
+    "method": lambda v, b: pg.generate(FITTED, 2, seed=0, method=v, backend=b),
+    "fitted": lambda v, b: pg.generate(v, 2, seed=0, backend=b),
+    "path": lambda v, b: pg.evaluate(FITTED, X, [ELBO()], seed=0, path=v, backend=b),
+    "model": lambda v, b: pg.infer(v, X, NUTS(), seed=0, backend=b),
+    "device": lambda v, b: pg.infer(FITTED, X, NUTS(), seed=0, device=v, backend=b),
+}
+WRONG = [
+    ("algorithm", pg.Adam()), ("algorithm", ELBO()), ("algorithm", SVI), ("algorithm", IWAE(2)),
+    ("callbacks", pg.EarlyStopping()), ("callbacks", [pg.EarlyStopping]), ("callbacks", 3),
+    ("inputs", [1]), ("inputs", "t"), ("names", 3), ("checkpoint", 3), ("checkpoint", True),
+    ("resume", "no"), ("max_retries", -1), ("max_retries", 1.5),
+    ("method", Langevin), ("method", SVI(ELBO())), ("fitted", FITTED.model), ("fitted", None),
+    ("path", 3), ("model", lambda: None), ("model", NUTS), ("device", 0),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name, value", WRONG)
+def test_a_wrong_argument_is_refused_by_its_name(backend, name, value):
+    with pytest.raises(DeclarationError, match=rf"got {name}=.*, expected"):
+        DOORS[name](value, backend)
+
+
+COUNTS = {
+    "num_steps": lambda v, b: fit(num_steps=v, backend=b),
+    "num_epochs": lambda v, b: fit(num_steps=None, num_epochs=v, backend=b),
+    "batch_size": lambda v, b: fit(batch_size=v, backend=b),
+    "eval_every": lambda v, b: fit(eval_every=v, backend=b),
+    "checkpoint_every": lambda v, b: fit(checkpoint_every=v, backend=b),
+    "gradient_accumulation": lambda v, b: fit(gradient_accumulation=v, backend=b),
+    "num_samples": lambda v, b: pg.generate(FITTED, v, seed=0, backend=b),
+    "chunk_size": lambda v, b: pg.evaluate(FITTED, X, [IWAE(2)], seed=0, chunk_size=v, backend=b),
+}
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_a_count_is_a_whole_number_that_is_no_bool(backend, name):
+    for value in NOT_COUNTS:
+        with pytest.raises(DeclarationError, match=rf"got {name}=.*, expected a whole number"):
+            COUNTS[name](value, backend)
+
+
+@pytest.mark.parametrize("size", [True, 2.5, 0, "3", None])
+def test_a_plate_has_a_whole_number_of_places(backend, size):
+    @pg.model
+    def repeated():
+        with pg.data_plate():
+            pg.sample("x", pg.dist.Normal(0.0, 1.0))
+        with pg.plate("rows", size):
+            pg.sample("w", pg.dist.Normal(0.0, 1.0))
+
+    with pytest.raises(DeclarationError, match="plate 'rows': got size="):
+        pg.fit(repeated, X[:, 0], SVI(ELBO()), backend=backend, **FIT)
+
+
+def test_names_of_arguments_are_checked_too(backend):
+    with pytest.raises(UnknownName, match="fit: got an argument 'num_step'.*'num_steps'"):
+        fit(num_step=3, backend=backend)
+    with pytest.raises(DeclarationError, match="generate: missing .*'num_samples'"):
+        pg.generate(FITTED, seed=0, backend=backend)
+
+
+@pytest.mark.parametrize("wrong", [None, 3, "tourch", object, 1.5])
+def test_what_is_no_backend_is_refused(wrong):
+    with pytest.raises(ProbgenError, match="backend.*expected"):
+        fit(backend=wrong)
+
+
+def test_more_than_memory_holds_is_refused_before_it_is_taken(backend):
+    with pytest.raises(DeclarationError, match=r"generate.*of memory that are free"):
+        pg.generate(FITTED, 10**9, seed=0, backend=backend)
+    net = pg.nets.MLP((10**6, 10**6), out=3)
+    with pytest.raises(DeclarationError, match="of memory that are free"):
+        net.init(np.random.default_rng(0), (3,))
+    with pytest.raises(DataError, match="of memory that are free"):
+        pg.data.noise(10**9, (28, 28, 1), seed=0)
+
+
+@pytest.mark.parametrize("wrong", [None, 3, b"\x00", "a\x00b", "x" * 5000])
+def test_what_is_no_path_is_refused(wrong):
+    for read in (pg.data.load_npz, pg.data.load_idx, pg.data.load_cifar, pg.data.load_svhn,
+                 pg.data.load_image_folder, pg.Fitted.from_pretrained):  # fmt: skip
+        with pytest.raises(ProbgenError, match="expected"):
+            read(wrong)
