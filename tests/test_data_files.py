@@ -174,6 +174,23 @@ def test_npz_with_a_changed_byte_is_read_or_refused(tmp_path_factory, data):
         assert "flip.npz" in str(error)
 
 
+def test_the_log_says_what_was_read(tmp_path, caplog):
+    """IDX has no checksum: a damaged byte gives other pictures, which the log then tells apart."""
+    pixels = np.arange(3 * 2 * 2, dtype=np.uint8).reshape(3, 2, 2)
+    head = bytes([0, 0, 8, 3]) + b"".join(n.to_bytes(4, "big") for n in pixels.shape)
+    labels = bytes([0, 0, 8, 1]) + (3).to_bytes(4, "big") + bytes([0, 1, 1])
+    write(tmp_path / "labels", labels)
+    lines = []
+    for body in (pixels.tobytes(), pixels.tobytes()[:-1] + b"\xff"):
+        write(tmp_path / "images", head + body)
+        with caplog.at_level("INFO", logger="probgen"):
+            load_idx(tmp_path / "images", tmp_path / "labels")
+        lines.append(caplog.messages[-1])
+    assert "3 images of 2 x 2 x 1, values 0 to 0.0431" in lines[0]
+    assert "2 labels from 0 to 1, 1 to 2 of each" in lines[0]
+    assert "values 0 to 1," in lines[1]
+
+
 def test_npz_never_runs_a_pickle(tmp_path):
     target = tmp_path / "executed"
     array = np.empty(1, dtype=object)

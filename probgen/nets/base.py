@@ -129,11 +129,11 @@ _room: contextvars.ContextVar[list[int] | None] = contextvars.ContextVar("room",
 
 
 def _take(shape: Shape) -> None:
-    # Four bytes a value, drawn at eight, and an optimiser keeps moments.
-    size = 16 * math.prod(shape)
-    ask(f"weights of shape {tuple(shape)}", size, "make layers narrower", DeclarationError)
     room = _room.get()
     if room is None:
+        # Four bytes a value, drawn at eight, and an optimiser keeps moments.
+        size = 16 * math.prod(shape)
+        ask(f"weights of shape {tuple(shape)}", size, "make layers narrower", DeclarationError)
         return
     room[0] -= math.prod(shape)
     if room[0] < 0:
