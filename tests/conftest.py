@@ -6,6 +6,8 @@ says so. Numbers are compared in the tests themselves, against standard errors.
 
 import importlib.util
 import os
+import signal
+from collections.abc import Iterator
 
 import hypothesis
 import memory
@@ -81,6 +83,17 @@ def b(backend_name):
 
     options = {"compile": "graph"} if backend_name == "torch" else {}
     return backends.load(backend_name, "cpu", **options)
+
+
+@pytest.fixture
+def usual_signals() -> Iterator[None]:
+    """Ctrl-C and SIGTERM do what they do in a fresh process: a shell ignores Ctrl-C for what it
+    runs behind it. Whoever replaced a handler must have put it back."""
+    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in usual.items()}
+    yield
+    left = {number: signal.signal(number, before[number]) for number in usual}
+    assert left == usual
 
 
 @pytest.fixture

@@ -109,6 +109,7 @@ def test_a_run_that_is_killed_goes_on_and_gives_the_same_numbers(place, monkeypa
     np.testing.assert_array_equal(again["ELBO(16)"]["estimate"], whole["ELBO(16)"]["estimate"])
 
 
+@pytest.mark.usefixtures("usual_signals")
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_run_that_is_asked_to_end_says_in_one_line_how_to_go_on(
     place, number, status, monkeypatch, capsys, caplog

@@ -100,11 +100,11 @@ def test_killed_while_it_writes_it_goes_on(b, tmp_path, stop):
     assert names(tmp_path) == ["chains"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT])
-def test_asked_to_end_it_says_how_far_it_is_and_goes_on(b, number, tmp_path, monkeypatch):
+@pytest.mark.usefixtures("usual_signals")
+def test_asked_to_end_it_says_how_far_it_is_and_goes_on(b, tmp_path, monkeypatch):
     path = tmp_path / "chains"
     with monkeypatch.context() as patched:
-        count_pieces(patched, 1, lambda: os.kill(os.getpid(), number))
+        count_pieces(patched, 1, lambda: os.kill(os.getpid(), signal.SIGINT))
         said = "1 of 2 chains" if b.name == "torch" else "1 of 24 transitions of each chain"
         with pytest.raises(KeyboardInterrupt, match=f"infer: stopped after {said}.*goes on"):
             infer(b, path=path)

@@ -55,11 +55,7 @@ def whole(b):
     return fit(b)
 
 
-@pytest.fixture(autouse=True)
-def handlers_are_put_back():
-    before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
-    yield
-    assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == before
+pytestmark = pytest.mark.usefixtures("usual_signals")
 
 
 # ---- fit
