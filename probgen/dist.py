@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterator
 from typing import Any
 
 from probgen.errors import DeclarationError, UnknownDistribution, UnknownName
@@ -116,6 +117,11 @@ class Deferred:
     def mask(self, mask: Any) -> Deferred:
         """Where `mask` is false the log-probability counts zero."""
         return self._call("mask", mask)
+
+    def leaves(self) -> Iterator[Any]:
+        """Its arguments' values, those of distributions among them included."""
+        for _, value in self.arguments:
+            yield from value.leaves() if isinstance(value, Deferred) else (value,)
 
     def _call(self, method: str, *args: Any) -> Deferred:
         return dataclasses.replace(self, calls=(*self.calls, (method, args)))

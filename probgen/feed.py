@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from probgen.backends.protocol import Backend
-from probgen.data.checks import clean_array, is_array
+from probgen.data.checks import clean_array, is_array, on_device
 from probgen.data.sources import ArraySource, LazySource
 from probgen.data.streams import StreamSource
 from probgen.errors import DataError
@@ -34,7 +34,7 @@ class Feed:
         if isinstance(source, ArraySource):
             check(source.arrays)
             if sum(v.nbytes for v in source.arrays.values()) <= RESIDENT_BYTES:
-                self._resident = {k: backend.asarray(v) for k, v in source.arrays.items()}
+                self._resident = on_device(backend, source.arrays)
         self.max_steps: int | None = None
         if self._resident is None:
             batch = sum(v.nbytes for v in source.example().values())

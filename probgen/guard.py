@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -12,6 +12,13 @@ from probgen.errors import NonFiniteError
 from probgen.history import History
 from probgen.progress import log
 from probgen.trees import tree_items, tree_like
+
+
+class Problem(NamedTuple):
+    """What was not finite, in words, and at which of a chunk's updates."""
+
+    text: str
+    at: int
 
 
 class Guard:
@@ -31,7 +38,9 @@ class Guard:
         # x * 0 is 0, or NaN where x is not finite: no overflow of a sum of large numbers.
         return sum((self.backend.ops.sum(leaf * 0.0) for leaf in leaves), start=0.0)
 
-    def find_problem(self, state: Any, metrics: dict[str, np.ndarray], start: int) -> str | None:
+    def find_problem(
+        self, state: Any, metrics: dict[str, np.ndarray], start: int
+    ) -> Problem | None:
         """Which term was not finite first, and at which step; None when all is well.
 
         Terms of single sites ("log_prob/x", "kl/z") are named before the sums that hold them. A
@@ -56,38 +65,45 @@ class Guard:
             names = sorted(n for n, s in first.items() if s == step)
             terms = [n for n in names if "/" in n] or names
             said = [f"{n} ({self.cures[n]})" if n in self.cures else n for n in terms]
-            return f"{', '.join(said)} at step {start + step}"
+            return Problem(f"{', '.join(said)} at step {start + step}", step)
         leaves = [v for _, v in tree_items(state) if "float" in str(getattr(v, "dtype", ""))]
         if np.isfinite(self.backend.to_numpy(self._total(leaves))):
             return None
         count = len(next(iter(metrics.values()), [0]))
         for path, leaf in tree_items(state):
             if not np.isfinite(self.backend.to_numpy(leaf)).all():
-                return f"{'/'.join(path)} after step {start + count - 1}"
+                return Problem(f"{'/'.join(path)} after step {start + count - 1}", count - 1)
         raise AssertionError("one of the leaves is not finite")
 
 
-def lower_step(state: Any, attempt: int, problem: str, max_retries: int, history: History) -> Any:
+def lower_step(
+    state: Any, attempt: int, problem: str, max_retries: int, history: History, why: str = ""
+) -> Any:
     """The state with every optimiser's `step_scale` halved.
 
     Args:
         state: the last good one.
         attempt: how many retries were made already.
         problem: what `find_problem` said.
-        max_retries: how many are allowed.
+        max_retries: how many are allowed; none where a smaller step cannot help.
         history: gets an event.
+        why: which arguments of distributions left their domains (`probgen.explain`), or "".
 
     Raises:
         NonFiniteError: all retries are used up.
     """
     if attempt >= max_retries:
-        raise NonFiniteError(
-            f"fit: {problem} is NaN or infinite, also after going back to the last good state and "
-            f"lowering the step size {attempt} times; look at the scale of the data and of that "
-            "term, clip the gradient (pg.Adam(..., clip_norm=1.0)), or lower the learning rate."
+        tried = (
+            f", also after going back to the last good state and lowering the step size {attempt} "
+            "times"
         )
+        cure = why or (
+            "; look at the scale of the data and of that term, clip the gradient "
+            "(pg.Adam(..., clip_norm=1.0)), or lower the learning rate"
+        )
+        raise NonFiniteError(f"fit: {problem} is NaN or infinite{tried if attempt else ''}{cure}.")
     message = (
-        f"{problem} is NaN or infinite: back to the last good state, step size halved "
+        f"{problem} is NaN or infinite{why}: back to the last good state, step size halved "
         f"(attempt {attempt + 1} of {max_retries})"
     )
     history.events.append(message)

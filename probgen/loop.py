@@ -17,6 +17,7 @@ from probgen.bound import Bound
 from probgen.callbacks import Callback
 from probgen.checkpoint import Checkpoints
 from probgen.errors import AlgorithmError
+from probgen.explain import explain
 from probgen.feed import Feed
 from probgen.guard import Guard, lower_step
 from probgen.history import History
@@ -137,8 +138,24 @@ class Loop:
             problem = self._guard.find_problem(new, metrics, step)
             if problem is None:
                 return new, metrics, count
-            state = lower_step(good, attempt, problem, self.max_retries, history)
+            why = self._why(chunk, good, batches, indices, step, problem.at)
+            # Where the state before the chunk gives NaN already, no smaller step mends it.
+            retries = 0 if why and problem.at == 0 else self.max_retries
+            state = lower_step(good, attempt, problem.text, retries, history, why)
         raise AssertionError("lower_step raises on the last attempt")
+
+    def _why(self, chunk: Any, good: Any, batches: Any, indices: Any, step: int, index: int) -> str:
+        """Which arguments of distributions left their domains at a chunk's update of that index:
+        the updates before it are made again, and the programs run on its batch."""
+        b = self.bound.backend
+        state, rows = b.copy(good), index if indices is None else indices[index]
+        if index:
+            first = {k: v[:index] for k, v in batches.items()} if indices is None else batches
+            part = None if indices is None else indices[:index]
+            state, _ = chunk(state, first, part, self.key, step)
+        batch = {k: v[rows] for k, v in batches.items()}
+        params = all_params(state["learner"])
+        return explain(self.bound, params, batch, b.fold_in(self.key, step + index))
 
     def _update(self) -> Any:
         update, decay = self.learner.update, self.ema_decay

@@ -275,8 +275,14 @@ def start(
     return room.device(measure, fitted)
 
 
-def check_finite(name: str, estimate: np.ndarray, first: int) -> None:
+def check_finite(
+    name: str, estimate: np.ndarray, first: int, why: Callable[[int], str] | None = None
+) -> None:
     """Refuses NaN among estimates.
+
+    Args:
+        first: place of the first of them among the data.
+        why: what an index among them says of the cause (`probgen.explain`).
 
     Raises:
         NonFiniteError: says how many, and the first datum.
@@ -285,5 +291,6 @@ def check_finite(name: str, estimate: np.ndarray, first: int) -> None:
     if len(bad):
         raise NonFiniteError(
             f"evaluate: {name} is NaN for {len(bad)} data, the first is datum {first + bad[0]}; "
-            "look at that datum, and at the model's parameters for NaN."
+            "look at that datum, and at the model's parameters for NaN"
+            f"{why(int(bad[0])) if why else ''}."
         )

@@ -109,6 +109,8 @@ gelu = _elementwise("gelu", "x Phi(x), with the exact normal distribution functi
 elu = _elementwise("elu", "x if x > 0 else e^x - 1")
 erf = _elementwise("erf", "Error function")
 lgamma = _elementwise("lgamma", "log |Gamma(x)|")
+log_ndtr = _elementwise("log_ndtr", "log Phi(x), of the standard normal distribution function")
+i0e = _elementwise("i0e", "e^-|x| I0(x), the scaled modified Bessel function of order 0")
 floor = _elementwise("floor", "Largest integer <= x, same dtype")
 round = _elementwise("round", "Nearest integer, halves to even, same dtype")
 isfinite = _elementwise("isfinite", "True where x is neither infinite nor NaN")

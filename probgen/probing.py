@@ -17,6 +17,7 @@ import numpy as np
 
 from probgen.backends.protocol import Backend, Key, Site
 from probgen.checks import check_value
+from probgen.data.checks import on_device
 from probgen.dist import did_you_mean
 from probgen.errors import DeclarationError, ProbgenError, UnknownName
 from probgen.modelling import Model, arguments, call_arguments
@@ -68,7 +69,7 @@ class Probe:
             UnknownName, ShapeError, DataError: data under an unknown name, of another shape than
                 their site's, of a type that its distribution does not take.
         """
-        rows = {k: self.backend.asarray(np.asarray(v)[:1]) for k, v in data.items()}
+        rows = on_device(self.backend, {k: np.asarray(v)[:1] for k, v in data.items()})
         structure, sites = self.run(rows, 1)
         observed = self._names(structure, data)
         self._types(structure, sites, data)
@@ -87,7 +88,7 @@ class Probe:
         Raises:
             as `one_row`; DeclarationError: nothing tells the size of the data plate.
         """
-        rows = {k: self.backend.asarray(np.asarray(v)) for k, v in data.items()}
+        rows = on_device(self.backend, {k: np.asarray(v) for k, v in data.items()})
         errors: list[Exception] = []
         given, inputs = self.params, self._inputs(data)
         for size in _sizes(inputs, {k: v for k, v in data.items() if k not in inputs}):

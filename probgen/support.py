@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from probgen.backends.protocol import Array, Key
+from probgen.data.checks import on_device
 from probgen.errors import DataError, SupportError
 
 if TYPE_CHECKING:
@@ -91,7 +92,8 @@ class SupportCheck:
                 rows = max(1, VALUES // max(1, int(np.prod(values.shape[1:]))))
                 for start in range(0, len(values), rows):
                     self._compare(name, self._fixed[name], values[start : start + rows])
-        others = [*(n for n in observed if n not in self._fixed), *by_obs]
+        at_edge = {n for n in observed if n in self._fixed and self._is_at_edge(n, batch[n])}
+        others = [*(n for n in observed if n not in self._fixed or n in at_edge), *by_obs]
         size = len(next(iter(batch.values()))) if others else 0
         for start in range(0, size, ROWS):
             part = {k: v[start : start + ROWS] for k, v in batch.items()}
@@ -99,6 +101,26 @@ class SupportCheck:
             for name in others:
                 value = part[name] if name in observed else run[name].value
                 self._compare(name, run[name].fn, value)
+                if name in at_edge:
+                    self._has_density(name, run[name].fn, value)
+
+    def _is_at_edge(self, name: str, values: Any) -> bool:
+        """Whether a value lies where the density may be infinite or zero (0 under a Gamma)."""
+        at = self.bound.backend.edges(self._fixed[name])  # type: ignore[index]
+        return bool(at) and bool(np.isin(self.bound.backend.to_numpy(values), at).any())
+
+    def _has_density(self, name: str, fn: Any, values: Array) -> None:
+        b = self.bound.backend
+        found = b.to_numpy(b.log_prob(fn, b.asarray(values)))
+        bad = np.isinf(found)
+        if bad.any():
+            what = "infinite" if found[bad][0] > 0 else "0"
+            raise SupportError(
+                f"data {name!r}: {int(bad.sum())} of {bad.size} data have a value at the edge of "
+                f"the support of {self.bound.structure.sites[name].distribution.split('(')[0]}, "
+                f"where its density is {what}, expected values where it is finite; move them "
+                "inside, or choose a likelihood with mass there."
+            )
 
     def _probe(self, rows: Mapping[str, Any], size: int = 1) -> dict[str, Any]:
         """Site -> its distribution, of the observed sites whose support is the same for all data.
@@ -124,7 +146,7 @@ class SupportCheck:
 
     def _compare(self, name: str, fn: Any, values: Array) -> None:
         b: Any = self.bound.backend
-        values = b.asarray(values)
+        values = on_device(b, {name: values})[name]
         ok = b.in_support(fn, values)
         if ok is None:
             return

@@ -151,7 +151,7 @@ def test_the_first_bad_step_is_named_and_single_sites_before_sums(backend):
         "kl_units/z": np.zeros((4, 2)),
     }  # fmt: skip
     guard = Guard(backend)
-    assert guard.find_problem({}, metrics, start=10) == "log_prob/x at step 12"
+    assert guard.find_problem({}, metrics, start=10) == ("log_prob/x at step 12", 2)
 
 
 def test_a_state_that_is_not_finite_is_found_also_among_large_numbers(backend):
@@ -160,7 +160,9 @@ def test_a_state_that_is_not_finite_is_found_also_among_large_numbers(backend):
     assert guard.find_problem(fine, {"elbo": np.zeros(2)}, start=0) is None
     for bad in (np.nan, np.inf, -np.inf):
         state = {"opt": {"m": backend.asarray(np.array([1.0, bad]))}, **fine}
-        assert guard.find_problem(state, {"elbo": np.zeros(2)}, start=4) == "opt/m after step 5"
+        assert (
+            guard.find_problem(state, {"elbo": np.zeros(2)}, start=4).text == "opt/m after step 5"
+        )
 
 
 def test_lowering_halves_every_step_scale_and_nothing_else(backend):

@@ -13,10 +13,12 @@ import numpyro
 import numpyro.distributions as numpyro_dist
 import optax
 
-from probgen import optim
+from probgen import domains, optim
 from probgen.backends import jax_mcmc, jax_ops, jax_probe, jax_rows
 from probgen.backends.jax_lowering import Lowering, normal_base, run_program
+from probgen.backends.lowering import declarations, edges, held_integers, in_support
 from probgen.backends.protocol import Optimizer, Site
+from probgen.dist import Deferred
 from probgen.errors import BackendError, NotByRow, ShapeError
 from probgen.trees import tree_map
 
@@ -64,8 +66,9 @@ class JaxBackend:
             out = out.astype(dtype)
         elif out.dtype in (np.float32, np.float64):
             out = out.astype(jax.dtypes.canonicalize_dtype(np.float64))
-        elif out.dtype == np.int64:
-            out = out.astype(np.int32)
+        elif out.dtype in (np.int64, np.uint64):
+            is_host = isinstance(out, np.ndarray)
+            out = held_integers(out, np.int32, "JAX") if is_host else out.astype(np.int32)
         if isinstance(out, jax.core.Tracer):
             return out
         return jax.device_put(out, self._device)
@@ -257,10 +260,41 @@ class JaxBackend:
 
         def go(values: Any, key: Any) -> None:
             lower = Lowering(values, key, None)
+            lower.checks = True
             kept.append(run_program(program, params, lower, inputs, batch_size, None, initialise))
 
         jax.eval_shape(go, dict(values), key)
         return kept[0]
+
+    def arguments(
+        self,
+        program: Callable,
+        params: Mapping,
+        *,
+        values: Mapping[str, Any],
+        inputs: Mapping[str, Any],
+        key: Any,
+        batch_size: int | None,
+    ) -> tuple[dict[str, Deferred], Callable, dict[str, Any]]:
+        """One run: (declarations by site, what reads an argument of theirs as numpy, values)."""
+        kept: dict[str, Any] = {}
+
+        def go(params: Any, values: Any, key: Any) -> Any:
+            lower = Lowering(values, key, None)
+            run, _ = run_program(program, dict(params), lower, inputs, batch_size, None)
+            kept["sites"] = declarations(run)
+            kept["traced"] = [
+                v for d in kept["sites"].values() for v in d.leaves() if isinstance(v, jax.Array)
+            ]
+            return kept["traced"], run.values
+
+        found, drawn = jax.jit(go)(dict(params), dict(values), key)
+        by_id = {id(v): np.asarray(x) for v, x in zip(kept["traced"], found, strict=True)}
+
+        def read(x: Any) -> np.ndarray | None:
+            return by_id[id(x)] if id(x) in by_id else domains.constant(x)
+
+        return kept["sites"], read, drawn
 
     def kl_divergence(self, q: Any, p: Any) -> jax.Array | None:
         """KL(q || p) where NumPyro has the closed form, [*batch]; None where it has not."""
@@ -299,10 +333,16 @@ class JaxBackend:
 
     def in_support(self, fn: Any, value: Any) -> Any:
         """[*batch] whether a value lies in the support; None when it cannot be told."""
-        try:
-            return fn.support(value)
-        except NotImplementedError:
-            return None
+        wrappers = (
+            numpyro_dist.Independent
+            | numpyro_dist.ExpandedDistribution
+            | numpyro_dist.MaskedDistribution
+        )
+        return in_support(fn, value, wrappers, lambda: fn.support(value))
+
+    def edges(self, fn: Any) -> tuple[float, ...]:
+        """Values where the density may be infinite or zero, as the arguments have it."""
+        return edges(fn)
 
     def support_name(self, fn: Any) -> str:
         return str(fn.support)

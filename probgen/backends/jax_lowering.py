@@ -13,9 +13,9 @@ import numpyro
 import numpyro.distributions as numpyro_dist
 from numpyro.distributions import constraints
 
-from probgen import discretized
+from probgen import densities, discretized, truncated
 from probgen.backends import jax_ops
-from probgen.backends.lowering import STRUCTURE, BaseLowering, as_site
+from probgen.backends.lowering import STRUCTURE, BaseLowering, as_site, own_classes
 from probgen.backends.protocol import Site
 from probgen.backends.turns import numpyro_turn
 from probgen.program import Run, running
@@ -59,6 +59,53 @@ class DiscretizedLogistic(numpyro_dist.Distribution):
         return discretized.quantile(u, self.loc, self.scale, *self.levels)
 
 
+class TruncatedNormal(numpyro_dist.Distribution):
+    """NumPyro's side of `probgen.truncated`: NumPyro's own draws leave the bounds far out."""
+
+    arg_constraints: ClassVar = {"loc": constraints.real, "scale": constraints.positive}
+    pytree_data_fields = ("loc", "scale", "low", "high")
+    reparametrized_params: ClassVar = ["loc", "scale", "low", "high"]
+    density = "TruncatedNormal"
+
+    def __init__(self, loc: Any, scale: Any, low: Any = None, high: Any = None):
+        self.low, self.high = low, high
+        shapes = [jnp.shape(x) for x in (loc, scale, low, high) if x is not None]
+        shape = jnp.broadcast_shapes(*shapes)
+        self.loc, self.scale = (jnp.broadcast_to(x, shape) for x in (loc, scale))
+        super().__init__(shape, validate_args=False)
+
+    def _arguments(self) -> tuple:
+        low = -jnp.inf if self.low is None else self.low
+        return self.loc, self.scale, low, jnp.inf if self.high is None else self.high
+
+    @property
+    def support(self) -> Any:
+        if self.low is None:
+            return constraints.real if self.high is None else constraints.less_than(self.high)
+        if self.high is None:
+            return constraints.greater_than(self.low)
+        return constraints.interval(self.low, self.high)
+
+    @property
+    def mean(self) -> Any:
+        """loc + scale^2 (p(low) - p(high))."""
+        _, _, low, high = self._arguments()
+        at = [jnp.where(jnp.isinf(x), 0.0, jnp.exp(self.log_prob(x))) for x in (low, high)]
+        return self.loc + self.scale**2 * (at[0] - at[1])
+
+    def log_prob(self, value: Any, *intermediates: Any) -> Any:
+        return densities.log_prob(self.density, jnp.asarray(value), self._arguments())
+
+    def holds(self, value: Any) -> Any:
+        return densities.inside(self.density, value, self._arguments())
+
+    def sample(self, key: Any, sample_shape: tuple = ()) -> Any:
+        shape = tuple(sample_shape) + self.batch_shape
+        return truncated.quantile(
+            jax.random.uniform(key, shape), *map(jnp.asarray, self._arguments())
+        )
+
+
 _BERNOULLI = (numpyro_dist.BernoulliLogits, numpyro_dist.BernoulliProbs)
 
 
@@ -91,7 +138,11 @@ class Lowering(BaseLowering):
     ops = jax_ops
     library = "NumPyro"
     classes = numpyro_dist
-    own: ClassVar = {"DiscretizedLogistic": DiscretizedLogistic}
+    own: ClassVar = {
+        **own_classes(lambda family: getattr(numpyro_dist, family, None)),
+        "DiscretizedLogistic": DiscretizedLogistic,
+        "TruncatedNormal": TruncatedNormal,
+    }
     renamed: ClassVar = {
         "LKJ": {"dim": "dimension"},
         "LKJCholesky": {"dim": "dimension"},
@@ -129,7 +180,7 @@ class Lowering(BaseLowering):
             self.data_axis(name, fn, transform, 0)
         if transform is None:
             draw = fn.expand(batch).sample(key)
-            if type(_under(fn)) in _BERNOULLI:
+            if isinstance(_under(fn), _BERNOULLI):
                 draw = draw.astype(jnp.result_type(float))  # as on torch: data again, for a verb
             # A mixture's draw has a derivative, but not that of the expectation.
             return draw if fn.has_rsample else jax.lax.stop_gradient(draw)

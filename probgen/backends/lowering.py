@@ -7,11 +7,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
+import numpy as np
+
+from probgen import densities, domains, ops
 from probgen.backends.protocol import Site
 from probgen.dist import Deferred
 from probgen.errors import (
     AlgorithmError,
     BackendError,
+    DataError,
     DeclarationError,
     MissingSeed,
     NotByRow,
@@ -28,12 +32,16 @@ class BaseLowering:
 
     A subclass names its library and defines `argument` (a number or array as the library wants
     it) and `draw` (a value from the key, for a distribution that is no function of noise).
+
+    Attributes:
+        checks: constants among the arguments are held against their domains; for a probe.
     """
 
     library: ClassVar[str]
     own: ClassVar[Mapping[str, Any]] = {}
     renamed: ClassVar[Mapping[str, Mapping[str, str]]] = {}
     classes: ClassVar[Any]
+    checks: bool = False
 
     def __init__(self, values: Mapping[str, Any], key: Any, noise: Mapping[str, Any] | None):
         self.values, self.key, self.noise = values, key, noise or {}
@@ -44,17 +52,16 @@ class BaseLowering:
 
         Raises:
             BackendError: the library has none of that name.
-            DeclarationError: its arguments do not make one.
+            DeclarationError: its arguments do not make one, or a constant lies outside its domain.
         """
+        if self.checks:
+            domains.check(site, deferred, domains.constant)
         renamed = self.renamed.get(deferred.name, {})
-        kwargs = {
-            renamed.get(k, k): self.build(v, site)
-            if isinstance(v, Deferred)
-            else self.argument(k, v)
-            for k, v in deferred.arguments
-        }
+        given = {k: self._given(deferred.name, k, v, site) for k, v in deferred.arguments}
+        given = _canonical(deferred.name, given)
+        kwargs = {renamed.get(k, k): v for k, v in given.items()}
         try:
-            built = self._class(deferred.name)(**kwargs)
+            built = self._class(deferred.name, given)(**kwargs)
             for method, args in deferred.calls:
                 built = getattr(built, method)(*args)
         except (RuntimeError, ValueError, TypeError) as error:
@@ -65,8 +72,17 @@ class BaseLowering:
         built._validate_args = False
         return built
 
-    def _class(self, name: str) -> Any:
-        found = self.own.get(name, getattr(self.classes, name, None))
+    def _given(self, family: str, name: str, value: Any, site: str) -> Any:
+        """An argument as the library wants it; a computed one is NaN outside its domain."""
+        if isinstance(value, Deferred):
+            return self.build(value, site)
+        out = self.argument(name, value)
+        is_computed = domains.constant(value) is None and hasattr(value, "shape")
+        return domains.poison(family, name, out) if is_computed else out
+
+    def _class(self, name: str, given: Mapping[str, Any]) -> Any:
+        form = "Logits" if "logits" in given else "Probs"
+        found = self.own.get(name + form, self.own.get(name, getattr(self.classes, name, None)))
         if found is None:
             other = {"Pyro": ("NumPyro", "jax"), "NumPyro": ("Pyro", "torch")}[self.library]
             raise BackendError(
@@ -114,6 +130,79 @@ class BaseLowering:
         return axis_sizes(dict(self.run.active.values()))  # type: ignore[union-attr]
 
 
+def _canonical(family: str, given: dict[str, Any]) -> dict[str, Any]:
+    """Weights as logits, normalised alike by both libraries; a covariance as its Cholesky factor,
+    which is NaN, and no exception, where there is none."""
+    probs = given.get("probs")
+    if probs is not None and domains.domain(family, "probs") is domains.WEIGHTS:
+        rest = {k: v for k, v in given.items() if k != "probs"}
+        if hasattr(probs, "shape") and "logits" not in given:
+            is_zero = probs == 0  # the derivative of a weight of zero is zero, not NaN
+            logs = ops.log(ops.where(is_zero, ops.ones_like(probs), probs))
+            return {**rest, "logits": ops.where(is_zero, float("-inf"), logs)}
+    cov, precision = given.get("covariance_matrix"), given.get("precision_matrix")
+    if (cov is None) == (precision is None) or "scale_tril" in given:
+        return given
+    rest = {k: v for k, v in given.items() if not k.endswith("_matrix")}
+    if len((precision if cov is None else cov).shape) < 2:  # type: ignore[union-attr]
+        return given  # the library's own words say it better
+    if cov is not None:
+        return {**rest, "scale_tril": ops.cholesky(cov)}
+    # P = L L^T of the reversed matrix gives the inverse factor without inverting P.
+    matrix: Any = precision
+    upper = ops.flip(ops.cholesky(ops.flip(matrix, (-2, -1))), (-2, -1))
+    identity = 0.0 * matrix + ops.eye_like(matrix.shape[-1], matrix)
+    return {**rest, "scale_tril": ops.solve_triangular(upper.swapaxes(-1, -2), identity)}
+
+
+def owned(base: type, family: str) -> type:
+    """A library's class with our density (`probgen.densities`); its draws stay its own."""
+    names = densities.TABLE[family].names
+    theirs = base.log_prob  # type: ignore[attr-defined]
+
+    class Own(base):
+        density = family
+
+        def log_prob(self, value: Any, *intermediates: Any) -> Any:
+            given = tuple(getattr(self, n) for n in names)
+            return densities.log_prob(family, value, given, lambda x: theirs(self, x))
+
+        def holds(self, value: Any) -> Any:
+            return densities.inside(family, value, tuple(getattr(self, n) for n in names))
+
+    Own.__name__ = Own.__qualname__ = base.__name__
+    return Own
+
+
+def own_classes(find: Callable[[str], Any]) -> dict[str, type]:
+    """Every class that a library has of `densities.TABLE`, with our density in it."""
+    found = {family: find(family) for family in densities.TABLE}
+    return {k: owned(v, k) for k, v in found.items() if isinstance(v, type)}
+
+
+def in_support(fn: Any, value: Any, wrappers: Any, theirs: Callable[[], Any]) -> Any:
+    """[*batch] whether a value lies in the support of a distribution under `wrappers`: by our
+    rule where there is one, else by the library's, `theirs`; None when it cannot be told."""
+    ndim, base = 0, fn
+    while isinstance(base, wrappers):
+        ndim += getattr(base, "reinterpreted_batch_ndims", 0)
+        base = base.base_dist
+    ok = base.holds(value) if hasattr(base, "holds") else None
+    if ok is not None:
+        return ops.all(ok, axis=tuple(range(-ndim, 0))) if ndim else ok
+    try:
+        return theirs()
+    except NotImplementedError:
+        return None
+
+
+def edges(fn: Any) -> tuple[float, ...]:
+    """Values where a distribution's density may be infinite or zero, as its arguments have it."""
+    while not hasattr(fn, "density") and hasattr(fn, "base_dist"):
+        fn = fn.base_dist
+    return densities.TABLE[fn.density].edges if hasattr(fn, "density") else ()
+
+
 def axis_sizes(sizes: Mapping[int, int]) -> tuple[int, ...]:
     """{axis from the right: size} as a shape, with 1 where no plate lies."""
     depth = max((-axis for axis in sizes), default=0)
@@ -145,6 +234,29 @@ def per_datum(
             f"{len(keep)} axes, of the data and the particles; check its plates and its to_event."
         )
     return value
+
+
+def held_integers(x: np.ndarray, kind: type, library: str) -> np.ndarray:
+    """64-bit integers as those that the device holds.
+
+    Raises:
+        DataError: one of them is too large, and would become another number.
+    """
+    room = np.iinfo(kind)
+    if x.size and (x.max() > room.max or x.min() < room.min):
+        worst = int(x.max() if x.max() > room.max else x.min())
+        raise DataError(
+            f"got the integer {worst}, expected integers in {room.min} ... {room.max}, which is "
+            f"what {library} holds; give floats (.astype('float32')), which round it to seven "
+            "digits, smaller units" + (', or backend="torch".' if library == "JAX" else ".")
+        )
+    return x.astype(kind)
+
+
+def declarations(run: Run) -> dict[str, Deferred]:
+    """Site -> its declaration, of a run; a native program's sites have none."""
+    found = {n: s.get("distribution") for n, s in run.sites.items()}
+    return {n: d for n, d in found.items() if isinstance(d, Deferred)}
 
 
 def plain_log_prob(fn: Any, value: Any) -> Any:

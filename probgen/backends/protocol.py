@@ -193,6 +193,18 @@ class Backend(Protocol):
     ) -> Any:
         """One run for its structure, (run, sites); nets without parameters get some."""
 
+    def arguments(
+        self,
+        program: Callable,
+        params: Mapping,
+        *,
+        values: Mapping[str, Any],
+        inputs: Mapping[str, Any],
+        key: Key,
+        batch_size: int | None,
+    ) -> tuple[dict[str, Any], Callable[[Any], Any], dict[str, Array]]:
+        """One run: (declarations by site, what reads an argument of theirs as numpy, values)."""
+
     # ---- distributions, as they stand in `Site.fn`
 
     def log_prob(self, fn: Any, value: Array) -> Array:
@@ -212,6 +224,9 @@ class Backend(Protocol):
 
     def in_support(self, fn: Any, value: Array) -> Array | None:
         """[*batch] whether the value lies in the support; None when it cannot be told."""
+
+    def edges(self, fn: Any) -> tuple[float, ...]:
+        """Values where the density may be infinite or zero, as the arguments have it."""
 
     def support_name(self, fn: Any) -> str:
         """The support in words."""

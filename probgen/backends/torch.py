@@ -12,12 +12,14 @@ import pyro
 import pyro.distributions as pyro_dist
 import torch
 
-from probgen import optim
+from probgen import domains, optim
 from probgen.backends import keys, torch_mcmc, torch_ops, torch_optim, torch_random, torch_rows
+from probgen.backends.lowering import declarations, edges, held_integers, in_support
 from probgen.backends.protocol import Optimizer, Site
 from probgen.backends.torch_compile import Compiled
 from probgen.backends.torch_lowering import Lowering, normal_base, run_program
 from probgen.backends.turns import pyro_turn
+from probgen.dist import Deferred
 from probgen.errors import BackendError, NotByRow
 from probgen.progress import log
 from probgen.trees import tree_leaves, tree_like, tree_map
@@ -79,7 +81,10 @@ class TorchBackend:
         if isinstance(x, torch.Tensor):
             out = x.to(self.device)
         else:
-            out = torch.from_numpy(np.array(x, order="C")).to(self.device)
+            array = np.array(x, order="C")
+            if array.dtype in (np.uint32, np.uint64):  # torch has no arithmetic of these
+                array = held_integers(array, np.int64, "torch")
+            out = torch.from_numpy(array).to(self.device)
         if dtype is not None:
             return out.to(getattr(torch, dtype))
         is_float = out.dtype in (torch.float32, torch.float64)
@@ -297,10 +302,31 @@ class TorchBackend:
             return tree_map(self.asarray, initialise(name, declaration, shapes))  # type: ignore
 
         lower = Lowering(self.device, values, key, None)
+        lower.checks = True
         with torch.no_grad():
             return run_program(
                 program, params, lower, inputs, batch_size, None, make if initialise else None
             )
+
+    def arguments(
+        self,
+        program: Callable,
+        params: Mapping,
+        *,
+        values: Mapping[str, Any],
+        inputs: Mapping[str, Any],
+        key: keys.Key,
+        batch_size: int | None,
+    ) -> tuple[dict[str, Deferred], Callable, dict[str, Any]]:
+        """One run: (declarations by site, what reads an argument of theirs as numpy, values)."""
+        lower = Lowering(self.device, values, key, None)
+        with torch.no_grad():
+            run, _ = run_program(program, dict(params), lower, inputs, batch_size, None)
+
+        def read(x: Any) -> np.ndarray | None:
+            return self.to_numpy(x) if isinstance(x, torch.Tensor) else domains.constant(x)
+
+        return declarations(run), read, run.values
 
     def kl_divergence(self, q: Any, p: Any) -> torch.Tensor | None:
         """KL(q || p) where torch has the closed form, [*batch]; None where it has not."""
@@ -333,10 +359,12 @@ class TorchBackend:
 
     def in_support(self, fn: Any, value: Any) -> Any:
         """[*batch] whether a value lies in the support; None when it cannot be told."""
-        try:
-            return fn.support.check(value)
-        except NotImplementedError:
-            return None
+        wrappers = torch.distributions.Independent | pyro_dist.MaskedDistribution
+        return in_support(fn, value, wrappers, lambda: fn.support.check(value))
+
+    def edges(self, fn: Any) -> tuple[float, ...]:
+        """Values where the density may be infinite or zero, as the arguments have it."""
+        return edges(fn)
 
     def support_name(self, fn: Any) -> str:
         return str(fn.support)

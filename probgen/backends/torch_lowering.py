@@ -17,7 +17,7 @@ from torch.distributions import constraints
 
 from probgen import discretized
 from probgen.backends import keys, torch_ops, torch_random
-from probgen.backends.lowering import STRUCTURE, BaseLowering, as_site
+from probgen.backends.lowering import STRUCTURE, BaseLowering, as_site, own_classes
 from probgen.backends.protocol import Site
 from probgen.backends.turns import pyro_turn
 from probgen.program import Run, running
@@ -88,13 +88,21 @@ def noise_transform(fn: Any) -> Callable | None:
     return None
 
 
+def _owned() -> dict[str, type]:
+    def find(family: str) -> Any:
+        name = family.removesuffix("Probs").removesuffix("Logits")
+        return getattr(pyro_dist, name, None)
+
+    return own_classes(find)
+
+
 class Lowering(BaseLowering):
     """The hands of one run on torch."""
 
     ops = torch_ops
     library = "Pyro"
     classes = pyro_dist
-    own: ClassVar = {"DiscretizedLogistic": DiscretizedLogistic, "LKJ": LKJ}
+    own: ClassVar = {**_owned(), "DiscretizedLogistic": DiscretizedLogistic, "LKJ": LKJ}
     renamed: ClassVar = {
         "MixtureSameFamily": {"mixing_distribution": "mixture_distribution"},
     }

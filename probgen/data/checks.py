@@ -154,6 +154,21 @@ def is_array(value: Any) -> bool:
     )
 
 
+def on_device(backend: Any, arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """Arrays by name as the backend's own.
+
+    Raises:
+        DataError: integers that the device's type does not hold; says of which array.
+    """
+    out = {}
+    for name, value in arrays.items():
+        try:
+            out[name] = backend.asarray(value)
+        except DataError as error:
+            raise DataError(f"data {name!r}: {error}") from error
+    return out
+
+
 def _to_numpy(value: Any, name: str) -> np.ndarray:
     refuse_masked(value, name)
     try:

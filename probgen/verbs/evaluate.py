@@ -18,6 +18,7 @@ from probgen.data.sources import ArraySource, LazySource, as_source
 from probgen.declared import checked
 from probgen.errors import AlgorithmError, DataError
 from probgen.evaluation_table import Evaluation
+from probgen.explain import explain
 from probgen.feed import merge_inputs
 from probgen.fitted import AnyFitted
 from probgen.interrupt import asked_to_stop
@@ -106,6 +107,11 @@ def evaluate(
     seen = RowsMark()
     made = {} if path is None else provenance.of_evaluation(fitted, chosen, seed, b)
     kept = None if path is None else ChunkStore(path, {**made, "chunk_size": chunk_size})
+
+    def why(rows: dict, index: int) -> str:
+        row = {k: b.asarray(v[index : index + 1]) for k, v in rows.items()}
+        return explain(bound, params, row, key)
+
     functions: list[Callable] = []
     parts: list[dict[str, dict[str, np.ndarray]]] = []
     with kept.held() if kept else contextlib.nullcontext():
@@ -128,7 +134,7 @@ def evaluate(
                     check({k: b.asarray(v) for k, v in rows.items()})
                     # Reference data are only gone through when something is to be computed.
                     functions = functions or [start(m, room) for m in chosen]
-                    values = _measure(chosen, functions, rows, np.arange(first, stop))
+                    values = _measure(chosen, functions, rows, np.arange(first, stop), why)
                     if kept:
                         kept.write(first, rows, values)
                 parts.append(values)
@@ -173,12 +179,12 @@ def _checked(measures: Any) -> list[Measure]:
 
 
 def _measure(
-    chosen: list[Measure], functions: list[Callable], rows: dict, ids: np.ndarray
+    chosen: list[Measure], functions: list[Callable], rows: dict, ids: np.ndarray, why: Callable
 ) -> dict[str, dict[str, np.ndarray]]:
     values = {}
     for measure, function in zip(chosen, functions, strict=True):
         out = function(rows, ids)
-        check_finite(measure.name, out["estimate"], int(ids[0]))
+        check_finite(measure.name, out["estimate"], int(ids[0]), lambda i: why(rows, i))
         values[measure.name] = out
     return values
 

@@ -18,10 +18,12 @@ from probgen import place, provenance, store
 from probgen.backends import resolve
 from probgen.backends.protocol import Backend
 from probgen.bound import Bound, bind
+from probgen.data.checks import on_device
 from probgen.data.sources import as_whole
 from probgen.declared import checked
 from probgen.draws import check_draws
-from probgen.errors import AlgorithmError
+from probgen.errors import AlgorithmError, NonFiniteError
+from probgen.explain import explain
 from probgen.feed import merge_inputs
 from probgen.fitted import AnyModel, Fitted
 from probgen.kinds import Count, Inputs, Names, PathLike, having
@@ -123,16 +125,19 @@ def infer(
     posterior = Posterior(bound, bound.num_rows)
     posterior.check()
     # Everything that is an array is an argument, so that other data need no other program.
-    on_device = {
-        k: b.asarray(v) for k, v in {**constants, **rows}.items() if isinstance(v, np.ndarray)
-    }
+    everything = {**constants, **rows}
+    placed = on_device(b, {k: v for k, v in everything.items() if isinstance(v, np.ndarray)})
     key = b.key(seed)
     check_plain(bound, params, rows, key)
     began = time.perf_counter()
-    token = posterior.token(params, on_device, key)
+    token = posterior.token(params, placed, key)
 
     def sample(pieces: Pieces) -> Chains:
-        return method.draws(posterior, params, on_device, key, token, progress_bar, pieces)
+        try:
+            return method.draws(posterior, params, placed, key, token, progress_bar, pieces)
+        except NonFiniteError as error:
+            why = explain(bound, params, placed, key, posterior.num_rows)
+            raise NonFiniteError(f"{str(error).rstrip('.')}{why}.") from error
 
     if path is None:
         chains = sample(Pieces())
@@ -144,7 +149,7 @@ def infer(
     seconds = time.perf_counter() - began
 
     def mapped(what: str) -> dict[str, np.ndarray]:
-        return posterior.map_draws(what, chains, params, on_device, token, chunk_size)
+        return posterior.map_draws(what, chains, params, placed, token, chunk_size)
 
     values = mapped("values")
     check_draws(
