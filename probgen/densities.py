@@ -2,13 +2,8 @@
 
 Each is nats, the density at a value where it has one, -inf outside the support and NaN for a NaN
 argument. Edges belong to the support where the density there is finite, as in scipy. Masses of
-large counts and densities with large parameters lose nothing to cancelling: with
-
-    S(x) = log x! - x log x + x          = log(2 pi x)/2 + 1/(12 x) - ...
-    D(x, m) = x log(x/m) + m - x         (the deviance, by a series where x is near m)
-
-a Poisson mass is -S(x) - D(x, m), and binomials, gammas, betas and their mixtures are sums of such
-terms, none of which is larger than the result. In float32 the error is below 0.01 nats plus 2e-6 of
+large counts and densities with large parameters are sums of the terms of `probgen.stirling`, none
+of which is larger than the result. In float32 the error is below 0.01 nats plus 2e-6 of
 the result for counts and parameters up to 1e7 (tests), counting the arguments as exact.
 
 Source: Loader 2000, "Fast and accurate computation of binomial probabilities". Betas, gammas and
@@ -22,77 +17,20 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from probgen import ops
+from probgen.stirling import (
+    HALF_LOG_2PI,
+    at_edge,
+    deviance,
+    log1p_square,
+    log_binomial,
+    log_rising,
+    log_stirling,
+    xlogy,
+)
 from probgen.truncated import log_prob as truncated_normal
 
 Array = Any
-HALF_LOG_2PI = 0.5 * math.log(2.0 * math.pi)
-NEAR, TERMS = 0.3, 12  # where D is a series in v^2, and how many of its terms
-LARGE = 16.0  # from where S is its asymptotic series
 SIMPLEX_TOLERANCE = 1e-5
-
-
-# ---- the parts -----------------------------------------------------------------------------------
-
-
-def xlogy(x: Array, y: Array) -> Array:
-    """x log y, 0 where x is 0, also for y = 0; gradients likewise."""
-    return ops.where(x == 0, 0.0 * y, x * ops.log(ops.where(x == 0, 1.0 + 0.0 * y, y)))
-
-
-def log_stirling(x: Array) -> Array:
-    """S(x) = log x! - x log x + x for x >= 0; 0 at 0."""
-    small = ops.minimum(x, LARGE + 0.0 * x)
-    inv = 1.0 / ops.maximum(x, LARGE + 0.0 * x)
-    sq = inv * inv
-    series = inv * (1 / 12 - sq * (1 / 360 - sq * (1 / 1260 - sq * (1 / 1680 - sq / 1188))))
-    large = HALF_LOG_2PI - 0.5 * ops.log(inv) + series
-    return ops.where(x < LARGE, ops.lgamma(small + 1.0) - xlogy(small, small) + small, large)
-
-
-def deviance(x: Array, m: Array) -> Array:
-    """D(x, m) = x log(x/m) + m - x for x, m >= 0; at x = 0 it is m, at m = 0 < x infinite."""
-    total = x + m
-    v = (x - m) / ops.where(total > 0, total, 1.0 + 0.0 * total)
-    sq, tail = v * v, 0.0 * v
-    for j in range(TERMS, 0, -1):
-        tail = (tail + 1.0 / (2 * j + 1)) * sq
-    near = (x - m) * v + 2.0 * x * v * tail
-    # -x log(m/x) and not x log(x/m), whose derivative by m overflows for m below 1e-19
-    is_zero = x == 0
-    safe_x = ops.where(is_zero, 1.0 + 0.0 * m, x)
-    far = m - x - x * ops.log(ops.where(is_zero, 1.0 + 0.0 * m, m) / safe_x)
-    return ops.where(ops.abs(v) < NEAR, near, far)
-
-
-def log_rising(y: Array, h: Array) -> Array:
-    """log Gamma(y + h) - log Gamma(y) - h log y, small for large y."""
-    return (
-        log_stirling(y + h) - log_stirling(y) + (y + h - 1.0) * ops.log1p(h / y) - h
-    )  # fmt: skip
-
-
-def _binomial(x: Array, n: Array, p: Array, q: Array) -> Array:
-    """log of n! / (x! (n - x)!) p^x q^(n - x), for real x and n too."""
-    return (
-        log_stirling(n) - log_stirling(x) - log_stirling(n - x)
-        - deviance(x, n * p) - deviance(n - x, n * q)
-    )  # fmt: skip
-
-
-def _log1p_square(z: Array) -> Array:
-    """log(1 + z^2) where z^2 may overflow."""
-    large = ops.abs(z) > 1e6
-    return ops.where(
-        large,
-        2.0 * ops.log(ops.where(large, ops.abs(z), 1.0 + 0.0 * z)),
-        ops.log1p(ops.square(ops.where(large, 0.0 * z, z))),
-    )
-
-
-def _at_edge(power: Array, there: Array) -> Array:
-    """A density ~ t^(power - 1) at t = 0: what it is there (power 1), infinite, or zero."""
-    infinite = math.inf + 0.0 * power
-    return ops.where(power == 1, there, ops.where(power < 1, infinite, -infinite))
 
 
 # ---- supports: true inside, also for NaN, so that it stays NaN -----------------------------------
@@ -158,7 +96,7 @@ class Density(NamedTuple):
 def _gamma(x: Array, a: Array, rate: Array) -> Array:
     safe = ops.where(x > 0, x, 1.0 + 0.0 * x)
     inner = ops.log(a) - ops.log(safe) - log_stirling(a) - deviance(a, rate * safe)
-    return ops.where(x == 0, _at_edge(a, ops.log(rate)), inner)
+    return ops.where(x == 0, at_edge(a, ops.log(rate)), inner)
 
 
 def _inverse_gamma(x: Array, a: Array, rate: Array) -> Array:
@@ -167,14 +105,14 @@ def _inverse_gamma(x: Array, a: Array, rate: Array) -> Array:
 
 def _beta_inner(x: Array, y: Array, a: Array, b: Array) -> Array:
     """The Beta density at x = 1 - y, less -log(x y)."""
-    return ops.log(a) + ops.log(b) - ops.log(a + b) + _binomial(a, a + b, x, y)
+    return ops.log(a) + ops.log(b) - ops.log(a + b) + log_binomial(a, a + b, x, y)
 
 
 def _beta(x: Array, a: Array, b: Array) -> Array:
     safe = ops.where((x > 0) & (x < 1), x, 0.5 + 0.0 * x)
     inner = _beta_inner(safe, 1.0 - safe, a, b) - ops.log(safe) - ops.log1p(-safe)
-    inner = ops.where(x == 0, _at_edge(a, ops.log(b)), inner)
-    return ops.where(x == 1, _at_edge(b, ops.log(a)), inner)
+    inner = ops.where(x == 0, at_edge(a, ops.log(b)), inner)
+    return ops.where(x == 1, at_edge(b, ops.log(a)), inner)
 
 
 def _affine_beta(x: Array, a: Array, b: Array, loc: Array, scale: Array) -> Array:
@@ -186,22 +124,22 @@ def _fisher(x: Array, df1: Array, df2: Array) -> Array:
     safe = ops.where(x > 0, x, 1.0 + 0.0 * x)
     total = df1 * safe + df2
     inner = _beta_inner(df1 * safe / total, df2 / total, a, b) - ops.log(safe)
-    return ops.where(x == 0, _at_edge(a, 0.0 * a), inner)
+    return ops.where(x == 0, at_edge(a, 0.0 * a), inner)
 
 
 def _kumaraswamy(x: Array, a: Array, b: Array) -> Array:
     safe = ops.where((x > 0) & (x < 1), x, 0.5 + 0.0 * x)
     rest = ops.log(-ops.expm1(a * ops.log(safe)))  # log(1 - x^a)
     inner = ops.log(a) + ops.log(b) + (a - 1.0) * ops.log(safe) + (b - 1.0) * rest
-    inner = ops.where(x == 0, _at_edge(a, ops.log(b)), inner)
-    return ops.where(x == 1, _at_edge(b, ops.log(a)), inner)
+    inner = ops.where(x == 0, at_edge(a, ops.log(b)), inner)
+    return ops.where(x == 1, at_edge(b, ops.log(a)), inner)
 
 
 def _weibull(x: Array, scale: Array, k: Array) -> Array:
     safe = ops.where(x > 0, x, scale + 0.0 * x)
     log_z = ops.log(safe / scale)
     inner = ops.log(k) - ops.log(scale) + (k - 1.0) * log_z - ops.exp(k * log_z)
-    return ops.where(x == 0, _at_edge(k, -ops.log(scale)), inner)
+    return ops.where(x == 0, at_edge(k, -ops.log(scale)), inner)
 
 
 def _dirichlet(x: Array, a: Array) -> Array:
@@ -224,15 +162,15 @@ def _zero_inflated(x: Array, rate: Array, gate: Array) -> Array:
 
 
 def _binomial_probs(x: Array, n: Array, p: Array) -> Array:
-    return _binomial(x, n + 0.0 * p, p, 1.0 - p)
+    return log_binomial(x, n + 0.0 * p, p, 1.0 - p)
 
 
 def _binomial_logits(x: Array, n: Array, logits: Array) -> Array:
-    return _binomial(x, n + 0.0 * logits, ops.sigmoid(logits), ops.sigmoid(-logits))
+    return log_binomial(x, n + 0.0 * logits, ops.sigmoid(logits), ops.sigmoid(-logits))
 
 
 def _negative_binomial(x: Array, r: Array, p: Array, q: Array) -> Array:
-    return ops.log(r) - ops.log(r + x) + _binomial(r + 0.0 * x, r + x, q, p)
+    return ops.log(r) - ops.log(r + x) + log_binomial(r + 0.0 * x, r + x, q, p)
 
 
 def _beta_binomial(x: Array, n: Array, a: Array, b: Array) -> Array:
@@ -241,7 +179,7 @@ def _beta_binomial(x: Array, n: Array, a: Array, b: Array) -> Array:
     p, q = (ops.stop_gradient(each / (a1 + b1)) for each in (a1, b1))
     posterior = ops.log(a1) + ops.log(b1) - ops.log(a1 + b1)
     posterior = posterior + log_stirling(a1 + b1) - log_stirling(a1) - log_stirling(b1)
-    return _binomial(x, n, p, q) + _beta_inner(p, q, a, b) - posterior
+    return log_binomial(x, n, p, q) + _beta_inner(p, q, a, b) - posterior
 
 
 def _multinomial(x: Array, n: Array, logits: Array) -> Array:
@@ -296,7 +234,7 @@ def _student(x: Array, df: Array, loc: Array, scale: Array) -> Array:
     z = (x - loc) / scale
     rising = log_rising(0.5 * df, 0.5 + 0.0 * df)
     return (
-        rising - HALF_LOG_2PI - ops.log(scale) - 0.5 * (df + 1.0) * _log1p_square(z / ops.sqrt(df))
+        rising - HALF_LOG_2PI - ops.log(scale) - 0.5 * (df + 1.0) * log1p_square(z / ops.sqrt(df))
     )
 
 
@@ -325,7 +263,7 @@ def _half_normal(x: Array, scale: Array) -> Array:
 
 
 def _cauchy(x: Array, loc: Array, scale: Array) -> Array:
-    return -math.log(math.pi) - ops.log(scale) - _log1p_square((x - loc) / scale)
+    return -math.log(math.pi) - ops.log(scale) - log1p_square((x - loc) / scale)
 
 
 def _bernoulli(x: Array, p: Array) -> Array:

@@ -13,12 +13,11 @@ import numpyro
 import numpyro.distributions as numpyro_dist
 import optax
 
-from probgen import domains, optim
+from probgen import optim
 from probgen.backends import jax_mcmc, jax_ops, jax_probe, jax_rows
-from probgen.backends.jax_lowering import Lowering, normal_base, run_program
-from probgen.backends.lowering import declarations, edges, held_integers, in_support
+from probgen.backends.jax_lowering import Lowering, normal_base, read_arguments, run_program
+from probgen.backends.lowering import edges, held_integers, in_support
 from probgen.backends.protocol import Optimizer, Site
-from probgen.dist import Deferred
 from probgen.errors import BackendError, NotByRow, ShapeError
 from probgen.trees import tree_map
 
@@ -266,35 +265,9 @@ class JaxBackend:
         jax.eval_shape(go, dict(values), key)
         return kept[0]
 
-    def arguments(
-        self,
-        program: Callable,
-        params: Mapping,
-        *,
-        values: Mapping[str, Any],
-        inputs: Mapping[str, Any],
-        key: Any,
-        batch_size: int | None,
-    ) -> tuple[dict[str, Deferred], Callable, dict[str, Any]]:
+    def arguments(self, program: Callable, params: Mapping, **options: Any) -> Any:
         """One run: (declarations by site, what reads an argument of theirs as numpy, values)."""
-        kept: dict[str, Any] = {}
-
-        def go(params: Any, values: Any, key: Any) -> Any:
-            lower = Lowering(values, key, None)
-            run, _ = run_program(program, dict(params), lower, inputs, batch_size, None)
-            kept["sites"] = declarations(run)
-            kept["traced"] = [
-                v for d in kept["sites"].values() for v in d.leaves() if isinstance(v, jax.Array)
-            ]
-            return kept["traced"], run.values
-
-        found, drawn = jax.jit(go)(dict(params), dict(values), key)
-        by_id = {id(v): np.asarray(x) for v, x in zip(kept["traced"], found, strict=True)}
-
-        def read(x: Any) -> np.ndarray | None:
-            return by_id[id(x)] if id(x) in by_id else domains.constant(x)
-
-        return kept["sites"], read, drawn
+        return read_arguments(program, params, **options)
 
     def kl_divergence(self, q: Any, p: Any) -> jax.Array | None:
         """KL(q || p) where NumPyro has the closed form, [*batch]; None where it has not."""

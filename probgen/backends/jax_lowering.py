@@ -13,9 +13,9 @@ import numpyro
 import numpyro.distributions as numpyro_dist
 from numpyro.distributions import constraints
 
-from probgen import densities, discretized, truncated
+from probgen import densities, discretized, domains, truncated
 from probgen.backends import jax_ops
-from probgen.backends.lowering import STRUCTURE, BaseLowering, as_site, own_classes
+from probgen.backends.lowering import STRUCTURE, BaseLowering, as_site, declarations, own_classes
 from probgen.backends.protocol import Site
 from probgen.backends.turns import numpyro_turn
 from probgen.program import Run, running
@@ -221,6 +221,29 @@ def run_program(
             if node["type"] in ("sample", "deterministic"):
                 sites[name] = as_site(name, node, run, broadcast_plates, _log_prob)
     return run, sites
+
+
+def read_arguments(
+    program: Callable, params: Mapping, *, values: Mapping[str, Any], inputs: Mapping[str, Any],
+    key: Any, batch_size: int | None,
+) -> tuple[dict[str, Any], Callable, dict[str, Any]]:  # fmt: skip
+    """One compiled run: (declarations by site, what reads an argument as numpy, values)."""
+    kept: dict[str, Any] = {}
+
+    def go(params: Any, values: Any, key: Any) -> Any:
+        run, _ = run_program(program, params, Lowering(values, key, None), inputs, batch_size, None)
+        kept["sites"] = declarations(run)
+        leaves = (v for d in kept["sites"].values() for v in d.leaves())
+        kept["traced"] = [v for v in leaves if isinstance(v, jax.Array)]
+        return kept["traced"], run.values
+
+    found, drawn = jax.jit(go)(dict(params), dict(values), key)
+    by_id = {id(v): np.asarray(x) for v, x in zip(kept["traced"], found, strict=True)}
+
+    def read(x: Any) -> np.ndarray | None:
+        return by_id[id(x)] if id(x) in by_id else domains.constant(x)
+
+    return kept["sites"], read, drawn
 
 
 def _bernoulli_logits(value: Any, logits: Any) -> Any:

@@ -12,14 +12,13 @@ import pyro
 import pyro.distributions as pyro_dist
 import torch
 
-from probgen import domains, optim
+from probgen import optim
 from probgen.backends import keys, torch_mcmc, torch_ops, torch_optim, torch_random, torch_rows
-from probgen.backends.lowering import declarations, edges, held_integers, in_support
+from probgen.backends.lowering import edges, held_integers, in_support
 from probgen.backends.protocol import Optimizer, Site
 from probgen.backends.torch_compile import Compiled
-from probgen.backends.torch_lowering import Lowering, normal_base, run_program
+from probgen.backends.torch_lowering import Lowering, normal_base, read_arguments, run_program
 from probgen.backends.turns import pyro_turn
-from probgen.dist import Deferred
 from probgen.errors import BackendError, NotByRow
 from probgen.progress import log
 from probgen.trees import tree_leaves, tree_like, tree_map
@@ -308,25 +307,9 @@ class TorchBackend:
                 program, params, lower, inputs, batch_size, None, make if initialise else None
             )
 
-    def arguments(
-        self,
-        program: Callable,
-        params: Mapping,
-        *,
-        values: Mapping[str, Any],
-        inputs: Mapping[str, Any],
-        key: keys.Key,
-        batch_size: int | None,
-    ) -> tuple[dict[str, Deferred], Callable, dict[str, Any]]:
+    def arguments(self, program: Callable, params: Mapping, **options: Any) -> Any:
         """One run: (declarations by site, what reads an argument of theirs as numpy, values)."""
-        lower = Lowering(self.device, values, key, None)
-        with torch.no_grad():
-            run, _ = run_program(program, dict(params), lower, inputs, batch_size, None)
-
-        def read(x: Any) -> np.ndarray | None:
-            return self.to_numpy(x) if isinstance(x, torch.Tensor) else domains.constant(x)
-
-        return declarations(run), read, run.values
+        return read_arguments(self.device, program, params, **options)
 
     def kl_divergence(self, q: Any, p: Any) -> torch.Tensor | None:
         """KL(q || p) where torch has the closed form, [*batch]; None where it has not."""

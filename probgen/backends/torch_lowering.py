@@ -15,9 +15,9 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from pyro.poutine.trace_messenger import TraceMessenger
 from torch.distributions import constraints
 
-from probgen import discretized
+from probgen import discretized, domains
 from probgen.backends import keys, torch_ops, torch_random
-from probgen.backends.lowering import STRUCTURE, BaseLowering, as_site, own_classes
+from probgen.backends.lowering import STRUCTURE, BaseLowering, as_site, declarations, own_classes
 from probgen.backends.protocol import Site
 from probgen.backends.turns import pyro_turn
 from probgen.program import Run, running
@@ -205,3 +205,19 @@ def run_program(
 def broadcast_plates(log_prob: torch.Tensor, plates: tuple[int, ...]) -> torch.Tensor:
     """A log density stretched over the open plates' axes."""
     return torch.broadcast_to(log_prob, torch.broadcast_shapes(log_prob.shape, plates))
+
+
+def read_arguments(
+    device: str, program: Callable, params: Mapping, *, values: Mapping[str, Any],
+    inputs: Mapping[str, Any], key: keys.Key, batch_size: int | None,
+) -> tuple[dict[str, Any], Callable, dict[str, Any]]:  # fmt: skip
+    """One run: (declarations by site, what reads an argument as numpy, values)."""
+    lower = Lowering(device, values, key, None)
+    with torch.no_grad():
+        run, _ = run_program(program, dict(params), lower, inputs, batch_size, None)
+
+    def read(x: Any) -> np.ndarray | None:
+        is_array = isinstance(x, torch.Tensor)
+        return x.detach().cpu().numpy() if is_array else domains.constant(x)
+
+    return declarations(run), read, run.values
