@@ -187,7 +187,7 @@ INSTANCES = [
     ),
     Instance(
         "BetaProportion",
-        {"mean": 0.5, "concentration": 2.0},
+        {"mean": 0.5, "concentration": 8.0},
         lambda mean, concentration: (
             st.beta(mean * concentration, (1 - mean) * concentration).logpdf
         ),
