@@ -220,7 +220,8 @@ import numpy as np
 from probgen import store
 for value in range(1, 100000):
     arrays = {"model": {"w": np.full(3, value)}, "history": {"loss": np.arange(3)}}
-    store.write_folder(sys.argv[1], arrays, {"kind": "run", "value": value})
+    said = {"model": None, "model_name": "m", "info": {"value": value}, "inputs": {}}
+    store.write_folder(sys.argv[1], arrays, {"kind": "run", **said})
     print(value, flush=True)
 """
 
