@@ -3,6 +3,7 @@
     detection     do scores tell data apart? AUROC and the like, with intervals and tests
     samples       how good is what a model produces?
     calibration   is the inference right?
+    figures       curves, bars, the bracket of `bdmc`
     report        pages: `report.Report`; called, `report(...)` writes the page of an evaluation
 
 Each is imported when it is asked for, but for `report`.
@@ -17,7 +18,7 @@ from typing import Any
 
 from probgen.evaluation import report as _pages
 
-__all__ = ["assessment", "calibration", "detection", "report", "samples"]
+__all__ = ["assessment", "calibration", "detection", "figures", "report", "samples"]
 
 
 def _verb() -> Any:

@@ -15,6 +15,7 @@ import numpy as np
 
 from probgen.errors import ShapeError
 from probgen.evaluation.report.style import PALETTE
+from probgen.inference.bracket import Bracket
 
 COLOURS = {name: light for name, (light, _) in PALETTE.items()}
 SIZE = (4.2, 2.75)
@@ -124,6 +125,53 @@ def histogram(values: np.ndarray, *, x_label: str, y_label: str, num_bins: int =
     axes.axvline(float(np.mean(values)), color=COLOURS["orange"], linewidth=1.6)
     axes.grid(False, axis="x")
     name_axes(axes, x_label, y_label)
+    return figure
+
+
+def bracket(found: Bracket, exact: np.ndarray | None = None) -> Any:
+    """Forward and reverse estimates of each datum, and what they hold of all data together.
+
+    Nats from the middle of each pair (or from `exact`, [n] log p(x) where it is known), in the
+    order of the gaps. A pair is what one run happened to give, no interval: those that cross are of
+    another colour. The band holds the mean over data with 95 % (`Bracket.interval`).
+
+    Raises:
+        ShapeError: `exact` of another length.
+    """
+    middle = 0.5 * (found.forward + found.reverse)
+    origin = middle if exact is None else np.asarray(exact, np.float64)
+    if origin.shape != middle.shape:
+        raise ShapeError(
+            f"bracket: got exact values of shape {origin.shape}, expected {middle.shape}, one for "
+            "each simulated datum."
+        )
+    order = np.argsort(found.gap, kind="stable")
+    low, high = (x[order] - origin[order] for x in (found.forward, found.reverse))
+    place, crossed = np.arange(len(order)), found.gap[order] < 0
+    figure, axes = canvas((4.2, 3.4))
+    band = [x - float(origin.mean()) for x in found.interval()]
+    axes.axhspan(*band, color=COLOURS["line"], alpha=0.6, linewidth=0, label="the mean, 95 %")
+    axes.axhline(0.0, color=COLOURS["muted"], linewidth=0.8)
+    for chosen, colour, name in (
+        (~crossed, "blue", "one run's pair"),
+        (crossed, "orange", "one that crosses"),
+    ):
+        if chosen.any():
+            axes.vlines(
+                place[chosen],
+                low[chosen],
+                high[chosen],
+                color=COLOURS[colour],
+                linewidth=1.4,
+                label=name,
+            )
+    axes.plot(place, low, "^", color=COLOURS["ink"], markersize=3, label="forward")
+    axes.plot(place, high, "v", color=COLOURS["ink"], markersize=3, label="reverse")
+    from_what = "the middle of its pair" if exact is None else "the exact log p(x)"
+    name_axes(axes, "simulated datum, by its gap", f"nats from {from_what}; no pair is an interval")
+    figure.legend(
+        frameon=False, fontsize=8, labelcolor=COLOURS["ink"], loc="outside lower center", ncols=3
+    )
     return figure
 
 

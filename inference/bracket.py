@@ -6,8 +6,15 @@
 
     E[forward] <= log p(x) <= E[reverse]
 
-by Jensen's inequality, since E[w] = p(x) and E[v] = 1 / p(x). The gap bounds the error of either.
-On real data there is no z0, and so no upper bound: the gap found here is then a proxy.
+by Jensen's inequality, since E[w] = p(x) and E[v] = 1 / p(x). So much is promised in expectation,
+and the mean gap bounds the mean error of either. One run's [forward, reverse] of one datum is no
+interval: it may miss log p(x), or cross. What one run shows of all n data holds by Markov's
+inequality, since prod_i w_i / p(x_i) and prod_i v_i p(x_i) have mean 1:
+
+    mean log p(x_i) in [mean forward - log(2 / a) / n, mean reverse + log(2 / a) / n]
+
+with probability 1 - a, whatever the tails. On real data there is no z0, and so no upper bound: the
+gap found here is then a proxy.
 """
 
 from __future__ import annotations
@@ -33,9 +40,9 @@ class Bracket:
     """Forward and reverse estimates of log p(x) for simulated data, nats.
 
     Attributes:
-        forward, reverse: [n] lower and upper bounds in expectation.
-        forward_error, reverse_error: [n] standard errors over chains; that of the reverse is given
-            z0, which all its chains share, and so leaves out the spread over z0.
+        forward, reverse: [n] lower and upper bounds in expectation, not in every draw.
+        forward_error, reverse_error: [n] noise over chains, no intervals; that of the reverse is
+            given z0, which all its chains share, and so leaves out the spread over z0.
         effective_chains: [n] of the forward weights.
         acceptance_rate: [n] mean over the forward run.
         data: the simulated data and latents by site, [n, *event].
@@ -60,6 +67,20 @@ class Bracket:
         """[n] reverse - forward: at least 0 in expectation, not in every draw."""
         return self.reverse - self.forward
 
+    @property
+    def crossed(self) -> int:
+        """Of how many data the run's reverse is below its forward estimate."""
+        return int((self.gap < 0).sum())
+
+    def interval(self, level: float = 0.95) -> tuple[float, float]:
+        """What holds the mean of log p(x) over these data with probability `level` or more.
+
+        A certain statement (Markov's inequality twice, half of 1 - level each), of the mean over
+        the n data; for one datum it is 2 log(2 / (1 - level)) nats wider than its gap.
+        """
+        slack = math.log(2.0 / (1.0 - level)) / len(self.forward)
+        return float(self.forward.mean()) - slack, float(self.reverse.mean()) + slack
+
     def mean(self, what: str = "gap") -> tuple[float, float]:
         """(mean over data of "forward", "reverse" or "gap", its standard error over data)."""
         x = getattr(self, what)
@@ -75,21 +96,29 @@ class Bracket:
         }
         return {
             "method": self.method.name, "unit": self.unit, "num_simulations": len(self.forward),
-            **means, "per_datum": rows, "info": dict(self.info),
+            **means, "interval": list(self.interval()), "crossed": self.crossed,
+            "per_datum": rows, "info": dict(self.info),
         }  # fmt: skip
 
     def __repr__(self) -> str:
         lines = [
             f"log p(x) of {len(self.forward)} simulated data by {self.method.name}, nats",
-            f"{'':<10}{'mean':>12}{'s.e.':>10}  direction",
+            f"{'':<10}{'mean':>12}{'s.e.':>10}  what it is",
         ]
         ways = {
-            "forward": "lower, stochastic", "reverse": "upper, stochastic",
-            "gap": "bounds the error of either; on real data a proxy",
+            "forward": "a lower bound in expectation", "reverse": "an upper one in expectation",
+            "gap": "bounds the mean error of either, in expectation; on real data a proxy",
         }  # fmt: skip
         for name, way in ways.items():
             mean, error = self.mean(name)
             lines.append(f"{name:<10}{mean:>12.3f}{error:>10.3f}  {way}")
+        low, high = self.interval()
+        lines += [
+            f"this run: mean log p(x) of these data in [{low:.3f}, {high:.3f}] with probability "
+            "95 % or more",
+            "of one datum [forward, reverse] is no interval: it may miss log p(x), and it crosses "
+            f"for {self.crossed} of {len(self.forward)}",
+        ]
         return "\n".join(lines)
 
 

@@ -19,7 +19,8 @@ from scipy.special import logsumexp
 from probgen.bound import Bound
 from probgen.declared import declaration
 from probgen.errors import AlgorithmError
-from probgen.inference.psis import khat, khat_limit
+from probgen.inference.interval import Weighted, error_of_mean, lower_limit
+from probgen.inference.psis import khat
 from probgen.inference.terms import compute, log_weights
 from probgen.kinds import Many
 
@@ -27,19 +28,22 @@ Array = Any
 
 
 @declaration
-class IWAE:
+class IWAE(Weighted):
     """The importance-weighted estimate of log p(x), a lower bound in expectation.
 
     Args:
         num_particles: K.
         particles_at_once: how many are drawn at a time, for memory.
 
-    Gives per datum: `estimate`; `standard_error`, by the delta method sd(w) / (mean(w) sqrt(K)),
-    which is itself unreliable when few particles carry the weight; and what tells so:
-    `effective_particles`, (sum w)^2 / sum w^2, and `khat`, the Pareto shape of the largest weights
-    (above `khat_limit(K)` do not quote the estimate without a warning; +inf where a handful of
-    weights dwarfs the rest, the worst case; NaN where there is no tail to fit, that is with K < 25
-    or with weights the largest of which are equal).
+    Gives per datum: `estimate`; `lower_bound`, which log p(x) is above in 95 % of cases and more,
+    whatever the tail of the weights; `standard_error`, by the delta method sd(w) / (mean(w)
+    sqrt(K)) with Student's law, only where estimate +- 1.96 of it covers log p(x) in 95 % of cases,
+    else NaN (a bound only); and what tells so: `effective_particles`, (sum w)^2 / sum w^2, and
+    `khat`, the Pareto shape of the largest weights (+inf where a handful of weights dwarfs the
+    rest, the worst case; NaN where there is no tail to fit, that is with K < 25 or with weights the
+    largest of which are equal). Whether an interval holds is told by the k-hats of all data of the
+    table together (`interval.has_interval`): one that looks fine beside many that do not is
+    more likely lucky than light. No draw tells of a mode that the guide never visits.
 
     Raises (when bound): AlgorithmError: no guide, global latents, an unnormalised density.
 
@@ -70,13 +74,9 @@ class IWAE:
         """Estimate, error and diagnostics from the log weights."""
         return importance_estimate(values["log_w"])
 
-    def warnings(self, values: dict[str, np.ndarray]) -> list[str]:
-        """Says for how many data the weights have too heavy a tail."""
-        return khat_warning(values["khat"], self.num_particles)
-
 
 def importance_estimate(log_w: np.ndarray) -> dict[str, np.ndarray]:
-    """log-mean-exp of log weights [n, K] in float64, its delta-method error and diagnostics.
+    """log-mean-exp of log weights [n, K] in float64, its limit, its error and diagnostics.
 
     All are NaN for a datum with a weight that is NaN or +inf, which is no density: `evaluate`, who
     knows the datum's number, refuses it.
@@ -85,32 +85,17 @@ def importance_estimate(log_w: np.ndarray) -> dict[str, np.ndarray]:
     log_w = np.where(np.isposinf(log_w), np.nan, log_w)
     num = log_w.shape[1]
     log_sum = logsumexp(log_w, axis=1)
-    squares = np.exp(2.0 * (log_w - log_sum[:, None])).sum(1)
-    # var of the mean of w, over its squared mean: (K sum r^2 - 1) / (K - 1)
-    spread = np.clip(num * squares - 1.0, 0.0, None) / max(num - 1, 1)
-    out = {"estimate": log_sum - math.log(num)}
+    relative = num * np.exp(log_w - log_sum[:, None])
+    estimate = log_sum - math.log(num)
+    out = {"estimate": estimate, "lower_bound": estimate + lower_limit(1.0)}
     if num > 1:
-        out["standard_error"] = np.sqrt(spread)
+        error = error_of_mean(relative)
+        out |= {"standard_error": error, "lower_bound": estimate + lower_limit(error)}
     tail = np.full(len(log_w), np.nan)
     known = ~np.isnan(log_w).any(1)
     if known.any():
         tail[known] = khat(log_w[known])
-    return out | {"effective_particles": 1.0 / squares, "khat": tail}
-
-
-def khat_warning(found: np.ndarray, num_particles: int) -> list[str]:
-    """One sentence where k-hat is above its limit, or infinite, for some data."""
-    if num_particles < 2:
-        return []
-    limit = khat_limit(num_particles)
-    high = int((found > limit).sum())
-    if not high:
-        return []
-    return [
-        f"Pareto k-hat is above {limit:.2f} for {high} of {len(found)} data "
-        f"({high / len(found):.0%}): their log p(x) is likely too low, and its standard error too "
-        "small; use more particles, or AIS."
-    ]
+    return out | {"effective_particles": num**2 / (relative**2).sum(1), "khat": tail}
 
 
 def elbo_measure(bound: Bound, num_particles: int, at_once: int = 100) -> Callable:

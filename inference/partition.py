@@ -23,6 +23,7 @@ from probgen.errors import AlgorithmError, DataError, NonFiniteError, ShapeError
 from probgen.fitted import Fitted
 from probgen.inference.ais import AIS, in_double, summary
 from probgen.inference.annealing import Annealer, Path
+from probgen.inference.interval import lower_limit
 from probgen.inference.spaces import bind_space, total
 from probgen.kinds import Positive, Rule
 from probgen.measure import short_mark
@@ -68,7 +69,9 @@ class LogPartition:
     """An estimate of log Z, nats.
 
     Attributes:
-        estimate: a lower bound in expectation; `standard_error` by the delta method over chains.
+        estimate: a lower bound in expectation.
+        standard_error: over chains, how far another run would land; estimate +- 1.96 of it is no
+            interval for log Z, which chains that all miss a region do not see.
         effective_chains: of the forward weights, of `num_chains`.
         acceptance_rate: mean over the run.
         reverse, reverse_error: from the other side, approximate; None without samples.
@@ -89,20 +92,30 @@ class LogPartition:
     unit = "nats"
     direction = "lower, stochastic"
 
+    @property
+    def lower_bound(self) -> float:
+        """What log Z is above in 95 % of cases (`interval.lower_limit`)."""
+        return self.estimate + float(lower_limit(self.standard_error, self.num_chains))
+
     def to_dict(self) -> dict[str, Any]:
         """Numbers and text only, for JSON."""
         kept = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return {**kept, "method": self.method.name, "unit": self.unit, "direction": self.direction}
+        told = {"lower_bound": self.lower_bound, "unit": self.unit, "direction": self.direction}
+        return {**kept, "method": self.method.name, **told}
 
     def __repr__(self) -> str:
         text = (
-            f"log Z = {self.estimate:.4f} +- {self.standard_error:.4f} nats ({self.direction}; "
-            f"{self.method.name} from {self.start}; {self.effective_chains:.1f} of "
+            f"log Z >= {self.lower_bound:.4f} nats in 95 % of cases; estimate {self.estimate:.4f}, "
+            f"a lower bound in expectation, runs differ by {self.standard_error:.4f} "
+            f"({self.method.name} from {self.start}; {self.effective_chains:.1f} of "
             f"{self.num_chains} chains carry the weight)"
         )
         if self.reverse is None:
             return text
-        return text + f"\nreverse {self.reverse:.4f} +- {self.reverse_error:.4f} (approximate)"
+        return (
+            text
+            + f"\nreverse {self.reverse:.4f}, runs differ by {self.reverse_error:.4f} (approximate)"
+        )
 
 
 def log_partition(
@@ -297,8 +310,9 @@ class EnergyLogLikelihood:
     Args:
         log_z: what `log_partition` gave for the same model and parameters.
 
-    `standard_error` is that of log Z, one and the same for all data: it does not average out, and
-    the table's mean and its Monte Carlo error know that (`shared_error`).
+    `standard_error` is that of log Z over runs, one and the same for all data: it does not average
+    out, and the table's mean and its Monte Carlo error know that (`shared_error`). log p(x) is
+    below `upper_bound` in 95 % of cases.
 
     Raises (when bound): as for `UnnormalizedLogDensity`.
     """
@@ -322,11 +336,14 @@ class EnergyLogLikelihood:
         """The measure for one model: (params, batch, key) -> estimates."""
         log_density = _density(bound, self.name)
         log_z, error = self.log_z.estimate, self.log_z.standard_error
+        least = self.log_z.lower_bound
 
         def measure(params: Mapping, batch: Mapping, key: Any) -> dict[str, Array]:
             value = log_density(params, batch)
             spread = bound.backend.ops.full_like(value, error)
-            return {"estimate": value - log_z, "standard_error": spread}
+            return {
+                "estimate": value - log_z, "standard_error": spread, "upper_bound": value - least
+            }  # fmt: skip
 
         return measure
 

@@ -1,7 +1,9 @@
 """What `pg.evaluate` returns: measures of data, one entry a datum, as a tree of xarray data sets.
 
-One group a measure, with the variables "estimate", "standard_error" where there is one, and its
-diagnostics, all over the dimension "datum". Units, the direction and warnings are attributes.
+One group a measure, with the variables "estimate", "standard_error" where there is one (NaN for a
+datum whose estimate is a bound only), "lower_bound" or "upper_bound" where the truth is beyond it
+in 95 % of cases, and its diagnostics, all over the dimension "datum". Units, the direction and
+warnings are attributes.
 """
 
 from __future__ import annotations
@@ -144,7 +146,8 @@ class Evaluation:
     def mean(self, name: str) -> tuple[float, float]:
         """(mean over data, its standard error): sd over data / sqrt(n), which holds both the
         spread of the data and the noise of each estimate. An error that all data share moves them
-        together, is no part of that spread, and is added in quadrature (`mc_error`)."""
+        together, is no part of that spread, and is added in quadrature (`mc_error`). Of a measure
+        that is a bound (`bound`) it is the mean of the bound, and that one's error."""
         x = np.asarray(self[name]["estimate"].values, np.float64)
         error = float(x.std(ddof=1) / np.sqrt(len(x))) if len(x) > 1 else float("nan")
         shared = self.mc_error(name) if self.shared_error[name] else None
@@ -152,7 +155,7 @@ class Evaluation:
 
     def mc_error(self, name: str) -> float | None:
         """Standard error of the mean that is due to Monte Carlo alone, with these data held fixed;
-        None for a measure without standard errors.
+        None for a measure without standard errors, or with data whose estimate is a bound only.
 
             own errors, independent     sqrt(sum of squares) / n
             one error, shared by all    sqrt(mean of squares): it does not average out
@@ -164,8 +167,38 @@ class Evaluation:
         if "standard_error" not in group:
             return None
         errors = np.asarray(group["standard_error"].values, np.float64)
+        if np.isnan(errors).any():
+            return None
         mean_square = float((errors**2).mean())
         return math.sqrt(mean_square if self.shared_error[name] else mean_square / len(errors))
+
+    def bound(self, name: str) -> str:
+        """What the estimates are in expectation: "lower" or "upper" bounds, or "" for neither."""
+        return next((b for b in ("lower", "upper") if f"{b}_bound" in self[name]), "")
+
+    def bound_only(self, name: str) -> int:
+        """For how many data the estimate is a bound, with no interval about it."""
+        if not self.bound(name):
+            return 0
+        if "standard_error" not in self[name]:
+            return self.num_data
+        return int(np.isnan(self[name]["standard_error"].values).sum())
+
+    def mean_limit(self, name: str, level: float = 0.95) -> float | None:
+        """What the true mean over these data is beyond with probability `level`, whatever the tail
+        of the weights; None for a measure that is no bound, or in a unit other than nats and bits.
+
+            mean of estimates -+ log(1 / (1 - level)) / n         / n not where the error is shared
+
+        By Markov's inequality: prod_i p_hat_i / p_i has mean 1, since each datum has draws of its
+        own. Source: Grosse, Ghahramani & Adams 2015, arXiv:1511.02543, for n = 1.
+        """
+        side, nats = self.bound(name), {"nats": 1.0, "bits": math.log(2.0)}.get(self.units[name])
+        if not side or nats is None:
+            return None
+        slack = -math.log(1.0 - level) / nats / (1 if self.shared_error[name] else self.num_data)
+        mean = float(np.asarray(self[name]["estimate"].values, np.float64).mean())
+        return mean - slack if side == "lower" else mean + slack
 
     def select(self, indices: Any) -> Evaluation:
         """The table of some of the data: an index, several, or a mask. Warnings are still those of
@@ -242,7 +275,8 @@ class Evaluation:
         return pandas.DataFrame(columns)
 
     def summary(self) -> list[dict[str, Any]]:
-        """One record a measure: mean, its standard error, the Monte Carlo part of it, unit,
+        """One record a measure: mean, its standard error, the Monte Carlo part of it, which bound
+        it is, if any, for how many data only that, what the mean is beyond in 95 % of cases, unit,
         direction and warnings; numbers and text only, ready for JSON."""
         rows = []
         for name in self.names:
@@ -253,6 +287,9 @@ class Evaluation:
                     "mean": mean,
                     "standard_error": error,
                     "monte_carlo_error": self.mc_error(name),
+                    "bound": self.bound(name),
+                    "bound_only": self.bound_only(name),
+                    "mean_limit": self.mean_limit(name),
                     "unit": self.units[name],
                     "larger_is_stranger": self.larger_is_stranger[name],
                     "num_data": self.num_data,
@@ -268,11 +305,18 @@ class Evaluation:
         for row in self.summary():
             way = "larger is stranger" if row["larger_is_stranger"] else "larger is likelier"
             mc = row["monte_carlo_error"]
-            error = f"{mc:>10.3f}" if mc is not None else f"{'':>10}"
+            unknown = "bound" if row["bound_only"] else ""
+            error = f"{mc:>10.3f}" if mc is not None else f"{unknown:>10}"
             lines.append(
                 f"{row['measure']:<{width}}{row['mean']:>12.3f}{row['standard_error']:>10.3f}"
                 f"{error}  {row['unit']}, {way}"
             )
+            if row["mean_limit"] is not None:
+                sign = ">" if row["bound"] == "lower" else "<"
+                lines.append(
+                    f"  {row['bound']} bound: of these data the true mean is {sign} "
+                    f"{row['mean_limit']:.3f} with probability 95 %"
+                )
             lines += [f"  ! {text}" for text in row["warnings"]]
         return "\n".join(lines)
 

@@ -45,6 +45,7 @@ class Measure(Protocol):
             compiles its own parts, such as a loop of optimisations.
         finish(values): on the host, after each chunk, numpy in and out.
         start(room): instead of `bind_measure`: a function (rows, ids) -> values on the host.
+        settle(values): on the host, once all data are in: what only they together can tell.
         warnings(values): sentences about all the data, for the printed table.
         shared_error: True where its standard errors are one error that all data share.
         noise_name: what its noise is keyed by, where that is not the name: measures that share one

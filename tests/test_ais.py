@@ -50,8 +50,8 @@ def test_the_mean_weight_is_the_density(b, case, start):
     assert off.mean() > -0.4
     # An error over chains is that of the estimate, as far as one heavy chain lets it be.
     if case in ("guided", "waiting"):
-        seen, said = (off**2).mean(), (out["standard_error"] ** 2).mean()
-        assert 0.6 < said / seen < 1.6, (seen, said)
+        said = (8.0 / out["effective_chains"] - 1.0).mean() / 7.0
+        assert 0.6 < said / (off**2).mean() < 1.6, (off, said)
     assert 0.7 < out["acceptance_rate"].mean() < 0.97
 
 
@@ -60,7 +60,7 @@ def test_a_path_from_the_posterior_itself_has_no_error(b):
     x = guided_data(20)
     out = estimates(b, guided(1.0), x, AIS(12, num_chains=4, num_leapfrog=2, start="guide"))
     np.testing.assert_allclose(out["estimate"], guided_exact(x), rtol=1e-5)
-    assert out["standard_error"].max() < 1e-4
+    assert (out["estimate"] - out["lower_bound"]).max() < 1e-3
     np.testing.assert_allclose(out["effective_chains"], 4.0, rtol=1e-4)
 
 

@@ -15,7 +15,7 @@ from probgen.evaluation.assessment import count_distinct, gather, limits, summar
 from probgen.evaluation.assessment.parts import detection_blocks, likelihood_blocks
 from probgen.evaluation.assessment.verdict import DETECTS, TOO_FEW
 from probgen.evaluation.detection import compare
-from probgen.inference.likelihood import khat_warning
+from probgen.inference.interval import bound_warning
 
 N = 60
 
@@ -99,27 +99,34 @@ def test_a_label_keeps_its_letters_and_none_is_not_not_all():
         assert "M (" not in each.text and "Elbo" not in each.text
 
 
-# --- k-hat -----------------------------------------------------------------------------------
+# --- bounds and intervals ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    "name, num_particles, limit",
-    [("IWAE(100)", 100, "0.50"), ("NegativeLogLikelihood(1000)", 1000, "0.67"),
-     ("NegativeLogLikelihood(100000)", 100_000, "0.70")],
-)  # fmt: skip
-def test_the_table_counts_k_hat_as_the_warning_does(name, num_particles, limit):
-    khat = np.random.default_rng(6).uniform(0.2, 0.9, N)
-    (said,) = khat_warning(khat, num_particles)
-    group = {"estimate": normal(100, 3), "khat": khat}
+    "name, side",
+    [("IWAE(100)", "lower"), ("AIS(9)", "lower"), ("NegativeLogLikelihood(9)", "upper")],
+)
+def test_the_table_counts_bounds_as_the_warning_does(name, side):
+    error = np.where(np.random.default_rng(6).uniform(size=N) < 0.3, np.nan, 0.1)
+    group = {"estimate": normal(100, 3), f"{side}_bound": normal(100, 3)}
+    if name != "AIS(9)":
+        group["standard_error"] = error
+    said = bound_warning(group, side)
     own = pg.Evaluation.from_values(
-        {name: group}, units={name: "nats"}, larger_is_stranger={name: False},
-        warnings={name: [said]},
+        {name: group}, units={name: "nats"}, larger_is_stranger={name: side == "upper"},
+        warnings={name: said},
     )  # fmt: skip
     blocks = likelihood_blocks(gather(own, progress_bar=False))
     (row,) = next(b for b in blocks if b.data().get("likelihoods")).data()["likelihoods"]
-    count = row["k-hat too large"].split("**")[1]
-    assert row["k-hat too large"] == f"**{count}** of 60 above {limit}"
-    assert f"above {limit} for {count} of 60" in said
+    count = own.bound_only(name)
+    assert row["bound only"] == f"**{count}** of 60" and row["of it Monte Carlo"] == "none known"
+    assert count == (60 if name == "AIS(9)" else np.isnan(error).sum())
+    assert not said or f"for {count} of 60 data" in said[0]
+    # log 20 / 60 = 0.05 nats below the mean, or above
+    limit = group["estimate"].mean() + (0.05 if side == "upper" else -0.05)
+    assert (
+        row["true mean, 95 %"] == f"{'<' if side == 'upper' else '>'}\N{NO-BREAK SPACE}{limit:.2f}"
+    )
 
 
 # --- what is refused -------------------------------------------------------------------------

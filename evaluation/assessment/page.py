@@ -50,9 +50,9 @@ def report(
 ) -> Path:
     """Writes one self-contained HTML page, and the same numbers as JSON beside it.
 
-    Formula and graph of the model; likelihoods with errors and k-hat; where there are other sets, a
-    verdict in words, AUROCs with intervals, ROC curves with bands; histograms; and of data that are
-    pictures the strangest and the most ordinary.
+    Formula and graph of the model; likelihoods with errors and limits; where there are other sets,
+    a verdict in words, AUROCs with intervals, ROC curves with bands; histograms; and of data that
+    are pictures the strangest and the most ordinary.
 
     Args:
         fitted: the model.

@@ -7,7 +7,6 @@ most ordinary pictures. A page of its own is `page`; the demo puts the same part
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,9 +20,8 @@ from probgen.evaluation.detection.records import counted, with_limits
 from probgen.evaluation.report import Block, Figure, ImageRows, Paragraph, Row, Table, with_error
 from probgen.evaluation.report.drawing import figure_svg
 from probgen.evaluation.report.text import number
-from probgen.inference.psis import khat_limit
+from probgen.evaluation_table import Evaluation
 
-KHAT = 0.7  # the limit where a measure's K is not known: no K allows more
 NBSP = "\N{NO-BREAK SPACE}"
 KEPT = 50_000  # scores in the JSON file at most
 WAYS = {True: "larger = stranger", False: "larger = likelier"}
@@ -43,7 +41,7 @@ class Record:
 
 
 def likelihood_blocks(material: Material) -> list[Block]:
-    """Mean of every likelihood on every set with its errors; k-hat; the tables' own warnings."""
+    """Mean of every likelihood on every set with its errors and limits; the tables' warnings."""
     rows: list[list[str | float]] = []
     for data_set, table in material.tables.items():
         for measure in material.likelihoods:
@@ -54,16 +52,20 @@ def likelihood_blocks(material: Material) -> list[Block]:
                     material.labels[measure],
                     with_error(mean, error),
                     number(noise, 3) if noise is not None else "none known",
-                    _heavy(table[measure], _khat_limit(measure)),
+                    _limit(table, measure),
+                    _bare(table, measure),
                     counted(table.num_data, material.distinct(data_set)),
                 ]
             )
-    header = ["data", "measure", "mean ± s.e., nats", "of it Monte Carlo", "k-hat too large", "n"]
+    header = ["data", "measure", "mean ± s.e., nats", "of it Monte Carlo"]
+    header += ["true mean, 95 %", "bound only", "n"]
     text = (
         "Nats per datum, constants included. ± is the standard error of the mean over data; the "
-        "part of it that more particles would remove is beside it. Where k-hat is above what K "
-        f"particles allow, min(1 − 1 / log₁₀ K, {KHAT}), a few draws carry the weight: that "
-        "estimate of log p is likely too low."
+        "part of it that more particles would remove is beside it, where it can be told. An "
+        "estimate of log p from weights is a lower bound in expectation, its mean the mean of a "
+        "bound: in 95 % of cases the true mean over these data is beyond the limit that is shown, "
+        "whatever the tail of the weights. Bound only: data whose weights may have too heavy a "
+        "tail for an interval about their estimate."
     )
     if any(material.distinct(k) < t.num_data for k, t in material.tables.items()):
         text += " ± takes all data for independent: of sets with copies it is too small."
@@ -76,22 +78,20 @@ def likelihood_blocks(material: Material) -> list[Block]:
     return [*blocks, Record(summaries), *warning_blocks(material)]
 
 
-def _khat_limit(measure: str) -> float:
-    """The largest k-hat at which that measure's K importance weights are reliable."""
-    found = re.search(r"\((\d+)\)$", measure)
-    return khat_limit(int(found[1])) if found and int(found[1]) > 1 else KHAT
-
-
-def _heavy(group: Any, limit: float) -> str:
-    """How many data have a k-hat above the limit."""
-    if "khat" not in group:
+def _limit(table: Evaluation, measure: str) -> str:
+    """What the true mean is beyond."""
+    limit = table.mean_limit(measure)
+    if limit is None:
         return "–"
-    found = np.asarray(group["khat"].values, np.float64)
-    if np.isnan(found).all():
-        return "undefined"
-    count = int((found > limit).sum())
-    shown = f"**{count:,}**" if count else "0"
-    return f"{shown} of {len(found):,} above {limit:.2f}"
+    return f"{'>' if table.bound(measure) == 'lower' else '<'}{NBSP}{number(limit, 2)}"
+
+
+def _bare(table: Evaluation, measure: str) -> str:
+    """For how many data the estimate is a bound, with no interval about it."""
+    if not table.bound(measure):
+        return "–"
+    count = table.bound_only(measure)
+    return f"{f'**{count:,}**' if count else '0'} of {table.num_data:,}"
 
 
 def warning_blocks(material: Material) -> list[Block]:

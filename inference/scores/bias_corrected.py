@@ -25,7 +25,7 @@ from scipy.special import xlogy
 from probgen.bound import Bound
 from probgen.declared import declaration
 from probgen.errors import AlgorithmError, DataError, DeclarationError
-from probgen.inference.likelihood import khat_warning
+from probgen.inference.interval import Weighted
 from probgen.inference.scores.moments import check_guide, moments, sites_at
 from probgen.inference.scores.parts import NegativeLogLikelihood
 from probgen.inference.scores.reference import Reference, ReferenceData, chunks, set_reference
@@ -40,7 +40,7 @@ MAX_LOGIT = 15.0
 
 
 @declaration
-class BiasCorrected:
+class BiasCorrected(Weighted):
     """Minus the log-likelihood, less the best that the datum's values could have had.
 
     In nats, larger is stranger. Gives the standard error of the likelihood's estimate; diagnostics
@@ -76,6 +76,7 @@ class BiasCorrected:
 
     unit = "nats"
     larger_is_stranger = True
+    of_bound = "upper"
 
     def __post_init__(self) -> None:
         if self.reference is not None:
@@ -87,7 +88,7 @@ class BiasCorrected:
         return f"BiasCorrected({self.num_particles}{stretched})"
 
     def start(self, room: Room) -> Callable:
-        """(rows, ids) -> estimate, standard_error, nll, correction, unseen_values, khat."""
+        """(rows, ids) -> those of the likelihood, and nll, correction, unseen_values."""
         bound, _ = room.bind()
         check_guide(bound, self.name)
         site, family = observed_family(bound, self.name)
@@ -99,7 +100,8 @@ class BiasCorrected:
             rows = prepare(rows)
             values, extra = likelihood(rows, ids), correction(rows, ids)
             nll = values["estimate"]
-            return {**values, **extra, "nll": nll, "estimate": nll + extra["correction"]}
+            moved = {n: values[n] + extra["correction"] for n in ("estimate", "upper_bound")}
+            return {**values, **extra, "nll": nll, **moved}
 
         return run
 
@@ -153,7 +155,7 @@ class BiasCorrected:
 
     def warnings(self, values: Values) -> list[str]:
         """As those of the likelihood; and of values that the reference data never have."""
-        said = khat_warning(values["khat"], self.num_particles)
+        said = super().warnings(values)
         unseen = values.get("unseen_values")
         if unseen is not None and (unseen > 0).any():
             said.append(

@@ -17,6 +17,7 @@ import numpy as np
 from probgen.bound import Bound
 from probgen.declared import declaration
 from probgen.errors import AlgorithmError, DataError, DeclarationError
+from probgen.inference.interval import bound_warning
 from probgen.inference.likelihood import IWAE
 from probgen.inference.scores.codecs import Levels, as_images, check_codecs, code_bits
 from probgen.inference.scores.dose import start_all
@@ -51,8 +52,9 @@ class InputComplexity:
         dequantized: the data are (level + u) / num_levels with u in [0, 1), the model a density.
         as_published_code: NLL in nats less bits, as the likelihood regret code has it.
 
-    Gives per datum: `estimate`; `standard_error` where the likelihood has one; both terms,
-    `nll_bits` and `bits`; `codec`, the place of the winner among `codecs`.
+    Gives per datum: `estimate`; `standard_error` and `upper_bound` where the likelihood has an
+    error and a bound; both terms, `nll_bits` and `bits`; `codec`, the place of the winner among
+    `codecs`.
 
     Raises: UnknownName: a codec that is not there. When bound: AlgorithmError: levels that the
         model does not have, a density, a measure of another unit. DataError: data that are not on
@@ -105,7 +107,8 @@ class InputComplexity:
             x = np.asarray(rows[site])
             images = as_images(self._on_levels(x, num_levels), self.image_shape, self.name)
             found = likelihood(rows, ids)
-            nll = offset * images[0].size - np.asarray(found["estimate"], np.float64)
+            most = offset * images[0].size
+            nll = most - np.asarray(found["estimate"], np.float64)
             per_codec = np.stack([code_bits(images, c, num_levels) for c in self.codecs])
             bits = per_codec.min(0)
             scale = 1.0 if self.as_published_code else NATS
@@ -117,17 +120,25 @@ class InputComplexity:
             }
             if "standard_error" in found:
                 values["standard_error"] = found["standard_error"] / scale
-            return values
+            if "lower_bound" in found:
+                values["upper_bound"] = (most - found["lower_bound"]) / scale - bits
+            return values | {n: found[n] for n in ("khat",) if n in found}
 
         return measure
 
+    def settle(self, values: Values) -> Values:
+        """As the likelihood does."""
+        return self.likelihood.settle(values) if hasattr(self.likelihood, "settle") else values
+
     def warnings(self, values: Values) -> list[str]:
-        """Says that the units are mixed, where they are."""
+        """Says that the units are mixed, where they are; and what the likelihood says."""
+        said = bound_warning(values, "upper") if "upper_bound" in values else []
         if not self.as_published_code:
-            return []
+            return said
         return [
+            *said,
             "nats less bits, as published code computes it: the likelihood counts only ln 2 = "
-            "0.69 of what it should; for comparison with published numbers alone."
+            "0.69 of what it should; for comparison with published numbers alone.",
         ]
 
     def _on_levels(self, x: np.ndarray, num_levels: int) -> np.ndarray:

@@ -22,8 +22,8 @@ import numpy as np
 from probgen.bound import Bound
 from probgen.declared import declaration
 from probgen.errors import AlgorithmError
+from probgen.inference.interval import Weighted, settle
 from probgen.inference.likelihood import IWAE, importance_estimate
-from probgen.inference.scores.other_models import tail_warning
 from probgen.kinds import Many, Width
 from probgen.measure import Room, Rows, Values
 
@@ -33,7 +33,7 @@ SYMMETRIC = ("dist.Normal", "dist.MultivariateNormal", "dist.Laplace", "dist.Log
 
 
 @declaration
-class HierarchyRatio:
+class HierarchyRatio(Weighted):
     """L - L_{>k} of a hierarchical VAE: `VAE(latent=another VAE)`, or a program with a guide.
 
     In nats, larger is stranger. Assumes that the upper latents hold what data of this kind share,
@@ -52,7 +52,7 @@ class HierarchyRatio:
         particles_at_once: for memory.
 
     Gives per datum: `estimate`; `standard_error` where both have two particles or more; `bound`
-    and `bound_above`, both terms; `khat` of L.
+    and `bound_above`, both terms; `khat`, the larger of theirs.
 
     Raises: DeclarationError: settings. When bound: AlgorithmError: fewer than num_lowest + 1
         latents, no guide, global latents, a mode that is not the mean.
@@ -68,6 +68,7 @@ class HierarchyRatio:
 
     unit = "nats"
     larger_is_stranger = True
+    of_bound = ""
 
     @property
     def name(self) -> str:
@@ -89,7 +90,7 @@ class HierarchyRatio:
                 "estimate": ours["estimate"] - upper["estimate"],
                 "bound": ours["estimate"],
                 "bound_above": upper["estimate"],
-                "khat": ours["khat"],
+                "khat": np.fmax(ours["khat"], upper["khat"]),
             }
             if "standard_error" in ours and "standard_error" in upper:
                 # The two draw from keys of their own, so their errors are independent.
@@ -98,9 +99,9 @@ class HierarchyRatio:
 
         return measure
 
-    def warnings(self, values: Values) -> list[str]:
-        """Says for how many data the weights of L have too heavy a tail."""
-        return tail_warning(values["khat"], self.num_particles)
+    def settle(self, values: Values) -> Values:
+        """As many draws as the smaller term has must do for both."""
+        return settle(values, min(self.num_particles, self.num_particles_above))
 
 
 @declaration

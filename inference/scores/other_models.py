@@ -18,7 +18,8 @@ from probgen.declared import declaration
 from probgen.errors import AlgorithmError, DeclarationError, ProbgenError
 from probgen.fitted import Fitted
 from probgen.identity import identity
-from probgen.inference.likelihood import IWAE, importance_estimate, khat_warning
+from probgen.inference.interval import error_of_mean
+from probgen.inference.likelihood import IWAE, importance_estimate
 from probgen.inference.scores.moments import check_guide
 from probgen.measure import Room, Rows, Values
 from probgen.support import SupportCheck
@@ -101,7 +102,7 @@ def combined_error(
     """[n] standard error of a function of several IWAE estimates that share their noise.
 
     By the delta method: with relative weights r_mk = w_mk / mean_k w_mk the estimate moves by
-    (1/K) sum_k sum_m slope_m (r_mk - 1), whose error is the spread over k / sqrt(K).
+    (1/K) sum_k sum_m slope_m (r_mk - 1), whose error is that of a mean (`error_of_mean`).
 
     Args:
         slopes: derivative of the result by each estimate, numbers or [n].
@@ -113,7 +114,7 @@ def combined_error(
         num = log_w.shape[1]
         relative = num * np.exp(log_w - logsumexp(log_w, axis=1, keepdims=True))
         moved = moved + np.reshape(slope, (-1, 1)) * (relative - 1.0)
-    return np.asarray(moved).std(axis=1, ddof=1) / np.sqrt(num)
+    return error_of_mean(np.asarray(moved))
 
 
 def with_error(
@@ -123,11 +124,6 @@ def with_error(
     if log_ws[0].shape[1] < 2:
         return values
     return values | {"standard_error": combined_error(slopes, log_ws)}
-
-
-def tail_warning(khat: np.ndarray, num_particles: int) -> list[str]:
-    """`khat_warning`; nothing for a single particle, whose weights have no tail."""
-    return khat_warning(khat, num_particles) if num_particles > 1 else []
 
 
 def observed_site(bound: Bound, who: str) -> str:

@@ -19,7 +19,8 @@ import numpy as np
 from probgen.bound import Bound
 from probgen.declared import declaration
 from probgen.errors import AlgorithmError
-from probgen.inference.likelihood import IWAE, khat_warning
+from probgen.inference.interval import Weighted, as_upper
+from probgen.inference.likelihood import IWAE
 from probgen.inference.scores.moments import check_guide
 from probgen.inference.terms import compute
 from probgen.kinds import Many
@@ -29,11 +30,11 @@ Array = Any
 
 
 @declaration
-class NegativeLogLikelihood:
+class NegativeLogLikelihood(Weighted):
     """-log p(x), by the importance-weighted bound of K draws: an upper bound in expectation.
 
-    In nats, larger is stranger. Gives the standard error and diagnostics of `IWAE`, whose weights
-    it shares.
+    In nats, larger is stranger. Gives the standard error (where an interval holds) and diagnostics
+    of `IWAE`, whose weights it shares, and its bound turned: `upper_bound`.
 
     Assumes that what is foreign is improbable. Fails where foreign data are simpler than the
     training data, which then have a higher likelihood (SVHN under a model of CIFAR-10; black images
@@ -55,26 +56,18 @@ class NegativeLogLikelihood:
 
     unit = "nats"
     larger_is_stranger = True
+    of_bound = "upper"
 
     @property
     def name(self) -> str:
         return f"NegativeLogLikelihood({self.num_particles})"
 
     def start(self, room: Room) -> Callable:
-        """(rows, ids) -> estimate, standard_error, effective_particles, khat."""
+        """(rows, ids) -> estimate, upper_bound, standard_error, effective_particles, khat."""
         check_guide(room.bind()[0], self.name)
         likelihood: Any = IWAE(self.num_particles, self.particles_at_once)
         function = room.device(likelihood)
-
-        def run(rows: Any, ids: np.ndarray) -> Values:
-            values = function(rows, ids)
-            return {**values, "estimate": -values["estimate"]}
-
-        return run
-
-    def warnings(self, values: Values) -> list[str]:
-        """Says for how many data the weights have too heavy a tail."""
-        return khat_warning(values["khat"], self.num_particles)
+        return lambda rows, ids: as_upper(function(rows, ids))
 
 
 @declaration

@@ -18,11 +18,11 @@ from probgen.data.images import Images
 from probgen.declared import declaration
 from probgen.errors import DataError, DeclarationError
 from probgen.fitted import Fitted
+from probgen.inference.interval import Weighted
 from probgen.inference.scores.other_models import (
     Weights,
     bind_other,
     shown,
-    tail_warning,
     with_error,
 )
 from probgen.kinds import Many
@@ -35,7 +35,7 @@ KINDS = ("replace", "add")
 
 
 @declaration
-class LikelihoodRatio:
+class LikelihoodRatio(Weighted):
     """log p_bg(x) - log p(x), both by importance weighting with the same noise.
 
     In nats, larger is stranger. Assumes that the background model has learned what the data share
@@ -70,6 +70,7 @@ class LikelihoodRatio:
 
     unit = "nats"
     larger_is_stranger = True
+    of_bound = ""
 
     def __repr__(self) -> str:
         return (
@@ -101,10 +102,6 @@ class LikelihoodRatio:
             return with_error(values, (-1.0, 1.0), (ours["log_w"], theirs["log_w"]))
 
         return measure
-
-    def warnings(self, values: Values) -> list[str]:
-        """Says for how many data the weights of either model have too heavy a tail."""
-        return tail_warning(values["khat"], self.num_particles)
 
 
 def perturbed(

@@ -18,6 +18,7 @@ import numpy as np
 from probgen.declared import declaration
 from probgen.errors import DataError, DeclarationError
 from probgen.evaluation_table import Evaluation
+from probgen.inference.interval import Weighted
 from probgen.inference.scores.moments import check_guide
 from probgen.inference.scores.parts import NegativeLogLikelihood
 from probgen.inference.scores.reference import ReferenceData, over, set_reference
@@ -29,7 +30,7 @@ _BLOCK = 2**22  # numbers drawn at a time
 
 
 @declaration
-class Typicality:
+class Typicality(Weighted):
     """|-log p(x) - H|, H the mean of -log p over reference data: strange in either direction.
 
     In nats, larger is stranger. Its standard error is that of the datum's own log p, with H held
@@ -57,6 +58,7 @@ class Typicality:
 
     unit = "nats"
     larger_is_stranger = True
+    of_bound = ""
 
     def __post_init__(self) -> None:
         set_reference(self)
@@ -76,15 +78,12 @@ class Typicality:
 
         def run(rows: Any, ids: np.ndarray) -> Values:
             values = function(rows, ids)
+            del values["upper_bound"]  # none of a distance
             nll = values["estimate"]
             estimate = np.abs(nll - entropy)
             return {**values, "estimate": estimate, "nll": nll, "entropy": 0.0 * nll + entropy}
 
         return run
-
-    def warnings(self, values: Values) -> list[str]:
-        """As those of the likelihood."""
-        return NegativeLogLikelihood(self.num_particles).warnings(values)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

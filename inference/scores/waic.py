@@ -9,11 +9,11 @@ import numpy as np
 
 from probgen.declared import declaration
 from probgen.fitted import Fitted
+from probgen.inference.interval import Weighted
 from probgen.inference.scores.other_models import (
     Weights,
     bind_other,
     shown,
-    tail_warning,
     with_error,
 )
 from probgen.kinds import Many, Rule
@@ -27,7 +27,7 @@ at_least_two = Rule(
 
 
 @declaration
-class WAIC:
+class WAIC(Weighted):
     """Spread of an ensemble's log-likelihoods about a datum, less their mean.
 
         -(mean_m log p_m(x) - Var_m[log p_m(x)]),   the variance with divisor M - 1
@@ -61,6 +61,7 @@ class WAIC:
 
     unit = "nats"
     larger_is_stranger = True
+    of_bound = ""
 
     def __repr__(self) -> str:
         return (
@@ -99,7 +100,3 @@ class WAIC:
             return with_error(values, list(slopes.T), [f["log_w"] for f in found])
 
         return measure
-
-    def warnings(self, values: Values) -> list[str]:
-        """Says for how many data the weights of some model have too heavy a tail."""
-        return tail_warning(values["khat"], self.num_particles)

@@ -194,6 +194,7 @@ def _table(chosen: list[Measure], parts: list, info: dict, common: list[str]) ->
         m.name: {q: np.concatenate([p[m.name][q] for p in parts]) for q in parts[0][m.name]}
         for m in chosen
     }
+    values |= {m.name: m.settle(values[m.name]) for m in chosen if hasattr(m, "settle")}
     said = {
         m.name: [*common, *(m.warnings(values[m.name]) if hasattr(m, "warnings") else [])]
         for m in chosen
