@@ -69,7 +69,7 @@ def test_results_do_not_depend_on_the_chunks(b):
     assert record["gap"]["mean"] == pytest.approx(whole.gap.mean())
     assert record["per_datum"]["forward"] == whole.forward.tolist()
     text = repr(whole)
-    assert "6 simulated data by AIS(15" in text and "upper, stochastic" in text
+    assert "6 simulated data by AIS(15" in text and "an upper one in expectation" in text
     assert f"{whole.forward.mean():.3f}" in text and "proxy" in text
 
 
