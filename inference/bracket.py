@@ -21,16 +21,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from probgen.backends.protocol import Backend
-from probgen.errors import AlgorithmError, NonFiniteError, NotByRow
+from probgen.declared import checked
+from probgen.errors import NonFiniteError, NotByRow
 from probgen.feed import merge_inputs
-from probgen.fitted import Fitted
+from probgen.fitted import AnyFitted
 from probgen.inference.ais import AIS, in_double, summary
+from probgen.kinds import Count, Inputs
 from probgen.progress import bar
 from probgen.seeds import check_seed
 
@@ -127,14 +128,15 @@ _ARRAYS = (
 )  # fmt: skip
 
 
+@checked
 def bdmc(
-    fitted: Fitted,
-    num_simulations: int = 100,
+    fitted: AnyFitted,
+    num_simulations: Count = 100,
     method: AIS | None = None,
     *,
     seed: int | None = None,
-    inputs: Mapping[str, Any] | None = None,
-    chunk_size: int = 100,
+    inputs: Inputs = None,
+    chunk_size: Count = 100,
     backend: str | Backend = "auto",
     device: str = "auto",
     progress_bar: bool = True,
@@ -160,16 +162,6 @@ def bdmc(
     """
     method = AIS() if method is None else method
     seed = check_seed(seed, "bdmc")
-    if not isinstance(fitted, Fitted) or not isinstance(method, AIS):
-        raise AlgorithmError(
-            f"bdmc: got {type(fitted).__name__} and {type(method).__name__}, expected a Fitted and "
-            "an AIS, such as bdmc(fitted, 100, AIS(num_steps=1000), seed=0)."
-        )
-    if num_simulations < 1 or chunk_size < 1:
-        raise AlgorithmError(
-            f"bdmc: got num_simulations={num_simulations}, chunk_size={chunk_size}, expected 1 or "
-            "more."
-        )
     b = fitted.resolve(backend, device)
     constants, per_datum = merge_inputs(fitted.model, {}, inputs, size=num_simulations)
     fitted = dataclasses.replace(fitted, constants={**fitted.constants, **constants})

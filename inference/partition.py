@@ -18,9 +18,9 @@ import numpy as np
 
 from probgen.backends.protocol import Backend
 from probgen.bound import Bound
-from probgen.declared import declaration
+from probgen.declared import checked, declaration
 from probgen.errors import AlgorithmError, DataError, NonFiniteError, ShapeError
-from probgen.fitted import Fitted
+from probgen.fitted import AnyFitted
 from probgen.inference.ais import AIS, in_double, summary
 from probgen.inference.annealing import Annealer, Path
 from probgen.inference.interval import lower_limit
@@ -118,8 +118,9 @@ class LogPartition:
         )
 
 
+@checked
 def log_partition(
-    fitted: Fitted,
+    fitted: AnyFitted,
     method: AIS | None = None,
     *,
     base: Gaussian | None = None,
@@ -152,11 +153,6 @@ def log_partition(
     """
     method = AIS() if method is None else method
     seed = check_seed(seed, "log_partition")
-    if not isinstance(fitted, Fitted):
-        raise AlgorithmError(
-            f"log_partition: got {type(fitted).__name__}, expected a Fitted: a model with "
-            "parameters."
-        )
     b = fitted.resolve(backend, device)
     bound, params = fitted.bind(b)
     if bound.is_normalized:

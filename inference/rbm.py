@@ -20,7 +20,7 @@ from scipy.special import logsumexp
 
 from probgen.backends import resolve
 from probgen.backends.protocol import Backend
-from probgen.declared import declaration
+from probgen.declared import checked, declaration
 from probgen.errors import AlgorithmError, ShapeError
 from probgen.inference.ais import AIS, in_double, summary
 from probgen.inference.annealing import add_exactly, schedule
@@ -84,6 +84,7 @@ class RBM:
         return float(logsumexp(parts))
 
 
+@checked
 def rbm_log_partition(
     machine: RBM,
     method: AIS | None = None,

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
+from probgen.declared import argument
 from probgen.errors import DeclarationError, UnknownName
+from probgen.kinds import Count, NonNegative, PathLike, Text
 
 
 class Callback:
@@ -51,10 +53,11 @@ class EarlyStopping(Callback):
     mode: str = "max"
 
     def __post_init__(self) -> None:
-        if self.mode not in ("max", "min"):
-            raise DeclarationError(
-                f"EarlyStopping: got mode {self.mode!r}, expected 'max' or 'min'."
-            )
+        who = "EarlyStopping"
+        argument(who, Text, monitor=self.monitor)
+        self.patience = argument(who, Count, patience=self.patience)
+        self.min_delta = argument(who, NonNegative, min_delta=self.min_delta)
+        argument(who, Literal["max", "min"], mode=self.mode)
 
     def _stale(self, values: np.ndarray) -> int:
         sign = 1.0 if self.mode == "max" else -1.0
@@ -84,9 +87,8 @@ class TensorBoard(Callback):
     """
 
     def __init__(self, log_dir: str | os.PathLike, every: int = 1):
-        if every < 1:
-            raise DeclarationError(f"TensorBoard: got every={every}, expected 1 or more steps.")
-        self.log_dir, self.every = log_dir, every
+        self.log_dir = argument("TensorBoard", PathLike, log_dir=log_dir)
+        self.every = argument("TensorBoard", Count, every=every)
         self._writer: Any = None
 
     def on_start(self, progress: Any) -> None:

@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+from probgen.declared import argument
 from probgen.errors import DeclarationError, UnknownDistribution, UnknownName
+from probgen.kinds import Axes, Size
 from probgen.masked import refuse_masked
 from probgen.words import did_you_mean
 
@@ -107,12 +109,14 @@ class Deferred:
 
     def expand(self, batch_shape: Any) -> Deferred:
         """The same distribution, repeated independently over `batch_shape`."""
-        shape = (batch_shape,) if isinstance(batch_shape, int) else tuple(batch_shape)
-        return self._call("expand", shape)
+        taken = argument(f"dist.{self.name}.expand", Size | Sequence[Size], batch_shape=batch_shape)
+        return self._call("expand", (taken,) if isinstance(taken, int) else taken)
 
     def to_event(self, reinterpreted_batch_ndims: int) -> Deferred:
         """Takes the last `n` batch axes into the event: its log-probability sums over them."""
-        return self._call("to_event", reinterpreted_batch_ndims)
+        where = f"dist.{self.name}.to_event"
+        count = argument(where, Axes, reinterpreted_batch_ndims=reinterpreted_batch_ndims)
+        return self._call("to_event", count)
 
     def mask(self, mask: Any) -> Deferred:
         """Where `mask` is false the log-probability counts zero."""

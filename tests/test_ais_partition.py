@@ -177,7 +177,7 @@ def test_a_start_that_does_not_fit_is_refused(backend):
         rbm_log_partition(RBM(np.zeros((1, 1)), np.zeros(1), np.zeros(1)), backend=backend)
     with pytest.raises(AlgorithmError, match="is normalised"):
         log_partition(ppca(), small, seed=0, backend=backend)
-    with pytest.raises(AlgorithmError, match="expected a Fitted"):
+    with pytest.raises(DeclarationError, match="expected a Fitted"):
         log_partition(clusters, small, seed=0, backend=backend)
     with pytest.raises(ShapeError, match=r"a datum's, \(2,\)"):
         log_partition(HILLS, small, base=Gaussian(np.zeros(3), 1.0), seed=0, backend=backend)

@@ -79,6 +79,24 @@ def test_a_plate_has_a_whole_number_of_places(backend, size):
         pg.fit(repeated, X[:, 0], SVI(ELBO()), backend=backend, **FIT)
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: pg.dist.Normal(0.0, 1.0).expand(-1), lambda: pg.dist.Normal(0.0, 1.0).expand("3"),
+        lambda: pg.dist.Normal(0.0, 1.0).expand([2.5]),
+        lambda: pg.dist.Normal(0.0, 1.0).expand(None),
+        lambda: pg.dist.Normal(0.0, 1.0).to_event(1.5),
+        lambda: pg.dist.Normal(0.0, 1.0).to_event(True),
+        lambda: pg.EarlyStopping(patience=0), lambda: pg.EarlyStopping(min_delta=float("nan")),
+        lambda: pg.EarlyStopping(mode="least"), lambda: pg.EarlyStopping(monitor=None),
+        lambda: pg.TensorBoard(None), lambda: pg.TensorBoard("events", every=1.5),
+    ],
+)  # fmt: skip
+def test_what_is_declared_beside_declarations_is_checked_too(make):
+    with pytest.raises(DeclarationError, match="got .*, expected"):
+        make()
+
+
 def test_names_of_arguments_are_checked_too(backend):
     with pytest.raises(UnknownName, match="fit: got an argument 'num_step'.*'num_steps'"):
         fit(num_step=3, backend=backend)
