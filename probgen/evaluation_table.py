@@ -77,8 +77,7 @@ class Evaluation:
                     f"Evaluation: got no unit or no direction of {name!r}, expected one of each "
                     "measure: units={...: 'nats'}, larger_is_stranger={...: True}."
                 )
-            if "/" in name:
-                raise DataError(f"Evaluation: got a measure {name!r}, expected a name without '/'.")
+            check_name(name)
             arrays = {}
             for quantity, array in group.items():
                 array = np.asarray(array)
@@ -361,3 +360,13 @@ class Evaluation:
             )
         except (DataError, ValueError) as error:
             raise SaveError(f"{path}: its table cannot be read ({error}).") from error
+
+
+def check_name(name: str) -> None:
+    """Refuses a measure's name that would be two.
+
+    Raises:
+        DataError: it has a slash.
+    """
+    if "/" in name:
+        raise DataError(f"Evaluation: got a measure {name!r}, expected a name without '/'.")

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from probgen.errors import SaveError
+from probgen.errors import OtherRun, SaveError
 from probgen.reading import TYPES
 
 
@@ -101,13 +101,14 @@ def check_folder(folder: Path, config: Mapping[str, Any], kind: str) -> None:
     """Refuses a folder whose config is not one of this kind.
 
     Raises:
-        SaveError: another kind, a version that says too little, or a field that is not of its form.
+        OtherRun: a format version that says too little to tell whose it is.
+        SaveError: another kind, or a field that is not of its form.
     """
     held, wanted = config.get("kind"), KINDS[kind]
     if held != kind:
         raise SaveError(f"{folder}: holds {says(held)}, expected {wanted.says}.")
     if config["version"] < wanted.since:
-        raise SaveError(
+        raise OtherRun(
             f"{folder}: holds {wanted.says} of format version {config['version']} (probgen 0.1), "
             "which does not say enough to tell whose numbers they are, expected version "
             f"{wanted.since}; make it again, or read it with the probgen that wrote it."

@@ -91,19 +91,28 @@ def _plain(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
+def read_json(file: Path, what: str) -> Any:
+    """The JSON in a file of at most `TEXT_BYTES`.
+
+    Raises:
+        SaveError: no regular file, larger, or no JSON.
+    """
+    with open_regular(file, what) as stream:
+        try:
+            text = stream.read(TEXT_BYTES + 1)
+            if len(text) > TEXT_BYTES:
+                raise ValueError(f"more than {TEXT_BYTES:,} bytes")
+            return json.loads(text.decode("utf-8"))
+        except (ValueError, OSError, RecursionError) as error:
+            raise SaveError(f"{file}: cannot be read as JSON ({error}).") from error
+
+
 def read_header(folder: Path) -> dict:
     """The config of a folder of probgen's, of which no more is known than that it is one."""
     file = folder / "config.json"
     if not os.path.lexists(file):
         raise SaveError(f"{folder}: has no config.json, expected a folder written by probgen.")
-    with open_regular(file, "the JSON of a run") as stream:
-        try:
-            text = stream.read(TEXT_BYTES + 1)
-            if len(text) > TEXT_BYTES:
-                raise ValueError(f"more than {TEXT_BYTES:,} bytes")
-            config = json.loads(text.decode("utf-8"))
-        except (ValueError, OSError, RecursionError) as error:
-            raise SaveError(f"{file}: cannot be read as JSON ({error}).") from error
+    config = read_json(file, "the JSON of a run")
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         raise SaveError(
             f"{folder}: got the config of another program, expected format {FORMAT!r}; "

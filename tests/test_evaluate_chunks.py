@@ -368,6 +368,13 @@ def test_what_cannot_be_evaluated_is_refused_in_words(b, call, error, text):
         call(b)
 
 
+def test_a_name_that_would_be_two_is_refused_before_anything_is_computed(b, tmp_path):
+    measure = Host("a/b")
+    with pytest.raises(DataError, match="without '/'"):
+        evaluate(b, [measure], path=tmp_path / "t")
+    assert not measure.seen and not list(tmp_path.iterdir())
+
+
 # ---- warnings -----------------------------------------------------------------------------------
 
 

@@ -7,13 +7,12 @@ that no result is lost silently, unless it is told to overwrite.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from probgen import place
+from probgen import place, reading
 from probgen.errors import OtherRun, SaveError
 from probgen.evaluation.report.text import plain
 
@@ -71,6 +70,6 @@ def refused(what: Path, why: OtherRun | None = None) -> SaveError:
 def _settings(folder: Path) -> Any:
     """The settings of the page that stands there; None where they cannot be told."""
     try:
-        return json.loads((folder / "report.json").read_text("utf-8")).get("settings")
-    except (OSError, ValueError, AttributeError):
+        return reading.read_json(folder / "report.json", "a report").get("settings")
+    except (SaveError, AttributeError):
         return None

@@ -17,7 +17,7 @@ from probgen.content import RowsMark
 from probgen.data.sources import ArraySource, LazySource, as_source
 from probgen.declared import checked
 from probgen.errors import AlgorithmError, DataError
-from probgen.evaluation_table import Evaluation
+from probgen.evaluation_table import Evaluation, check_name
 from probgen.explain import explain
 from probgen.feed import merge_inputs
 from probgen.fitted import AnyFitted
@@ -169,6 +169,8 @@ def _checked(measures: Any) -> list[Measure]:
                 "expected one such as IWAE(num_particles=1000) or another of probgen.inference."
             )
     labels = [m.name for m in chosen]
+    for name in labels:
+        check_name(name)
     twice = sorted({n for n in labels if labels.count(n) > 1})
     if twice:
         raise AlgorithmError(
