@@ -146,6 +146,24 @@ def test_a_computed_argument_outside_its_domain_makes_the_density_nan(b, family)
     assert np.isnan(got).all(), list(zip([n for n, _ in broken], got, strict=True))
 
 
+def test_a_divergence_of_a_scale_below_zero_is_nan(b):
+    """By (scale / scale)^2 alone it would be the number that |scale| has."""
+
+    def fn_of(scale):
+        def program():
+            with pg.data_plate():
+                pg.sample("z", dist.Normal(0.25, scale).expand([2]).to_event(1))
+
+        z = b.asarray(np.zeros((1, 2), np.float32))
+        return b.trace(program, {}, values={"z": z}, batch_size=1)["z"].fn
+
+    wrong, right, prior = (fn_of(b.asarray(np.float32(s))) for s in (-0.5, 0.5, 2.0))
+    assert np.isnan(b.to_numpy(b.kl_divergence(wrong, prior))).all()
+    assert np.isnan(b.to_numpy(b.kl_divergence(prior, wrong))).all()
+    want = 2 * (0.5 * (0.0625 - 1.0) + np.log(4.0))
+    np.testing.assert_allclose(b.to_numpy(b.kl_divergence(right, prior)), [want], rtol=1e-6)
+
+
 @pg.model
 def learned_concentration():
     """The likeliest concentration of values near 0 is near 0: a step too long goes below it."""

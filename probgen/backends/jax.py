@@ -16,7 +16,7 @@ import optax
 from probgen import optim
 from probgen.backends import jax_mcmc, jax_ops, jax_probe, jax_rows
 from probgen.backends.jax_lowering import Lowering, normal_base, read_arguments, run_program
-from probgen.backends.lowering import edges, held_integers, in_support
+from probgen.backends.lowering import edges, gaussian_kl, held_integers, in_support
 from probgen.backends.protocol import Optimizer, Site
 from probgen.errors import BackendError, NotByRow, ShapeError
 from probgen.trees import tree_map
@@ -271,6 +271,9 @@ class JaxBackend:
 
     def kl_divergence(self, q: Any, p: Any) -> jax.Array | None:
         """KL(q || p) where NumPyro has the closed form, [*batch]; None where it has not."""
+        closed = gaussian_kl(q, p, normal_base, jax_ops)
+        if closed is not None:
+            return closed
         try:
             q = _unexpanded(q)
             return numpyro_dist.kl_divergence(q, _like_multivariate(_unexpanded(p), q))

@@ -259,6 +259,22 @@ def declarations(run: Run) -> dict[str, Deferred]:
     return {n: d for n, d in found.items() if isinstance(d, Deferred)}
 
 
+def gaussian_kl(q: Any, p: Any, base: Callable, ops: Any) -> Any:
+    """KL(q || p) of independent Gaussians, [*batch], nats; None for anything else.
+
+    The libraries' takes log (q.scale / p.scale)^2, which is a number for a scale below 0.
+    """
+    a, c, ndim = base(q), base(p), len(q.event_shape)
+    if a is None or c is None or len(p.event_shape) != ndim:
+        return None
+    ratio, distance = a.scale / c.scale, (a.loc - c.loc) / c.scale
+    logs = ops.log(a.scale) - ops.log(c.scale)
+    each = 0.5 * (ratio * ratio + distance * distance - 1.0) - logs
+    shapes = ((*x.batch_shape, *x.event_shape) for x in (q, p))
+    each = ops.broadcast_to(each, np.broadcast_shapes(*shapes))
+    return ops.sum(each, axis=tuple(range(-ndim, 0))) if ndim else each
+
+
 def plain_log_prob(fn: Any, value: Any) -> Any:
     """The library's own."""
     return fn.log_prob(value)

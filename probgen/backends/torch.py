@@ -14,7 +14,7 @@ import torch
 
 from probgen import optim
 from probgen.backends import keys, torch_mcmc, torch_ops, torch_optim, torch_random, torch_rows
-from probgen.backends.lowering import edges, held_integers, in_support
+from probgen.backends.lowering import edges, gaussian_kl, held_integers, in_support
 from probgen.backends.protocol import Optimizer, Site
 from probgen.backends.torch_compile import Compiled
 from probgen.backends.torch_lowering import Lowering, normal_base, read_arguments, run_program
@@ -313,6 +313,9 @@ class TorchBackend:
 
     def kl_divergence(self, q: Any, p: Any) -> torch.Tensor | None:
         """KL(q || p) where torch has the closed form, [*batch]; None where it has not."""
+        closed = gaussian_kl(q, p, normal_base, torch_ops)
+        if closed is not None:
+            return closed
         try:
             with pyro_turn, pyro.validation_enabled(False):
                 return torch.distributions.kl_divergence(q, _like_multivariate(p, q))
