@@ -7,6 +7,7 @@ Its gradient by the arguments is scipy's by finite differences. A family joins w
 
 import numpy as np
 import pytest
+import scipy.stats as st
 from dist_instances import INSTANCES
 
 import probgen as pg
@@ -132,3 +133,29 @@ def _compare_gradient(instance, arguments, name, got, values, finite):
     want = (up - down) / (2 * step)
     size = np.abs(want).sum() + 1.0 / max(abs(value), 1.0)
     np.testing.assert_allclose(got, want.sum(), atol=2e-3 * size + 1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    "bounds", [(8.0, np.inf), (-1.0, 1.0), (-np.inf, -30.0), (20.0, 20.5), (-0.5, 40.0)]
+)
+def test_draws_of_a_truncated_normal_stay_inside_and_have_its_distribution(b, bounds):
+    """Kolmogorov-Smirnov's distance of 4,000 draws from scipy's law; 2.5 / sqrt(n) is a level of
+    1e-5. NumPyro's own draws leave the bounds far out."""
+    if b.name != "jax":
+        pytest.skip("TruncatedNormal is a distribution of JAX")
+    ends = {k: v for k, v in zip(("low", "high"), bounds, strict=True) if np.isfinite(v)}
+
+    def program():
+        with pg.data_plate():
+            pg.sample("x", dist.TruncatedNormal(0.0, 1.0, **ends))
+
+    site = b.trace(program, {}, key=b.key(3), batch_size=4000)["x"]
+    x = np.sort(b.to_numpy(site.value).astype(np.float64))
+    assert x[0] >= bounds[0] and x[-1] <= bounds[1]
+    assert np.isfinite(b.to_numpy(site.log_prob)).all()
+    cdf = st.truncnorm(*bounds).cdf(x)
+    rank = np.arange(1, len(x) + 1) / len(x)
+    assert abs(cdf - rank).max() < 2.5 / np.sqrt(len(x)) + 1 / len(x)
+    mean = float(np.mean(b.to_numpy(b.mean(site.fn))))
+    want, sd = st.truncnorm(*bounds).mean(), st.truncnorm(*bounds).std()
+    assert abs(mean - want) < 1e-3 * sd + 1e-5 * abs(want)
