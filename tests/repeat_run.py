@@ -90,7 +90,8 @@ OF_A_VAE = [
     ELBO(3), ELBO(3, analytic_kl=False), IWAE(20), scores.NegativeLogLikelihood(20),
     scores.ReconstructionError(4), scores.KLTerm(4), scores.Mahalanobis(KNOWN),
     scores.Typicality(KNOWN, 4), scores.GradientNorm(KNOWN),
-    scores.BiasCorrected(None, 4), scores.LPath(KNOWN), scores.Resultant(KNOWN, 4),
+    scores.BiasCorrected(None, 4), scores.LPath(KNOWN),
+    scores.Resultant(KNOWN, 4, image_shape=(8, 8, 1)),
     LikelihoodRegret(search="posterior", num_draws=10, num_steps=5),
     LikelihoodRegret(num_draws=10, num_steps=3), AIS(4, num_chains=3, num_pilot_steps=10),
 ]  # fmt: skip

@@ -14,11 +14,11 @@ FAST = AIS(30, num_chains=8, num_leapfrog=5)
 
 
 def check_bracket(out, exact):
-    """Below and above in expectation, to two standard errors; and both weights unbiased, E[p_hat] =
+    """Below and above in expectation, to 4.5 standard errors; and both weights unbiased, E[p_hat] =
     p forward and E[1 / p_hat] = 1 / p reverse, which a sign or an order that is wrong breaks. With
     few temperatures the tail that holds the mean is not seen, so that is asked at small gaps."""
     for off in (out.forward - exact, exact - out.reverse):
-        assert off.mean() < 2 * off.std() / len(off) ** 0.5
+        assert off.mean() < 4.5 * off.std() / len(off) ** 0.5
         if abs(off.mean()) < 0.2:
             within(np.exp(off), 1.0)
     return out.mean("gap")[0]

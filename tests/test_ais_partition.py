@@ -69,7 +69,7 @@ def quadrature(log_density, extent=8.0, count=400):
     return math.log(np.trapezoid(np.trapezoid(values, axis), axis))
 
 
-def near(out, truth, num_errors=3.0):
+def near(out, truth, num_errors=4.5):
     assert out.standard_error < 0.02
     assert abs(out.estimate - truth) < num_errors * out.standard_error, (out, truth)
 
@@ -84,7 +84,7 @@ def test_log_z_of_a_mixture_is_that_of_quadrature_from_any_start(b):
     out = log_partition(HILLS, METHOD, base=covering, samples=draws, seed=1, backend=b)
     near(out, truth)
     # These samples are exact, so the reverse estimate is too, and lies above in expectation.
-    assert abs(out.reverse - truth) < 3 * out.reverse_error < 0.06
+    assert abs(out.reverse - truth) < 4.5 * out.reverse_error < 0.09
     assert "approximate" in repr(out) and f"log Z >= {out.lower_bound:.4f} nats" in repr(out)
     assert out.lower_bound < truth
     json.dumps(out.to_dict())
@@ -107,7 +107,7 @@ def test_energies_give_a_density_that_is_labelled(b):
     np.testing.assert_allclose(raw["estimate"], hills_log_density(x), rtol=1e-4, atol=1e-3)
     np.testing.assert_allclose(raw["estimate"] - out.estimate, density["estimate"], atol=1e-3)
     total = np.exp(density["estimate"].astype(np.float64)).sum() * 0.01
-    assert abs(math.log(total)) < 3 * out.standard_error + 1e-3
+    assert abs(math.log(total)) < 4.5 * out.standard_error + 1e-3
     np.testing.assert_allclose(density["standard_error"], out.standard_error, rtol=1e-5)
     assert "unnormalised" in plain.name and plain.unit == "nats + constant"
     assert normal.direction == "upper, stochastic" and "AIS(100" in normal.name

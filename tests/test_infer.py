@@ -32,16 +32,20 @@ def test_nuts_keeps_a_posterior_known_in_closed_form(case, small):
     check(run(model, data, small, sized(NUTS, small, **options), inputs=inputs))
 
 
-@pytest.mark.parametrize("options", [{"trajectory_length": 2.0}, {"num_steps": 3}])
+@pytest.mark.parametrize("options", [{"trajectory_length": 2.0}, {"num_steps": 2}])
 def test_hmc_keeps_a_posterior_known_in_closed_form(options, small):
-    """Steps settle near 0.75, so that a length of 1.5 was now and then one step, and a slow walk:
-    23 to 120 effective draws over seeds; of 2.0 it is two or three, and 250 or more."""
-    method = sized(HMC, small, **options)
+    """Steps settle near 0.8 standard deviations: a length of 1.5 is one step then, a slow walk (23
+    to 120 effective draws over seeds), and three steps come near half a turn, from which squares do
+    not move (31 to 200). Two are near a quarter, where draws are all but independent, once the
+    scales are known well: hence a warm-up of 300, whose last window has 100 draws (500 and more).
+    """
+    sizes = {} if small.name == "jax" else {"num_warmup": 300, "num_samples": 400}
+    method = sized(HMC, small, **sizes, **options)
     draws = run(regression, {"y": Y}, small, method, inputs={"covariates": C})
     check_regression(draws)
     assert "tree_depth" not in draws.sample_stats
     if "num_steps" in options:
-        assert (draws.sample_stats.n_steps == 3).all()
+        assert (draws.sample_stats.n_steps == 2).all()
 
 
 def test_latents_of_a_fitted_vae_have_their_exact_posterior(small):
