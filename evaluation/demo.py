@@ -266,7 +266,7 @@ def run(
         f"measure  held-out ELBO {numbers['elbo'][0]:.2f} ± {numbers['elbo'][1]:.2f} nats per digit"
     )
     say(
-        f"         log p(x) about {numbers['log_p'][0]:.2f} ± {numbers['log_p'][1]:.2f} "
+        f"         log p(x) above {numbers['log_p'][0]:.2f} ± {numbers['log_p'][1]:.2f} "
         f"(K = {chosen.num_particles}): {watch.parts['likelihoods']:.0f} s"
     )
     typical = int(np.argsort(numbers["log_p_each"])[len(held_out) // 2])

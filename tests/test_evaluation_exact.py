@@ -42,7 +42,7 @@ def test_a_thousand_particles_give_log_p(b, faults):
     assert abs(off.mean()) < 4 * error(off) + 0.002  # its bias, Var w / 2 K
     given = ~np.isnan(own)
     missed = (np.abs(off) > 1.96 * own).sum()
-    assert missed < 0.07 * given.sum() + 4.5 * np.sqrt(0.07 * given.sum())
+    assert missed <= 0.07 * given.sum() + 4.5 * np.sqrt(0.07 * given.sum())
     assert np.ptp(MODEL.log_prob(X)) > 5  # and not since all are alike
 
 
