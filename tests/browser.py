@@ -62,7 +62,10 @@ def find() -> str:
     if known:
         return known
     script = subprocess.run(
-        ["sh", str(ROOT / "tools" / "get_chromium.sh")], capture_output=True, text=True, timeout=600
+        ["sh", str(ROOT / "tools" / "get_chromium.sh")],
+        capture_output=True,
+        text=True,
+        timeout=1200,
     )
     if script.returncode:
         reason = script.stderr.strip().splitlines()[-1:] or ["no reason given"]
@@ -92,7 +95,7 @@ def look(browser: str, page: str, width: int, *, dark: bool = False) -> Findings
             ],
             capture_output=True,
             text=True,
-            timeout=180,
+            timeout=1200,
         )
     match = re.search(r'data-found="([^"]*)"', ran.stdout)
     assert match, f"the page was not measured: {ran.stderr[-2000:]}"

@@ -213,7 +213,7 @@ def test_nan_is_not_saved_either(folders, tmp_path):
 @pytest.mark.parametrize("kind", cases.KINDS)
 @pytest.mark.parametrize("file", ["config.json", "arrays"])
 @pytest.mark.parametrize("what", ["a pipe", "a device", "a folder", "a loop"])
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(600)
 def test_only_regular_files_are_read(folders, tmp_path, kind, file, what):
     folder = cases.copied(folders[kind], tmp_path)
     place = folder / file if file != "arrays" else next(folder.glob("*.safetensors"))
@@ -263,7 +263,7 @@ LARGE = {
 
 
 @pytest.mark.parametrize("what", LARGE)
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(600)
 def test_sizes_far_beyond_what_is_stored_are_refused_before_they_are_built(folders, tmp_path, what):
     folder = declared(cases.copied(folders["run"], tmp_path), LARGE[what])
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

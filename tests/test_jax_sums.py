@@ -62,7 +62,7 @@ def start(code: str, *arguments: str, flags: str | None = None) -> subprocess.Po
 
 
 def end(process: subprocess.Popen) -> str:
-    out, error = process.communicate(timeout=600)
+    out, error = process.communicate(timeout=1200)
     assert process.returncode == 0, error[-2000:]
     return out
 

@@ -44,9 +44,9 @@ def start(backend, compile, folder, out):
 
 def kill_at_a_random_moment(process, folder, rng):
     """SIGKILL between 0 and 0.5 s after the process has written a checkpoint of its own."""
-    before, deadline = steps_in(folder), time.monotonic() + 240
+    before, deadline = steps_in(folder), time.monotonic() + 1200
     while steps_in(folder) == before and process.poll() is None:
-        assert time.monotonic() < deadline, "no checkpoint in four minutes"
+        assert time.monotonic() < deadline, "no checkpoint in twenty minutes"
         time.sleep(0.005)
     time.sleep(rng.uniform(0, 0.5))
     process.send_signal(signal.SIGKILL)
@@ -66,7 +66,7 @@ def check_killed_and_resumed(backend, compile, tmp_path, kills):
             break
         killed.append(steps_in(folder)[-1])
     process = start(backend, compile, folder, out)
-    _, said = process.communicate(timeout=300)
+    _, said = process.communicate(timeout=1200)
     assert process.returncode == 0, said
     assert killed and killed == sorted(killed) and killed[0] < NUM_STEPS
     whole, resumed = run(backend, compile), Fitted.from_pretrained(out)

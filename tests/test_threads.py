@@ -150,7 +150,7 @@ def test_a_compiled_function_waits_for_nobody(backend_name):
     thread = threading.Thread(target=lambda: found.append(float(fn(b.key(0)))), daemon=True)
     with turn:
         thread.start()
-        thread.join(timeout=300)
+        thread.join(timeout=1200)
     assert found == [expected]
 
 
