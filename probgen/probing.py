@@ -22,7 +22,7 @@ from probgen.dist import did_you_mean
 from probgen.errors import DeclarationError, ProbgenError, UnknownName
 from probgen.modelling import Model, arguments, call_arguments
 from probgen.program import DATA_PLATE
-from probgen.structure import Structure, structure_of
+from probgen.structure import SiteInfo, Structure, structure_of
 from probgen.support import check_types
 
 Arrays = Mapping[str, Any]
@@ -141,7 +141,11 @@ class Probe:
                 found, sites = once(values)
             except Exception:
                 raise error from None
-        return structure_of(b, found, sites), sites
+        structure = structure_of(b, found, sites)
+        for name, site in structure.sites.items():
+            if site.is_fixed and name not in rows:
+                _check_counts(structure, name, size)
+        return structure, sites
 
     def _inputs(self, data: Arrays) -> dict[str, Any]:
         """Arrays that the program takes as arguments."""
@@ -175,10 +179,10 @@ class Probe:
 
     def _check(self, structure: Structure, name: str, got: tuple[int, ...], size: Any) -> None:
         site = structure.sites[name]
-        sizes = {**structure.plate_sizes, DATA_PLATE: size}
+        batch = np.broadcast_shapes(structure.plate_shape(name, size), site.batch_shape)
         check_value(
-            f"data {name!r}", got, structure.plate_shape(name, size), site.event_shape,
-            where={p: sizes[p] for p in site.plates}, is_local=site.is_local,
+            f"data {name!r}", got, batch, site.event_shape,
+            where=_sizes_of(structure, site, size), is_local=site.is_local,
         )  # fmt: skip
 
     def _with_rows(
@@ -202,6 +206,30 @@ NO_SIZE = (
     "pg.data_plate: nothing tells how many data there are, expected data of a site inside it, or "
     "an input with one row a datum; give one of them."
 )
+
+
+def _sizes_of(structure: Structure, site: SiteInfo, size: Any) -> dict[str, Any]:
+    sizes = {**structure.plate_sizes, DATA_PLATE: size}
+    return {p: sizes[p] for p in site.plates}
+
+
+def _check_counts(structure: Structure, name: str, size: Any) -> None:
+    """Refuses a native program's `obs=` of which a value would count more than once.
+
+    Such a program may have batch axes outside its plates, each value of which counts once.
+    """
+    site = structure.sites[name]
+    batch = np.broadcast_shapes(structure.plate_shape(name, size), site.batch_shape)
+    own = site.shape[: max(0, len(site.shape) - len(site.event_shape))]
+    try:
+        is_once = np.broadcast_shapes(batch, own) == own
+    except ValueError:
+        is_once = False
+    if not is_once:
+        check_value(
+            f"site {name!r}, obs=", site.shape, batch, site.event_shape,
+            where=_sizes_of(structure, site, size), is_local=site.is_local,
+        )  # fmt: skip
 
 
 def _shape(value: Any) -> tuple[int, ...]:

@@ -22,7 +22,8 @@ class SiteInfo(NamedTuple):
     kind: sample, factor or deterministic; plates: names, the data plate's included;
     event_shape and support: of its distribution; distribution: the declaration as text;
     is_fixed: the program itself gives its value (`obs=`); declaration: the distribution itself;
-    has_rows: such a value has as many rows as there are data; shape: of the value in that run.
+    has_rows: such a value has as many rows as there are data; shape: of the value in that run;
+    batch_shape: of the distribution, within the plates but for native programs.
     """
 
     kind: str
@@ -35,6 +36,7 @@ class SiteInfo(NamedTuple):
     declaration: Any = None
     has_rows: bool = False
     shape: tuple[int, ...] = ()
+    batch_shape: tuple[int, ...] = ()
 
     @property
     def is_local(self) -> bool:
@@ -63,10 +65,6 @@ class Structure(NamedTuple):
         """Names of what multiplies the density beside distributions."""
         return [n for n, s in self.sites.items() if s.kind == "factor"]
 
-    def value_shape(self, name: str, num_rows: int) -> tuple[int, ...]:
-        """Shape of a site's value where the data plate has `num_rows` entries."""
-        return (*self.plate_shape(name, num_rows), *self.sites[name].event_shape)
-
     def plate_shape(self, name: str, num_rows: int) -> tuple[int, ...]:
         """Sizes of a site's plates from left to right, 1 where none lies."""
         sizes = {**self.plate_sizes, DATA_PLATE: num_rows}
@@ -88,6 +86,7 @@ def structure_of(backend: Backend, run: Any, sites: Mapping[str, Site]) -> Struc
             known.get("is_fixed", False),
             known.get("distribution"),
             shape=tuple(np.shape(sites[name].value)),
+            batch_shape=tuple(fn.batch_shape) if fn is not None else (),
         )
     axes = {name: dim for name, (dim, _) in run.plates.items()}
     sizes = {name: plate.size for name, (_, plate) in run.plates.items() if name != DATA_PLATE}

@@ -196,6 +196,38 @@ def test_an_obs_has_the_axes_of_its_site(b, model, target):
         pg.infer(model, None, SHORT, inputs=inputs, seed=0, backend=b)
 
 
+def native_regression(backend_name):
+    """The regression as a native program, outside any plate, as such programs often are."""
+    if backend_name == "jax":
+        import numpyro
+        import numpyro.distributions as nd
+
+        def fn(x, target):
+            w = numpyro.sample("w", nd.Normal(0.0, 1.0))
+            numpyro.sample("y", nd.Normal(w * x, 1.0), obs=target)
+
+        return pg.from_numpyro(fn)
+    import pyro
+    import pyro.distributions as pd
+
+    def fn(x, target):
+        w = pyro.sample("w", pd.Normal(0.0, 1.0))
+        pyro.sample("y", pd.Normal(w * x, 1.0), obs=target)
+
+    return pg.from_pyro(fn)
+
+
+def test_a_native_obs_counts_each_value_once(b, backend_name):
+    model = native_regression(backend_name)
+    for target in (Y[:, None], Y[:1]):
+        inputs = {"x": COVARIATE, "target": target}
+        with pytest.raises(ShapeError, match=r"'y', obs=: got shape"):
+            pg.infer(model, None, SHORT, inputs=inputs, seed=0, backend=b)
+    constants = {"x": COVARIATE, "target": Y}
+    bound, _ = bind(model, b, constants=constants, whole=True)
+    assert bound.latents == ("w",)
+
+
 def test_the_data_plate_takes_its_size_from_inputs(b):
     """The posterior mean of w is x.y / (1 + x.x), by obs= as by data."""
     exact = (COVARIATE * Y).sum() / (1 + (COVARIATE**2).sum())
