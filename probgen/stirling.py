@@ -18,7 +18,8 @@ from probgen import ops
 
 Array = Any
 HALF_LOG_2PI = 0.5 * math.log(2.0 * math.pi)
-NEAR, TERMS = 0.3, 12  # where D is a series in v^2, and how many of its terms
+NEAR = 0.3  # where D is a series in v^2
+TERMS = {True: 13, False: 7}  # of the series, in float64 and in float32
 LARGE = 16.0  # from where S is its asymptotic series
 
 
@@ -42,7 +43,7 @@ def deviance(x: Array, m: Array) -> Array:
     total = x + m
     v = (x - m) / ops.where(total > 0, total, 1.0 + 0.0 * total)
     sq, tail = v * v, 0.0 * v
-    for j in range(TERMS, 0, -1):
+    for j in range(TERMS["64" in str(v.dtype)], 0, -1):
         tail = (tail + 1.0 / (2 * j + 1)) * sq
     near = (x - m) * v + 2.0 * x * v * tail
     # -x log(m/x) and not x log(x/m), whose derivative by m overflows for m below 1e-19

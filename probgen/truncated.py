@@ -25,14 +25,14 @@ NEWTON = 8
 
 
 def log_mills(a: Array) -> Array:
-    """log R(a) for a >= 0: by the distribution function, far out by R = 1/(a + 1/(a + 2/(a + ...
+    """log R(a) for a >= 0: by the error function, far out by R = 1/(a + 1/(a + 2/(a + ...
     (Laplace's continued fraction)."""
     far = ops.maximum(a, FAR + 0.0 * a)
     fraction = far
     for k in range(LEVELS, 0, -1):
         fraction = far + k / fraction
     near = ops.minimum(a, FAR + 0.0 * a)
-    direct = ops.log_ndtr(-near) + 0.5 * near * near + HALF_LOG_2PI
+    direct = ops.log(0.5 * ops.erfc(near * 0.5**0.5)) + 0.5 * near * near + HALF_LOG_2PI
     return ops.where(a < FAR, direct, -ops.log(fraction))
 
 

@@ -128,6 +128,8 @@ ELEMENTWISE = [
     ("leaky_relu", lambda x: np.where(x > 0, x, 0.01 * x), X),
     ("erf", sp.erf, X),
     ("lgamma", sp.gammaln, 5 * U),
+    ("erfc", sp.erfc, X),
+    ("i0e", sp.i0e, 8 * X),
     ("floor", np.floor, 3 * X),
     ("round", np.round, np.array([0.5, 1.5, 2.5, -0.5, 0.2], np.float32)),
     ("isfinite", np.isfinite, f32([1.0, np.inf, np.nan])),
