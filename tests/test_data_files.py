@@ -322,8 +322,10 @@ def folder(tmp_path, pixels) -> Path:
     return tmp_path
 
 
-def test_folder_gives_back_what_was_written(folder, pixels):
-    made = load_image_folder(folder)
+def test_folder_gives_back_what_was_written(folder, pixels, caplog):
+    with caplog.at_level("INFO", logger="probgen"):
+        made = load_image_folder(folder)
+    assert f"{len(made)} images" in caplog.messages[-1]
     np.testing.assert_array_equal(np.rint(made.images * 255), pixels[[0, 2, 4, 1, 3, 5]])
     np.testing.assert_array_equal(made.labels, [0, 0, 0, 1, 1, 1])
     assert made.classes == ("ant", "cat")

@@ -128,7 +128,7 @@ def load_image_folder(
                 f"{files[0]} is {list(pixels[0].shape[:2])}, expected one size; pass size=."
             )
     images = np.stack([np.broadcast_to(array, (*array.shape[:2], depth)) for array in pixels])
-    return Images(images, labels, root.name, classes)
+    return told(Images(images, labels, root.name, classes), root)
 
 
 def _cifar_folder(folder: Path, split: str) -> list[Path]:
