@@ -218,6 +218,24 @@ def test_a_computed_argument_is_found_at_the_first_step_and_by_evaluate(b):
 
 
 @pg.model
+def discrete(rate):
+    with pg.data_plate():
+        pg.sample("x", dist.Poisson(rate))
+
+
+def test_discrete_draws_of_an_argument_outside_its_domain_are_refused(b):
+    """A count cannot be NaN: JAX draws -1 for one, torch raises in its own words."""
+    options = {"num_steps": 1, "batch_size": 3, "seed": 0, "backend": b}
+    rate = np.array([0.5, 1.5, 0.5], np.float32)
+    m = discrete.with_guide(lambda: None)
+    fitted = pg.fit(m, np.ones(3, np.float32), SVI(ELBO()), inputs={"rate": rate}, **options)
+    assert (pg.generate(fitted, 3, seed=0, inputs={"rate": rate})["x"] >= 0).all()
+    words = r"generate: .*site 'x' of the model: Poisson\(rate=...\): got -1.5 \(1 of 3 values\)"
+    with pytest.raises(NonFiniteError, match=words):
+        pg.generate(fitted, 3, seed=0, inputs={"rate": -rate * [-1, 1, -1]})
+
+
+@pg.model
 def counted():
     rate = pg.sample("rate", dist.Gamma(2.0, 0.1))
     with pg.data_plate():

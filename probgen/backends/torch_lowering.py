@@ -213,8 +213,10 @@ def read_arguments(
 ) -> tuple[dict[str, Any], Callable, dict[str, Any]]:  # fmt: skip
     """One run: (declarations by site, what reads an argument as numpy, values)."""
     lower = Lowering(device, values, key, None)
-    with torch.no_grad():
-        run, _ = run_program(program, dict(params), lower, inputs, batch_size, None)
+    with torch.no_grad(), contextlib.suppress(RuntimeError):
+        # A sampler that refuses a NaN ends the run; what was declared before it is there.
+        run_program(program, dict(params), lower, inputs, batch_size, None)
+    run: Any = lower.run
 
     def read(x: Any) -> np.ndarray | None:
         is_array = isinstance(x, torch.Tensor)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
+from functools import partial
 from typing import Annotated, Any, Literal, Protocol
 
 import numpy as np
@@ -22,6 +23,7 @@ from probgen.bound import Bound
 from probgen.declared import checked
 from probgen.draws import check_draws, samples_first, without_data_axis
 from probgen.errors import AlgorithmError, DataError, DeclarationError
+from probgen.explain import check_ancestral
 from probgen.feed import merge_inputs
 from probgen.fitted import AnyFitted, Fitted
 from probgen.kinds import Count, Inputs, having
@@ -152,7 +154,8 @@ def generate(
         elif hasattr(model, "generate"):
             values = model.generate(bound, params, batch, k, count)
         else:
-            values = _together(bound, params, batch, k, count)
+            draw = partial(_together, bound, params, batch, k, count)
+            values = check_ancestral(bound, params, batch, k, count, draw)
         found = tree_map(b.to_numpy, values)
         parts.append({
             n: samples_first(sites[n], v, count)[:kept] if source is None
