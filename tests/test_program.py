@@ -202,7 +202,7 @@ def test_a_plate_needs_a_positive_size(backend, size):
         with pg.plate("p", size):
             pg.sample("a", dist.Normal(0.0, 1.0))
 
-    with pytest.raises(DeclarationError, match="plate 'p'.*expected a positive integer"):
+    with pytest.raises(DeclarationError, match="plate 'p'.*expected a whole number"):
         run(backend, program)
 
 
