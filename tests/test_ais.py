@@ -153,8 +153,7 @@ def refusals():
     @pg.model
     def plates():
         with pg.data_plate(), pg.plate("inner", 3):
-            z = pg.sample("z", dist.Normal(0.0, 1.0))
-            pg.factor("pull", -z * z)
+            pg.sample("z", dist.Normal(0.0, 1.0))
         with pg.data_plate():
             pg.sample("x", dist.Normal(0.0, 1.0))
 
