@@ -182,7 +182,7 @@ def test_bad_scores_are_one_clear_error_everywhere(bad, error, says, side):
         (lambda: d.average_precision(GOOD, GOOD, positive="out"), "expected one of 'ood', 'in'"),
         (lambda: d.roc_curve(GOOD, GOOD, positive="1"), "expected one of 'ood', 'in'"),
         (lambda: d.fpr_at_tpr(GOOD, GOOD, tpr=95), "got tpr=95"),
-        (lambda: d.Metric("auc"), "got 'auc'"),
+        (lambda: d.Metric("auc"), "got kind='auc'"),
         (lambda: d.delong(GOOD, GOOD).interval(level=95), "got level=95"),
         (lambda: d.bootstrap_interval(GOOD, GOOD, level=1.0), "got level=1.0"),
         (lambda: d.bootstrap_interval(GOOD, GOOD, num_resamples=10), "at least 100"),
