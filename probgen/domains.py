@@ -1,7 +1,7 @@
 """Where the arguments of each distribution of `probgen.dist` may lie, in words and as tests.
 
     >>> outside("Gamma", "concentration", np.array([2.0, -0.5]))
-    'got -0.5, expected finite numbers above 0'
+    'got -0.5 (1 of 2 values), expected finite numbers above 0'
 
 A test is written with operators alone, so it reads numpy on the host and arrays inside a trace
 alike. Constants are checked when a program is bound (`check`). Computed arguments are checked in

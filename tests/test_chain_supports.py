@@ -141,14 +141,15 @@ def test_what_the_program_fixes_does_not_move(b, space):
     """x ~ N(0, 1), y | x ~ N(x, 1) fixed at 2: the chain of x keeps N(1, 1/2)."""
 
     @pg.model
-    def fixed():
+    def fixed(seen):
         with pg.data_plate():
             x = pg.sample("x", dist.Normal(0.0, 1.0))
-            pg.sample("y", dist.Normal(x, 1.0), obs=np.float32(2.0))
+            pg.sample("y", dist.Normal(x, 1.0), obs=seen)
 
+    fitted = Fitted(fixed, {}, shapes={"seen": ()})
     draws = pg.generate(
-        Fitted(fixed, {}), 2000, seed=0, method=Langevin(0.3, num_steps=30, metropolis=True),
-        space=space, backend=b,
+        fitted, 2000, seed=0, method=Langevin(0.3, num_steps=30, metropolis=True), space=space,
+        inputs={"seen": np.full(2000, 2.0, np.float32)}, backend=b,
     )  # fmt: skip
     within(draws["x"], 1.0)
     within((draws["x"] - 1.0) ** 2, 0.5)

@@ -44,7 +44,7 @@ def test_an_error_that_all_data_share_does_not_average_out():
 
 
 def test_a_shared_error_is_remembered(tmp_path):
-    """By saving, choosing data and joining tables; a folder without the mark holds own errors."""
+    """By saving, choosing data and joining tables."""
     t = shared(np.arange(3.0), 0.3)
     t.save(tmp_path / "t")
     for each in (t, pg.Evaluation.load(tmp_path / "t"), t.select([0, 2]), t | own(), own() | t):
@@ -54,9 +54,6 @@ def test_a_shared_error_is_remembered(tmp_path):
     (row,) = t.summary()
     assert row["monte_carlo_error"] == pytest.approx(0.3)
     assert row["standard_error"] == pytest.approx(math.hypot(1 / math.sqrt(3), 0.3))
-    config = tmp_path / "t" / "config.json"
-    config.write_text(config.read_text().replace('"shared_error": true', '"other": true'))
-    assert pg.Evaluation.load(tmp_path / "t").mc_error("s") == pytest.approx(0.3 / math.sqrt(3))
 
 
 @pg.model
