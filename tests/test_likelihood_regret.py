@@ -288,5 +288,7 @@ def test_test_sets_have_no_training_data_and_one_size():
         dataclasses.replace(pair, inside=pair.inside[:5])
     with pytest.raises(DataError, match="at least 101"):
         patches_pair(10, 10, 101, 8, seed=0)
-    with pytest.raises(DeclarationError, match="latent_dim=0, expected a whole number of at least 1"):
+    with pytest.raises(
+        DeclarationError, match="latent_dim=0, expected a whole number of at least 1"
+    ):
         Settings(latent_dim=0)
