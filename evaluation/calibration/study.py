@@ -26,6 +26,7 @@ from probgen.errors import AlgorithmError, ShapeError, UnknownName
 from probgen.feed import merge_inputs
 from probgen.fitted import Fitted
 from probgen.modelling import Model
+from probgen.pieces import Pieces
 from probgen.posterior import Posterior
 
 Values = dict[str, np.ndarray]
@@ -272,7 +273,9 @@ class Study:
             rows = self.rows(data)
             if not tokens:
                 tokens.append(self.posterior.token(self.params, rows, key))
-            chains = method.draws(self.posterior, self.params, rows, key, tokens[0], False)
+            chains = method.draws(
+                self.posterior, self.params, rows, key, tokens[0], False, Pieces()
+            )
             values = self.posterior.map_draws("values", chains, self.params, rows, tokens[0], None)
             return {n: values[n][:, ::thinning] for n in self.bound.latents}
 
