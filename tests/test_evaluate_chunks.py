@@ -14,6 +14,7 @@ from probgen import dist, nets
 from probgen.errors import (
     AlgorithmError,
     DataError,
+    DeclarationError,
     NonFiniteError,
     ProbgenError,
     SaveError,
@@ -349,13 +350,13 @@ def stream():
         (lambda b: evaluate(b, [Noisy("a/b")]), DataError, "without '/'"),
         (
             lambda b: evaluate(b, [Noisy()], chunk_size=0),
-            AlgorithmError,
-            "whole number of at least 1",
+            DeclarationError,
+            "chunk_size=.*whole number of at least 1",
         ),
         (
             lambda b: evaluate(b, [Noisy()], chunk_size=2.5),
-            AlgorithmError,
-            "whole number of at least 1",
+            DeclarationError,
+            "chunk_size=.*whole number of at least 1",
         ),
         (lambda b: evaluate(b, [Noisy()], stream), DataError, "stream.*collect it into arrays"),
         (lambda b: evaluate(b, [Noisy()], X[:0]), DataError, "expected"),
