@@ -52,7 +52,8 @@ class LikelihoodRegret:
         search: "guide": a copy of all the guide's networks is re-fitted to the datum (the official
             code); "posterior": only the datum's own location and log scale of each latent are, for
             a guide of independent Gaussians (near the same ranking; a step leaves the encoder out,
-            see `docs/performance.md` for what that saves).
+            but there are three times as many by default: cheaper where the encoder is large, about
+            as long where it is small).
         num_steps: updates; default 100 ("guide") or 300 ("posterior"). Each draws one z.
         optimizer: default `Adam(2e-4, weight_decay=5e-5)` (classic L2, the official code's) for
             "guide", `Adam(3e-2)` for "posterior".
