@@ -39,7 +39,7 @@ class Watch:
     """Drops what is compiled between two tests when the process has grown large since it last did.
 
     Args:
-        large: bytes; and as much growth again as a GiB after each time.
+        large: bytes; and as much growth again as half a GiB after each time.
     """
 
     def __init__(self, large: float = LARGE):
@@ -50,5 +50,5 @@ class Watch:
         if resident() < self.limit:
             return False
         drop()
-        self.limit = max(self.large, resident() + GIB)
+        self.limit = max(self.large, resident() + GIB // 2)
         return True

@@ -314,11 +314,11 @@ def test_a_probability_is_not_compared_with_a_density(b):
 
 def test_an_ensemble_has_two_models_or_more():
     for models in ([], [linear()], linear()):
-        with pytest.raises(DeclarationError, match="at least two models"):
+        with pytest.raises(DeclarationError, match="models=.*at least two"):
             WAIC(models)
-    with pytest.raises(DeclarationError, match="got str as model 1, expected a Fitted"):
+    with pytest.raises(DeclarationError, match="each entry a Fitted"):
         WAIC([linear(), "model"])
-    with pytest.raises(DeclarationError, match="the background, expected a Fitted"):
+    with pytest.raises(DeclarationError, match="got background=.*expected a Fitted"):
         LikelihoodRatio(linear().model)
     with pytest.raises(DeclarationError, match="LikelihoodRatio: got num_particles=0"):
         LikelihoodRatio(linear(), 0)
