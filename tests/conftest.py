@@ -110,4 +110,4 @@ _watch = memory.Watch()
 @pytest.hookimpl(trylast=True)
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
     """Between files, or in a long one as it grows: at most a few GiB a worker."""
-    _watch.look()
+    _watch.look(nextitem is None or nextitem.path != item.path)

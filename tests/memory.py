@@ -36,18 +36,21 @@ def drop() -> None:
 
 
 class Watch:
-    """Drops what is compiled between two tests when the process has grown large since it last did.
+    """Drops what is compiled once the process is large: after each file, and within a long one.
+
+    What is freed often stays with the process, since small objects lie scattered, and is used again
+    by what comes next. So it is dropped after every file, not only when the process has grown.
 
     Args:
-        large: bytes; and as much growth again as half a GiB after each time.
+        large: bytes; within a file, as much growth again as half a GiB after each time.
     """
 
     def __init__(self, large: float = LARGE):
         self.large = self.limit = large
 
-    def look(self) -> bool:
+    def look(self, is_end_of_file: bool) -> bool:
         """Whether it dropped anything."""
-        if resident() < self.limit:
+        if resident() < (self.large if is_end_of_file else self.limit):
             return False
         drop()
         self.limit = max(self.large, resident() + GIB // 2)
