@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from probgen.bound import Bound
 from probgen.declared import declaration
+from probgen.dependence import require_contrast
 from probgen.errors import AlgorithmError
 from probgen.inference.kernels import Langevin, run_chain
 from probgen.inference.spaces import bind_space, total
@@ -50,8 +51,9 @@ class MaximumLikelihood:
 
     Raises (when bound):
         AlgorithmError: the model has no factor or no free parameter to learn; the base is not
-            frozen though it has latents; a factor reads a latent that data do not give; gradient
-            accumulation; persistent chains under inputs that differ from datum to datum.
+            frozen though it has latents, or the end of a support is learned
+            (`probgen.dependence.require_contrast`); a factor reads a latent that data do not give;
+            gradient accumulation; persistent chains under inputs that differ from datum to datum.
     """
 
     sampler: Langevin
@@ -69,7 +71,7 @@ class MaximumLikelihood:
         sites = bound.structure.sites
         variables = [n for n, s in sites.items() if s.kind == "sample" and not s.is_fixed]
         left = variables if factors_only else []
-        self._check(bound, factors_only)
+        self._check(bound)
         if bound.accumulate > 1:
             raise AlgorithmError(
                 f"MaximumLikelihood: got gradient_accumulation={bound.accumulate}, expected 1: "
@@ -106,6 +108,7 @@ class MaximumLikelihood:
         gradient = b.compile(once, num_calls=bound.num_steps)
 
         def init(params: Any, key: Any, batch: Any) -> dict:
+            require_contrast(bound, params, batch, left, "MaximumLikelihood")
             trainable, frozen = bound.split_params(params)
             state = {"params": trainable, "frozen": frozen, "opt": optimizer.init(trainable)}
             x = space.init({**trainable, **frozen}, batch, key, next(iter(batch.values())).shape[0])
@@ -175,7 +178,7 @@ class MaximumLikelihood:
         ends = f"of the ends of the chains: {self.sampler.cure()}"
         return Learner(init, update, cures={"log_density": ends})
 
-    def _check(self, bound: Bound, factors_only: bool) -> None:
+    def _check(self, bound: Bound) -> None:
         sites = bound.structure.sites
         factors = [n for n, s in sites.items() if s.kind == "factor"]
         frozen = bound.model.frozen()
@@ -190,12 +193,4 @@ class MaximumLikelihood:
                 f"MaximumLikelihood: the model {bound.model.name!r} has the factors {factors} and "
                 f"the trainable nets {trainable}, expected an energy to learn: declare an EBM or a "
                 "Tilted, or use pg.factor in a program."
-            )
-        guide = bound.guide_structure.nets if bound.guide_structure else {}
-        base = [n for n in trainable if n in guide]
-        if factors_only and base:
-            raise AlgorithmError(
-                f"MaximumLikelihood: the nets {base} of the base are not frozen, but its latents "
-                "are not observed, so their likelihood gradient is not known; fit the base first "
-                "and tilt the Fitted: Tilted(fitted, energy=...)."
             )

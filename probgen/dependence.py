@@ -9,7 +9,7 @@ direct dependence shows: all other values are held, those of deterministic sites
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from probgen.bound import Bound
 from probgen.errors import AlgorithmError
 from probgen.modelling import arguments
 from probgen.program import held as program_held
+from probgen.support import bounds
 from probgen.trees import tree_map
 
 ROWS = 8  # data in the experiments: enough that a redrawn coin changes somewhere
@@ -52,8 +53,7 @@ def require_fixed_constant(bound: Bound, params: Mapping, batch: Mapping, who: s
     trainable = [n for n in bound.structure.nets if n not in frozen]
     if not bound.structure.factors or not trainable:
         return
-    rows = {k: np.asarray(bound.backend.to_numpy(v)) for k, v in batch.items()}
-    rows = {k: np.resize(v, (ROWS, *v.shape[1:])) for k, v in rows.items()}
+    rows = _resized(bound, batch)
     parents: dict[str, set[str]] = {}
     for source, target in Experiment(bound, params, rows, is_thorough=True).edges():
         parents.setdefault(target, set()).add(source)
@@ -69,6 +69,60 @@ def require_fixed_constant(bound: Bound, params: Mapping, batch: Mapping, who: s
                 "an energy from data; fit that part by itself first and build on the Fitted, whose "
                 "nets are frozen, or declare its distribution by pg.sample."
             )
+
+
+def require_contrast(
+    bound: Bound, params: Mapping, batch: Mapping, left: Collection[str], who: str
+) -> None:
+    """Refuses parameters that a contrast of data with the model's draws would learn wrongly.
+
+    With p = p~ / Z the gradient E_data[grad log p~] - E_model[grad log p~] is that of the
+    likelihood if all of p~ is contrasted and where p~ > 0 does not move with the parameters: else
+
+        grad log Z = E_model[grad log p~] + (what flows over the moving edge),
+
+    and the second term is no mean over draws. Where latents are left only the factors are
+    contrasted, so that no law of the base may be learned, by a net that it shares with a factor
+    either.
+
+    Args:
+        batch: some data, for programs that take inputs.
+        left: sample sites that the contrast leaves out.
+        who: the algorithm, for the message.
+
+    Raises:
+        AlgorithmError: names the site, the nets, and what to do.
+    """
+    frozen = bound.model.frozen()
+    trainable = [n for n in bound.structure.nets if n not in frozen]
+    tried = Experiment(bound, params, _resized(bound, batch), is_thorough=True)
+    for net in trainable:
+        laws = tried.laws(net) if left else set()
+        moving = tried.moving_supports(net)
+        for site, info in bound.structure.sites.items():
+            if info.kind != "sample" or info.is_fixed:
+                continue
+            if site in left and site in laws:
+                raise AlgorithmError(
+                    f"{who}: the law of site {site!r} reads the net {net!r}, which is not frozen, "
+                    f"but of {bound.model.name!r} the factors alone are contrasted, so that what "
+                    "the base says of it would be missing from the gradient, expected a fitted "
+                    "base; fit it first and build on the Fitted, whose nets are frozen, such as "
+                    "Tilted(fitted, energy=...), and give the energy a net of its own."
+                )
+            if site in moving:
+                raise AlgorithmError(
+                    f"{who}: the support of site {site!r} ({info.family}) ends where the net "
+                    f"{net!r} says, which is not frozen, expected a support that does not move "
+                    "with what is learned: the gradient lacks what flows over the edge; fit the "
+                    "base first and build on the Fitted, whose nets are frozen, or give constant "
+                    "bounds."
+                )
+
+
+def _resized(bound: Bound, batch: Mapping) -> dict[str, np.ndarray]:
+    rows = {k: np.asarray(bound.backend.to_numpy(v)) for k, v in batch.items()}
+    return {k: np.resize(v, (ROWS, *v.shape[1:])) for k, v in rows.items()}
 
 
 def _ancestors(name: str, parents: Mapping[str, set[str]]) -> set[str]:
@@ -144,6 +198,22 @@ class Experiment:
             seen = [n for n in shown if n not in self.held] if free is None else [free]
             found |= {n for n in seen if _differs(shown[n], self.base[n])}
         return found
+
+    def laws(self, net: str) -> set[str]:
+        """Sites whose log-probability a net changes, all drawn values held."""
+        changes = [self._nan_net(net), self._moved_net(net)]
+        return self._union(lambda c: (c, self.rows, self.values, {}), changes)
+
+    def moving_supports(self, net: str) -> set[str]:
+        """Sites whose support does not end where it did, once a net is another."""
+
+        def ends(params: Any) -> dict[str, list[np.ndarray]]:
+            sites, to_numpy = self._trace(params, self.rows, self.values, 0), b.to_numpy
+            return {n: [np.asarray(to_numpy(e)) for e in bounds(sites[n].fn)] for n in self.values}
+
+        b = self.bound.backend
+        old, new = ends(self.params), ends(self._moved_net(net))
+        return {n for n in old if any(map(_differs, old[n], new[n]))}
 
     def edges(self) -> list[tuple[str, str]]:
         """(from, to): from inputs, sites and nets, in the program's order."""

@@ -162,21 +162,27 @@ class SupportCheck:
         )
 
 
-def has_arrays(fn: Any) -> bool:
-    """Whether the bounds of a distribution's support may differ from datum to datum."""
+def bounds(fn: Any) -> list[Any]:
+    """The numbers and arrays that a support is made of, such as the ends of an interval."""
     try:
         waiting = [fn.support]
     except NotImplementedError:
-        return False
+        return []
+    found = []
     while waiting:
         part = waiting.pop()
-        if getattr(part, "ndim", 0):
-            return True
         if isinstance(part, list | tuple):
             waiting += part
         elif "constraint" in type(part).__module__:
             waiting += list(vars(part).values()) if hasattr(part, "__dict__") else []
-    return False
+        elif hasattr(part, "ndim") or isinstance(part, int | float):
+            found.append(part)
+    return found
+
+
+def has_arrays(fn: Any) -> bool:
+    """Whether the bounds of a distribution's support may differ from datum to datum."""
+    return any(getattr(part, "ndim", 0) for part in bounds(fn))
 
 
 def check_support(bound: Bound, params: Mapping, batch: Mapping[str, Array], key: Key) -> None:

@@ -11,7 +11,17 @@ import probgen as pg
 from probgen import dist, nets, ops
 from probgen.bound import bind
 from probgen.errors import AlgorithmError, DeclarationError
-from probgen.inference import AIS, ELBO, IWAE, NUTS, SVI, Langevin, bdmc, log_partition
+from probgen.inference import (
+    AIS,
+    ELBO,
+    IWAE,
+    NUTS,
+    SVI,
+    Langevin,
+    MaximumLikelihood,
+    bdmc,
+    log_partition,
+)
 from probgen.models import EBM, VAE, Tilted
 
 X = np.float32([0.0, 1.0])
@@ -224,3 +234,56 @@ def test_svi_refuses_to_learn_what_log_z_depends_on(b, case):
 @pytest.mark.parametrize("case", FIXED)
 def test_svi_learns_what_log_z_does_not_depend_on(b, case):
     assert begin(b, FIXED[case](b))["params"]
+
+
+# ---- contrasts -----------------------------------------------------------------------------------
+
+
+def scalar(name):
+    return pg.net(name, nets.Parameter(()))()
+
+
+@pg.model
+def learned_edge():
+    """Uniform(0, e^b) under an energy: d log p / d b = -1 but for x at the edge, in both means."""
+    with pg.data_plate():
+        x = pg.sample("x", dist.Uniform(0.0, ops.exp(scalar("edge"))))
+        pg.factor("tilt", -scalar("energy") * x)
+
+
+@pg.model
+def shared_net():
+    """The factor and the decoder read one net, whose likelihood needs the latent."""
+    with pg.data_plate():
+        z = pg.sample("z", dist.Normal(0.0, 1.0))
+        x = pg.sample("x", dist.Normal(scalar("w") * z, 1.0))
+        pg.factor("tilt", -scalar("w") * x)
+
+
+@pg.model
+def learned_scale():
+    """Of a normal base; its support is the line whatever the scale."""
+    with pg.data_plate():
+        x = pg.sample("x", dist.Normal(0.0, ops.exp(scalar("scale"))))
+        pg.factor("tilt", -scalar("energy") * x)
+
+
+@pytest.mark.parametrize(
+    ("model", "match"),
+    [
+        (learned_edge, "support of site 'x' .Uniform. ends where the net 'edge' says"),
+        (shared_net, "law of site 'x' reads the net 'w'.*Tilted"),
+        (learned_scale, None),
+    ],
+)
+def test_a_contrast_is_refused_where_it_is_not_the_likelihoods_gradient(b, model, match):
+    """Before: the edge got the gradient 0 for -1, the shared net that of the factor alone."""
+    x = np.float32([0.2, 0.4, 0.6])
+    bound, params = bind(model, b, data={"x": x}, num_data=3)
+    learner = MaximumLikelihood(Langevin(0.1, num_steps=1)).bind(bound)
+    start = (params, b.key(0), {"x": b.asarray(x)})
+    if match is None:
+        assert learner.init(*start)["params"]
+        return
+    with pytest.raises(AlgorithmError, match=f"MaximumLikelihood: the {match}"):
+        learner.init(*start)
