@@ -19,7 +19,7 @@ from posteriors import POSTERIORS, split
 from pyro.infer.mcmc.util import initialize_model
 
 from probgen import backends
-from probgen.bound import bind
+from probgen.bind import bind
 from probgen.posterior import Posterior
 
 Latents = dict[str, np.ndarray]

@@ -20,13 +20,14 @@ from typing import Annotated, Any, ClassVar
 
 import numpy as np
 
+from probgen.backends.chains import Chains
 from probgen.declared import declaration, require
 from probgen.dist import did_you_mean
 from probgen.errors import AlgorithmError, DeclarationError, UnknownName
 from probgen.inference.starts import starting_values
 from probgen.kinds import Many, OpenShare, Positive, Text, between, not_empty, one_of
 from probgen.pieces import Pieces
-from probgen.posterior import Chains, Posterior
+from probgen.posterior import Posterior
 from probgen.progress import bar
 
 STRATEGIES = (

@@ -10,9 +10,9 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+from probgen import viewed as _viewed
 from probgen.backends import xla_flags as _xla_flags
-
-__version__ = "0.1.0"
+from probgen.version import __version__ as __version__
 
 _HOMES = {
     "backends": "probgen.backends",
@@ -51,6 +51,7 @@ __all__ = sorted([*_HOMES, *_NAMES])
 
 
 _xla_flags.protect()  # before anybody starts JAX
+_viewed.set_views(lambda: importlib.import_module("probgen.views"))
 
 
 def __getattr__(name: str) -> Any:

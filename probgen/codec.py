@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import importlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -54,6 +54,14 @@ class Pool:
             self._names[mark] = f"parts:{len(self.added)}"
             self.added[self._names[mark]] = array
         return self._names[mark]
+
+
+_DECODERS: dict[str, Callable[[Any, Mapping[str, np.ndarray]], Any]] = {}
+
+
+def decodes(name: str, decoder: Callable[[Any, Mapping[str, np.ndarray]], Any]) -> None:
+    """Says who reads what a class with `__encode__` wrote under that name."""
+    _DECODERS[name] = decoder
 
 
 def encode(value: Any, pool: Pool | None = None) -> Any:
@@ -144,9 +152,7 @@ def _decode(data: Any, arrays: Mapping[str, np.ndarray]) -> Any:
     if "dict" in data:
         return {_decode(k, arrays): _decode(v, arrays) for k, v in data["dict"]}
     if "fitted" in data:
-        from probgen.fitted import Fitted  # which imports this file
-
-        return Fitted.__decode__(data["fitted"], arrays)
+        return _DECODERS["fitted"](data["fitted"], arrays)
     return _find(data["class"])(**{k: _decode(v, arrays) for k, v in data["fields"].items()})
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import os
 from collections.abc import Mapping
 from typing import Annotated, Any
@@ -13,8 +12,9 @@ import numpy as np
 from probgen import forms, store
 from probgen.backends import available, resolve
 from probgen.backends.protocol import Backend
-from probgen.bound import Bound, bind, parameter_count
-from probgen.codec import NotADeclaration, Pool, decode, encode
+from probgen.bind import bind
+from probgen.bound import Bound, parameter_count
+from probgen.codec import NotADeclaration, Pool, decode, decodes, encode
 from probgen.declared import argument, declaration
 from probgen.errors import ProbgenError, SaveError, ShapeError
 from probgen.history import History
@@ -22,6 +22,7 @@ from probgen.kinds import PathLike, Rule
 from probgen.modelling import Model
 from probgen.nets.base import at_most
 from probgen.trees import tree_map
+from probgen.viewed import Viewed
 
 _INPUTS = forms.Fields(
     {"shapes": forms.Each((forms.Count,)), "dtypes": forms.Each(forms.NumberType),
@@ -30,7 +31,7 @@ _INPUTS = forms.Fields(
 
 
 @declaration(eq=False)
-class Fitted:
+class Fitted(Viewed):
     """A model and its parameters.
 
     Attributes:
@@ -88,18 +89,6 @@ class Fitted:
         """One datum of zeros for each site or input, in shape and type as the fit saw them."""
         kinds = {k: self.dtypes.get(k, "float32") for k in self.shapes}
         return {k: np.zeros((1, *shape), kinds[k]) for k, shape in self.shapes.items()}
-
-    def describe(self, data: Any = None, inputs: Any = None) -> str:
-        """Sites and nets as text; see `probgen.describe`."""
-        return importlib.import_module("probgen.describe").describe(self, data, inputs)
-
-    def latex(self, data: Any = None, inputs: Any = None) -> str:
-        """The density in LaTeX; see `probgen.describe`."""
-        return importlib.import_module("probgen.describe").latex(self, data, inputs)
-
-    def graph(self, data: Any = None, inputs: Any = None) -> str:
-        """Graphviz source in plate notation; see `probgen.describe`."""
-        return importlib.import_module("probgen.describe").graph(self, data, inputs)
 
     def num_parameters(self) -> int:
         """Number of parameters of all nets."""
@@ -164,6 +153,14 @@ class Fitted:
         return cls._built(
             model, arrays["model"], inputs, stored, info, history, str(path), is_given
         )
+
+    def __identity__(self) -> dict[str, Any]:
+        """What tells it from another: `history`, `report` and `info` do not."""
+        return {
+            "model": self.model,
+            "params": dict(sorted(store.flatten(self.params).items())),
+            "constants": dict(sorted(self.constants.items())),
+        }
 
     def _encode_inputs(self, pool: Pool) -> Any:
         """Shapes, types and shared inputs as JSON data."""
@@ -252,6 +249,9 @@ class Fitted:
     def __repr__(self) -> str:
         ran = self.info.get("backend", "no backend")
         return f"Fitted({self.model!r}, {self.num_parameters():,} parameters, {ran})"
+
+
+decodes("fitted", Fitted.__decode__)
 
 
 def _types(arrays: Mapping[str, np.ndarray]) -> dict[str, str]:

@@ -26,10 +26,8 @@ from typing import Any
 
 import numpy as np
 
-from probgen import store
 from probgen.content import content
 from probgen.errors import DeclarationError, ProbgenError
-from probgen.fitted import Fitted
 from probgen.nets.adapters import TorchNet
 from probgen.value_parts import (
     Parts,
@@ -140,12 +138,6 @@ class _Marker:
             return "function", of_function(value)
         if isinstance(value, types.CodeType):
             return "code", of_code(value)
-        if isinstance(value, Fitted):
-            return "fitted", [
-                ("model", value.model),
-                ("params", dict(sorted(store.flatten(value.params).items()))),
-                ("constants", dict(sorted(value.constants.items()))),
-            ]
         if isinstance(value, TorchNet):
             given = frozenset(id(p) for p in value.module.parameters())
             inner = _Marker(given)

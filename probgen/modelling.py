@@ -16,7 +16,6 @@ or observed sites.
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any
@@ -24,6 +23,7 @@ from typing import Annotated, Any
 from probgen.dist import Deferred
 from probgen.errors import DeclarationError, UnknownName
 from probgen.kinds import Rule
+from probgen.viewed import Viewed
 
 # A distribution as a part of a declaration; its message shows how one is written.
 Distribution = Annotated[
@@ -32,7 +32,7 @@ Distribution = Annotated[
 ]
 
 
-class Model:
+class Model(Viewed):
     """Base of every declaration. Subclasses are frozen dataclasses that define `program`.
 
     Attributes:
@@ -70,18 +70,6 @@ class Model:
     def sketch(self) -> tuple[Model, str]:
         """A small stand-in to draw, and what it leaves out ("" when it is the model itself)."""
         return self, ""
-
-    def describe(self, data: Any = None, inputs: Any = None) -> str:
-        """Sites and nets as text; see `probgen.describe`."""
-        return importlib.import_module("probgen.describe").describe(self, data, inputs)
-
-    def latex(self, data: Any = None, inputs: Any = None) -> str:
-        """The density in LaTeX; see `probgen.describe`."""
-        return importlib.import_module("probgen.describe").latex(self, data, inputs)
-
-    def graph(self, data: Any = None, inputs: Any = None) -> str:
-        """Graphviz source in plate notation; see `probgen.describe`."""
-        return importlib.import_module("probgen.describe").graph(self, data, inputs)
 
 
 class ProgramModel(Model):

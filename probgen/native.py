@@ -22,7 +22,7 @@ import numpy as np
 
 from probgen import store
 from probgen.backends import available, load
-from probgen.bound import bind
+from probgen.bind import bind
 from probgen.errors import AlgorithmError, BackendError, DeclarationError
 from probgen.fitted import Fitted
 from probgen.modelling import Model, arguments, call_arguments
@@ -226,36 +226,6 @@ def _to_native(
 
 
 # ---- coming in -----------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class NativeParam:
-    """The declaration of a native `param`: its start is the native program's own business."""
-
-    start: Callable[[int], Any]
-
-    def init(self, key: np.random.Generator, *shapes: Any) -> Any:
-        """Unconstrained initial value(s), numpy."""
-        return self.start(int(key.integers(2**31)))
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, NativeParam)
-
-    def __hash__(self) -> int:
-        return 0
-
-    def __repr__(self) -> str:
-        return "param"
-
-
-@dataclasses.dataclass(frozen=True)
-class NamedDistribution:
-    """A native distribution as a site's declaration: its name, and what describes it."""
-
-    name: str
-
-    def __repr__(self) -> str:
-        return f"{self.name}(...)"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from probgen.backends import resolve
-from probgen.bound import Bound, bind
+from probgen.bind import bind
+from probgen.bound import Bound
 from probgen.dependence import ROWS, Experiment
 from probgen.fitted import Fitted
 from probgen.modelling import Model

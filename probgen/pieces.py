@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from probgen import provenance, store
+from probgen.backends.chains import Chains
 from probgen.chunks import ChunkStore, Values, named
 from probgen.errors import SaveError
 from probgen.interrupt import Asked, asked_to_stop
-from probgen.posterior import Chains
 
 
 class Pieces:

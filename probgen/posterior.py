@@ -17,14 +17,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from probgen.backends.chains import NUM_STARTS, Chains, Start
 from probgen.bound import Bound
+from probgen.data_types import cure
 from probgen.errors import AlgorithmError, NonFiniteError, SupportError
-from probgen.support import cure
 from probgen.trees import tree_leaves, tree_map
 
 Array = Any
 Tree = Any
-NUM_STARTS = 100  # starting points tried per chain; NumPyro and Pyro try as many
 CHUNK_ELEMENTS = 2**22  # numbers that one chunk of draws may hold while they are mapped
 
 
@@ -46,32 +46,6 @@ class Point(NamedTuple):
     log_likelihood: dict[str, Array]
     site_log_prob: dict[str, Array]
     outside: dict[str, Array]
-
-
-class Chains(NamedTuple):
-    """What a sampler returns, numpy.
-
-    Attributes:
-        free: draws on the real line, [chain, draw, ...] by site name.
-        stats: [chain, draw] by ArviZ's names for them.
-        num_warmup: transitions before the first draw.
-    """
-
-    free: dict[str, np.ndarray]
-    stats: dict[str, np.ndarray]
-    num_warmup: int
-
-
-class Start(NamedTuple):
-    """A starting point for each chain, on trial; every leaf has the chains in front.
-
-    `ok`: log density and gradient are finite and all data lie in their support.
-    """
-
-    free: dict[str, np.ndarray]
-    ok: np.ndarray
-    site_log_prob: dict[str, np.ndarray]
-    outside: dict[str, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,12 +18,12 @@ import numpy as np
 from probgen.backends.protocol import Backend, Key, Site
 from probgen.checks import check_value
 from probgen.data.checks import on_device
+from probgen.data_types import check_types
 from probgen.dist import did_you_mean
 from probgen.errors import DeclarationError, ProbgenError, UnknownName
 from probgen.modelling import Model, arguments, call_arguments
 from probgen.program import DATA_PLATE
 from probgen.structure import SiteInfo, Structure, structure_of
-from probgen.support import check_types
 
 Arrays = Mapping[str, Any]
 

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 
-from probgen import __version__
 from probgen.backends.protocol import Backend
 from probgen.content import content
 from probgen.data.sources import ArraySource, LazySource
@@ -25,6 +24,7 @@ from probgen.identity import identity
 from probgen.modelling import Model
 from probgen.store import flatten
 from probgen.trees import tree_map
+from probgen.version import __version__
 
 AGAIN = "give the same arguments to have that result, or another path, or remove the folder"
 PROBED = 16  # data of a map-style data set that are read to tell it from another

@@ -9,6 +9,7 @@ from safetensors.numpy import load_file, save_file
 
 import probgen as pg
 from probgen import reading
+from probgen.backends.chains import Chains
 from probgen.checkpoint import Checkpoints, restore
 from probgen.chunks import ChunkStore
 from probgen.content import content
@@ -16,7 +17,6 @@ from probgen.evaluation_table import Evaluation
 from probgen.fitted import Fitted
 from probgen.history import History
 from probgen.pieces import Pieces, chains
-from probgen.posterior import Chains
 from probgen.store import flatten
 
 KINDS = ("run", "checkpoint", "evaluation", "chunk", "pieces", "chains")

@@ -8,7 +8,7 @@ from scipy import stats
 
 import probgen as pg
 from probgen import dist, nets
-from probgen.bound import bind
+from probgen.bind import bind
 from probgen.inference.terms import compute, log_weights
 from probgen.trees import tree_map
 

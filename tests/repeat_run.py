@@ -13,7 +13,7 @@ import numpy as np
 
 import probgen as pg
 from probgen import backends, dist, nets
-from probgen.bound import bind
+from probgen.bind import bind
 from probgen.fitted import Fitted
 from probgen.inference import (
     AIS,

@@ -18,7 +18,7 @@ from ais_cases import (
 
 import probgen as pg
 from probgen import dist
-from probgen.bound import bind
+from probgen.bind import bind
 from probgen.errors import AlgorithmError, DeclarationError
 from probgen.inference.ais import AIS, summary
 from probgen.inference.annealing import schedule

@@ -6,7 +6,7 @@ import scipy.stats
 
 import probgen as pg
 from probgen import dist, nets
-from probgen.bound import bind
+from probgen.bind import bind
 from probgen.errors import AlgorithmError
 from probgen.fitted import Fitted
 from probgen.inference import Langevin, MaximumLikelihood

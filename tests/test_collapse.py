@@ -16,7 +16,7 @@ from elbo_cases import (
 
 import probgen as pg
 from probgen import dist
-from probgen.bound import bind
+from probgen.bind import bind
 from probgen.errors import AlgorithmError
 from probgen.history import History
 from probgen.inference import (

@@ -15,7 +15,8 @@ from test_laws_programs import FAMILIES
 
 import probgen as pg
 from probgen import dist, formula, nets, ops, picture
-from probgen.bound import bind, parameter_count
+from probgen.bind import bind
+from probgen.bound import parameter_count
 from probgen.fitted import Fitted
 from probgen.models import VAE, Diffusion, Generator, NoiseSchedule, Tilted
 

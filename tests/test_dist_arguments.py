@@ -11,7 +11,7 @@ from test_dist import CASES, JAX_ONLY, TORCH_ONLY
 
 import probgen as pg
 from probgen import dist, domains, nets
-from probgen.bound import bind
+from probgen.bind import bind
 from probgen.dist import SIGNATURES, Deferred, Family, signature
 from probgen.errors import DataError, DeclarationError, NonFiniteError, SupportError
 from probgen.inference import ELBO, NUTS, SVI

@@ -9,7 +9,7 @@ import pytest
 
 import probgen as pg
 from probgen import dist, nets, ops
-from probgen.bound import bind
+from probgen.bind import bind
 from probgen.errors import AlgorithmError, DeclarationError
 from probgen.inference import (
     AIS,

@@ -15,6 +15,7 @@ from scipy.special import logsumexp
 
 import probgen as pg
 from probgen import dist, nets, ops
+from probgen.bind import bind
 from probgen.errors import AlgorithmError, DeclarationError, NonFiniteError
 from probgen.fitted import Fitted
 from probgen.inference import Denoising
@@ -212,7 +213,7 @@ def test_what_has_no_flow_is_refused(b):
         likelihood=likelihoods.Normal(scale=1.0),
         encoder=nets.MLP(hidden=(), out=1, heads=("loc", "log_scale")),
     )  # fmt: skip
-    bound, _ = pg.bound.bind(vae, b, data={"x": np.zeros((1, 3), np.float32)})
+    bound, _ = bind(vae, b, data={"x": np.zeros((1, 3), np.float32)})
     with pytest.raises(AlgorithmError, match=r"no denoiser.*expected a Diffusion.*use IWAE"):
         ProbabilityFlow().bind_measure(bound)
     wide = Fitted(

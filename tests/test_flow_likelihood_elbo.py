@@ -12,6 +12,7 @@ from flow_cases import TYPES, draws, exact_diffusion, log_normal, marginal, meas
 
 import probgen as pg
 from probgen import dist, nets
+from probgen.bind import bind
 from probgen.errors import AlgorithmError, DeclarationError
 from probgen.fitted import Fitted
 from probgen.inference.denoising_elbo import DenoisingELBO
@@ -133,7 +134,7 @@ def test_another_family_is_refused(b):
         likelihood=likelihoods.Normal(scale=1.0),
         encoder=nets.MLP(hidden=(), out=1, heads=("loc", "log_scale")),
     )  # fmt: skip
-    bound, _ = pg.bound.bind(vae, b, data={"x": np.zeros((1, 3), np.float32)})
+    bound, _ = bind(vae, b, data={"x": np.zeros((1, 3), np.float32)})
     with pytest.raises(AlgorithmError, match=r"DenoisingELBO: .*expected a Diffusion.*use IWAE"):
         DenoisingELBO().bind_measure(bound)
 

@@ -7,7 +7,7 @@ import pytest
 
 import probgen as pg
 from probgen import dist, nets
-from probgen.bound import bind
+from probgen.bind import bind
 from probgen.errors import (
     AlgorithmError,
     DeclarationError,

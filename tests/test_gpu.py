@@ -5,7 +5,7 @@ import pytest
 
 import probgen as pg
 from probgen import dist, nets
-from probgen.bound import bind
+from probgen.bind import bind
 from probgen.inference import ELBO, IWAE, SVI
 from probgen.models import VAE
 

@@ -100,7 +100,7 @@ def test_options_that_make_no_chain_are_refused(options):
 def test_a_chain_cannot_move_a_discrete_site(backend):
     import probgen as pg
     from probgen import dist
-    from probgen.bound import bind
+    from probgen.bind import bind
 
     @pg.model
     def coins():

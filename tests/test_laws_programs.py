@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 
 import probgen as pg
 from probgen import backends, dist, nets, ops
-from probgen.bound import Bound, bind
+from probgen.bind import bind
+from probgen.bound import Bound
 from probgen.models import EBM, VAE, Diffusion, Generator, NoiseSchedule, Tilted, likelihoods
 from probgen.trees import tree_items, tree_map
 

@@ -18,7 +18,7 @@ from test_ais_partition import HILLS, hills_draws
 
 import probgen as pg
 from probgen import dist, inference, nets
-from probgen.bound import bind
+from probgen.bind import bind
 from probgen.data.sources import ArraySource
 from probgen.fitted import Fitted
 from probgen.inference import (

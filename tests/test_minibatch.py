@@ -5,7 +5,7 @@ import scipy.stats as st
 
 import probgen as pg
 from probgen import dist, nets
-from probgen.bound import bind
+from probgen.bind import bind
 from probgen.inference import ELBO
 from probgen.models import VAE, Generator
 from probgen.trees import tree_leaves

@@ -13,7 +13,7 @@ import pytest
 
 import probgen as pg
 from probgen import backends, dist, nets
-from probgen.bound import bind
+from probgen.bind import bind
 from probgen.fitted import Fitted
 from probgen.inference import ELBO, SVI
 from probgen.inference.elbo import report_terms

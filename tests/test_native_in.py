@@ -10,7 +10,7 @@ import scipy.stats as st
 
 import probgen as pg
 from probgen import backends, dist
-from probgen.bound import bind
+from probgen.bind import bind
 from probgen.errors import BackendError, DeclarationError, ShapeError
 from probgen.inference import ELBO, SVI
 from probgen.models import Generator

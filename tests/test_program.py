@@ -6,7 +6,7 @@ import scipy.stats as st
 
 import probgen as pg
 from probgen import dist, nets
-from probgen.bound import bind
+from probgen.bind import bind
 from probgen.errors import DeclarationError, DuplicateSite, ShapeError, UnknownName
 from probgen.models import Generator
 

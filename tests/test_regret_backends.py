@@ -5,7 +5,7 @@ import pytest
 
 import probgen as pg
 from probgen import backends, dist, nets
-from probgen.bound import bind
+from probgen.bind import bind
 from probgen.data.sources import ArraySource
 from probgen.fitted import Fitted
 from probgen.inference.regret import LikelihoodRegret

@@ -12,7 +12,7 @@ from regret_cases import PPCA
 
 import probgen as pg
 from probgen import dist, nets, ops
-from probgen.bound import bind
+from probgen.bind import bind
 from probgen.errors import AlgorithmError, DeclarationError, NonFiniteError, ProbgenError
 from probgen.fitted import Fitted
 from probgen.inference.regret import LikelihoodRegret

@@ -11,7 +11,7 @@ import pytest
 
 import probgen as pg
 from probgen import dist, nets
-from probgen.bound import bind
+from probgen.bind import bind
 from probgen.errors import NotByRow, ShapeError
 
 IDS = np.array([0, 5, 2**30 + 3, 7])

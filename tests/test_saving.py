@@ -13,7 +13,7 @@ from fit_cases import assert_same_bits, binary_data, coins, quick, small_vae, sv
 import probgen as pg
 from probgen import dist, nets, reading, store
 from probgen.backends import available
-from probgen.bound import bind
+from probgen.bind import bind
 from probgen.codec import Pool, decode, encode
 from probgen.errors import ProbgenError, SaveError, ShapeError
 from probgen.fitted import Fitted

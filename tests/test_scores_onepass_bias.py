@@ -7,7 +7,7 @@ from test_generate_evaluate import S, data, exact_log_prob, linear_vae
 
 import probgen as pg
 from probgen import dist, nets
-from probgen.bound import bind
+from probgen.bind import bind
 from probgen.fitted import Fitted
 from probgen.inference.scores import BiasCorrected, NegativeLogLikelihood
 from probgen.inference.scores.bias_corrected import (

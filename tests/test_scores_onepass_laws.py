@@ -9,7 +9,7 @@ from test_generate_evaluate import S, data, linear_vae
 
 import probgen as pg
 from probgen import backends, dist, nets
-from probgen.bound import bind
+from probgen.bind import bind
 from probgen.errors import DataError, DeclarationError
 from probgen.evaluation_table import Evaluation
 from probgen.fitted import Fitted

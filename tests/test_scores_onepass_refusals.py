@@ -9,7 +9,7 @@ from test_generate_evaluate import data, linear_vae
 
 import probgen as pg
 from probgen import dist, nets
-from probgen.bound import bind
+from probgen.bind import bind
 from probgen.errors import (
     AlgorithmError,
     DataError,

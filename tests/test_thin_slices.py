@@ -69,7 +69,7 @@ def linear_vae(scale):
 
 def test_a_tilted_vae_has_the_density_of_its_noise(b):
     """log N(eps; 0, I) - E(x(eps)), by hand in numpy, for the space that the chain lives in."""
-    from probgen.bound import bind
+    from probgen.bind import bind
     from probgen.inference.spaces import bind_space
 
     rng = np.random.default_rng(0)
@@ -159,7 +159,7 @@ def test_a_diffusion_prior_learns_a_mixture(b):
 
 def test_the_loop_that_samples_is_the_program(b):
     """For one key-free check: the program's log density of a chain is that of its transitions."""
-    from probgen.bound import bind
+    from probgen.bind import bind
 
     model = Diffusion(
         denoiser=nets.MLPDenoiser(out=2, hidden=(8,)),

@@ -6,7 +6,7 @@ from scipy import special, stats
 
 import probgen as pg
 from probgen import dist, nets
-from probgen.bound import bind
+from probgen.bind import bind
 from probgen.errors import AlgorithmError, DeclarationError, ProbgenError, UnknownName
 from probgen.inference import ELBO, PI, SVI, ControlledELBO
 from probgen.inference.terms import compute

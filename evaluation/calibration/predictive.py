@@ -20,7 +20,8 @@ import numpy as np
 from arviz_stats.base import array_stats
 
 from probgen.backends.protocol import Backend
-from probgen.bound import Bound, bind
+from probgen.bind import bind
+from probgen.bound import Bound
 from probgen.data.sources import as_arrays
 from probgen.errors import AlgorithmError, DataError, NonFiniteError, ShapeError
 from probgen.evaluation.calibration.study import start

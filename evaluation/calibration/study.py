@@ -18,7 +18,8 @@ import numpy as np
 
 from probgen.backends import resolve
 from probgen.backends.protocol import Backend
-from probgen.bound import Bound, bind
+from probgen.bind import bind
+from probgen.bound import Bound
 from probgen.data.sources import as_arrays
 from probgen.declared import declaration
 from probgen.dist import did_you_mean

@@ -27,11 +27,11 @@ from numpyro.infer.hmc import HMCState
 from numpyro.infer.hmc_util import HMCAdaptState
 from numpyro.infer.util import ParamInfo
 
+from probgen.backends.chains import NUM_STARTS, Chains, LogDensity, Start
 from probgen.backends.jax_lowering import Lowering, broadcast_plates, run_program
 from probgen.backends.lowering import per_datum
 from probgen.backends.protocol import Site
 from probgen.errors import AlgorithmError, SaveError
-from probgen.posterior import NUM_STARTS, Chains, Posterior, Start
 from probgen.program import NO_BIJECTION
 
 MAX_KEPT = 64  # compiled samplers and maps; the least recently used one is dropped
@@ -191,7 +191,7 @@ _AXES = HMCState(*[0] * len(HMCState._fields))._replace(
 class _Sampler:
     """The compiled functions of one posterior and method; holds no data."""
 
-    def __init__(self, posterior: Posterior, method: Any):
+    def __init__(self, posterior: LogDensity, method: Any):
         self.posterior, self.method = posterior, method
         longest = max(method.num_draws, method.num_warmup)
         self.length = max(1, -(-longest // NUM_CHUNKS))
@@ -293,7 +293,7 @@ class _Sampler:
 
 
 def run(
-    posterior: Posterior, method: Any, params: Any, rows: Any, given: Any, key: Any, token: Any,
+    posterior: LogDensity, method: Any, params: Any, rows: Any, given: Any, key: Any, token: Any,
     shown: Callable, pieces: Any,
 ) -> Chains:  # fmt: skip
     """Draws of `method` (see `probgen.inference.mcmc`) from the posterior."""

@@ -17,8 +17,8 @@ from numpyro.distributions import biject_to, constraints
 from numpyro.primitives import Messenger
 
 from probgen.backends.jax_lowering import Lowering
+from probgen.backends.native_parts import NamedDistribution, NativeParam
 from probgen.errors import BackendError, ShapeError
-from probgen.native import NamedDistribution, NativeParam
 from probgen.program import DATA_PLATE, Run
 
 __all__ = ["Lowering", "NativeLowering", "apart", "hiding", "param", "run_native"]

@@ -20,11 +20,11 @@ from pyro.infer.mcmc import HMC, NUTS
 from torch.distributions import constraints
 
 from probgen.backends import keys, torch_random
+from probgen.backends.chains import NUM_STARTS, Chains, LogDensity, Start
 from probgen.backends.lowering import per_datum
 from probgen.backends.protocol import Site
 from probgen.backends.torch_lowering import Lowering, broadcast_plates, run_program
 from probgen.errors import AlgorithmError
-from probgen.posterior import NUM_STARTS, Chains, Posterior, Start
 from probgen.program import NO_BIJECTION
 from probgen.trees import tree_map
 
@@ -191,7 +191,7 @@ class _Layout:
 
 
 def run(
-    posterior: Posterior, method: Any, params: Any, rows: Any, given: Any, key: keys.Key,
+    posterior: LogDensity, method: Any, params: Any, rows: Any, given: Any, key: keys.Key,
     shown: Callable, pieces: Any,
 ) -> Chains:  # fmt: skip
     """Draws of `method` (see `probgen.inference.mcmc`) from the posterior."""
@@ -243,7 +243,7 @@ def run(
     return Chains(layout.unpack(draws), stats, method.num_warmup)
 
 
-def _find_start(posterior: Posterior, attempt: Callable[[int], Start]) -> dict[str, np.ndarray]:
+def _find_start(posterior: LogDensity, attempt: Callable[[int], Start]) -> dict[str, np.ndarray]:
     """Starting points, tried until each chain has a good one."""
     best = attempt(0)
     for i in range(1, NUM_STARTS):

@@ -13,9 +13,9 @@ import torch
 from pyro.poutine.messenger import Messenger
 from torch.distributions import biject_to
 
+from probgen.backends.native_parts import NamedDistribution, NativeParam
 from probgen.backends.torch_lowering import Lowering
 from probgen.errors import BackendError, ShapeError
-from probgen.native import NamedDistribution, NativeParam
 from probgen.program import DATA_PLATE, Run
 
 __all__ = ["Lowering", "NativeLowering", "apart", "hiding", "param", "run_native"]

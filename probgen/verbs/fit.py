@@ -17,7 +17,7 @@ from probgen import checkpoint as checkpoints
 from probgen import place, provenance
 from probgen.backends import resolve
 from probgen.backends.protocol import Backend
-from probgen.bound import bind
+from probgen.bind import bind
 from probgen.callbacks import Callback
 from probgen.checkpoint import Kept
 from probgen.data.sources import ArraySource, as_arrays, as_source

@@ -16,8 +16,10 @@ import numpy as np
 import probgen
 from probgen import place, provenance, store
 from probgen.backends import resolve
+from probgen.backends.chains import Chains
 from probgen.backends.protocol import Backend
-from probgen.bound import Bound, bind
+from probgen.bind import bind
+from probgen.bound import Bound
 from probgen.data.checks import on_device
 from probgen.data.sources import as_whole
 from probgen.declared import checked
@@ -30,7 +32,7 @@ from probgen.kinds import Count, Inputs, Names, PathLike, having
 from probgen.modelling import Model
 from probgen.pieces import Pieces
 from probgen.pieces import chains as kept_chains
-from probgen.posterior import Chains, Posterior
+from probgen.posterior import Posterior
 from probgen.program import DATA_PLATE
 from probgen.seeds import check_seed
 from probgen.support import check_plain
