@@ -20,8 +20,8 @@ from harness import Agreement, Contest, Setting, Side, Target
 
 import probgen as pg
 from probgen import backends, dist, nets
-from probgen.bind import bind
 from probgen.data.sources import as_source
+from probgen.engine.bind import bind
 from probgen.inference import ELBO, SVI
 from probgen.models import VAE
 

@@ -18,8 +18,8 @@ from regret import fitted, scored
 from vae_torch import networks
 
 from probgen import backends
+from probgen.engine.measure import Room
 from probgen.inference import IWAE
-from probgen.measure import Room
 
 PARTICLES, NUM_IMAGES, PEER_IMAGES = 1000, 100, 8
 

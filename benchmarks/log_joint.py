@@ -19,8 +19,8 @@ from posteriors import POSTERIORS, split
 from pyro.infer.mcmc.util import initialize_model
 
 from probgen import backends
-from probgen.bind import bind
-from probgen.posterior import Posterior
+from probgen.engine.bind import bind
+from probgen.engine.posterior import Posterior
 
 Latents = dict[str, np.ndarray]
 

@@ -25,7 +25,7 @@ from vae_torch import networks
 import probgen as pg
 from probgen import backends
 from probgen.inference import ELBO, SVI, LikelihoodRegret
-from probgen.inference.regret import BEFORE
+from probgen.inference.regret.likelihood_regret import BEFORE
 from probgen.trees import tree_map
 
 STEPS, DRAWS, NUM_IMAGES, PEER_IMAGES = 100, 100, 64, 8

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from probgen.errors import ShapeError
-from probgen.evaluation.report.style import PALETTE
-from probgen.inference.bracket import Bracket
+from probgen.evaluation.style import PALETTE
+from probgen.inference.likelihood.bracket import Bracket
 
 COLOURS = {name: light for name, (light, _) in PALETTE.items()}
 SIZE = (4.2, 2.75)

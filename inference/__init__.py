@@ -1,37 +1,36 @@
 """Algorithms: what learns parameters, infers latents and estimates likelihoods.
 
-Scores of what is strange, other than the likelihood and its regret, are in `scores`.
+Scores of what is strange, other than the likelihood and its regret, are in `ood`.
 """
 
 import importlib
 from typing import Any
 
-from probgen.inference.ais import AIS
-from probgen.inference.bits import BitsPerDim, bits_per_dim
-from probgen.inference.bracket import Bracket, bdmc
-from probgen.inference.collapse import CollapseReport
-from probgen.inference.control import PI, IncrementalPI, RampSetPoint, StepSetPoint
-from probgen.inference.controlled import CapacityELBO, ControlledELBO
-from probgen.inference.denoising import Denoising
-from probgen.inference.denoising_elbo import DenoisingELBO
-from probgen.inference.elbo import ELBO, ImportanceWeightedELBO
-from probgen.inference.flow_likelihood import ProbabilityFlow
-from probgen.inference.kernels import Langevin
-from probgen.inference.likelihood import IWAE
-from probgen.inference.maximum_likelihood import MaximumLikelihood
-from probgen.inference.mcmc import HMC, NUTS
-from probgen.inference.partition import (
+from probgen.inference.learn.denoising import Denoising
+from probgen.inference.learn.maximum_likelihood import MaximumLikelihood
+from probgen.inference.learn.svi import SVI
+from probgen.inference.likelihood.ais import AIS
+from probgen.inference.likelihood.bits import BitsPerDim, bits_per_dim
+from probgen.inference.likelihood.bracket import Bracket, bdmc
+from probgen.inference.likelihood.denoising_elbo import DenoisingELBO
+from probgen.inference.likelihood.importance import IWAE
+from probgen.inference.likelihood.partition import (
     EnergyLogLikelihood,
     Gaussian,
     LogPartition,
     UnnormalizedLogDensity,
     log_partition,
 )
-from probgen.inference.psis import khat, khat_limit, psis
-from probgen.inference.rbm import RBM, rbm_log_partition
-from probgen.inference.regret import LikelihoodRegret
-from probgen.inference.svi import SVI
-from probgen.inference.weights import CyclicalWarmup, LinearWarmup, SigmoidWarmup
+from probgen.inference.likelihood.probability_flow import ProbabilityFlow
+from probgen.inference.likelihood.psis import khat, khat_limit, psis
+from probgen.inference.objectives.collapse import CollapseReport
+from probgen.inference.objectives.control import PI, IncrementalPI, RampSetPoint, StepSetPoint
+from probgen.inference.objectives.controlled import CapacityELBO, ControlledELBO
+from probgen.inference.objectives.elbo import ELBO, ImportanceWeightedELBO
+from probgen.inference.objectives.kl_weights import CyclicalWarmup, LinearWarmup, SigmoidWarmup
+from probgen.inference.regret.likelihood_regret import LikelihoodRegret
+from probgen.inference.sample.kernels import Langevin
+from probgen.inference.sample.mcmc import HMC, NUTS
 
 __all__ = [
     "AIS",
@@ -58,7 +57,6 @@ __all__ = [
     "NUTS",
     "PI",
     "ProbabilityFlow",
-    "RBM",
     "RampSetPoint",
     "SVI",
     "SigmoidWarmup",
@@ -70,15 +68,14 @@ __all__ = [
     "khat_limit",
     "log_partition",
     "psis",
-    "rbm_log_partition",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "scores":
-        return importlib.import_module("probgen.inference.scores")
+    if name == "ood":
+        return importlib.import_module("probgen.inference.ood")
     raise AttributeError(f"module 'probgen.inference' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return [*__all__, "scores"]
+    return [*__all__, "ood"]

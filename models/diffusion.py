@@ -18,10 +18,10 @@ import numpy as np
 
 import probgen as pg
 from probgen import dist, ops
-from probgen.declared import declaration
 from probgen.errors import DeclarationError
-from probgen.kinds import AnyNet, OpenShare, Width, between
-from probgen.modelling import Model
+from probgen.language.declared import declaration
+from probgen.language.kinds import AnyNet, OpenShare, Width, between
+from probgen.language.model import Model
 
 Array = Any
 LEAST_LEFT = 1e-30  # of a datum's variance, so that its root is a number of single precision

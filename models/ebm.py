@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import probgen as pg
-from probgen.declared import declaration
-from probgen.kinds import AnyNet
-from probgen.modelling import Distribution, Model
+from probgen.language.declared import declaration
+from probgen.language.kinds import AnyNet
+from probgen.language.model import Distribution, Model
 
 
 @declaration

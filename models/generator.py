@@ -8,12 +8,12 @@ from typing import Any
 
 import probgen as pg
 from probgen import ops
-from probgen.declared import declaration
-from probgen.dist import Deferred
+from probgen.engine.fitted import Fitted
 from probgen.errors import DeclarationError
-from probgen.fitted import Fitted
-from probgen.kinds import AnyNet, Width
-from probgen.modelling import Distribution, Model
+from probgen.language.declared import declaration
+from probgen.language.dist import Deferred
+from probgen.language.kinds import AnyNet, Width
+from probgen.language.model import Distribution, Model
 from probgen.models.likelihoods import as_likelihood
 
 Array = Any

@@ -12,10 +12,10 @@ from typing import Annotated, Any, Literal
 
 import probgen as pg
 from probgen import dist, nets, ops
-from probgen.declared import declaration
-from probgen.dist import Deferred, Family
 from probgen.errors import DeclarationError
-from probgen.kinds import NonNegative, Positive, between
+from probgen.language.declared import declaration
+from probgen.language.dist import Deferred, Family
+from probgen.language.kinds import NonNegative, Positive, between
 
 Array = Any
 
@@ -102,7 +102,7 @@ class Normal(Likelihood):
 
 @declaration
 class DiscretizedLogistic(Likelihood):
-    """x on `num_levels` levels in [0, 1], such as image bytes / 255; see `probgen.discretized`.
+    """x on `num_levels` levels in [0, 1], such as image bytes / 255; see `language.discretized`.
 
     The output's last axis is (raw location, raw scale): the logistic density is centred at
     sigmoid(raw location), which `mean` shows, and has scale min_scale + softplus(raw scale) / 5.

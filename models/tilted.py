@@ -7,11 +7,11 @@ import inspect
 from typing import Any
 
 import probgen as pg
-from probgen.declared import declaration
+from probgen.engine.fitted import Fitted
 from probgen.errors import UnknownName
-from probgen.fitted import Fitted
-from probgen.kinds import AnyNet, Text
-from probgen.modelling import Model
+from probgen.language.declared import declaration
+from probgen.language.kinds import AnyNet, Text
+from probgen.language.model import Model
 
 
 @declaration

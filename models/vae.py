@@ -13,9 +13,9 @@ from typing import Any, Literal
 
 import probgen as pg
 from probgen import dist, ops
-from probgen.declared import declaration, require
 from probgen.errors import DeclarationError, UnknownName
-from probgen.kinds import AnyNet
+from probgen.language.declared import declaration, require
+from probgen.language.kinds import AnyNet
 from probgen.models.generator import Generator, size_of
 
 Array = Any

@@ -10,39 +10,40 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from probgen import viewed as _viewed
 from probgen.backends import xla_flags as _xla_flags
+from probgen.language import viewed as _viewed
 from probgen.version import __version__ as __version__
 
 _HOMES = {
     "backends": "probgen.backends",
-    "callbacks": "probgen.callbacks",
+    "callbacks": "probgen.engine.callbacks",
     "data": "probgen.data",
-    "dist": "probgen.dist",
+    "dist": "probgen.language.dist",
     "errors": "probgen.errors",
     "nets": "probgen.nets",
-    "ops": "probgen.ops",
-    "optim": "probgen.optim",
+    "ops": "probgen.language.ops",
+    "optim": "probgen.language.optim",
 }
 _NAMES = {
     **dict.fromkeys(
         ("sample", "factor", "deterministic", "plate", "data_plate", "net", "submodel", "subguide"),
-        "probgen.program",
+        "probgen.language.program",
     ),
-    **dict.fromkeys(("model", "Model"), "probgen.modelling"),
-    **dict.fromkeys(("to_pyro", "to_numpyro", "from_pyro", "from_numpyro"), "probgen.native"),
+    **dict.fromkeys(("model", "Model"), "probgen.language.model"),
+    **dict.fromkeys(("to_pyro", "to_numpyro", "from_pyro", "from_numpyro"), "probgen.interop"),
     **dict.fromkeys(
-        ("Adam", "AdamW", "SGD", "CosineDecay", "ExponentialDecay", "LinearWarmup"), "probgen.optim"
+        ("Adam", "AdamW", "SGD", "CosineDecay", "ExponentialDecay", "LinearWarmup"),
+        "probgen.language.optim",
     ),
-    **dict.fromkeys(("EarlyStopping", "TensorBoard", "Callback"), "probgen.callbacks"),
+    **dict.fromkeys(("EarlyStopping", "TensorBoard", "Callback"), "probgen.engine.callbacks"),
     "ProbgenError": "probgen.errors",
     "fit": "probgen.verbs.fit",
     "infer": "probgen.verbs.infer",
     "generate": "probgen.verbs.generate",
     "evaluate": "probgen.verbs.evaluate",
-    "Evaluation": "probgen.evaluation_table",
-    "Fitted": "probgen.fitted",
-    "History": "probgen.history",
+    "Evaluation": "probgen.records.evaluation",
+    "Fitted": "probgen.engine.fitted",
+    "History": "probgen.records.history",
 }
 
 _ROOMS = ("evaluation", "inference", "models")

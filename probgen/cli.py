@@ -15,8 +15,8 @@ from typing import Any
 
 import probgen
 from probgen.errors import DeclarationError, ProbgenError, Terminated
+from probgen.language.wording import shown
 from probgen.progress import say
-from probgen.words import shown
 
 LONGEST_NAME, LONGEST_PATH = 255, 4000  # bytes: what the file systems in use allow
 
@@ -176,7 +176,7 @@ def _add_evaluate(commands: Any) -> None:
 
 
 def _evaluate(chosen: argparse.Namespace) -> int:
-    from probgen.evaluation.assessment import run
+    from probgen.evaluation.page import run
 
     run(
         chosen.run_folder,
@@ -209,7 +209,7 @@ def _evaluate_command(chosen: argparse.Namespace) -> str:
 
 
 def _demo(chosen: argparse.Namespace) -> int:
-    from probgen.evaluation.demo import Settings, run
+    from probgen.evaluation.demo.digits import Settings, run
 
     run(
         backend=chosen.backend,

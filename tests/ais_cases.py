@@ -7,7 +7,7 @@ from scipy import stats
 
 import probgen as pg
 from probgen import dist, nets
-from probgen.fitted import Fitted
+from probgen.engine.fitted import Fitted
 from probgen.models import VAE, Generator, likelihoods
 
 D, LATENT, NOISE = 16, 4, 0.3

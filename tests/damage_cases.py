@@ -8,16 +8,16 @@ from fit_cases import binary_data, small_vae, svi
 from safetensors.numpy import load_file, save_file
 
 import probgen as pg
-from probgen import reading
 from probgen.backends.chains import Chains
-from probgen.checkpoint import Checkpoints, restore
-from probgen.chunks import ChunkStore
-from probgen.content import content
-from probgen.evaluation_table import Evaluation
-from probgen.fitted import Fitted
-from probgen.history import History
-from probgen.pieces import Pieces, chains
-from probgen.store import flatten
+from probgen.engine.chain_pieces import Pieces, chains
+from probgen.engine.fitted import Fitted
+from probgen.records import reading
+from probgen.records.checkpoint import Checkpoints, restore
+from probgen.records.chunks import ChunkStore
+from probgen.records.content import content
+from probgen.records.evaluation import Evaluation
+from probgen.records.history import History
+from probgen.records.store import flatten
 
 KINDS = ("run", "checkpoint", "evaluation", "chunk", "pieces", "chains")
 MADE = {"seed": 0}

@@ -4,9 +4,10 @@ import numpy as np
 
 import probgen as pg
 from probgen import dist, evaluation, inference, models, nets, optim
-from probgen.evaluation import demo, regret_study  # noqa: F401 - which it does not import
-from probgen.inference import scores
+from probgen.inference import ood
 from probgen.models import likelihoods
+from studies.likelihood_regret import study
+from studies.rbm import rbm
 
 NORMAL = dist.Normal(0.0, 1.0).expand([2]).to_event(1)
 NET = nets.MLP((3,), out=2)
@@ -46,30 +47,31 @@ REGISTRY = [
     likelihoods.Likelihood(), likelihoods.Bernoulli(), likelihoods.Normal(),
     likelihoods.DiscretizedLogistic(), likelihoods.Categorical(),
     # losses, their weights and controllers
-    inference.weights.KLWeight(), inference.LinearWarmup(10), inference.CyclicalWarmup(10),
-    inference.SigmoidWarmup(10), inference.control.SetPoint(), inference.StepSetPoint(),
+    inference.objectives.kl_weights.KLWeight(), inference.LinearWarmup(10),
+    inference.CyclicalWarmup(10), inference.SigmoidWarmup(10), inference.objectives.control.SetPoint(),
+    inference.StepSetPoint(),
     inference.RampSetPoint(), inference.PI(), inference.IncrementalPI(), inference.ELBO(),
     inference.ImportanceWeightedELBO(), inference.ControlledELBO(), inference.CapacityELBO(),
     # learners, chains and methods
     inference.SVI(inference.ELBO()), inference.Denoising(),
     inference.MaximumLikelihood(inference.Langevin(0.1)), inference.Langevin(0.1),
-    inference.NUTS(), inference.HMC(), inference.mcmc.HamiltonianMethod(),
-    inference.AIS().settings, inference.RBM(*RBM_PARTS), inference.Gaussian(0.0, 1.0),
+    inference.NUTS(), inference.HMC(), inference.sample.mcmc.HamiltonianMethod(),
+    inference.AIS().settings, rbm.RBM(*RBM_PARTS), inference.Gaussian(0.0, 1.0),
     # measures
     inference.AIS(), inference.IWAE(), inference.DenoisingELBO(), inference.ProbabilityFlow(),
     inference.LikelihoodRegret(), inference.UnnormalizedLogDensity(),
     inference.EnergyLogLikelihood(LOG_Z),
     # scores
-    scores.BiasCorrected(X), scores.CombinedTest(X), scores.InputComplexity(), scores.DoSE(X),
-    scores.ErrorReduction(), scores.GradientNorm(X), scores.HierarchyRatio(), scores.LPath(X),
-    scores.Mahalanobis(X), scores.NegativeLogLikelihood(), scores.ReconstructionError(),
-    scores.KLTerm(), scores.LikelihoodRatio(FITTED), scores.Resultant(X), scores.Typicality(X),
-    scores.WAIC([FITTED, FITTED]), scores.error_reduction.Restorer(VAE),
-    scores.bias_corrected.ValueLogProbs("x"), scores.bias_corrected.BestNormal("x"),
-    scores.gradient.LayerNorms(), scores.lpath.PathNorms(), scores.moments.GuideMoments(),
-    scores.other_models.Weights(), scores.parts.BoundParts(2),
+    ood.BiasCorrected(X), ood.CombinedTest(X), ood.InputComplexity(), ood.DoSE(X),
+    ood.ErrorReduction(), ood.GradientNorm(X), ood.HierarchyRatio(), ood.LPath(X),
+    ood.Mahalanobis(X), ood.NegativeLogLikelihood(), ood.ReconstructionError(),
+    ood.KLTerm(), ood.LikelihoodRatio(FITTED), ood.Resultant(X), ood.Typicality(X),
+    ood.WAIC([FITTED, FITTED]), ood.error_reduction.Restorer(VAE),
+    ood.bias_corrected.ValueLogProbs("x"), ood.bias_corrected.BestNormal("x"),
+    ood.gradient.LayerNorms(), ood.lpath.PathNorms(), ood.moments.GuideMoments(),
+    ood.other_models.Weights(), ood.elbo_terms.BoundParts(2),
     # what evaluations are made from
-    FITTED, evaluation.demo.Settings(), evaluation.regret_study.Settings(),
+    FITTED, evaluation.demo.Settings(), study.Settings(),
     evaluation.detection.Metric(), evaluation.calibration.study.Guide(),
     evaluation.samples.features.Features("raw", np.asarray),
 ]  # fmt: skip

@@ -8,8 +8,8 @@ from scipy import stats
 
 import probgen as pg
 from probgen import dist, nets
-from probgen.bind import bind
-from probgen.inference.terms import compute, log_weights
+from probgen.engine.bind import bind
+from probgen.inference.objectives.terms import compute, log_weights
 from probgen.trees import tree_map
 
 W = np.array([[1.0, 0.5], [-0.3, 0.8], [0.2, -0.6]], np.float32)

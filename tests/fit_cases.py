@@ -51,7 +51,7 @@ def quick(name):
 
 def leaves(params):
     """Flat {name: array} of a tree of parameters."""
-    from probgen.store import flatten
+    from probgen.records.store import flatten
 
     return flatten(params)
 

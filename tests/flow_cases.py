@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from probgen import ops
-from probgen.fitted import Fitted
+from probgen.engine.fitted import Fitted
 from probgen.models import Diffusion, NoiseSchedule
 
 TYPES = ("epsilon", "sample", "v_prediction")

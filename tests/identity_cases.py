@@ -7,7 +7,7 @@ import types
 import numpy as np
 
 from probgen import dist, nets
-from probgen.fitted import Fitted
+from probgen.engine.fitted import Fitted
 from probgen.models import VAE, likelihoods
 
 X = np.random.default_rng(0).normal(size=(8, 3)).astype(np.float32)

@@ -22,8 +22,8 @@ def resident() -> int:
 
 def drop() -> None:
     """Forgets what the frameworks, as far as they are loaded, and probgen have compiled."""
-    if "probgen.backends.jax_mcmc" in sys.modules:
-        sys.modules["probgen.backends.jax_mcmc"]._kept.items.clear()
+    if "probgen.backends.jax.mcmc" in sys.modules:
+        sys.modules["probgen.backends.jax.mcmc"]._kept.items.clear()
     if "jax" in sys.modules:
         sys.modules["jax"].clear_caches()
     if "torch._dynamo" in sys.modules:

@@ -23,7 +23,7 @@ class Torch:
 
     def __init__(self):
         self.torch = pytest.importorskip("torch")
-        self.module = importlib.import_module("probgen.backends.torch_ops")
+        self.module = importlib.import_module("probgen.backends.torch.ops")
 
     def array(self, x):
         return self.torch.as_tensor(np.array(x))
@@ -53,7 +53,7 @@ class Jax:
 
     def __init__(self):
         self.jax = pytest.importorskip("jax")
-        self.module = importlib.import_module("probgen.backends.jax_ops")
+        self.module = importlib.import_module("probgen.backends.jax.ops")
 
     def array(self, x):
         return self.jax.numpy.asarray(x)

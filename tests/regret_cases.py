@@ -18,9 +18,9 @@ import numpy as np
 import probgen as pg
 from probgen import dist, nets, ops
 from probgen.data.sources import ArraySource
-from probgen.fitted import Fitted
-from probgen.inference.refit import bind_search, negative_bound
-from probgen.inference.regret import LikelihoodRegret
+from probgen.engine.fitted import Fitted
+from probgen.inference.regret.likelihood_regret import LikelihoodRegret
+from probgen.inference.regret.refit import bind_search, negative_bound
 from probgen.models import VAE, likelihoods
 from probgen.trees import tree_map
 

@@ -13,8 +13,9 @@ import numpy as np
 
 import probgen as pg
 from probgen import backends, dist, nets
-from probgen.bind import bind
-from probgen.fitted import Fitted
+from probgen.engine.bind import bind
+from probgen.engine.fitted import Fitted
+from probgen.engine.measure import Room, start
 from probgen.inference import (
     AIS,
     ELBO,
@@ -33,9 +34,8 @@ from probgen.inference import (
     ProbabilityFlow,
     UnnormalizedLogDensity,
     log_partition,
-    scores,
+    ood,
 )
-from probgen.measure import Room, start
 from probgen.models import EBM, VAE, Diffusion, likelihoods
 from probgen.trees import tree_leaves
 
@@ -87,11 +87,11 @@ LEARNERS = {
 }
 
 OF_A_VAE = [
-    ELBO(3), ELBO(3, analytic_kl=False), IWAE(20), scores.NegativeLogLikelihood(20),
-    scores.ReconstructionError(4), scores.KLTerm(4), scores.Mahalanobis(KNOWN),
-    scores.Typicality(KNOWN, 4), scores.GradientNorm(KNOWN),
-    scores.BiasCorrected(None, 4), scores.LPath(KNOWN),
-    scores.Resultant(KNOWN, 4, image_shape=(8, 8, 1)),
+    ELBO(3), ELBO(3, analytic_kl=False), IWAE(20), ood.NegativeLogLikelihood(20),
+    ood.ReconstructionError(4), ood.KLTerm(4), ood.Mahalanobis(KNOWN),
+    ood.Typicality(KNOWN, 4), ood.GradientNorm(KNOWN),
+    ood.BiasCorrected(None, 4), ood.LPath(KNOWN),
+    ood.Resultant(KNOWN, 4, image_shape=(8, 8, 1)),
     LikelihoodRegret(search="posterior", num_draws=10, num_steps=5),
     LikelihoodRegret(num_draws=10, num_steps=3), AIS(4, num_chains=3, num_pilot_steps=10),
 ]  # fmt: skip
@@ -122,7 +122,7 @@ def measure(b, model, which, rows=ROWS):
     fitted = Fitted(model, params, shapes={"x": (DIM,)})
     data, ids = {"x": X[:rows]}, np.arange(rows)
     if which == "WAIC":
-        which = scores.WAIC([fitted, fitted], 4)
+        which = ood.WAIC([fitted, fitted], 4)
     room = Room(fitted, b, b.key(3), rows, 1000, data, rows)
     function = start(which, room)
 
@@ -161,7 +161,7 @@ def cases(b):
     """name -> what makes its call."""
     out = {f"learner {n}": lambda c=c: learner(b, *c) for n, c in LEARNERS.items()}
     for which in OF_A_VAE:
-        few = isinstance(which, LikelihoodRegret | AIS | scores.LPath)
+        few = isinstance(which, LikelihoodRegret | AIS | ood.LPath)
         out[f"measure {which.name}"] = lambda w=which, few=few: measure(
             b, VAE_64, w, 32 if few else ROWS
         )

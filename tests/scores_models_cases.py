@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from probgen import dist, nets
-from probgen.fitted import Fitted
+from probgen.engine.fitted import Fitted
 from probgen.models import VAE, likelihoods
 
 S = 0.5

@@ -20,9 +20,10 @@ def share_noise(monkeypatch):
     torch, jax = pytest.importorskip("torch"), pytest.importorskip("jax")
     pytest.importorskip("pyro")
     pytest.importorskip("numpyro")
-    from probgen.backends import keys, torch_random
-    from probgen.backends.jax import JaxBackend
-    from probgen.backends.torch import TorchBackend
+    from probgen.backends import keys
+    from probgen.backends.jax.backend import JaxBackend
+    from probgen.backends.torch import random
+    from probgen.backends.torch.backend import TorchBackend
 
     def to_int(key):
         high, low = (int(v) for v in np.asarray(jax.random.key_data(key)))
@@ -58,7 +59,7 @@ def share_noise(monkeypatch):
         return jax.numpy.stack(parts)
 
     monkeypatch.setattr(keys, "mix", mix)
-    monkeypatch.setattr(torch_random, "draw", draw)
+    monkeypatch.setattr(random, "draw", draw)
     monkeypatch.setattr(
         TorchBackend, "key", lambda self, seed: keys.Key(to_int(jax.random.key(seed)))
     )

@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 
 import probgen as pg
-from probgen.evaluation import demo, figures
+from probgen.evaluation import figures
+from probgen.evaluation.demo import digits as demo
 
 TARGET = Path(__file__).resolve().parent.parent / "docs" / "images" / "demo.png"
 

@@ -1,22 +1,19 @@
-"""Figures of calibration: each takes a result and gives a matplotlib `Figure` of nobody's state."""
+"""Figures of calibration: each takes a result and gives a matplotlib `Figure` of nobody's state.
+
+The results (`SBC`, `VSBC`, `Geweke`, `PredictiveCheck`) draw themselves with them, by `plot()`.
+"""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from probgen.dist import did_you_mean
 from probgen.errors import UnknownName
 from probgen.evaluation.calibration.uniformity import ecdf_difference, envelope
 from probgen.evaluation.figures import COLOURS, dress, name_axes
-
-if TYPE_CHECKING:
-    from probgen.evaluation.calibration.geweke import Geweke
-    from probgen.evaluation.calibration.predictive import PredictiveCheck
-    from probgen.evaluation.calibration.sbc import SBC
-    from probgen.evaluation.calibration.vsbc import VSBC
+from probgen.language.dist import did_you_mean
 
 MOST = 12  # panels of one figure
 PANEL = (3.1, 2.4)
@@ -61,7 +58,7 @@ def _legend(figure: Any, axes: Any) -> None:
     )  # fmt: skip
 
 
-def ecdf_figure(result: SBC, names: tuple[str, ...] | None = None) -> Any:
+def ecdf_figure(result: Any, names: tuple[str, ...] | None = None) -> Any:
     """Ranks' distribution function minus the uniform one, with the band of right methods.
 
     Above zero on the left and below on the right: ranks at both ends, draws too narrow. The other
@@ -98,7 +95,7 @@ def ecdf_figure(result: SBC, names: tuple[str, ...] | None = None) -> Any:
     return figure
 
 
-def symmetry_figure(result: VSBC, names: tuple[str, ...] | None = None) -> Any:
+def symmetry_figure(result: Any, names: tuple[str, ...] | None = None) -> Any:
     """Histogram of the probabilities, with its mirror image as an outline."""
     chosen = _chosen(result.names, names, result.adjusted)
     figure, panels = _panels(len(chosen))
@@ -117,7 +114,7 @@ def symmetry_figure(result: VSBC, names: tuple[str, ...] | None = None) -> Any:
     return figure
 
 
-def geweke_figure(result: Geweke, names: tuple[str, ...] | None = None) -> Any:
+def geweke_figure(result: Any, names: tuple[str, ...] | None = None) -> Any:
     """Quantiles of each function in the two simulators against each other."""
     chosen = _chosen(result.names, names, -np.abs(result.z))
     figure, panels = _panels(len(chosen))
@@ -139,7 +136,7 @@ def geweke_figure(result: Geweke, names: tuple[str, ...] | None = None) -> Any:
     return figure
 
 
-def predictive_figure(result: PredictiveCheck, names: tuple[str, ...] | None = None) -> Any:
+def predictive_figure(result: Any, names: tuple[str, ...] | None = None) -> Any:
     """Histogram of each statistic over replicated data, with the observed value."""
     extreme = np.minimum(result.p_values, 1 - result.p_values)
     chosen = _chosen(result.names, names, extreme)

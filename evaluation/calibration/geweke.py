@@ -27,12 +27,12 @@ import numpy as np
 from arviz_stats.base import array_stats
 
 from probgen.backends.protocol import Backend
+from probgen.engine.fitted import Fitted
 from probgen.errors import AlgorithmError, NonFiniteError, ShapeError
 from probgen.evaluation.calibration.study import Study, scalars
-from probgen.fitted import Fitted
-from probgen.inference.spaces import bind_space
-from probgen.modelling import Model
-from probgen.seeds import check_seed
+from probgen.inference.sample.spaces import bind_space
+from probgen.language.model import Model
+from probgen.language.seeds import check_seed
 
 LIMIT = 4.0
 LEAST_ESS = 100.0

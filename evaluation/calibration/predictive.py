@@ -20,15 +20,15 @@ import numpy as np
 from arviz_stats.base import array_stats
 
 from probgen.backends.protocol import Backend
-from probgen.bind import bind
-from probgen.bound import Bound
 from probgen.data.sources import as_arrays
+from probgen.engine.batches import merge_inputs
+from probgen.engine.bind import bind
+from probgen.engine.bound import Bound
+from probgen.engine.fitted import Fitted
 from probgen.errors import AlgorithmError, DataError, NonFiniteError, ShapeError
 from probgen.evaluation.calibration.study import start
-from probgen.feed import merge_inputs
-from probgen.fitted import Fitted
-from probgen.modelling import Model
-from probgen.seeds import check_seed
+from probgen.language.model import Model
+from probgen.language.seeds import check_seed
 
 STATISTICS: dict[str, Callable] = {
     "mean": np.mean, "sd": lambda y: np.std(y, ddof=1) if np.size(y) > 1 else 0.0,

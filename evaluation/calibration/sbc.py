@@ -21,6 +21,7 @@ from arviz_stats.base import array_stats
 from scipy.stats import norm
 
 from probgen.backends.protocol import Backend
+from probgen.engine.fitted import Fitted
 from probgen.errors import AlgorithmError, DataError, NonFiniteError, ShapeError
 from probgen.evaluation.calibration.study import (
     Guide,
@@ -33,10 +34,9 @@ from probgen.evaluation.calibration.study import (
 )
 from probgen.evaluation.calibration.uniformity import chi_square, ecdf_test, envelope, ranks
 from probgen.evaluation.detection.intervals import holm
-from probgen.fitted import Fitted
-from probgen.modelling import Model
+from probgen.language.model import Model
+from probgen.language.seeds import check_seed
 from probgen.progress import bar
-from probgen.seeds import check_seed
 
 NUM_PILOTS = 10  # simulations that tell how far to thin
 CORRELATED = 0.1  # mean lag-1 autocorrelation above which a rejection may be the chains' fault

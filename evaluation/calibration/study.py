@@ -18,17 +18,17 @@ import numpy as np
 
 from probgen.backends import resolve
 from probgen.backends.protocol import Backend
-from probgen.bind import bind
-from probgen.bound import Bound
 from probgen.data.sources import as_arrays
-from probgen.declared import declaration
-from probgen.dist import did_you_mean
+from probgen.engine.batches import merge_inputs
+from probgen.engine.bind import bind
+from probgen.engine.bound import Bound
+from probgen.engine.chain_pieces import Pieces
+from probgen.engine.fitted import Fitted
+from probgen.engine.posterior import Posterior
 from probgen.errors import AlgorithmError, ShapeError, UnknownName
-from probgen.feed import merge_inputs
-from probgen.fitted import Fitted
-from probgen.modelling import Model
-from probgen.pieces import Pieces
-from probgen.posterior import Posterior
+from probgen.language.declared import declaration
+from probgen.language.dist import did_you_mean
+from probgen.language.model import Model
 
 Values = dict[str, np.ndarray]
 LEAST = 20  # simulations; fewer make no test

@@ -31,7 +31,7 @@ from probgen.evaluation.detection.scores import (
     demand_pairs,
 )
 from probgen.evaluation.detection.tables import ChanceTest, Comparison, DetectionTable, Verdict
-from probgen.evaluation_table import Evaluation
+from probgen.records.evaluation import Evaluation
 
 Measures = Mapping[str, tuple[Any, Mapping[str, Any]]]
 Distinct = tuple[int | None, Mapping[str, int]]

@@ -18,14 +18,14 @@ from typing import Literal
 
 import numpy as np
 
-from probgen.declared import declaration
 from probgen.evaluation.detection.scores import (
     Positive,
     Scores,
     check_whole,
 )
-from probgen.kinds import OpenShare
-from probgen.seeds import check_seed
+from probgen.language.declared import declaration
+from probgen.language.kinds import OpenShare
+from probgen.language.seeds import check_seed
 
 Kind = Literal["auroc", "aupr", "fpr"]
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from probgen.errors import AlgorithmError, DataError
-from probgen.evaluation_table import Evaluation
+from probgen.records.evaluation import Evaluation
 
 
 def check_tables(who: str, tables: Mapping[str, Any]) -> None:

@@ -13,9 +13,9 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 
-from probgen.declared import argument
 from probgen.errors import AlgorithmError, DataError, ShapeError
-from probgen.kinds import OpenShare, Rule, between
+from probgen.language.declared import argument
+from probgen.language.kinds import OpenShare, Rule, between
 
 Positive = Literal["ood", "in"]
 

@@ -7,9 +7,9 @@ from typing import Annotated, Any
 
 import numpy as np
 
-from probgen.declared import argument
 from probgen.errors import DataError, ShapeError
-from probgen.kinds import between
+from probgen.language.declared import argument
+from probgen.language.kinds import between
 
 
 def refuse_dict(x: Any, where: str) -> None:

@@ -20,7 +20,7 @@ from probgen.data.images import require
 from probgen.errors import DataError, ShapeError, UnknownName
 from probgen.evaluation.samples.checks import as_rows
 from probgen.evaluation.samples.estimate import wilson
-from probgen.seeds import check_seed
+from probgen.language.seeds import check_seed
 
 SETS = {"digits": digits, "mnist5k": mnist5k}
 COMPONENTS, HIDDEN, EPOCHS = 48, (256, 64), 15

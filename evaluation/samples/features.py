@@ -22,10 +22,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from probgen import backends, nets
-from probgen.declared import declaration
 from probgen.errors import AlgorithmError, DataError, ShapeError, UnknownName
 from probgen.evaluation.samples.checks import as_matrix, as_pair, as_rows, check_count
-from probgen.kinds import Count, Text
+from probgen.language.declared import declaration
+from probgen.language.kinds import Count, Text
 from probgen.nets.adapters import EquinoxNet, FlaxNet, TorchNet
 from probgen.trees import tree_map
 

@@ -20,7 +20,7 @@ from probgen.evaluation.samples.checks import check_count
 from probgen.evaluation.samples.estimate import Estimate
 from probgen.evaluation.samples.features import featured
 from probgen.evaluation.samples.resampling import jackknife
-from probgen.seeds import check_seed
+from probgen.language.seeds import check_seed
 
 SPLITS = (1, 2, 4)  # FD_inf looks at N, N/2 and N/4
 

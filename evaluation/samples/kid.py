@@ -17,7 +17,7 @@ from probgen.evaluation.samples.checks import check_count
 from probgen.evaluation.samples.estimate import Estimate
 from probgen.evaluation.samples.features import featured
 from probgen.evaluation.samples.mmd import polynomial_kernel, unbiased_mmd2
-from probgen.seeds import check_seed
+from probgen.language.seeds import check_seed
 
 MAX_JACKKNIFE = 4000  # data of each set in the error's kernel matrices
 

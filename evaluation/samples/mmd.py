@@ -20,7 +20,7 @@ from probgen.errors import AlgorithmError, DataError, ShapeError
 from probgen.evaluation.samples.checks import check_count
 from probgen.evaluation.samples.estimate import Estimate
 from probgen.evaluation.samples.features import featured
-from probgen.seeds import check_seed
+from probgen.language.seeds import check_seed
 
 Kernel = Callable[[np.ndarray, np.ndarray], np.ndarray]
 ROWS = 1000  # rows of a kernel matrix held at a time

@@ -24,7 +24,7 @@ from probgen.evaluation.samples.checks import check_count
 from probgen.evaluation.samples.estimate import Estimate, share_interval
 from probgen.evaluation.samples.features import featured
 from probgen.evaluation.samples.resampling import check_groups, deal, jackknife_error
-from probgen.seeds import check_seed
+from probgen.language.seeds import check_seed
 
 CHUNK = 2**22  # distances held at a time
 

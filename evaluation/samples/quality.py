@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 
-from probgen.dist import did_you_mean
 from probgen.errors import AlgorithmError, UnknownName
 from probgen.evaluation.samples import modes as mode_counting
 from probgen.evaluation.samples.checks import check_count
@@ -33,8 +32,9 @@ from probgen.evaluation.samples.two_sample import (
     sliced_wasserstein,
     wasserstein_1d,
 )
+from probgen.language.dist import did_you_mean
+from probgen.language.seeds import check_seed
 from probgen.progress import bar
-from probgen.seeds import check_seed
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

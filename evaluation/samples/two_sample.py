@@ -18,7 +18,7 @@ from probgen.evaluation.samples.checks import as_matrix, as_pair, check_count
 from probgen.evaluation.samples.estimate import Estimate, wilson
 from probgen.evaluation.samples.features import featured, features_for
 from probgen.evaluation.samples.resampling import jackknife
-from probgen.seeds import check_seed
+from probgen.language.seeds import check_seed
 
 CLASSIFIERS = ("logistic", "knn")
 

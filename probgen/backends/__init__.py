@@ -13,7 +13,7 @@ from typing import Any
 
 from probgen.backends.protocol import Backend, Site
 from probgen.errors import BackendError
-from probgen.words import shown
+from probgen.language.wording import shown
 
 __all__ = ["Backend", "Site", "available", "load", "resolve"]
 
@@ -52,10 +52,10 @@ def load(name: str, device: str = "auto", **options: Any) -> Backend:
         )
     try:
         if name == "torch":
-            from probgen.backends.torch import TorchBackend
+            from probgen.backends.torch.backend import TorchBackend
 
             return TorchBackend(device, **options)
-        from probgen.backends.jax import JaxBackend
+        from probgen.backends.jax.backend import JaxBackend
 
         return JaxBackend(device, **options)
     except ImportError as error:
@@ -94,6 +94,6 @@ def resolve(backend: str | Backend = "auto", device: str = "auto", prefer: str =
 
 
 def _torch_has_cuda() -> bool:
-    from probgen.backends.torch import has_cuda
+    from probgen.backends.torch.backend import has_cuda
 
     return has_cuda()

@@ -1,6 +1,6 @@
 """What is installed here, what works, and what "auto" would choose: findings, not prints.
 
-Each backend has a probe beside its adapter (`torch_probe`, `jax_probe`) that knows its framework;
+Each backend has a probe beside its adapter (`torch.probe`, `jax.probe`) that knows its framework;
 this file only asks those whose packages are there, and turns what they raise into a finding.
 """
 
@@ -65,7 +65,7 @@ def _backend(name: str) -> list[Finding]:
         return [Finding(name, "missing", what)]
     text = ", ".join(f"{package} {_version(package)}" for package in _PACKAGES[name])
     try:
-        probe = importlib.import_module(f"probgen.backends.{name}_probe")
+        probe = importlib.import_module(f"probgen.backends.{name}.probe")
     except Exception as error:  # an import can fail in any way: a wrong binary, a lost library
         why = f"{text}, but it cannot be imported: {_one_line(error)}"
         return [Finding(name, "broken", why)]

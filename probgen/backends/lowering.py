@@ -9,9 +9,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from probgen import densities, domains, ops
 from probgen.backends.protocol import Site
-from probgen.dist import Deferred
 from probgen.errors import (
     AlgorithmError,
     BackendError,
@@ -21,7 +19,9 @@ from probgen.errors import (
     NotByRow,
     ShapeError,
 )
-from probgen.program import DATA_PLATE, NOT_NORMAL, PARTICLES, Run
+from probgen.language import densities, domains, ops
+from probgen.language.dist import Deferred
+from probgen.language.program import DATA_PLATE, NOT_NORMAL, PARTICLES, Run
 
 # Arguments that shape a distribution and are not parameters of it.
 STRUCTURE = frozenset({"dim", "total_count", "event_dim", "num_levels", "low", "high"})
@@ -68,7 +68,7 @@ class BaseLowering:
             raise DeclarationError(
                 f"site {site!r}: {deferred!r} cannot be built by {self.library}: {error}"
             ) from error
-        # Data are checked once, by `probgen.support`; a check of values cannot be traced.
+        # Data are checked once, by `engine.data_support`; a check of values cannot be traced.
         built._validate_args = False
         return built
 
@@ -156,7 +156,7 @@ def _canonical(family: str, given: dict[str, Any]) -> dict[str, Any]:
 
 
 def owned(base: type, family: str) -> type:
-    """A library's class with our density (`probgen.densities`); its draws stay its own."""
+    """A library's class with our density (`probgen.language.densities`); its draws stay its own."""
     names = densities.TABLE[family].names
     theirs = base.log_prob  # type: ignore[attr-defined]
 

@@ -7,7 +7,7 @@ times a vector that is then reduced is wrong every time, and arrays of seven axe
 and are free of it. The cure is a flag that XLA reads once, when JAX's client starts. So it stands
 in the environment from `import probgen` on, where child processes of every kind find it too.
 
-No framework is imported here; whether the flag came in time is asked of XLA, in `jax_probe`.
+No framework is imported here; whether the flag came in time is asked of XLA, in `jax.probe`.
 """
 
 from __future__ import annotations

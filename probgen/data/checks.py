@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from probgen.errors import DataError
-from probgen.masked import refuse_masked
+from probgen.language.masked import refuse_masked
 
 _CHUNK = 1 << 24  # values looked at together, so that checking memory-mapped data stays flat
 

@@ -17,9 +17,9 @@ import numpy as np
 from numpy.lib import format as npy_format
 
 from probgen.data.images import Images, told
-from probgen.declared import argument
 from probgen.errors import DataError
-from probgen.memory import ask
+from probgen.language.declared import argument
+from probgen.language.memory import ask
 
 PathLike = str | os.PathLike[str]
 

@@ -12,8 +12,8 @@ import numpy as np
 
 from probgen.data.files import PathLike, existing_file, is_folder
 from probgen.data.images import Images, require, told
-from probgen.declared import argument
 from probgen.errors import DataError
+from probgen.language.declared import argument
 
 _LOG = logging.getLogger("probgen.data")
 _PIXELS = 3 * 32 * 32

@@ -14,10 +14,10 @@ from typing import TypeVar
 import numpy as np
 
 from probgen.data.images import Images
-from probgen.declared import argument
 from probgen.errors import DataError
-from probgen.kinds import Count
-from probgen.memory import ask
+from probgen.language.declared import argument
+from probgen.language.kinds import Count
+from probgen.language.memory import ask
 
 Data = TypeVar("Data", Images, np.ndarray)
 

@@ -13,10 +13,10 @@ from typing import Annotated, Any
 
 import numpy as np
 
-from probgen import ops
-from probgen.declared import declaration
 from probgen.errors import DeclarationError, ShapeError
-from probgen.kinds import Axes, having
+from probgen.language import ops
+from probgen.language.declared import declaration
+from probgen.language.kinds import Axes, having
 from probgen.nets.base import Array, EventAxes, Key, Params, Shape
 from probgen.trees import tree_items, tree_map
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import math
 
-from probgen import ops
-from probgen.declared import declaration
 from probgen.errors import ShapeError
-from probgen.kinds import NonNegative, Width
+from probgen.language import ops
+from probgen.language.declared import declaration
+from probgen.language.kinds import NonNegative, Width
 from probgen.nets.base import Array, Key, Params, Shape, check_last, one_shape
 from probgen.nets.layers import Dense
 

@@ -26,10 +26,10 @@ from typing import Annotated, Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from probgen import ops
 from probgen.errors import BackendError, DeclarationError, ShapeError
-from probgen.kinds import Axes, Text, distinct, not_empty, one_of
-from probgen.memory import ask
+from probgen.language import ops
+from probgen.language.kinds import Axes, Text, distinct, not_empty, one_of
+from probgen.language.memory import ask
 from probgen.trees import tree_leaves, tree_map
 
 Array = Any
@@ -213,7 +213,7 @@ def out_shape(net: Any, params: Params, *shapes: Shape) -> Shape:
 def _installed_ops() -> Any:
     for name in ("torch", "jax"):
         try:
-            return importlib.import_module(f"probgen.backends.{name}_ops")
+            return importlib.import_module(f"probgen.backends.{name}.ops")
         except ModuleNotFoundError:
             continue
     raise BackendError(

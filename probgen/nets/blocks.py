@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from probgen.declared import declaration
 from probgen.errors import ShapeError
-from probgen.kinds import AnyNet, NonNegative, Width, not_empty
+from probgen.language.declared import declaration
+from probgen.language.kinds import AnyNet, NonNegative, Width, not_empty
 from probgen.nets.base import (
     Activation,
     Array,

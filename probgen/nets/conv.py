@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from probgen import ops
-from probgen.declared import declaration, require
-from probgen.kinds import Width, Widths
+from probgen.language import ops
+from probgen.language.declared import declaration, require
+from probgen.language.kinds import Width, Widths
 from probgen.nets.base import (
     Activation,
     Array,

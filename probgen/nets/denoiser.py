@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from probgen import ops
-from probgen.declared import declaration
-from probgen.kinds import Width, between
+from probgen.language import ops
+from probgen.language.declared import declaration
+from probgen.language.kinds import Width, between
 from probgen.nets.base import Activation, Array, Key, Params, Shape
 from probgen.nets.mlp import MLP
 from probgen.nets.time import TimeEmbedding

@@ -8,10 +8,10 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any
 
-from probgen import ops
-from probgen.declared import declaration
 from probgen.errors import ShapeError
-from probgen.kinds import Axes, NonNegative, Size, Width, between
+from probgen.language import ops
+from probgen.language.declared import declaration
+from probgen.language.kinds import Axes, NonNegative, Size, Width, between
 from probgen.nets.base import (
     Array,
     Key,

@@ -6,10 +6,10 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from probgen import ops
-from probgen.declared import declaration
 from probgen.errors import DeclarationError, ShapeError
-from probgen.kinds import NonNegative, Width
+from probgen.language import ops
+from probgen.language.declared import declaration
+from probgen.language.kinds import NonNegative, Width
 from probgen.nets.base import (
     Activation,
     Array,

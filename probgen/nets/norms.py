@@ -11,10 +11,10 @@ from typing import Annotated
 
 import numpy as np
 
-from probgen import ops
-from probgen.declared import declaration
 from probgen.errors import DeclarationError, ShapeError
-from probgen.kinds import AnyNet, Positive, Width, between
+from probgen.language import ops
+from probgen.language.declared import declaration
+from probgen.language.kinds import AnyNet, Positive, Width, between
 from probgen.nets.base import (
     Array,
     Key,

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from typing import Annotated
 
-from probgen import ops
-from probgen.declared import declaration
-from probgen.kinds import Positive, Width, between
+from probgen.language import ops
+from probgen.language.declared import declaration
+from probgen.language.kinds import Positive, Width, between
 from probgen.nets.base import Array, Key, Params, Shape, one_shape
 from probgen.nets.layers import Dense
 

@@ -11,10 +11,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated, Any
 
-from probgen import ops
-from probgen.declared import declaration, require
 from probgen.errors import ShapeError
-from probgen.kinds import Positive, Size, Width, Widths, between
+from probgen.language import ops
+from probgen.language.declared import declaration, require
+from probgen.language.kinds import Positive, Size, Width, Widths, between
 from probgen.nets.attention import CrossAttention, SelfAttention
 from probgen.nets.base import Activation, Array, Key, Params, Shape, activation, check_last
 from probgen.nets.blocks import ResidualBlock

@@ -10,23 +10,25 @@ from typing import Any
 
 import numpy as np
 
-from probgen import place, provenance, store
 from probgen.backends.protocol import Backend
-from probgen.chunks import ChunkStore
-from probgen.content import RowsMark
 from probgen.data.sources import ArraySource, LazySource, as_source
-from probgen.declared import checked
+from probgen.engine import provenance
+from probgen.engine.batches import merge_inputs
+from probgen.engine.data_support import SupportCheck
+from probgen.engine.explain import explain
+from probgen.engine.fitted import AnyFitted
+from probgen.engine.interrupt import asked_to_stop
+from probgen.engine.measure import Measure, Room, check_finite, start
 from probgen.errors import AlgorithmError, DataError
-from probgen.evaluation_table import Evaluation, check_name
-from probgen.explain import explain
-from probgen.feed import merge_inputs
-from probgen.fitted import AnyFitted
-from probgen.interrupt import asked_to_stop
-from probgen.kinds import Count, Inputs, Names, PathLike
-from probgen.measure import Measure, Room, check_finite, start
+from probgen.language.declared import checked
+from probgen.language.kinds import Count, Inputs, Names, PathLike
+from probgen.language.seeds import check_seed
 from probgen.progress import bar
-from probgen.seeds import check_seed
-from probgen.support import SupportCheck
+from probgen.records import atomic, store
+from probgen.records.chunks import ChunkStore
+from probgen.records.content import RowsMark
+from probgen.records.entries import AGAIN, require_same
+from probgen.records.evaluation import Evaluation, check_name
 
 CHUNK = 100
 
@@ -61,8 +63,8 @@ def evaluate(
         chunk_size: data at a time.
         path: a folder for the table. Finished chunks are written beside it as they come; the same
             call after a kill (with the same `chunk_size`) reads them and goes on, where model,
-            measures, inputs and data are the same by their content (`probgen.identity`). The
-            table is there when the call returns, and a further call of the same returns it. One
+            measures, inputs and data are the same by their content (`probgen.records.identity`).
+            The table is there when the call returns, and a further call of the same returns it. One
             call at a time writes there; Ctrl-C and SIGTERM keep the chunk that runs, and say so.
         backend, device: those of the fit by default.
 
@@ -77,7 +79,7 @@ def evaluate(
     seed = check_seed(seed, "evaluate")
     chosen = _checked(measures)
     if path is not None:
-        path = place.at(path)
+        path = atomic.at(path)
         store.check_place(path, "evaluation")
     b = fitted.resolve(backend, device)
     source = as_source(data, batch_size=None, seed=0, names=names)
@@ -225,5 +227,5 @@ def _finished(path: Path, made: dict[str, Any]) -> Evaluation:
     """The table that stands at `path`, if it is the one that was asked for."""
     table = Evaluation.load(path)
     found = {**table.info.get("made", {}), "data": table.info.get("data")}
-    provenance.require_same(path, found, made, provenance.AGAIN)
+    require_same(path, found, made, AGAIN)
     return table

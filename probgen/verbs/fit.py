@@ -1,7 +1,8 @@
 """`fit`: one driver for every algorithm that learns.
 
 It knows nothing of models or losses. Here the pieces are checked and put together: data, model,
-algorithm, checkpoint; `probgen.loop` then feeds batches to the learner's `update`, chunk by chunk.
+algorithm, checkpoint; `probgen.engine.loop` then feeds batches to the learner's `update`, chunk by
+chunk.
 """
 
 from __future__ import annotations
@@ -13,27 +14,29 @@ from typing import Any, Literal
 
 import numpy as np
 
-from probgen import checkpoint as checkpoints
-from probgen import place, provenance
 from probgen.backends import resolve
 from probgen.backends.protocol import Backend
-from probgen.bind import bind
-from probgen.callbacks import Callback
-from probgen.checkpoint import Kept
 from probgen.data.sources import ArraySource, as_arrays, as_source
 from probgen.data.streams import StreamSource
-from probgen.declared import checked
+from probgen.engine import provenance
+from probgen.engine.batches import Feed, merge_inputs
+from probgen.engine.bind import bind
+from probgen.engine.callbacks import Callback
+from probgen.engine.data_support import SupportCheck
+from probgen.engine.fitted import AnyModel, Fitted
+from probgen.engine.learner import AnyAlgorithm
+from probgen.engine.loop import Loop, numpy_copy, result_params
 from probgen.errors import AlgorithmError, DataError, SaveError, ShapeError, UnknownName
-from probgen.feed import Feed, merge_inputs
-from probgen.fitted import AnyModel, Fitted
-from probgen.history import History
-from probgen.kinds import Count, CountOrZero, Inputs, Names, OpenShare, PathLike
-from probgen.learner import AnyAlgorithm
-from probgen.loop import Loop, numpy_copy, result_params
-from probgen.modelling import Model
+from probgen.language.declared import checked
+from probgen.language.kinds import Count, CountOrZero, Inputs, Names, OpenShare, PathLike
+from probgen.language.model import Model
+from probgen.language.seeds import check_seed
 from probgen.progress import log
-from probgen.seeds import check_seed
-from probgen.support import SupportCheck
+from probgen.records import atomic
+from probgen.records import checkpoint as checkpoints
+from probgen.records.checkpoint import Kept
+from probgen.records.entries import changes
+from probgen.records.history import History
 
 BATCH = 128
 INIT, REPORT = 2**31 - 1, 2**31 - 3  # streams of keys beside those of steps
@@ -110,7 +113,7 @@ def fit(
         KeyboardInterrupt, Terminated: after Ctrl-C or SIGTERM.
     """
     seed = check_seed(seed, "fit")
-    root = None if checkpoint is None else place.at(checkpoint)
+    root = None if checkpoint is None else atomic.at(checkpoint)
     b, declared, params = _start(model, backend, device)
     source, constants = _source(declared, data, inputs, names, batch_size, seed)
     if isinstance(model, Fitted):
@@ -160,7 +163,7 @@ def fit(
             step, history = kept.step, kept.history
             state = checkpoints.restore(state, kept.arrays, b)
             log.info("fit: goes on from step %d of %s", step, checkpoint)
-            for text in provenance.changes(kept.beside, folder.beside):
+            for text in changes(kept.beside, folder.beside):
                 history.events.append(f"step {step}: {text}")
                 log.warning("fit: step %d of %s %s", step, checkpoint, text)
         if kept is None or not kept.finished:

@@ -19,17 +19,17 @@ from typing import Annotated, Any, Literal, Protocol
 import numpy as np
 
 from probgen.backends.protocol import Backend
-from probgen.bound import Bound
-from probgen.declared import checked
-from probgen.draws import check_draws, samples_first, without_data_axis
+from probgen.engine.batches import merge_inputs
+from probgen.engine.bound import Bound
+from probgen.engine.draws import check_draws, samples_first, without_data_axis
+from probgen.engine.explain import check_ancestral
+from probgen.engine.fitted import AnyFitted, Fitted
 from probgen.errors import AlgorithmError, DataError, DeclarationError
-from probgen.explain import check_ancestral
-from probgen.feed import merge_inputs
-from probgen.fitted import AnyFitted, Fitted
-from probgen.kinds import Count, Inputs, having
-from probgen.memory import ask
-from probgen.modelling import arguments
-from probgen.seeds import check_seed
+from probgen.language.declared import checked
+from probgen.language.kinds import Count, Inputs, having
+from probgen.language.memory import ask
+from probgen.language.model import arguments
+from probgen.language.seeds import check_seed
 from probgen.trees import tree_map
 
 

@@ -14,28 +14,29 @@ from typing import Annotated, Any, Protocol
 import numpy as np
 
 import probgen
-from probgen import place, provenance, store
 from probgen.backends import resolve
 from probgen.backends.chains import Chains
 from probgen.backends.protocol import Backend
-from probgen.bind import bind
-from probgen.bound import Bound
 from probgen.data.checks import on_device
 from probgen.data.sources import as_whole
-from probgen.declared import checked
-from probgen.draws import check_draws
+from probgen.engine import provenance
+from probgen.engine.batches import merge_inputs
+from probgen.engine.bind import bind
+from probgen.engine.bound import Bound
+from probgen.engine.chain_pieces import Pieces
+from probgen.engine.chain_pieces import chains as kept_chains
+from probgen.engine.data_support import check_plain
+from probgen.engine.draws import check_draws
+from probgen.engine.explain import explain
+from probgen.engine.fitted import AnyModel, Fitted
+from probgen.engine.posterior import Posterior
 from probgen.errors import AlgorithmError, NonFiniteError
-from probgen.explain import explain
-from probgen.feed import merge_inputs
-from probgen.fitted import AnyModel, Fitted
-from probgen.kinds import Count, Inputs, Names, PathLike, having
-from probgen.modelling import Model
-from probgen.pieces import Pieces
-from probgen.pieces import chains as kept_chains
-from probgen.posterior import Posterior
-from probgen.program import DATA_PLATE
-from probgen.seeds import check_seed
-from probgen.support import check_plain
+from probgen.language.declared import checked
+from probgen.language.kinds import Count, Inputs, Names, PathLike, having
+from probgen.language.model import Model
+from probgen.language.program import DATA_PLATE
+from probgen.language.seeds import check_seed
+from probgen.records import atomic, store
 
 
 class Method(Protocol):
@@ -86,10 +87,10 @@ def infer(
             as many as memory easily holds. It changes no number.
         path: a folder for the chains. Draws are kept beside it as they come, and the same call
             after a kill goes on from there, to the same draws, to the bit, where model, data,
-            inputs, method and seed are the same by their content (`probgen.identity`). On JAX all
-            chains go on from the last of about forty pieces; on torch, whose kernels run one chain
-            after another, finished chains are kept and an unfinished one begins again. The chains
-            stand there when the call returns, and a further call of the same reads them.
+            inputs, method and seed are the same by their content (`probgen.records.identity`). On
+            JAX all chains go on from the last of about forty pieces; on torch, whose kernels run
+            one chain after another, finished chains are kept and an unfinished one begins again.
+            The chains stand there when the call returns, and a further call of the same reads them.
         progress_bar: shows one on a terminal.
 
     Returns:
@@ -111,7 +112,7 @@ def infer(
     """
     seed = check_seed(seed, "infer")
     if path is not None:
-        path = place.at(path)
+        path = atomic.at(path)
         store.check_place(path, "chains")
     b, declared, given, constants = _start(model, backend, device)
     empty = data is None or (isinstance(data, Mapping) and not data)

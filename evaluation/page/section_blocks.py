@@ -1,0 +1,265 @@
+"""The parts of an evaluation page, each a list of blocks made from a `Material`.
+
+Likelihoods with their errors, the verdict, AUROCs and ROC curves, histograms, the strangest and the
+most ordinary pictures. A page of its own is `page`; the demo puts the same parts on its page.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from probgen.evaluation import figures
+from probgen.evaluation.detection import Estimate, auroc_figure, histogram_figure, roc_figure
+from probgen.evaluation.detection.records import counted, with_limits
+from probgen.evaluation.page.blocks import Block, Figure, ImageRows, Paragraph, Row, Table
+from probgen.evaluation.page.drawing import figure_svg
+from probgen.evaluation.page.gathered import Material
+from probgen.evaluation.page.text import number, with_error
+from probgen.evaluation.page.verdict import SetVerdict, join, limits, summary
+from probgen.records.evaluation import Evaluation
+
+NBSP = "\N{NO-BREAK SPACE}"
+KEPT = 50_000  # scores in the JSON file at most
+WAYS = {True: "larger = stranger", False: "larger = likelier"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """Numbers for the JSON file that the page does not show."""
+
+    values: dict[str, Any]
+
+    def html(self, key: str) -> str:
+        return ""
+
+    def data(self) -> dict[str, Any]:
+        return self.values
+
+
+def likelihood_blocks(material: Material) -> list[Block]:
+    """Mean of every likelihood on every set with its errors and limits; the tables' warnings."""
+    rows: list[list[str | float]] = []
+    for data_set, table in material.tables.items():
+        for measure in material.likelihoods:
+            (mean, error), noise = table.mean(measure), table.mc_error(measure)
+            rows.append(
+                [
+                    data_set,
+                    material.labels[measure],
+                    with_error(mean, error),
+                    number(noise, 3) if noise is not None else "none known",
+                    _limit(table, measure),
+                    _bare(table, measure),
+                    counted(table.num_data, material.distinct(data_set)),
+                ]
+            )
+    header = ["data", "measure", "mean ± s.e., nats", "of it Monte Carlo"]
+    header += ["true mean, 95 %", "bound only", "n"]
+    text = (
+        "Nats per datum, constants included. ± is the standard error of the mean over data; the "
+        "part of it that more particles would remove is beside it, where it can be told. An "
+        "estimate of log p from weights is a lower bound in expectation, its mean the mean of a "
+        "bound: in 95 % of cases the true mean over these data is beyond the limit that is shown, "
+        "whatever the tail of the weights. Bound only: data whose weights may have too heavy a "
+        "tail for an interval about their estimate."
+    )
+    if any(material.distinct(k) < t.num_data for k, t in material.tables.items()):
+        text += " ± takes all data for independent: of sets with copies it is too small."
+    summaries = {"summaries": {k: t.summary() for k, t in material.tables.items()}}
+    blocks: list[Block] = []
+    if rows:
+        blocks += [Paragraph(text, small=True), Table(header, rows, name="likelihoods")]
+    else:
+        blocks.append(Paragraph("No measure here is an estimate of log p(x)."))
+    return [*blocks, Record(summaries), *warning_blocks(material)]
+
+
+def _limit(table: Evaluation, measure: str) -> str:
+    """What the true mean is beyond."""
+    limit = table.mean_limit(measure)
+    if limit is None:
+        return "–"
+    return f"{'>' if table.bound(measure) == 'lower' else '<'}{NBSP}{number(limit, 2)}"
+
+
+def _bare(table: Evaluation, measure: str) -> str:
+    """For how many data the estimate is a bound, with no interval about it."""
+    if not table.bound(measure):
+        return "–"
+    count = table.bound_only(measure)
+    return f"{f'**{count:,}**' if count else '0'} of {table.num_data:,}"
+
+
+def warning_blocks(material: Material) -> list[Block]:
+    """What the measures say against themselves; the same sentence on several sets only once."""
+    said: dict[tuple[str, str], list[str]] = {}
+    for data_set, table in material.tables.items():
+        for measure, texts in table.warnings.items():
+            for text in texts:
+                said.setdefault((measure, text), []).append(data_set)
+    out: list[Block] = [
+        Paragraph(f"**Warning.** {material.labels[m]} of {join(sets)}: {text}")
+        for (m, text), sets in said.items()
+    ]
+    return [*out, Record({"warnings": {k: t.warnings for k, t in material.tables.items()}})]
+
+
+def measure_blocks(material: Material) -> list[Block]:
+    """Every measure: its full name, direction, and mean on each set."""
+    units, ways = material.own.units, material.own.larger_is_stranger
+    names: list[list[str | float]] = [
+        [material.labels[m], m, units[m], WAYS[ways[m]]] for m in material.measures
+    ]
+    means: list[list[str | float]] = [
+        [material.labels[m], *(with_error(*t.mean(m)) for t in material.tables.values())]
+        for m in material.measures
+    ]
+    return [
+        Table(["measure", "in full", "unit", "direction"], names, name="measures"),
+        Table(["measure", *material.tables], means, name="means",
+              caption="Means ± standard error over data, in the measure's unit."),
+    ]  # fmt: skip
+
+
+def verdict_blocks(material: Material, found: Sequence[SetVerdict]) -> list[Block]:
+    """The verdict in words, and what it does not say."""
+    assert material.detection is not None  # `page` asks
+    overall = summary(found)
+    how, *rest = limits(material.detection, name=material.name)
+    record = {
+        "verdict": [
+            {"data_set": v.data_set, "readings": v.readings, "winner": v.winner, "text": v.text}
+            for v in found
+        ],
+        "overall": overall,
+    }
+    return [
+        *(Paragraph(text) for text in overall),
+        Paragraph(how, small=True),
+        *(Paragraph(v.text) for v in found),
+        *(Paragraph(text, small=True) for text in rest),
+        Record(record),
+    ]
+
+
+def detection_blocks(material: Material, *, seed: int = 0) -> list[Block]:
+    """AUROCs as a table and as dots with intervals; ROC curves with bands."""
+    table = material.detection
+    assert table is not None  # `page` asks
+    rows: list[list[str | float]] = []
+    for measure in table.measures:
+        cells = []
+        for data_set in table.data_sets:
+            value, limits_of = _in_two(table.cell(measure, data_set).auroc)
+            mark = table.mark(measure, data_set).strip()
+            cells.append(
+                f"{f'**{value}**' if mark == '*' else value}{mark and NBSP + mark} {limits_of}"
+            )
+        rows.append([measure, *cells])
+    level = f"{100 * table.level:g} %"
+    notes = f"AUROC with its {level} interval (DeLong); the other set is positive."
+    if any(v.winner for v in table.verdicts):
+        notes += " * significantly better than every other measure on that set."
+    if any(len(v.tied) > 1 for v in table.verdicts):
+        notes += " ~ no winner there: the highest, and those not significantly lower."
+    sets = ", ".join(table.data_sets)
+    return [
+        Paragraph(notes, small=True),
+        Table(["measure", *table.data_sets], rows, name="auroc"),
+        Figure(
+            figure_svg(auroc_figure(table)),
+            f"AUROC with {level} intervals. Left of the dashed line a measure has the order the "
+            "wrong way round.",
+            f"AUROC of each measure on {sets}.",
+        ),
+        Figure(
+            figure_svg(
+                roc_figure(
+                    material.scores(),
+                    level=table.level,
+                    seed=seed,
+                    num_distinct=material.all_distinct,
+                )
+            ),
+            f"ROC curves with {level} bootstrap bands, pointwise. On the dotted diagonal a "
+            "measure is no better than a coin.",
+            f"ROC curves of {', '.join(table.measures)} on {sets}.",
+        ),
+        Record({"detection": table.to_dict()}),
+    ]
+
+
+def _in_two(estimate: Estimate) -> tuple[str, str]:
+    """An AUROC and its interval, each of which stays on one line."""
+    value, _, interval = with_limits(estimate).partition(" ")
+    return value, interval.replace(" ", NBSP)
+
+
+def histogram_blocks(material: Material, measures: Sequence[str] | None = None) -> list[Block]:
+    """The spread of each measure in and out of distribution, in the measure's own sign."""
+    blocks: list[Block] = []
+    units, ways = material.own.units, material.own.larger_is_stranger
+    for measure in material.measures if measures is None else measures:
+        label, unit = material.labels[measure], units[measure]
+        values = {k: np.asarray(t[measure]["estimate"].values) for k, t in material.tables.items()}
+        own, others = values[material.name], {k: values[k] for k in material.others}
+        if others:
+            drawn = histogram_figure(
+                own, others, name=label, unit=unit, larger_is_stranger=ways[measure]
+            )
+            caption = f"Spread of {label}: filled, {material.name}; the line, each other set."
+        else:
+            axis = f"{label}, {unit} ({WAYS[ways[measure]]})"
+            drawn = figures.histogram(own, x_label=axis, y_label=f"{material.name}: how many")
+            caption = f"Spread of {label} over data; the line is the mean."
+        blocks.append(
+            Figure(figure_svg(drawn), caption, f"Histograms of {label} on each data set.")
+        )
+    size = sum(t.num_data for t in material.tables.values()) * len(material.measures)
+    if size <= KEPT:
+        scores = {
+            m: {k: t[m]["estimate"].values for k, t in material.tables.items()}
+            for m in material.measures
+        }
+        blocks.append(Record({"estimates": scores}))
+    return blocks
+
+
+def image_blocks(
+    material: Material, measures: Sequence[str] | None = None, *, columns: int = 8
+) -> list[Block]:
+    """For each measure, the most ordinary and the strangest pictures of each set.
+
+    Args:
+        measures: the first two by default.
+        columns: pictures in a row; fewer where a set is smaller than twice that.
+    """
+    sets = {k: np.asarray(v) for k, v in material.images.items()}
+    if not sets:
+        return []
+    count = min(columns, max(1, min(map(len, sets.values())) // 2))
+    ink = all(v.shape[3] == 1 and np.isin(v, (0, 1)).all() for v in sets.values())
+    frame = 0.2 if ink else 0.5  # or a white picture on white paper is not seen
+    blocks: list[Block] = []
+    for measure in material.measures[:2] if measures is None else measures:
+        rows = []
+        for name, pictures in sets.items():
+            order = np.argsort(material.tables[name].strangeness(measure), kind="stable")
+            for label, chosen in ((name, order[:count]), ("", order[::-1][:count])):
+                edge = ((0, 0), (1, 1), (1, 1), (0, 0))
+                rows.append(Row(label, np.pad(pictures[chosen], edge, constant_values=frame)))
+        label = material.labels[measure]
+        blocks.append(
+            ImageRows(
+                rows,
+                f"By {label}: of each set the {count} most ordinary above, beginning with the most "
+                "ordinary, and the strangest below, beginning with the strangest.",
+                f"The most ordinary and the strangest pictures of each set by {label}.",
+                ink=ink,
+            )
+        )
+    return blocks

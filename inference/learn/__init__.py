@@ -1,0 +1,1 @@
+"""What learns parameters: learners for ."""

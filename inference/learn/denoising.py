@@ -1,0 +1,96 @@
+"""Denoising: learns a diffusion model by predicting the noise that was added to data.
+
+    L = E_{t, eps} | target - f_theta(sqrt(alpha_bar_t) x + sqrt(1 - alpha_bar_t) eps, t) |^2
+
+with t uniform on 0 ... T-1, a reweighted bound on -log p(x). Reported is the mean over values, so
+that predicting the mean of noise gives 1.
+
+Source: Ho, Jain & Abbeel 2020, arXiv:2006.11239, equation 14.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from probgen.engine.bound import Bound
+from probgen.engine.learner import Learner
+from probgen.errors import AlgorithmError
+from probgen.language.declared import declaration
+from probgen.language.optim import Adam, OptimizerDeclaration
+
+Array = Any
+log = logging.getLogger("probgen")
+MUCH_LEFT = 0.05  # of a datum's variance at the last step; common schedules leave 4e-5 to 5e-3
+
+
+@declaration
+class Denoising:
+    """Learns the denoiser of a `Diffusion` from data observed at "x".
+
+    Args:
+        optimizer: such as `pg.Adam(1e-3)`.
+
+    Metrics: `loss`, the mean squared error of the prediction per value.
+
+    Raises (when bound):
+        AlgorithmError: the model has no denoiser and noise schedule.
+    """
+
+    optimizer: OptimizerDeclaration = dataclasses.field(default_factory=Adam)
+
+    def bind(self, bound: Bound) -> Learner:
+        """A learner of the denoising loss for `probgen.fit`."""
+        b, ops = bound.backend, bound.backend.ops
+        model: Any = bound.model
+        needed = ("table", "target", "schedule", "shape")
+        if not all(hasattr(model, name) for name in needed) or "x" not in bound.observed:
+            raise AlgorithmError(
+                f"Denoising: the model {model.name!r} (data: {list(bound.observed)}) has no "
+                "denoiser and noise schedule, expected a Diffusion with data for 'x'."
+            )
+        left = float(model.schedule.alphas_bar()[-1])
+        if left > MUCH_LEFT:
+            log.warning(
+                "Denoising: after the last step a share of %.2g of a datum's variance is left "
+                "(alpha_bar), but generation starts from pure noise, so samples will not be like "
+                "the data; take more steps, or NoiseSchedule.rescaled(%d).",
+                left, model.schedule.num_train_timesteps,
+            )  # fmt: skip
+        table = {k: b.asarray(v) for k, v in model.table().items()}
+        total, net = model.schedule.num_train_timesteps, bound.structure.nets["denoiser"]
+        optimizer = bound.optimizer(self.optimizer)
+
+        def loss(params: Mapping, batch: Mapping, key: Any) -> Array:
+            x = batch["x"]
+            k_time, k_noise = b.split(key, 2)
+            t = b.randint(k_time, (x.shape[0],), 0, total)
+            eps = b.normal(k_noise, tuple(x.shape))
+            lead = (x.shape[0], *([1] * (x.ndim - 1)))
+            row = {k: ops.reshape(ops.take(v, t), lead) for k, v in table.items()}
+            x_t = row["signal"] * x + row["noise"] * eps
+            predicted = net.apply(params["denoiser"], x_t, ops.cast(t, "float32"))
+            error = predicted - model.target(x, eps, row)
+            return ops.mean(error * error)
+
+        def objective(trainable: Any, frozen: Any, extra: Any, batch: Any, key: Any) -> Any:
+            value = loss({**trainable, **frozen}, batch, key)
+            return value, {"loss": value}
+
+        gradient = bound.value_and_grad(objective)
+
+        def init(params: Any, key: Any, batch: Any) -> dict:
+            trainable, frozen = bound.split_params(params)
+            return {"params": trainable, "frozen": frozen, "opt": optimizer.init(trainable)}
+
+        def update(state: dict, batch: Any, key: Any) -> tuple[dict, dict]:
+            (_, metrics), grads = gradient(state["params"], state["frozen"], {}, batch, key)
+            params, opt = optimizer.update(grads, state["opt"], state["params"])
+            return {"params": params, "frozen": state["frozen"], "opt": opt}, metrics
+
+        evaluate = b.compile(
+            lambda params, batch, key: {"loss": loss(params, batch, key)}, num_calls=8
+        )
+        return Learner(init, update, evaluate)

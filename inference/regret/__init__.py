@@ -1,0 +1,1 @@
+"""Likelihood regret: what one optimisation a datum gains."""

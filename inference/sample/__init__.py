@@ -1,0 +1,1 @@
+"""What draws: chains, and the spaces that they live in."""

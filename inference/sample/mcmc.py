@@ -1,0 +1,239 @@
+"""Native NUTS and HMC: Pyro's kernels on torch, NumPyro's on JAX, under NumPyro's argument names.
+
+Both simulate Hamiltonian dynamics on the unconstrained latents u with momentum r ~ N(0, M),
+
+    H(u, r) = -log p(u | data) + r' M^-1 r / 2,
+
+and accept so that p(u | data) is kept exactly. Step size and mass matrix M are learned during
+warm-up only. Declarations live here; the kernels run in `probgen/backends`.
+
+Sources: Neal 2011, "MCMC using Hamiltonian dynamics"; Hoffman & Gelman 2014, arXiv:1111.4246;
+Betancourt 2017, arXiv:1701.02434 (multinomial NUTS).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar
+
+import numpy as np
+
+from probgen.backends.chains import Chains
+from probgen.engine.chain_pieces import Pieces
+from probgen.engine.posterior import Posterior
+from probgen.errors import AlgorithmError, DeclarationError, UnknownName
+from probgen.inference.sample.starts import starting_values
+from probgen.language.declared import declaration, require
+from probgen.language.dist import did_you_mean
+from probgen.language.kinds import Many, OpenShare, Positive, Text, between, not_empty, one_of
+from probgen.progress import bar
+
+STRATEGIES = (
+    "init_to_uniform", "init_to_median", "init_to_mean", "init_to_sample", "init_to_feasible",
+)  # fmt: skip
+
+# Words of Pyro, PyMC, Stan and of `numpyro.infer.MCMC`: the right one, or where it belongs.
+_OTHER_WORDS = {
+    "warmup_steps": "num_warmup",
+    "warmup": "num_warmup",
+    "burn_in": "num_warmup",
+    "tune": "num_warmup",
+    "iter_warmup": "num_warmup",
+    "draws": "num_samples",
+    "iter_sampling": "num_samples",
+    "chains": "num_chains",
+    "full_mass": "dense_mass",
+    "target_accept": "target_accept_prob",
+    "adapt_delta": "target_accept_prob",
+    "max_treedepth": "max_tree_depth",
+    "thin": "thinning",
+    "num_leapfrog_steps": "num_steps",
+    "initial_params": "init_strategy={'site': value}",
+    "init_params": "init_strategy={'site': value}",
+    "jit_compile": "nothing: every potential is compiled; on torch "
+    "probgen.backends.load('torch', compile='live') turns it off",
+    "jit_options": "nothing: every potential is compiled",
+    "ignore_jit_warnings": "nothing: every potential is compiled",
+    "disable_progbar": "progress_bar, an argument of pg.infer",
+    "progress_bar": "progress_bar as an argument of pg.infer",
+    "seed": "seed as an argument of pg.infer",
+    "rng_key": "seed, an argument of pg.infer",
+    "model": "the model as the first argument of pg.infer",
+    "potential_fn": "a model as the first argument of pg.infer; pg.factor adds any log density",
+    "kernel": "nothing: NUTS(...) and HMC(...) are the kernel",
+    "transforms": "nothing: every support has its bijection",
+    "chain_method": "nothing: chains are vectorised where the backend can",
+    "mp_context": "nothing: chains are vectorised where the backend can",
+}
+
+
+@declaration(kw_only=True)
+class HamiltonianMethod:
+    """What NUTS and HMC share.
+
+    Args:
+        num_warmup: transitions that adapt step size and mass matrix, and are thrown away.
+        num_samples: transitions after that, per chain.
+        num_chains: independent chains; vectorised on JAX, one after another on torch.
+        thinning: every `thinning`-th transition is kept: num_samples // thinning draws.
+        step_size: of the leapfrog integrator, where adaptation starts.
+        adapt_step_size: learn it during warm-up (dual averaging).
+        adapt_mass_matrix: learn the mass matrix during warm-up (Welford's variances).
+        dense_mass: False, a diagonal mass matrix; True, a full one; or blocks of sites that have a
+            full one each, such as [("loc", "scale")].
+        target_accept_prob: mean acceptance that the step size aims at.
+        init_strategy: "init_to_uniform" (in (-2, 2) on the real line), "init_to_median" (of 15
+            prior draws), "init_to_mean", "init_to_sample", "init_to_feasible" (zero on the real
+            line), or starting values by site, the rest uniform: one for all chains, or
+            [num_chains, ...], one for each.
+        find_heuristic_step_size: search for a step size at the start of each adaptation window;
+            None is the native kernel's default: Pyro does, NumPyro does not.
+
+    Raises:
+        UnknownName: an option of another library (names the right one).
+        DeclarationError: a value of another type or out of range.
+    """
+
+    algorithm: ClassVar[str] = ""
+
+    num_warmup: Annotated[int, between(0, 10**7)] = 1000
+    num_samples: Many = 1000
+    num_chains: Annotated[int, between(1, 10**6)] = 4
+    thinning: Many = 1
+    step_size: Positive = 1.0
+    adapt_step_size: bool = True
+    adapt_mass_matrix: bool = True
+    dense_mass: bool | tuple[Annotated[tuple[Text, ...], not_empty], ...] = False
+    target_accept_prob: OpenShare = 0.8
+    init_strategy: Annotated[str, one_of(STRATEGIES)] | Mapping = "init_to_uniform"
+    find_heuristic_step_size: bool | None = None
+
+    def __new__(cls, *args: Any, **options: Any) -> Any:
+        """Refuses what is not an option of ours, before the dataclass would with a TypeError."""
+        if args:
+            raise DeclarationError(
+                f"{cls.__name__}: got {args[0]!r} without a name, expected options by name, such "
+                f"as {cls.__name__}(num_warmup=500, num_samples=1000); the model goes to pg.infer."
+            )
+        known = [f.name for f in dataclasses.fields(cls)]
+        for word in options:
+            if word in known:
+                continue
+            if word in _OTHER_WORDS:
+                right = _OTHER_WORDS[word]
+                raise UnknownName(f"{cls.__name__}: got {word}, expected {right}.")
+            raise UnknownName(
+                f"{cls.__name__}: got {word}, expected one of {', '.join(known)}"
+                f"{did_you_mean(word, known)}."
+            )
+        return super().__new__(cls)
+
+    def __post_init__(self) -> None:
+        expected = "at most num_samples, to keep a draw"
+        require(self.thinning <= self.num_samples, self, expected, "thinning", "num_samples")
+
+    @property
+    def num_draws(self) -> int:
+        """Draws kept of each chain."""
+        return self.num_samples // self.thinning
+
+    def _given(self, posterior: Posterior, params: Any, rows: Any, key: Any) -> dict[str, Any]:
+        """Starting values by site, one a chain."""
+        given = self.init_strategy if isinstance(self.init_strategy, Mapping) else {}
+        self._check_sites("init_strategy", list(given), posterior)
+        who = type(self).__name__
+        return starting_values(posterior, given, self.num_chains, params, rows, key, who)
+
+    def _check_sites(self, option: str, names: list[str], posterior: Posterior) -> None:
+        for name in names:
+            if name not in posterior.latents:
+                raise UnknownName(
+                    f"{type(self).__name__}: {option} names {name!r}, expected latents of "
+                    f"{posterior.bound.model.name!r}, {sorted(posterior.latents)}"
+                    f"{did_you_mean(name, posterior.latents)}."
+                )
+        twice = [n for n in names if names.count(n) > 1]
+        if twice:
+            raise AlgorithmError(
+                f"{type(self).__name__}: {option} names {twice[0]!r} twice, expected each once."
+            )
+
+    def draws(
+        self, posterior: Posterior, params: Any, rows: Any, key: Any, token: Any,
+        progress_bar: bool, pieces: Pieces,
+    ) -> Chains:  # fmt: skip
+        """Runs the backend's kernel; for `pg.infer`."""
+        given = self._given(posterior, params, rows, key)
+        if not isinstance(self.dense_mass, bool):
+            names = [n for block in self.dense_mass for n in block]
+            self._check_sites("dense_mass", names, posterior)
+        total = self.num_chains * (self.num_warmup + self.num_draws * self.thinning)
+        with bar(total, wanted=progress_bar, unit="transition") as shown:
+            return posterior.bound.backend.hmc(
+                posterior, self, params, rows, given, key, token, shown, pieces
+            )
+
+
+@declaration(kw_only=True)
+class NUTS(HamiltonianMethod):
+    """The No-U-Turn Sampler: Hamiltonian Monte Carlo that chooses its own trajectory length.
+
+        draws = pg.infer(model, data, NUTS(num_warmup=500, num_samples=1000, num_chains=4), seed=0)
+
+    Further args:
+        max_tree_depth: a trajectory has at most 2^max_tree_depth - 1 leapfrog steps.
+
+    `sample_stats`, of both backends: `lp`, `energy`, `diverging`, `acceptance_rate` (mean over the
+    trajectory), `n_steps`, `tree_depth`, `reached_max_treedepth`, `step_size`. With thinning they
+    belong to the kept transition, except `diverging`, which is true when any since the last kept
+    one diverged. `energy` is H at the accepted point on JAX and at the start of the trajectory on
+    torch, whose kernel does not keep the other.
+
+    Source: Hoffman & Gelman 2014, arXiv:1111.4246; Betancourt 2017, arXiv:1701.02434.
+    """
+
+    __doc__ = f"{__doc__}\n{HamiltonianMethod.__doc__}"
+    algorithm: ClassVar[str] = "NUTS"
+
+    max_tree_depth: Annotated[int, between(1, 20)] = 10
+
+    def draws(
+        self, posterior: Posterior, params: Any, rows: Any, key: Any, token: Any,
+        progress_bar: bool, pieces: Pieces,
+    ) -> Chains:  # fmt: skip
+        """Runs the backend's kernel, and adds what the number of leapfrogs says of the tree."""
+        out = super().draws(posterior, params, rows, key, token, progress_bar, pieces)
+        # A tree of depth d that was not cut short has 2^d - 1 new nodes.
+        depth = np.floor(np.log2(np.maximum(out.stats["n_steps"], 1))).astype(np.int64) + 1
+        reached = depth >= self.max_tree_depth
+        stats = {**out.stats, "tree_depth": depth, "reached_max_treedepth": reached}
+        return out._replace(stats=stats)
+
+
+@declaration(kw_only=True)
+class HMC(HamiltonianMethod):
+    """Hamiltonian Monte Carlo with trajectories of one length.
+
+    Further args:
+        trajectory_length: step size times number of steps; 2 pi by default.
+        num_steps: a fixed number of leapfrog steps instead, whatever the step size.
+
+    `sample_stats`: as for `NUTS`, without the two that speak of a tree.
+
+    Source: Neal 2011, "MCMC using Hamiltonian dynamics", arXiv:1206.1901.
+    """
+
+    __doc__ = f"{__doc__}\n{HamiltonianMethod.__doc__}"
+    algorithm: ClassVar[str] = "HMC"
+
+    trajectory_length: Positive | None = None
+    num_steps: Many | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        both = self.trajectory_length is not None and self.num_steps is not None
+        require(not both, self, "one of them", "trajectory_length", "num_steps")
+        if self.num_steps is None and self.trajectory_length is None:
+            object.__setattr__(self, "trajectory_length", 2 * math.pi)

@@ -1,0 +1,192 @@
+"""Where a chain lives, and the log density that it climbs there.
+
+    data     the sites' own values:     log p~(x) = sum of all sites and factors
+    latent   latents given data:        log p~(z, x) with x held
+    noise    standard normal noise:     log N(eps; 0, I) + sum of factors at x(eps)
+
+Sites of a constrained support (positive, interval, simplex...) move on the real line, as under
+NUTS: with x = T(u), T the bijection of the support, the chain climbs log p~(T(u)) + log |det dT/du|
+over u, so no step leaves the support and Metropolis tests and drifts are right. Sites of real
+support are their own position.
+
+In noise space every continuous site is a deterministic function of its noise, so a model tilted by
+an energy has the density log N(eps; 0, I) - E(x(eps)): VAEBM's reparametrised sampling and
+exponential tilting's latent sampling in one line. Densities of unnormalised models are known up to
+a constant; all are nats, one per chain. What the program fixes by `obs=` does not move.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+from probgen.engine.bound import Bound
+from probgen.errors import AlgorithmError
+from probgen.language.program import DATA_PLATE
+
+Array = Any
+SPACES = ("data", "latent", "noise")
+
+
+@dataclasses.dataclass(frozen=True)
+class Space:
+    """A space bound to a model.
+
+    Attributes:
+        names: the sites that move.
+        init: (params, batch, key, num_chains) -> positions, a dict of arrays [chains, ...].
+        enter: (values in their supports [chains, *event], params, batch) -> positions.
+        log_density: (positions, params, batch) -> [chains].
+        sites: (positions, params, batch) -> the model's trace there.
+        values: (positions, params, batch) -> values of the moving sites, in their supports.
+    """
+
+    kind: str
+    names: tuple[str, ...]
+    init: Callable
+    enter: Callable
+    log_density: Callable
+    sites: Callable
+    values: Callable
+
+
+def bind_space(bound: Bound, kind: str) -> Space:
+    """The space of that name for a model.
+
+    Raises:
+        AlgorithmError: unknown name, a discrete site where gradients are needed, a global site,
+            a site in a further plate, or one that is not a function of normal noise.
+    """
+    if kind not in SPACES:
+        raise AlgorithmError(f"space: got {kind!r}, expected one of {SPACES}.")
+    names = tuple(
+        n
+        for n, s in bound.structure.sites.items()
+        if s.kind == "sample" and not s.is_fixed and (kind != "latent" or n not in bound.observed)
+    )
+    for name in names:
+        site = bound.structure.sites[name]
+        if site.is_discrete:
+            raise AlgorithmError(
+                f"space {kind!r}: site {name!r} is discrete ({site.distribution}), expected a "
+                "continuous one, since the chain follows gradients; use a Normal likelihood."
+            )
+        if not site.is_local:
+            raise AlgorithmError(
+                f"space {kind!r}: site {name!r} is global, expected sites inside the data plate "
+                "(one chain a datum); use pg.infer for global latents."
+            )
+        inner = [p for p in site.plates if p != DATA_PLATE]
+        if inner:
+            raise AlgorithmError(
+                f"space {kind!r}: site {name!r} stands in the plates {inner}, expected the data "
+                "plate alone (one chain a datum); make those axes events with "
+                ".expand([...]).to_event(n)."
+            )
+    return _noise(bound, names) if kind == "noise" else _values(bound, kind, names)
+
+
+def _values(bound: Bound, kind: str, names: tuple[str, ...]) -> Space:
+    b, condition = bound.backend, kind == "latent"
+    bent = tuple(n for n in names if "Real" not in bound.structure.sites[n].support)
+
+    def run(x: Mapping, params: Mapping, batch: Mapping, given: Mapping) -> tuple:
+        """(sites, positions of the bent ones, their log Jacobians)."""
+        some: Any = next(iter({**x, **given}.values()))
+        size = some.shape[0]
+        if not bent:
+            return bound.trace(params, batch, x, batch_size=size, condition=condition), {}, {}
+        held = {n: batch[n] for n in bound.observed if n in batch} if condition else {}
+        return b.unconstrained(
+            bound.model.program, params, names=bent,
+            free={n: x[n] for n in bent if n in x},
+            given={n: given[n] for n in bent if n in given}, strategy="init_to_feasible",
+            values={**held, **{n: v for n, v in {**x, **given}.items() if n not in bent}},
+            inputs=bound.inputs(bound.model.program, batch, f"model {bound.model.name!r}"),
+            key=None, batch_size=size,
+        )  # fmt: skip
+
+    def sites(x: Mapping, params: Mapping, batch: Mapping) -> dict:
+        return run(x, params, batch, {})[0]
+
+    def log_density(x: Mapping, params: Mapping, batch: Mapping) -> Array:
+        at, _, log_det = run(x, params, batch, {})
+        out = total(at)
+        for value in log_det.values():
+            out = out + value
+        return out
+
+    def enter(values: Mapping, params: Mapping, batch: Mapping) -> dict:
+        if not bent:
+            return dict(values)
+        free = run({}, params, batch, values)[1]
+        return {n: free[n] if n in bent else values[n] for n in names}
+
+    def init(params: Mapping, batch: Mapping, key: Any, num_chains: int) -> dict:
+        drawn = bound.trace(params, batch, key=key, batch_size=num_chains, condition=condition)
+        values = _moving(drawn, names)
+        x = enter(values, params, batch)
+        return {n: _inside(b.ops, v, values[n]) if n in bent else v for n, v in x.items()}
+
+    def values(x: Mapping, params: Mapping, batch: Mapping) -> dict:
+        return _moving(sites(x, params, batch), names) if bent else dict(x)
+
+    return Space(kind, names, init, enter, log_density, sites, values)
+
+
+def _moving(sites: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Array]:
+    return {n: sites[n].value for n in names}
+
+
+def _inside(ops: Any, u: Array, value: Array) -> Array:
+    """A start that rounding put on the edge of its support, where u is infinite, begins at 0."""
+    # A value that is NaN is no edge, and stays NaN.
+    nothing = 0.0 * ops.sum(ops.reshape(value, (value.shape[0], -1)), axis=-1)
+    nothing = ops.reshape(nothing, (u.shape[0], *([1] * (u.ndim - 1))))
+    return ops.where(ops.isfinite(u), u, nothing)
+
+
+def _noise(bound: Bound, names: tuple[str, ...]) -> Space:
+    b = bound.backend
+    shapes = {n: bound.structure.sites[n].event_shape for n in names}
+    size = sum(math.prod(s) for s in shapes.values())
+
+    def sites(eps: Mapping, params: Mapping, batch: Mapping) -> dict:
+        chains = next(iter(eps.values())).shape[0]
+        return bound.trace(params, batch, noise=eps, batch_size=chains, condition=False)
+
+    def log_density(eps: Mapping, params: Mapping, batch: Mapping) -> Array:
+        squares = sum(
+            b.ops.sum(b.ops.reshape(e * e, (e.shape[0], -1)), axis=-1) for e in eps.values()
+        )
+        normal = -0.5 * squares - 0.5 * size * math.log(2.0 * math.pi)
+        return normal + total(sites(eps, params, batch), leave=names)
+
+    def init(params: Mapping, batch: Mapping, key: Any, num_chains: int) -> dict:
+        keys = b.split(key, len(names))
+        return {n: b.normal(k, (num_chains, *shapes[n])) for n, k in zip(names, keys, strict=True)}
+
+    def enter(values: Mapping, params: Mapping, batch: Mapping) -> dict:
+        raise AlgorithmError(
+            "space 'noise': got values of sites, expected noise, which cannot be read off them; "
+            "use space='data' or 'latent'."
+        )
+
+    def values(eps: Mapping, params: Mapping, batch: Mapping) -> dict:
+        return _moving(sites(eps, params, batch), names)
+
+    return Space("noise", names, init, enter, log_density, sites, values)
+
+
+def total(sites: Mapping[str, Any], leave: Collection[str] = ()) -> Array:
+    """Sum of the log-probabilities of all sites and factors but those that `leave` names."""
+    kept = {n: s.log_prob for n, s in sites.items() if s.kind in ("factor", "sample")}
+    values = [v for n, v in kept.items() if n not in leave]
+    if not values:
+        return next(iter(kept.values())) * 0.0
+    out = values[0]
+    for value in values[1:]:
+        out = out + value
+    return out

@@ -1,0 +1,1 @@
+"""NumPyro on JAX."""

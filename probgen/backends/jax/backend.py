@@ -1,0 +1,444 @@
+"""The JAX backend: NumPyro on JAX behind `probgen.backends.protocol.Backend`."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as numpyro_dist
+import optax
+
+from probgen.backends.jax import mcmc, probe, rows
+from probgen.backends.jax import ops as jax_ops
+from probgen.backends.jax.lowering import Lowering, normal_base, read_arguments, run_program
+from probgen.backends.lowering import edges, gaussian_kl, held_integers, in_support
+from probgen.backends.protocol import Optimizer, Site
+from probgen.errors import BackendError, NotByRow, ShapeError
+from probgen.language import optim
+from probgen.trees import tree_map
+
+
+class JaxBackend:
+    """NumPyro on JAX. Whole chunks of steps are one jitted `lax.scan`.
+
+    Args:
+        device: "auto" (JAX's default), "cpu", "cuda" or "gpu", "cuda:1"...
+    """
+
+    name = "jax"
+    ops = jax_ops
+
+    def __init__(self, device: str = "auto"):
+        self._device = self._find(device)
+        platform = "cuda" if self._device.platform == "gpu" else self._device.platform
+        self.device = platform if platform == "cpu" else f"{platform}:{self._device.id}"
+        if platform == "cpu":
+            probe.warn_of_unsafe_sums()
+
+    @staticmethod
+    def _find(device: str) -> Any:
+        if device == "auto":
+            return jax.devices()[0]
+        platform, _, index = device.partition(":")
+        platform = {"gpu": "cuda"}.get(platform, platform)
+        try:
+            devices = jax.devices(platform)
+            return devices[int(index or 0)]
+        except (RuntimeError, IndexError, ValueError) as error:
+            raise BackendError(
+                f"device {device!r} is not there: jax sees {[str(d) for d in jax.devices()]}; use "
+                "device='cpu', or install jax with support for your GPU."
+            ) from error
+
+    def __repr__(self) -> str:
+        return f"JaxBackend(device={self.device!r})"
+
+    # ---- arrays
+
+    def asarray(self, x: Any, dtype: str | None = None) -> jax.Array:
+        out = np.asarray(x) if not isinstance(x, jax.Array) else x
+        if dtype is not None:
+            out = out.astype(dtype)
+        elif out.dtype in (np.float32, np.float64):
+            out = out.astype(jax.dtypes.canonicalize_dtype(np.float64))
+        elif out.dtype in (np.int64, np.uint64):
+            is_host = isinstance(out, np.ndarray)
+            out = held_integers(out, np.int32, "JAX") if is_host else out.astype(np.int32)
+        if isinstance(out, jax.core.Tracer):
+            return out
+        return jax.device_put(out, self._device)
+
+    @contextlib.contextmanager
+    def float64(self) -> Iterator[None]:
+        with jax.enable_x64(True):
+            yield
+
+    def to_numpy(self, x: Any) -> np.ndarray:
+        return np.asarray(x)
+
+    def copy(self, tree: Any) -> Any:
+        return tree  # arrays are immutable and no buffer is donated
+
+    def tree_map(self, fn: Callable, tree: Any, *rest: Any) -> Any:
+        return tree_map(fn, tree, *rest)
+
+    def lerp(self, a: Any, b: Any, weight: float) -> Any:
+        """a + weight (b - a), leaf by leaf."""
+        return tree_map(lambda x, y: x + weight * (y - x), a, b)
+
+    # ---- randomness
+
+    def key(self, seed: int) -> Any:
+        return jax.device_put(jax.random.key(int(seed) & 0xFFFFFFFF), self._device)
+
+    def split(self, key: Any, num: int = 2) -> Any:
+        if key.ndim:
+            return jax.vmap(lambda k: jax.random.split(k, num), out_axes=1)(key)
+        return jax.random.split(key, num)
+
+    def fold_in(self, key: Any, data: Any) -> Any:
+        if key.ndim:
+            return jax.vmap(lambda k: jax.random.fold_in(k, data))(key)
+        return jax.random.fold_in(key, data)
+
+    def row_keys(self, key: Any, ids: Any) -> Any:
+        return jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.asarray(ids, jnp.uint32))
+
+    def by_row(self, fn: Callable, num_calls: int | None = None) -> Callable:
+        """`fn(params, batch, row_keys)`, jitted; one datum at a time, by vmap, where it must be."""
+
+        def one(params: Any, row: Any, key: Any) -> Any:
+            out = fn(params, jax.tree.map(lambda x: x[None], row), key)
+            return jax.tree.map(lambda x: x[0], out)
+
+        def either(params: Any, batch: Any, key: Any) -> Any:
+            try:
+                return fn(params, batch, key)
+            except NotByRow:
+                return jax.vmap(one, in_axes=(None, 0, 0))(params, batch, key)
+
+        return jax.jit(either)
+
+    def minimise_rows(
+        self, declaration: optim.OptimizerDeclaration, loss: Callable, *, init: Callable,
+        finish: Callable, num_steps: int, keep_at: int, rows_at_once: int, num_rows: int,
+    ) -> Callable:  # fmt: skip
+        return rows.minimise_rows(declaration, loss, init, finish, num_steps, keep_at, rows_at_once)
+
+    def rows_at_once(self, num_parameters: int) -> int:
+        return rows.rows_at_once(self._device.platform, num_parameters)
+
+    def normal(self, key: Any, shape: tuple[int, ...]) -> jax.Array:
+        return _draw(jax.random.normal, key, shape)
+
+    def uniform(self, key: Any, shape: tuple[int, ...]) -> jax.Array:
+        return _draw(jax.random.uniform, key, shape)
+
+    def randint(self, key: Any, shape: tuple[int, ...], low: int, high: int) -> jax.Array:
+        return _draw(lambda k, s: jax.random.randint(k, s, low, high), key, shape)
+
+    # ---- calculus
+
+    def value_and_grad(self, fn: Callable, has_aux: bool = False) -> Callable:
+        return jax.value_and_grad(fn, has_aux=has_aux)
+
+    def grad(self, fn: Callable) -> Callable:
+        return jax.grad(fn)
+
+    def vmap(self, fn: Callable, in_axes: Any = 0) -> Callable:
+        return jax.vmap(fn, in_axes=in_axes)
+
+    def map_leading(self, fn: Callable, num_calls: int | None = None) -> Callable:
+        """`fn(tree, *rest)` over the leading axis of `tree`, compiled."""
+
+        @jax.jit
+        def run(tree: Any, *rest: Any) -> Any:
+            return jax.vmap(lambda item: fn(item, *rest))(tree)
+
+        return run
+
+    def compile(self, fn: Callable, num_calls: int | None = None) -> Callable:
+        return jax.jit(fn)
+
+    # ---- loops
+
+    def scan(self, step: Callable, carry: Any, xs: Any = None, length: int | None = None) -> Any:
+        return jax.lax.scan(step, carry, xs, length=length)
+
+    def loop(self, fn: Callable) -> Callable:
+        """A function that holds a `scan`, compiled whole."""
+        return jax.jit(fn)
+
+    def run_steps(self, update: Callable) -> Callable:
+        """A chunk of `update(state, batch, key)` as one jitted loop; see `probgen.engine.loop`.
+
+        The number of steps is an argument, not a shape: one compilation serves chunks of every
+        length, and how a run is cut into chunks cannot change its numbers.
+        """
+
+        @jax.jit
+        def chunk(state: Any, batches: Any, indices: Any, key: Any, start: Any, count: Any) -> Any:
+            items = batches if indices is None else indices
+
+            def step(i: Any, state: Any) -> Any:
+                item = jax.tree.map(lambda x: x[i], items)
+                batch = item if indices is None else {k: v[item] for k, v in batches.items()}
+                return update(state, batch, jax.random.fold_in(key, start + i))
+
+            room = jax.tree.leaves(items)[0].shape[0]
+            form = jax.eval_shape(step, jnp.int32(0), state)[1]
+            empty = jax.tree.map(lambda m: jnp.zeros((room, *m.shape), m.dtype), form)
+
+            def body(i: Any, carry: Any) -> Any:
+                state, kept = carry
+                state, metrics = step(i, state)
+                return state, jax.tree.map(lambda k, m: k.at[i].set(m), kept, metrics)
+
+            return jax.lax.fori_loop(0, count, body, (state, empty))
+
+        longest = 0
+
+        def run(state: Any, batches: Any, indices: Any, key: Any, start: int) -> Any:
+            nonlocal longest
+            items = batches if indices is None else indices
+            count = len(jax.tree.leaves(items)[0])
+            longest = max(longest, count)
+            if indices is not None:
+                indices = jnp.asarray(np.pad(indices, ((0, longest - count), (0, 0))))
+            elif count < longest:
+                batches = {
+                    k: jnp.pad(v, [(0, longest - count)] + [(0, 0)] * (v.ndim - 1))
+                    for k, v in batches.items()
+                }
+            # Arrays that were never placed would compile a second time when they come back placed.
+            state = jax.device_put(state, self._device)
+            state, metrics = chunk(state, batches, indices, key, jnp.int32(start), jnp.int32(count))
+            return state, tree_map(lambda m: np.asarray(m)[:count], metrics)
+
+        return run
+
+    # ---- programs
+
+    def trace(
+        self,
+        program: Callable,
+        params: Mapping,
+        *,
+        values: Mapping[str, Any] | None = None,
+        inputs: Mapping[str, Any] | None = None,
+        key: Any = None,
+        batch_size: int | None = None,
+        particles: tuple[int, int] | None = None,
+        noise: Mapping[str, Any] | None = None,
+    ) -> dict[str, Site]:
+        lower = Lowering(values or {}, key, noise)
+        return run_program(program, dict(params), lower, inputs or {}, batch_size, particles)[1]
+
+    def probe(
+        self,
+        program: Callable,
+        params: dict,
+        *,
+        values: Mapping[str, Any],
+        inputs: Mapping[str, Any],
+        key: Any,
+        batch_size: int | None,
+        initialise: Callable | None,
+    ) -> Any:
+        """One abstract run for its structure; nets without parameters are initialised.
+
+        (run, sites): values are shapes and dtypes; nothing is computed or compiled.
+        """
+        kept: list = []
+
+        def go(values: Any, key: Any) -> None:
+            lower = Lowering(values, key, None)
+            lower.checks = True
+            kept.append(run_program(program, params, lower, inputs, batch_size, None, initialise))
+
+        jax.eval_shape(go, dict(values), key)
+        return kept[0]
+
+    def arguments(self, program: Callable, params: Mapping, **options: Any) -> Any:
+        """One run: (declarations by site, what reads an argument of theirs as numpy, values)."""
+        return read_arguments(program, params, **options)
+
+    def kl_divergence(self, q: Any, p: Any) -> jax.Array | None:
+        """KL(q || p) where NumPyro has the closed form, [*batch]; None where it has not."""
+        closed = gaussian_kl(q, p, normal_base, jax_ops)
+        if closed is not None:
+            return closed
+        try:
+            q = _unexpanded(q)
+            return numpyro_dist.kl_divergence(q, _like_multivariate(_unexpanded(p), q))
+        except NotImplementedError:
+            return None
+
+    def log_prob(self, fn: Any, value: Any) -> jax.Array:
+        """[*batch] log density of a value, nats."""
+        return fn.log_prob(value)
+
+    def gaussian(self, fn: Any) -> Any:
+        """(loc, scale), [*batch, *event], of independent Gaussians; None for anything else."""
+        base = normal_base(fn)
+        if base is None:
+            return None
+        shape = (*fn.batch_shape, *fn.event_shape)
+        return jnp.broadcast_to(base.loc, shape), jnp.broadcast_to(base.scale, shape)
+
+    def event_units(self, fn: Any) -> tuple[Any, int]:
+        """The distribution with its last event axis back in the batch, and how many were taken."""
+        if isinstance(fn, numpyro_dist.ExpandedDistribution):
+            inner, taken = self.event_units(fn.base_dist)
+            if not taken:
+                return fn, 0
+            return inner.expand(
+                fn.batch_shape + inner.batch_shape[len(fn.base_dist.batch_shape) :]
+            ), 1
+        if isinstance(fn, numpyro_dist.Independent):
+            inner = fn.base_dist
+            left = fn.reinterpreted_batch_ndims - 1
+            return (inner.to_event(left) if left else inner), 1
+        return fn, 0
+
+    def in_support(self, fn: Any, value: Any) -> Any:
+        """[*batch] whether a value lies in the support; None when it cannot be told."""
+        wrappers = (
+            numpyro_dist.Independent
+            | numpyro_dist.ExpandedDistribution
+            | numpyro_dist.MaskedDistribution
+        )
+        return in_support(fn, value, wrappers, lambda: fn.support(value))
+
+    def edges(self, fn: Any) -> tuple[float, ...]:
+        """Values where the density may be infinite or zero, as the arguments have it."""
+        return edges(fn)
+
+    def support_name(self, fn: Any) -> str:
+        return str(fn.support)
+
+    def is_discrete(self, fn: Any) -> bool:
+        return bool(fn.support.is_discrete)
+
+    def is_reparametrised(self, fn: Any) -> bool:
+        return bool(fn.has_rsample)
+
+    def mean(self, fn: Any) -> jax.Array:
+        return fn.mean
+
+    # ---- native samplers
+
+    def unconstrained(self, program: Callable, params: Mapping, **options: Any) -> Any:
+        """Runs a program with its latents on the real line; see `mcmc.unconstrained`."""
+        return mcmc.unconstrained(program, params, **options)
+
+    def has_moving_support(self, fn: Any) -> bool:
+        """Whether the support's bounds are computed in this run, perhaps from latents."""
+        return mcmc.has_moving_support(fn)
+
+    def fingerprint(self, fn: Callable, *args: Any) -> Any:
+        """What identifies the computation of `fn` at these shapes, on this device."""
+        return mcmc.fingerprint(fn, *args), self.device
+
+    def kept(self, token: Any, make: Callable[[], Any]) -> Any:
+        """What `make` gave for this token before, in this process, or gives now."""
+        return mcmc.kept(token, make)
+
+    def hmc(
+        self, posterior: Any, method: Any, params: Any, rows: Any, given: Any, key: Any,
+        token: Any, shown: Callable, pieces: Any,
+    ) -> Any:  # fmt: skip
+        """NumPyro's NUTS or HMC, all chains at once, compiled once per token."""
+        return mcmc.run(posterior, method, params, rows, given, key, token, shown, pieces)
+
+    # ---- optimisers and reports
+
+    def optimizer(self, declaration: optim.OptimizerDeclaration) -> Optimizer:
+        return _optimizer(declaration)
+
+    def versions(self) -> dict[str, str]:
+        return {"jax": jax.__version__, "numpyro": numpyro.__version__}
+
+    def info(self) -> dict[str, Any]:
+        """What ran: device, versions, who sums; every hot function is jitted."""
+        sums = probe.reductions() if self.device == "cpu" else "XLA"
+        return {
+            "device": self.device, **self.versions(), "routes": ["jit"], "fallbacks": [],
+            "sums": f"{sums}: wrong now and then, see UnsafeSums" if sums == "YNNPACK" else sums,
+        }  # fmt: skip
+
+
+def _draw(draw: Callable, key: Any, shape: tuple[int, ...]) -> jax.Array:
+    """A draw from a key; with row keys the leading axis is the data's, each from its own key."""
+    if not key.ndim:
+        return draw(key, shape)
+    if not shape or shape[0] != key.shape[0]:
+        raise ShapeError(
+            f"draw: got the shape {tuple(shape)} and one key for each of {key.shape[0]} data, "
+            "expected the data's axis first."
+        )
+    return jax.vmap(lambda k: draw(k, tuple(shape[1:])))(key)
+
+
+def _unexpanded(fn: Any) -> Any:
+    """A multivariate Gaussian expanded by plates as one of that batch shape, as torch has it."""
+    base: Any = getattr(fn, "base_dist", None)
+    is_expanded = isinstance(fn, numpyro_dist.ExpandedDistribution)
+    if not (is_expanded and type(base) is numpyro_dist.MultivariateNormal):
+        return fn
+    loc = jnp.broadcast_to(base.loc, (*fn.batch_shape, *base.event_shape))
+    tril = jnp.broadcast_to(base.scale_tril, (*loc.shape, loc.shape[-1]))
+    return numpyro_dist.MultivariateNormal(loc, scale_tril=tril)
+
+
+def _like_multivariate(p: Any, q: Any) -> Any:
+    """A diagonal Gaussian as a multivariate one where the other side is one."""
+    base = normal_base(p)
+    if type(q) is numpyro_dist.MultivariateNormal and base is not None and len(p.event_shape) == 1:
+        shape = (*p.batch_shape, *p.event_shape)
+        scale = jnp.broadcast_to(base.scale, shape)
+        tril = scale[..., None] * jnp.eye(shape[-1])
+        return numpyro_dist.MultivariateNormal(jnp.broadcast_to(base.loc, shape), scale_tril=tril)
+    return p
+
+
+def _optimizer(declaration: optim.OptimizerDeclaration) -> Optimizer:
+    parts = []
+    if declaration.clip_norm is not None:
+        parts.append(optax.clip_by_global_norm(declaration.clip_norm))
+    if isinstance(declaration, optim.Adam):
+        if declaration.weight_decay and not declaration.decoupled:
+            parts.append(optax.add_decayed_weights(declaration.weight_decay))
+        parts.append(optax.scale_by_adam(b1=declaration.b1, b2=declaration.b2, eps=declaration.eps))
+        if declaration.weight_decay and declaration.decoupled:
+            parts.append(optax.add_decayed_weights(declaration.weight_decay))
+    elif isinstance(declaration, optim.SGD):
+        if declaration.weight_decay:
+            parts.append(optax.add_decayed_weights(declaration.weight_decay))
+        if declaration.momentum:
+            parts.append(optax.trace(declaration.momentum, declaration.nesterov))
+    chain = optax.chain(*parts) if parts else optax.identity()
+
+    def init(params: Any) -> dict:
+        return {
+            "count": jnp.zeros(()),
+            "step_scale": jnp.ones(()),
+            "moments": chain.init(params),
+        }
+
+    def update(grads: Any, state: dict, params: Any) -> tuple[Any, dict]:
+        direction, moments = chain.update(grads, state["moments"], params)
+        rate = declaration.learning_rate_at(state["count"]) * state["step_scale"]
+        new = jax.tree.map(lambda p, d: p - rate * d, params, direction)
+        return new, {
+            "count": state["count"] + 1.0,
+            "step_scale": state["step_scale"],
+            "moments": moments,
+        }
+
+    return Optimizer(init, update)

@@ -1,0 +1,369 @@
+"""NumPyro's NUTS and HMC inside our own compiled loop, and what they need of a program.
+
+One jitted function runs a chunk of transitions, warm-up or sampling, of all chains at once; data
+and parameters are its arguments. Compiled functions are kept in a bounded store under a
+fingerprint of what they compute, so a run on other data of the same shapes compiles nothing, and a
+program whose closure has changed is never mistaken for what it was.
+"""
+
+from __future__ import annotations
+
+import collections
+import functools
+import hashlib
+import re
+import threading
+import zlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as numpyro_dist
+from jax.extend import core as jax_core
+from numpyro.infer import HMC, NUTS
+from numpyro.infer.hmc import HMCState
+from numpyro.infer.hmc_util import HMCAdaptState
+from numpyro.infer.util import ParamInfo
+
+from probgen.backends.chains import NUM_STARTS, Chains, LogDensity, Start
+from probgen.backends.jax.lowering import Lowering, broadcast_plates, run_program
+from probgen.backends.lowering import per_datum
+from probgen.backends.protocol import Site
+from probgen.errors import AlgorithmError, SaveError
+from probgen.language.program import NO_BIJECTION
+
+MAX_KEPT = 64  # compiled samplers and maps; the least recently used one is dropped
+NUM_CHUNKS = 20  # about how often the progress bar moves in a phase
+
+
+class FreeLowering(Lowering):
+    """Runs a program whose latents are given on the real line, and keeps the log Jacobians."""
+
+    def __init__(
+        self, values: Mapping[str, Any], key: Any, names: tuple[str, ...],
+        free: Mapping[str, Any], given: Mapping[str, Any], strategy: str,
+    ):  # fmt: skip
+        super().__init__(values, key, None)
+        self.names, self.free, self.given, self.strategy = names, dict(free), given, strategy
+        self.log_det: dict[str, Any] = {}
+
+    def value_of(self, name: str, fn: Any, obs: Any) -> Any:
+        if name not in self.names:
+            return super().value_of(name, fn, obs)
+        try:
+            transform = numpyro_dist.biject_to(fn.support)
+        except NotImplementedError as error:
+            raise AlgorithmError(NO_BIJECTION.format(name=name, support=fn.support)) from error
+        if name not in self.free:
+            self.free[name] = self._start(name, fn, transform)
+        u = self.free[name]
+        value = transform(u)
+        log_det = transform.log_abs_det_jacobian(u, value)
+        event = log_det.ndim - len(self._batch(fn))  # some leave axes of the event unsummed
+        if event:
+            log_det = log_det.sum(tuple(range(-event, 0)))
+        plates = self.run.active  # type: ignore[union-attr]
+        self.log_det[name] = per_datum(name, log_det, plates, broadcast_plates)
+        return value
+
+    def _batch(self, fn: Any) -> tuple[int, ...]:
+        return jnp.broadcast_shapes(self._plates(), fn.batch_shape)
+
+    def _start(self, name: str, fn: Any, transform: Any) -> Any:
+        shape = (*self._batch(fn), *fn.event_shape)
+        if name in self.given:
+            return transform.inv(jnp.broadcast_to(self.given[name], shape))
+        if self.strategy == "init_to_feasible":
+            return jnp.zeros(transform.inverse_shape(shape))
+        if self.strategy == "init_to_uniform":
+            key = jax.random.fold_in(self.key, zlib.crc32(name.encode()) & 0x7FFFFFFF)
+            return jax.random.uniform(key, transform.inverse_shape(shape), minval=-2.0, maxval=2.0)
+        if self.strategy == "init_to_mean":
+            try:
+                return transform.inv(jnp.broadcast_to(fn.mean, shape))
+            except NotImplementedError:
+                pass  # no closed form: the median stands in, as in NumPyro
+        key, draws = self.key, []
+        for i in range(1 if self.strategy == "init_to_sample" else 15):
+            self.key = jax.random.fold_in(key, i)
+            draws.append(transform.inv(self._draw(name, fn)))
+        self.key = key
+        return jnp.median(jnp.stack(draws), axis=0)
+
+
+def unconstrained(
+    program: Callable, params: Mapping, *, names: tuple[str, ...], free: Mapping[str, Any],
+    given: Mapping[str, Any], strategy: str, values: Mapping[str, Any], inputs: Mapping[str, Any],
+    key: Any, batch_size: int | None,
+) -> tuple[dict[str, Site], dict[str, Any], dict[str, Any]]:  # fmt: skip
+    """(sites, latents on the real line, log |det| of each one's bijection, as a log_prob)."""
+    lower = FreeLowering(values, key, names, free, given, strategy)
+    _, sites = run_program(program, dict(params), lower, inputs, batch_size, None)
+    return sites, lower.free, lower.log_det
+
+
+def has_moving_support(fn: Any) -> bool:
+    """Whether the support's bounds are computed in this run, perhaps from latents."""
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(fn.support))
+
+
+# ---- what is compiled is kept
+
+
+class _Kept:
+    """A bounded store of compiled functions, shared by threads."""
+
+    def __init__(self, size: int):
+        self.size, self.lock = size, threading.Lock()
+        self.items: collections.OrderedDict = collections.OrderedDict()
+
+    def get(self, token: Any, make: Callable[[], Any]) -> Any:
+        with self.lock:
+            if token in self.items:
+                self.items.move_to_end(token)
+                return self.items[token]
+        value = make()
+        with self.lock:
+            self.items[token] = value
+            while len(self.items) > self.size:
+                self.items.popitem(last=False)
+        return value
+
+
+_kept = _Kept(MAX_KEPT)
+
+
+def kept(token: Any, make: Callable[[], Any]) -> Any:
+    """What `make` gave for this token before, or gives now."""
+    return _kept.get(token, make)
+
+
+def fingerprint(fn: Callable, *args: Any) -> str:
+    """A hash of what `fn` computes at these shapes: its traced text, and the bits of its constants.
+
+    A program is traced anew at every call, so what it reads from outside is never stale.
+    """
+    closed = jax.make_jaxpr(fn)(*args)
+    digest = hashlib.sha256()
+    # Addresses of Python objects (derivative rules) differ from trace to trace and mean nothing.
+    digest.update(re.sub(r"0x[0-9a-f]+", "", str(closed.jaxpr)).encode())
+    digest.update(str(jax.tree.structure(args)).encode())
+    for constant in _constants(closed):
+        array = np.asarray(constant)
+        digest.update(f"{array.dtype}{array.shape}".encode() + array.tobytes())
+    return digest.hexdigest()
+
+
+def _constants(closed: Any) -> Any:
+    """Constants of a traced function and of those inside it; the text shows no array's values."""
+    yield from closed.consts
+    stack = [closed.jaxpr]
+    while stack:
+        for eqn in stack.pop().eqns:
+            for v in eqn.invars:
+                if isinstance(v, jax_core.Literal) and np.ndim(v.val):
+                    yield v.val
+            for value in jax.tree.leaves(
+                list(eqn.params.values()),
+                is_leaf=lambda x: isinstance(x, jax_core.ClosedJaxpr | jax_core.Jaxpr),
+            ):
+                if isinstance(value, jax_core.ClosedJaxpr):
+                    yield from value.consts
+                    stack.append(value.jaxpr)
+                elif isinstance(value, jax_core.Jaxpr):
+                    stack.append(value)
+                elif isinstance(value, np.ndarray | jax.Array):
+                    yield value
+
+
+# ---- the sampler
+
+# The count of transitions and the adaptation window are the same in all chains. Held outside of
+# `vmap` they keep NumPyro's branches branches: a dense mass matrix is factorised once a window,
+# not once a transition.
+_AXES = HMCState(*[0] * len(HMCState._fields))._replace(
+    i=None, adapt_state=HMCAdaptState(*[0] * len(HMCAdaptState._fields))._replace(window_idx=None)
+)
+
+
+class _Sampler:
+    """The compiled functions of one posterior and method; holds no data."""
+
+    def __init__(self, posterior: LogDensity, method: Any):
+        self.posterior, self.method = posterior, method
+        longest = max(method.num_draws, method.num_warmup)
+        self.length = max(1, -(-longest // NUM_CHUNKS))
+        self.chunk = jax.jit(self._chunk)
+
+    def _kernel(self, params: Any, rows: Any) -> Any:
+        m = self.method
+
+        def potential(free: Any) -> Any:
+            return -self.posterior.point(params, rows, free).log_density
+
+        dense = m.dense_mass if isinstance(m.dense_mass, bool) else list(m.dense_mass)
+        options = {
+            "potential_fn": potential, "step_size": m.step_size, "dense_mass": dense,
+            "adapt_step_size": m.adapt_step_size, "adapt_mass_matrix": m.adapt_mass_matrix,
+            "target_accept_prob": m.target_accept_prob,
+            "find_heuristic_step_size": bool(m.find_heuristic_step_size),
+        }  # fmt: skip
+        if m.algorithm == "NUTS":
+            return NUTS(**options, max_tree_depth=m.max_tree_depth)
+        return HMC(**options, trajectory_length=m.trajectory_length, num_steps=m.num_steps)
+
+    def begin(
+        self, strategy: str, key: Any, params: Any, rows: Any, given: Any
+    ) -> tuple[Start, Any]:
+        """Starting points, tried until each chain has a good one, and the kernel's state there."""
+        chains = jnp.arange(self.method.num_chains)
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, chains)
+
+        def one(key: Any, given: Any, attempt: Any) -> tuple[Start, ParamInfo]:
+            k = jax.random.fold_in(key, attempt)
+            p = self.posterior.point(params, rows, key=k, given=given, strategy=strategy)
+            value, grad = jax.value_and_grad(
+                lambda free: -self.posterior.point(params, rows, free).log_density
+            )(p.free)
+            ok = jnp.isfinite(value) & (sum(p.outside.values(), jnp.zeros(())) == 0)
+            for leaf in jax.tree.leaves(grad):
+                ok &= jnp.isfinite(leaf).all()
+            return Start(p.free, ok, p.site_log_prob, p.outside), ParamInfo(p.free, value, grad)
+
+        tried = jax.vmap(one, in_axes=(0, 0, None))
+
+        def go_on(carry: Any) -> Any:
+            i, (start, _) = carry
+            return (i < NUM_STARTS) & ~start.ok.all()
+
+        def attempt(carry: Any) -> Any:
+            i, best = carry
+            good = best[0].ok
+            merged = jax.tree.map(
+                lambda a, c: jnp.where(good.reshape(-1, *[1] * (a.ndim - 1)), a, c),
+                best,
+                tried(keys, given, i),
+            )
+            return i + 1, merged
+
+        forms = jax.eval_shape(tried, keys, given, jnp.int32(0))
+        none = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), forms)
+        _, (start, info) = jax.lax.while_loop(go_on, attempt, (jnp.int32(0), none))
+
+        def init(key: Any, info: ParamInfo) -> Any:
+            kernel = self._kernel(params, rows)
+            return kernel.init(jax.random.fold_in(key, NUM_STARTS), self.method.num_warmup, info)
+
+        return start, jax.vmap(init, out_axes=_AXES)(keys, info)
+
+    def _chunk(self, state: Any, params: Any, rows: Any, count: Any, thinning: Any) -> Any:
+        """`count` draws of at most `self.length`, `thinning` transitions each; [length, chain]."""
+        kernel = self._kernel(params, rows)
+        # `sample` reads what `init` leaves in the kernel (lengths and schedule of the adaptation);
+        # only the shapes of this second `init` are worked out.
+        jax.eval_shape(
+            lambda key, z: kernel.init(key, self.method.num_warmup, z),
+            state.rng_key[0], jax.tree.map(lambda x: x[0], state.z),
+        )  # fmt: skip
+        sample = functools.partial(kernel.sample, model_args=(), model_kwargs={})
+        step = jax.vmap(sample, in_axes=(_AXES,), out_axes=_AXES)
+
+        def transition(_: Any, carry: Any) -> Any:
+            state, diverging = carry
+            state = step(state)
+            # A fixed number of steps is a Python number, whose weaker type would compile again.
+            count = jax.lax.convert_element_type(state.num_steps, jnp.result_type(int))
+            return state._replace(num_steps=count), diverging | state.diverging
+
+        def draw(state: Any, i: Any) -> Any:
+            # Draws past `count` cost nothing, and so one compilation serves chunks of any length.
+            steps = jnp.where(i < count, thinning, 0)
+            carry = (state, jnp.zeros_like(state.diverging))
+            state, diverging = jax.lax.fori_loop(0, steps, transition, carry)
+            stats = {
+                "lp": -state.potential_energy, "energy": state.energy, "diverging": diverging,
+                "acceptance_rate": state.accept_prob, "n_steps": state.num_steps,
+                "step_size": state.adapt_state.step_size,
+            }  # fmt: skip
+            return state, (state.z, stats)
+
+        return jax.lax.scan(draw, state, jnp.arange(self.length))
+
+
+def run(
+    posterior: LogDensity, method: Any, params: Any, rows: Any, given: Any, key: Any, token: Any,
+    shown: Callable, pieces: Any,
+) -> Chains:  # fmt: skip
+    """Draws of `method` (see `probgen.inference.sample.mcmc`) from the posterior."""
+    options = {k: v for k, v in vars(method).items() if k != "init_strategy"}
+    name = (token, method.algorithm, tuple(sorted(options.items())))
+    sampler = kept(name, lambda: _Sampler(posterior, method))
+    # How chains start is no part of how they move: only `begin` is compiled for it.
+    strategy = method.init_strategy if isinstance(method.init_strategy, str) else "init_to_uniform"
+    start_name = (*name, strategy, tuple((n, v.shape) for n, v in sorted(given.items())))
+    begin = kept(start_name, lambda: jax.jit(functools.partial(sampler.begin, strategy)))
+    start, state = begin(key, params, rows, given)
+    posterior.check_start(jax.tree.map(np.asarray, start))
+    if pieces.state:
+        state = _restored(state, pieces.state)
+    whole, done = method.num_warmup + method.num_draws * method.thinning, 0
+    for i, (count, thinning, keep) in enumerate(_plan(method, sampler.length)):
+        done += count * thinning
+        if i >= len(pieces.parts):
+            state, out = sampler.chunk(state, params, rows, jnp.int32(count), jnp.int32(thinning))
+            jax.block_until_ready(state)
+            free, stats = jax.tree.map(
+                lambda x, n=count: np.asarray(x)[:n], out if keep else ({}, {})
+            )
+            part = {"free": free, "stats": stats} if keep else {}
+            pieces.add(part, functools.partial(_arrays, state))
+            pieces.pause(f"{done} of {whole} transitions of each chain")
+        shown(count * thinning * method.num_chains)
+    found = jax.tree.map(
+        lambda *x: np.ascontiguousarray(np.concatenate(x).swapaxes(0, 1)),
+        *(part for part in pieces.parts if part),
+    )
+    return Chains(found["free"], found["stats"], method.num_warmup)
+
+
+def _plan(method: Any, length: int) -> list[tuple[int, int, bool]]:
+    """(draws, transitions a draw, whether they are kept) of each compiled chunk."""
+    phases = ((method.num_warmup, 1, False), (method.num_draws, method.thinning, True))
+    return [
+        (min(length, total - start), thinning, keep)
+        for total, thinning, keep in phases
+        for start in range(0, total, length)
+    ]
+
+
+def _arrays(state: Any) -> dict[str, np.ndarray]:
+    """The kernel's state as numpy arrays, by the leaf's number; a key is its words."""
+    leaves = [jax.random.key_data(x) if _is_key(x) else x for x in jax.tree.leaves(state)]
+    return {str(i): np.asarray(x) for i, x in enumerate(leaves)}
+
+
+def _restored(state: Any, arrays: Mapping[str, np.ndarray]) -> Any:
+    """The state that `_arrays` kept, in the form and types of a fresh one.
+
+    Raises:
+        SaveError: it is of another sampler.
+    """
+    leaves, form = jax.tree.flatten(state)
+    want = {n: (x.shape, x.dtype) for n, x in _arrays(state).items()}
+    if want != {n: (x.shape, x.dtype) for n, x in arrays.items()}:
+        raise SaveError(
+            "infer: got the state of another sampler beside `path`, expected one of this version "
+            "of JAX and NumPyro; remove the folder to begin anew."
+        )
+    there = [jax.device_put(arrays[str(i)], x.sharding) for i, x in enumerate(leaves)]
+    keyed = [
+        jax.random.wrap_key_data(a, impl=jax.random.key_impl(x)) if _is_key(x) else a
+        for a, x in zip(there, leaves, strict=True)
+    ]
+    return jax.tree.unflatten(form, keyed)
+
+
+def _is_key(x: Any) -> bool:
+    return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)

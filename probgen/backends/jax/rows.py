@@ -1,0 +1,57 @@
+"""One optimisation for each datum, on JAX: a map of loops, or batches of them by `vmap`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from probgen.backends.optimizer_steps import pure
+from probgen.language.optim import OptimizerDeclaration
+
+SMALL = 2**16  # parameters from which on a CPU takes one copy at a time
+
+
+def minimise_rows(
+    declaration: OptimizerDeclaration, loss: Callable, init: Callable, finish: Callable,
+    num_steps: int, keep_at: int, rows_at_once: int,
+) -> Callable:  # fmt: skip
+    """See `Backend.minimise_rows`."""
+    gradient, optimizer = jax.grad(loss), pure(declaration)
+
+    def one(shared: Any, x: Any, key: Any) -> Any:
+        # What comes from `shared` unbatched must not be tied to it by the loop's carry.
+        start = jax.tree.map(jnp.asarray, init(shared, x))
+
+        def step(t: Any, carry: Any) -> Any:
+            params, state = carry
+            grads = gradient(params, shared, x, jax.random.fold_in(key, t))
+            return optimizer.update(grads, state, params)
+
+        carry = jax.lax.fori_loop(0, keep_at, step, (start, optimizer.init(start)))
+        kept = carry[0]
+        carry = jax.lax.fori_loop(keep_at, num_steps, step, carry)
+        return finish(carry[0], kept, shared, x, key)
+
+    @jax.jit
+    def run(shared: Any, xs: Any, keys: Any) -> Any:
+        # Equal stacks, the last one filled up: a shorter one would be compiled beside it.
+        count = keys.shape[0]
+        stacks = -(-count // rows_at_once)
+        size = -(-count // stacks)
+        fill = jnp.minimum(jnp.arange(stacks * size), count - 1)
+        items = jax.tree.map(lambda a: a[fill], (xs, keys))
+        batch = None if size == 1 else size
+        out = jax.lax.map(lambda a: one(shared, *a), items, batch_size=batch)
+        return jax.tree.map(lambda a: a[:count], out)
+
+    return run
+
+
+def rows_at_once(platform: str, num_parameters: int) -> int:
+    """On a CPU large copies one at a time, so that one stays in the cache; else 2 GiB's worth."""
+    if platform == "cpu":
+        return 1 if num_parameters >= SMALL else 64
+    return max(1, min(256, 2**31 // max(16 * num_parameters, 1)))

@@ -1,0 +1,445 @@
+"""The torch backend: Pyro on PyTorch behind `probgen.backends.protocol.Backend`."""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import pyro
+import pyro.distributions as pyro_dist
+import torch
+
+from probgen.backends import keys
+from probgen.backends.lowering import edges, gaussian_kl, held_integers, in_support
+from probgen.backends.protocol import Optimizer, Site
+from probgen.backends.torch import mcmc, optimizers, random, rows
+from probgen.backends.torch import ops as torch_ops
+from probgen.backends.torch.compile import Compiled
+from probgen.backends.torch.lowering import Lowering, normal_base, read_arguments, run_program
+from probgen.backends.turns import pyro_turn
+from probgen.errors import BackendError, NotByRow
+from probgen.language import optim
+from probgen.progress import log
+from probgen.trees import tree_leaves, tree_like, tree_map
+
+_nested: contextvars.ContextVar[bool] = contextvars.ContextVar("nested_grad", default=False)
+_COMPILE = ("auto", "inductor", "graph", "live")
+
+
+def has_cuda() -> bool:
+    """Whether torch sees a CUDA device."""
+    return torch.cuda.is_available()
+
+
+class TorchBackend:
+    """Pyro on PyTorch.
+
+    Args:
+        device: "auto" (CUDA if there is one), "cpu", "cuda", "cuda:1"...
+        compile: how hot functions run: "inductor", "graph", "live", or "auto" by the number of
+            calls that an algorithm expects. `info()` says what was used.
+    """
+
+    name = "torch"
+    ops = torch_ops
+
+    def __init__(self, device: str = "auto", compile: str = "auto"):
+        if compile not in _COMPILE:
+            raise BackendError(f"compile: got {compile!r}, expected one of {', '.join(_COMPILE)}.")
+        self.policy = compile
+        self.device = self._device(device)
+        self.compiled: list[Compiled] = []
+
+    @staticmethod
+    def _device(device: str) -> str:
+        if device == "auto":
+            return "cuda:0" if has_cuda() else "cpu"
+        try:
+            found = torch.device(device)
+        except RuntimeError as error:
+            raise BackendError(f"device: got {device!r}, expected 'cpu' or 'cuda:0'.") from error
+        if found.type == "cuda":
+            count = torch.cuda.device_count() if has_cuda() else 0
+            if (found.index or 0) >= count:
+                raise BackendError(
+                    f"device {device!r} is not there: torch sees {count} CUDA devices; use "
+                    "device='cpu', or install a torch build for your GPU."
+                )
+            return f"cuda:{found.index or 0}"
+        if found.type != "cpu":
+            raise BackendError(f"device {device!r}: expected 'cpu' or 'cuda:N'.")
+        return "cpu"
+
+    def __repr__(self) -> str:
+        return f"TorchBackend(device={self.device!r}, compile={self.policy!r})"
+
+    # ---- arrays
+
+    def asarray(self, x: Any, dtype: str | None = None) -> torch.Tensor:
+        if isinstance(x, torch.Tensor):
+            out = x.to(self.device)
+        else:
+            array = np.array(x, order="C")
+            if array.dtype in (np.uint32, np.uint64):  # torch has no arithmetic of these
+                array = held_integers(array, np.int64, "torch")
+            out = torch.from_numpy(array).to(self.device)
+        if dtype is not None:
+            return out.to(getattr(torch, dtype))
+        is_float = out.dtype in (torch.float32, torch.float64)
+        return out.to(torch.get_default_dtype()) if is_float else out
+
+    @contextlib.contextmanager
+    def float64(self) -> Iterator[None]:
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float64)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(before)
+
+    def to_numpy(self, x: Any) -> np.ndarray:
+        return x.detach().cpu().numpy() if isinstance(x, torch.Tensor) else np.asarray(x)
+
+    def copy(self, tree: Any) -> Any:
+        return tree_map(lambda x: x.detach().clone() if isinstance(x, torch.Tensor) else x, tree)
+
+    def tree_map(self, fn: Callable, tree: Any, *rest: Any) -> Any:
+        return tree_map(fn, tree, *rest)
+
+    def lerp(self, a: Any, b: Any, weight: float) -> Any:
+        """a + weight (b - a), leaf by leaf."""
+        leaves = torch._foreach_lerp(tree_leaves(a), tree_leaves(b), weight)
+        return tree_like(a, list(leaves))
+
+    # ---- randomness
+
+    def key(self, seed: int) -> keys.Key:
+        return keys.Key(keys.mix(0, int(seed)))
+
+    def split(self, key: keys.Key, num: int = 2) -> list[keys.Key]:
+        return [keys.fold_in(key, i) for i in range(num)]
+
+    def fold_in(self, key: keys.Key, data: int) -> keys.Key:
+        return keys.fold_in(key, int(data))
+
+    def row_keys(self, key: keys.Key, ids: Any) -> keys.Key:
+        return keys.rows(key, ids)
+
+    def by_row(self, fn: Callable, num_calls: int | None = None) -> Callable:
+        """`fn(params, batch, row_keys)`, compiled; one datum at a time where it must be."""
+        whole, one = self.compile(fn, num_calls), self.compile(fn)
+
+        def run(params: Any, batch: Any, key: keys.Key) -> Any:
+            with torch.no_grad():
+                try:
+                    return whole(params, batch, key)
+                except NotByRow as error:
+                    log.info("torch: data one by one (%s)", error)
+                rows = [
+                    one(params, tree_map(lambda x, i=i: x[i : i + 1], batch), keys.row(key, i))
+                    for i in range(len(key.seed))  # type: ignore[arg-type]
+                ]
+                return tree_map(lambda *a: torch.cat(a), *rows)
+
+        return run
+
+    def minimise_rows(
+        self, declaration: optim.OptimizerDeclaration, loss: Callable, *, init: Callable,
+        finish: Callable, num_steps: int, keep_at: int, rows_at_once: int, num_rows: int,
+    ) -> Callable:  # fmt: skip
+        return rows.minimise_rows(
+            self, declaration, loss, init, finish, num_steps, keep_at, rows_at_once, num_rows
+        )
+
+    def rows_at_once(self, num_parameters: int) -> int:
+        return rows.rows_at_once(self.device, num_parameters)
+
+    def normal(self, key: keys.Key, shape: tuple[int, ...]) -> torch.Tensor:
+        return random.noise("normal", key, shape, self.device)
+
+    def uniform(self, key: keys.Key, shape: tuple[int, ...]) -> torch.Tensor:
+        return random.noise("uniform", key, shape, self.device)
+
+    def randint(self, key: keys.Key, shape: tuple[int, ...], low: int, high: int) -> torch.Tensor:
+        return random.noise("randint", key, shape, self.device, low, high)
+
+    # ---- calculus
+
+    def value_and_grad(self, fn: Callable, has_aux: bool = False) -> Callable:
+        """(params, *args) -> (value, grads), or ((value, aux), grads); by the tape, so that every
+        `rsample` of Pyro has its gradient; by functorch inside a `vmap`."""
+
+        def by_tape(params: Any, *args: Any) -> Any:
+            nested = _nested.get()
+            token = _nested.set(True)
+            try:
+                with torch.enable_grad():
+                    leaves = [
+                        p if nested and p.requires_grad else p.detach().requires_grad_(True)
+                        for p in tree_leaves(params)
+                    ]
+                    out = fn(tree_like(params, leaves), *args)
+                    value = out[0] if has_aux else out
+                    if not value.requires_grad:
+                        grads: Any = [None] * len(leaves)
+                    else:
+                        grads = torch.autograd.grad(
+                            value, leaves, allow_unused=True, create_graph=nested
+                        )
+            finally:
+                _nested.reset(token)
+            filled = [
+                torch.zeros_like(p) if g is None else g for g, p in zip(grads, leaves, strict=True)
+            ]
+            if not nested:
+                out = tree_map(lambda o: o.detach() if isinstance(o, torch.Tensor) else o, out)
+            return out, tree_like(params, filled)
+
+        def either(params: Any, *args: Any) -> Any:
+            if torch._C._functorch.peek_interpreter_stack() is None:
+                return by_tape(params, *args)
+            grads, out = torch.func.grad_and_value(fn, has_aux=has_aux)(params, *args)
+            return out, grads
+
+        return either
+
+    def grad(self, fn: Callable) -> Callable:
+        both = self.value_and_grad(fn)
+        return lambda params, *args: both(params, *args)[1]
+
+    def vmap(self, fn: Callable, in_axes: Any = 0) -> Callable:
+        return torch.func.vmap(fn, in_dims=in_axes, randomness="different")
+
+    def map_leading(self, fn: Callable, num_calls: int | None = None) -> Callable:
+        """`fn(tree, *rest)` over the leading axis of `tree`; one by one where vmap cannot."""
+        one = self.compile(fn)
+        batched = self.compile(
+            lambda tree, *rest: torch.func.vmap(lambda item: fn(item, *rest))(tree), num_calls
+        )
+
+        def run(tree: Any, *rest: Any) -> Any:
+            with torch.no_grad():
+                try:
+                    return batched(tree, *rest)
+                except (RuntimeError, NotImplementedError) as error:
+                    log.info("torch: vmap cannot batch this function (%s); one by one", error)
+                return _stack([one(_take(tree, i), *rest) for i in range(_length(tree))])
+
+        return run
+
+    def compile(self, fn: Callable, num_calls: int | None = None) -> Compiled:
+        out = Compiled(fn, self.device, self.policy, num_calls)
+        self.compiled.append(out)
+        return out
+
+    # ---- loops
+
+    def scan(self, step: Callable, carry: Any, xs: Any = None, length: int | None = None) -> Any:
+        """`jax.lax.scan` as a Python loop: (carry, x) -> (carry, y); the ys are stacked."""
+        count = _length(xs) if xs is not None else length or 0
+        ys = []
+        for i in range(count):
+            carry, y = step(carry, None if xs is None else _take(xs, i))
+            ys.append(y)
+        return carry, _stack(ys)
+
+    def loop(self, fn: Callable) -> Callable:
+        """A function that holds a `scan`: compiled whole on JAX, run as it is here, where the loop
+        is Python's and its steps are what `compile` was given."""
+        return fn
+
+    def run_steps(self, update: Callable) -> Callable:
+        """Runs `update(state, batch, key)` for a chunk of steps; see `probgen.engine.loop`."""
+
+        def run(state: Any, batches: Any, indices: Any, key: keys.Key, start: int) -> Any:
+            metrics = []
+            rows = None if indices is None else torch.as_tensor(indices, device=self.device)
+            count = _length(batches) if rows is None else len(rows)
+            for i in range(count):
+                if rows is None:
+                    batch = _take(batches, i)
+                else:
+                    batch = {k: v.index_select(0, rows[i]) for k, v in batches.items()}
+                state, m = update(state, batch, keys.fold_in(key, start + i))
+                metrics.append(m)
+            return state, tree_map(self.to_numpy, _stack(metrics))
+
+        return run
+
+    # ---- programs
+
+    def trace(
+        self,
+        program: Callable,
+        params: Mapping,
+        *,
+        values: Mapping[str, Any] | None = None,
+        inputs: Mapping[str, Any] | None = None,
+        key: keys.Key | None = None,
+        batch_size: int | None = None,
+        particles: tuple[int, int] | None = None,
+        noise: Mapping[str, Any] | None = None,
+    ) -> dict[str, Site]:
+        lower = Lowering(self.device, values or {}, key, noise)
+        return run_program(program, dict(params), lower, inputs or {}, batch_size, particles)[1]
+
+    def probe(
+        self,
+        program: Callable,
+        params: dict,
+        *,
+        values: Mapping[str, Any],
+        inputs: Mapping[str, Any],
+        key: keys.Key,
+        batch_size: int | None,
+        initialise: Callable | None,
+    ) -> Any:
+        """One run for its structure; nets without parameters are initialised. (run, sites)."""
+
+        def make(name: str, declaration: Any, shapes: Any) -> Any:
+            return tree_map(self.asarray, initialise(name, declaration, shapes))  # type: ignore
+
+        lower = Lowering(self.device, values, key, None)
+        lower.checks = True
+        with torch.no_grad():
+            return run_program(
+                program, params, lower, inputs, batch_size, None, make if initialise else None
+            )
+
+    def arguments(self, program: Callable, params: Mapping, **options: Any) -> Any:
+        """One run: (declarations by site, what reads an argument of theirs as numpy, values)."""
+        return read_arguments(self.device, program, params, **options)
+
+    def kl_divergence(self, q: Any, p: Any) -> torch.Tensor | None:
+        """KL(q || p) where torch has the closed form, [*batch]; None where it has not."""
+        closed = gaussian_kl(q, p, normal_base, torch_ops)
+        if closed is not None:
+            return closed
+        try:
+            with pyro_turn, pyro.validation_enabled(False):
+                return torch.distributions.kl_divergence(q, _like_multivariate(p, q))
+        except NotImplementedError:
+            return None
+
+    def log_prob(self, fn: Any, value: Any) -> torch.Tensor:
+        """[*batch] log density of a value, nats; nothing is validated."""
+        with pyro_turn, pyro.validation_enabled(False):
+            return fn.log_prob(value)
+
+    def gaussian(self, fn: Any) -> Any:
+        """(loc, scale), [*batch, *event], of independent Gaussians; None for anything else."""
+        base = normal_base(fn)
+        if base is None:
+            return None
+        shape = (*fn.batch_shape, *fn.event_shape)
+        return base.loc.expand(shape), base.scale.expand(shape)
+
+    def event_units(self, fn: Any) -> tuple[Any, int]:
+        """The distribution with its last event axis back in the batch, and how many were taken."""
+        if isinstance(fn, torch.distributions.Independent):
+            inner = fn.base_dist
+            left = fn.reinterpreted_batch_ndims - 1
+            return (inner.to_event(left) if left else inner), 1
+        return fn, 0
+
+    def in_support(self, fn: Any, value: Any) -> Any:
+        """[*batch] whether a value lies in the support; None when it cannot be told."""
+        wrappers = torch.distributions.Independent | pyro_dist.MaskedDistribution
+        return in_support(fn, value, wrappers, lambda: fn.support.check(value))
+
+    def edges(self, fn: Any) -> tuple[float, ...]:
+        """Values where the density may be infinite or zero, as the arguments have it."""
+        return edges(fn)
+
+    def support_name(self, fn: Any) -> str:
+        return str(fn.support)
+
+    def is_discrete(self, fn: Any) -> bool:
+        return bool(fn.support.is_discrete)
+
+    def is_reparametrised(self, fn: Any) -> bool:
+        return bool(fn.has_rsample)
+
+    def mean(self, fn: Any) -> torch.Tensor:
+        return fn.mean
+
+    # ---- native samplers
+
+    def unconstrained(self, program: Callable, params: Mapping, **options: Any) -> Any:
+        """Runs a program with its latents on the real line; see `mcmc.unconstrained`."""
+        return mcmc.unconstrained(self.device, program, params, **options)
+
+    def has_moving_support(self, fn: Any) -> bool:
+        """Whether the support's bounds are computed in this run, perhaps from latents."""
+        return mcmc.has_moving_support(fn)
+
+    def fingerprint(self, fn: Callable, *args: Any) -> Any:
+        """Nothing: graphs are traced anew by every run here, and `kept` keeps none."""
+        return None
+
+    def kept(self, token: Any, make: Callable[[], Any]) -> Any:
+        return make()
+
+    def hmc(
+        self, posterior: Any, method: Any, params: Any, rows: Any, given: Any, key: Any,
+        token: Any, shown: Callable, pieces: Any,
+    ) -> Any:  # fmt: skip
+        """Pyro's NUTS or HMC over the compiled potential, chain after chain."""
+        return mcmc.run(posterior, method, params, rows, given, key, shown, pieces)
+
+    # ---- optimisers and reports
+
+    def optimizer(self, declaration: optim.OptimizerDeclaration) -> Optimizer:
+        return optimizers.optimizer(declaration, self.device)
+
+    def versions(self) -> dict[str, str]:
+        return {"torch": torch.__version__, "pyro": pyro.__version__}
+
+    def info(self) -> dict[str, Any]:
+        """What ran: device, versions and the routes of compiled functions."""
+        routes = sorted({c.route for c in self.compiled if c.graphs})
+        reasons = [c.reason for c in self.compiled if c.reason]
+        return {
+            "device": self.device, **self.versions(), "routes": routes, "fallbacks": reasons,
+            "sums": "torch",
+        }  # fmt: skip
+
+
+def _like_multivariate(p: Any, q: Any) -> Any:
+    """A diagonal Gaussian as a multivariate one where the other side is one."""
+    base = normal_base(p)
+    if type(q) is pyro_dist.MultivariateNormal and base is not None and len(p.event_shape) == 1:
+        loc = base.loc.expand((*p.batch_shape, *p.event_shape))
+        scale = base.scale.expand((*p.batch_shape, *p.event_shape))
+        return pyro_dist.MultivariateNormal(loc, scale_tril=torch.diag_embed(scale))
+    return p
+
+
+def _is_keys(tree: Any) -> bool:
+    """A list of keys is one batch of them, as `split` gives it, not a container."""
+    return isinstance(tree, list) and bool(tree) and isinstance(tree[0], keys.Key)
+
+
+def _length(tree: Any) -> int:
+    while isinstance(tree, dict | tuple) or (isinstance(tree, list) and not _is_keys(tree)):
+        tree = next(iter(tree.values() if isinstance(tree, dict) else tree))
+    return len(tree)
+
+
+def _take(tree: Any, i: int) -> Any:
+    """Row i of every array of a tree, and the i-th of a batch of keys."""
+    if _is_keys(tree) or isinstance(tree, torch.Tensor):
+        return tree[i]
+    if isinstance(tree, dict):
+        return {k: _take(v, i) for k, v in tree.items()}
+    items = [_take(v, i) for v in tree]
+    return type(tree)(*items) if hasattr(tree, "_fields") else type(tree)(items)
+
+
+def _stack(items: list) -> Any:
+    if not items or items[0] is None:
+        return None
+    return tree_map(lambda *a: torch.stack([torch.as_tensor(x) for x in a]), *items)

@@ -1,0 +1,227 @@
+"""A pure function on torch as a flat graph: traced once a shape, compiled where that pays.
+
+    inductor   the graph, compiled to C++ or Triton     (needs a working compiler)
+    graph      the graph, replayed as Python
+    live       the function itself, every time
+
+Tensors, keys and noise are the graph's inputs; everything else is a constant of it. What could not
+be traced or compiled falls to the next route, with the reason logged and kept in `Compiled.route`.
+The example inputs are cloned before tracing: make_fx merges two inputs that are one tensor.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from probgen.backends.keys import Key, mix
+from probgen.backends.torch import random
+from probgen.backends.torch.simplify import fold, simplify
+from probgen.progress import log
+from probgen.trees import tree_leaves
+
+tracing: contextvars.ContextVar[bool] = contextvars.ContextVar("tracing", default=False)
+
+INDUCTOR_FROM = 400  # calls below which 2 to 15 s of compilation are not earned back
+GRAPH_FROM = 8  # and below which even tracing is not
+
+
+def flatten(value: Any, tensors: list, keys: list, spec: list) -> None:
+    """Appends tensors and keys found in `value`; `spec` gets everything that a graph depends on."""
+    kind = type(value)
+    if kind is torch.Tensor or isinstance(value, torch.Tensor):
+        tensors.append(value)
+        spec.append((value.shape, value.dtype))
+    elif kind is dict:
+        spec.append(tuple(value))
+        for k in value:
+            flatten(value[k], tensors, keys, spec)
+    elif kind is Key:
+        keys.append(value)
+        spec.append(("rows", len(value.seed)) if isinstance(value.seed, tuple) else "key")
+    elif isinstance(value, tuple | list):
+        spec.append((kind, len(value)))
+        for v in value:
+            flatten(v, tensors, keys, spec)
+    else:
+        spec.append(value)
+
+
+def _rebuild(value: Any, tensors: Any, keys: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return next(tensors)
+    if isinstance(value, Key):
+        return next(keys)
+    if isinstance(value, dict):
+        return {k: _rebuild(v, tensors, keys) for k, v in value.items()}
+    if isinstance(value, tuple | list):
+        items = [_rebuild(v, tensors, keys) for v in value]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+    return value
+
+
+def _builder(tree: Any) -> Callable:
+    """`tree_like` for the containers of `tree`, walked once: iterator of leaves -> tree."""
+    if tree is None:
+        return lambda _: None
+    if isinstance(tree, dict):
+        parts = [(k, _builder(tree[k])) for k in sorted(tree)]
+        return lambda feed: {k: part(feed) for k, part in parts}
+    if isinstance(tree, tuple | list):
+        inner, kind = [_builder(v) for v in tree], type(tree)
+        if hasattr(tree, "_fields"):
+            return lambda feed: kind(*[part(feed) for part in inner])
+        return lambda feed: kind([part(feed) for part in inner])
+    return next
+
+
+class Graph:
+    """One function at one set of shapes: `call(tensors, seeds) -> output`."""
+
+    def __init__(self, fn: Callable, args: tuple, route: str, device: str):
+        # Draws while planning and tracing are thrown away; the caller's random state stays.
+        with random.seeded(0, device):
+            self._build(fn, args, route)
+
+    def _build(self, fn: Callable, args: tuple, route: str) -> None:
+        tensors: list = []
+        keys: list = []
+        flatten(args, tensors, keys, [])
+        template = args
+        self.plan = random.Planner()
+        marked = [Key(k.seed, (i,)) for i, k in enumerate(keys)]
+        # On copies: a function that writes into its arguments must do so once a call.
+        copies = [t.detach().clone() for t in tensors]
+        rebuilt = _rebuild(template, iter(copies), iter(marked))
+        with torch.no_grad():
+            output = self._run(fn, rebuilt)
+        self.build_output = _builder(output)
+        self.num_noise = len(self.plan.slots)
+        example_noise = random.redraw(self.plan.slots, [k.seed for k in keys])
+
+        def flat(*inputs: torch.Tensor) -> list[torch.Tensor]:
+            self.plan.found = {}
+            self.plan.inputs = list(inputs[len(tensors) :])
+            args = _rebuild(template, iter(inputs[: len(tensors)]), iter(marked))
+            out = tree_leaves(self._run(fn, args))
+            return [o if isinstance(o, torch.Tensor) else torch.as_tensor(o) for o in out]
+
+        example = [
+            t.detach().clone(memory_format=torch.contiguous_format)
+            for t in (*tensors, *example_noise)
+        ]
+        with torch.no_grad():
+            module = make_fx(flat)(*example)
+        module.graph.eliminate_dead_code()
+        simplify(module)
+        self.draws_inside = any(
+            "rand" in str(n.target)
+            or "normal" in str(n.target)
+            or "bernoulli" in str(n.target)
+            or "gamma" in str(n.target)
+            or "poisson" in str(n.target)
+            or "dirichlet" in str(n.target)
+            or "multinomial" in str(n.target)
+            for n in module.graph.nodes
+            if n.op == "call_function"
+        )
+        self.route = route
+        if route == "inductor":
+            self.run = self._inductor(module, example)
+        else:
+            fold(module)
+            self.run = module.forward
+        self.plan.found, self.plan.inputs = {}, None
+
+    def _run(self, fn: Callable, args: tuple) -> Any:
+        plan_token, token = random.planner.set(self.plan), tracing.set(True)
+        try:
+            return fn(*args)
+        finally:
+            tracing.reset(token)
+            random.planner.reset(plan_token)
+
+    @staticmethod
+    def _inductor(module: torch.fx.GraphModule, example: list[torch.Tensor]) -> Callable:
+        from torch._inductor import compile as inductor
+        from torch._inductor import config
+
+        # The sizes that it would assert at every call are the signature that a graph is found by.
+        with warnings.catch_warnings(), config.patch(fallback_random=True, size_asserts=False):
+            warnings.simplefilter("ignore")  # inductor's own deprecations, not ours to act on
+            return inductor(module, example)
+
+    def __call__(self, tensors: list, keys: list, device: str) -> Any:
+        # Compiled code reads memory by the strides that it was made for, the contiguous ones.
+        inputs = [t if t.is_contiguous() else t.contiguous() for t in tensors]
+        seeds = [k.seed for k in keys]
+        if self.num_noise:
+            inputs += random.redraw(self.plan.slots, seeds)
+        had_grad = torch.is_grad_enabled()
+        torch._C._set_grad_enabled(False)  # torch.no_grad() without its cost per call
+        try:
+            if self.draws_inside and seeds:
+                # Never row keys: what draws inside refuses them.
+                with random.seeded(mix(seeds[0], 0x5EED), device):
+                    out = self.run(*inputs)
+            else:
+                out = self.run(*inputs)
+        finally:
+            torch._C._set_grad_enabled(had_grad)
+        return self.build_output(iter(out))
+
+
+class Compiled:
+    """A function with a graph for each set of shapes that it meets."""
+
+    def __init__(self, fn: Callable, device: str, policy: str, num_calls: int | None):
+        self.fn, self.device, self.policy, self.num_calls = fn, device, policy, num_calls
+        self.graphs: dict[tuple, Any] = {}
+        self.reason = ""
+
+    @property
+    def route(self) -> str:
+        """The route of the latest graph: inductor, graph or live."""
+        return getattr(next(reversed(self.graphs.values()), None), "route", "live")
+
+    def _wanted(self) -> str:
+        if self.policy != "auto":
+            return self.policy
+        calls = self.num_calls
+        if calls is None or calls >= INDUCTOR_FROM:
+            return "inductor"
+        return "graph" if calls >= GRAPH_FROM else "live"
+
+    def __call__(self, *args: Any) -> Any:
+        if tracing.get() or torch._C._functorch.peek_interpreter_stack() is not None:
+            return self.fn(*args)
+        tensors: list = []
+        keys: list = []
+        spec: list = []
+        flatten(args, tensors, keys, spec)
+        signature = tuple(spec)
+        graph = self.graphs.get(signature)
+        if graph is None:
+            graph = self.graphs[signature] = self._build(args)
+        if graph == "live":
+            return self.fn(*args)
+        return graph(tensors, keys, self.device)
+
+    def _build(self, args: tuple) -> Any:
+        routes = {"inductor": ("inductor", "graph"), "graph": ("graph",), "live": ()}
+        for route in routes[self._wanted()]:
+            try:
+                return Graph(self.fn, args, route, self.device)
+            except Exception as error:  # any failure to trace means the next route
+                from probgen.errors import ProbgenError
+
+                if isinstance(error, ProbgenError):
+                    raise
+                self.reason = f"{route}: {type(error).__name__}: {str(error).strip()[:300]}"
+                log.warning("torch: a function falls back from %s", self.reason)
+        return "live"

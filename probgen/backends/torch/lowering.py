@@ -1,0 +1,227 @@
+"""A program's words on Pyro: what a `Run` on torch calls, and how its trace becomes sites."""
+
+from __future__ import annotations
+
+import contextlib
+import zlib
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+import pyro
+import pyro.distributions as pyro_dist
+import torch
+from pyro.distributions.torch_distribution import TorchDistribution
+from pyro.poutine.trace_messenger import TraceMessenger
+from torch.distributions import constraints
+
+from probgen.backends import keys
+from probgen.backends.lowering import STRUCTURE, BaseLowering, as_site, declarations, own_classes
+from probgen.backends.protocol import Site
+from probgen.backends.torch import ops as torch_ops
+from probgen.backends.torch import random
+from probgen.backends.turns import pyro_turn
+from probgen.language import discretized, domains
+from probgen.language.program import Run, running
+
+
+class _Levels(constraints.Constraint):
+    is_discrete = True
+    event_dim = 0
+
+    def __init__(self, low: float, high: float, num_levels: int):
+        self.low, self.high, self.num_levels = low, high, num_levels
+        super().__init__()
+
+    def check(self, value: torch.Tensor) -> torch.Tensor:
+        return discretized.is_level(value, self.low, self.high, self.num_levels)
+
+
+class DiscretizedLogistic(TorchDistribution):
+    """Pyro's side of `probgen.language.discretized`."""
+
+    arg_constraints: ClassVar = {"loc": constraints.real, "scale": constraints.positive}
+    has_rsample = False
+
+    def __init__(self, loc: Any, scale: Any, low: float, high: float, num_levels: int):
+        self.loc, self.scale = torch.broadcast_tensors(torch.as_tensor(loc), torch.as_tensor(scale))
+        self.levels = (float(low), float(high), int(num_levels))
+        super().__init__(self.loc.shape, validate_args=False)
+
+    @property
+    def support(self) -> _Levels:
+        return _Levels(*self.levels)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> DiscretizedLogistic:
+        shape = torch.Size(batch_shape)
+        return DiscretizedLogistic(self.loc.expand(shape), self.scale.expand(shape), *self.levels)
+
+    def log_prob(self, value: torch.Tensor) -> torch.Tensor:
+        return discretized.log_prob(value, self.loc, self.scale, *self.levels)
+
+    def sample(self, sample_shape: Any = ()) -> torch.Tensor:
+        shape = torch.Size(sample_shape) + self.loc.shape
+        u = torch.rand(shape, device=self.loc.device).clamp(1e-7, 1 - 1e-7)
+        with torch.no_grad():
+            return discretized.quantile(u, self.loc, self.scale, *self.levels)
+
+
+class LKJ(pyro_dist.LKJ):
+    """Pyro's, whose own `expand` asks the wrong class for it (pyro 1.9)."""
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> LKJ:
+        return LKJ(self.dim, self.concentration.expand(torch.Size(batch_shape)))
+
+
+def normal_base(fn: Any) -> Any:
+    """The Normal under expansions and events, or None: such a site is loc + scale * noise."""
+    while isinstance(fn, torch.distributions.Independent):
+        fn = fn.base_dist
+    return fn if type(fn) is pyro_dist.Normal else None
+
+
+def noise_transform(fn: Any) -> Callable | None:
+    """The map from standard normal noise to the site's value, where it is one of noise."""
+    base = normal_base(fn)
+    if base is not None:
+        return lambda eps: base.loc + base.scale * eps
+    if type(fn) is pyro_dist.MultivariateNormal:
+        return lambda eps: fn.loc + (fn._unbroadcasted_scale_tril @ eps[..., None])[..., 0]
+    return None
+
+
+def _owned() -> dict[str, type]:
+    def find(family: str) -> Any:
+        name = family.removesuffix("Probs").removesuffix("Logits")
+        return getattr(pyro_dist, name, None)
+
+    return own_classes(find)
+
+
+class Lowering(BaseLowering):
+    """The hands of one run on torch."""
+
+    ops = torch_ops
+    library = "Pyro"
+    classes = pyro_dist
+    own: ClassVar = {**_owned(), "DiscretizedLogistic": DiscretizedLogistic, "LKJ": LKJ}
+    renamed: ClassVar = {
+        "MixtureSameFamily": {"mixing_distribution": "mixture_distribution"},
+    }
+
+    def __init__(
+        self,
+        device: str,
+        values: Mapping[str, Any],
+        key: keys.Key | None,
+        noise: Mapping[str, Any] | None,
+    ):
+        super().__init__(values, key, noise)
+        self.device = device
+
+    def argument(self, name: str, value: Any) -> Any:
+        """Numbers and arrays as tensors on the device; what shapes the distribution as it is."""
+        if isinstance(value, bool | str) or (isinstance(value, int) and name in STRUCTURE):
+            return value
+        if isinstance(value, int | float | np.ndarray | list | np.generic):
+            if isinstance(value, float) and name in ("low", "high"):
+                return value
+            out = torch.as_tensor(value, device=self.device)
+            keep = name in STRUCTURE and not out.is_floating_point()
+            return out if keep else out.to(torch.get_default_dtype())
+        return value
+
+    def sample(self, name: str, fn: Any, obs: Any) -> Any:
+        return pyro.sample(name, fn, obs=self.value_of(name, fn, obs))
+
+    def value_of(self, name: str, fn: Any, obs: Any) -> Any:
+        """A site's value: the one that is given, else its own `obs`, else a draw."""
+        value = self.values.get(name, obs)
+        return self._draw(name, fn) if value is None else value
+
+    def _draw(self, name: str, fn: Any) -> Any:
+        transform = noise_transform(fn)
+        eps = self.needed_noise(name, fn, transform)
+        batch = torch.broadcast_shapes(self._plates(), fn.batch_shape)
+        rows = eps is None and isinstance(self.key.seed, tuple)
+        if rows and transform is None:
+            self.data_axis(name, fn, transform, 0)
+        by_row = rows and not random.in_vmap()
+        axis = (
+            self.data_axis(name, fn, transform, len(batch) + len(fn.event_shape)) if by_row else 0
+        )
+        if transform is None:
+            fn = fn.expand(batch)
+            return fn.rsample() if fn.has_rsample and torch.is_grad_enabled() else fn.sample()
+        if eps is None:
+            key = keys.fold_in(self.key, zlib.crc32(name.encode()))
+            shape = [*batch, *fn.event_shape]
+            if axis:
+                shape.insert(0, shape.pop(axis))
+            eps = random.noise("normal", key, tuple(shape), self.device)
+            eps = eps.movedim(0, axis) if axis else eps
+        return transform(eps)
+
+    def factor(self, name: str, value: Any) -> None:
+        value = torch.as_tensor(value, device=self.device)
+        pyro.sample(name, pyro_dist.Unit(value, validate_args=False), obs=value.new_empty((0,)))
+
+    def deterministic(self, name: str, value: Any) -> Any:
+        if not isinstance(value, torch.Tensor):
+            value = torch.as_tensor(value, device=self.device)
+        return pyro.deterministic(name, value)
+
+    def plate(self, name: str, size: int, dim: int) -> Any:
+        return pyro.plate(name, size, dim=dim)
+
+
+def run_program(
+    program: Callable,
+    params: dict,
+    lower: Lowering,
+    inputs: Mapping[str, Any],
+    batch_size: int | None,
+    particles: tuple[int, int] | None,
+    initialise: Callable | None = None,
+) -> tuple[Run, dict[str, Site]]:
+    """Runs a program under Pyro's trace and turns the trace into sites."""
+    run = Run(lower, params, batch_size, initialise, particles)
+    lower.run = run
+    messenger = TraceMessenger()
+    seed = None if lower.key is None else lower.key.seed
+    draws: Any = contextlib.nullcontext()
+    if isinstance(seed, int) and random.planner.get() is None:
+        draws = random.seeded(keys.mix(seed, 0x5EED), lower.device)
+    with pyro_turn, pyro.validation_enabled(False):
+        with draws, messenger, running(run):
+            program(**inputs)
+        sites = {}
+        # log_prob validates too, and its check of a value cannot be traced.
+        for name, node in messenger.trace.nodes.items():
+            if node["type"] != "sample" or type(node["fn"]).__name__ == "_Subsample":
+                continue
+            sites[name] = as_site(name, node, run, broadcast_plates)
+    return run, sites
+
+
+def broadcast_plates(log_prob: torch.Tensor, plates: tuple[int, ...]) -> torch.Tensor:
+    """A log density stretched over the open plates' axes."""
+    return torch.broadcast_to(log_prob, torch.broadcast_shapes(log_prob.shape, plates))
+
+
+def read_arguments(
+    device: str, program: Callable, params: Mapping, *, values: Mapping[str, Any],
+    inputs: Mapping[str, Any], key: keys.Key, batch_size: int | None,
+) -> tuple[dict[str, Any], Callable, dict[str, Any]]:  # fmt: skip
+    """One run: (declarations by site, what reads an argument as numpy, values)."""
+    lower = Lowering(device, values, key, None)
+    with torch.no_grad(), contextlib.suppress(RuntimeError):
+        # A sampler that refuses a NaN ends the run; what was declared before it is there.
+        run_program(program, dict(params), lower, inputs, batch_size, None)
+    run: Any = lower.run
+
+    def read(x: Any) -> np.ndarray | None:
+        is_array = isinstance(x, torch.Tensor)
+        return x.detach().cpu().numpy() if is_array else domains.constant(x)
+
+    return declarations(run), read, run.values

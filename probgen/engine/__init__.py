@@ -1,0 +1,1 @@
+"""A declaration on a backend, and what runs it."""

@@ -1,0 +1,111 @@
+"""A declaration is put on a backend.
+
+`bind` runs the program and the guide once on one datum. That run finds the sites, draws parameters
+for nets that have none, and refuses what does not fit before anything is computed.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from probgen.backends.protocol import Backend
+from probgen.engine.bound import Bound
+from probgen.engine.guide_checks import check_guide, warn_left_out
+from probgen.engine.probing import Probe, Seen
+from probgen.engine.structure import Structure, structure_of
+from probgen.language.model import Model, call_arguments
+from probgen.nets.buffers import has_upkeep
+from probgen.trees import tree_map
+
+
+def bind(
+    model: Model,
+    backend: Backend,
+    *,
+    data: Mapping[str, Any] | None = None,
+    constants: Mapping[str, Any] | None = None,
+    params: Mapping | None = None,
+    seed: int = 0,
+    whole: bool = False,
+    **fields: Any,
+) -> tuple[Bound, dict]:
+    """Binds a model to a backend by running it once on one datum, or on all of them.
+
+    Args:
+        data: a few rows of the data and per-datum inputs, numpy; may be empty.
+        whole: `data` are all the data and are taken as one batch, so that a site outside the data
+            plate, or in further plates, may be observed; the bound model's `num_rows` says how
+            many there are.
+        constants: inputs shared by all data.
+        params: parameters that exist already; nets without any are initialised from `seed`.
+
+    Returns:
+        The bound model, and its parameters on the backend.
+
+    Raises:
+        UnknownName: data under a name that is neither a site nor an input.
+        ShapeError: data, a value of `obs=` or a guide's latent that does not stand where its site
+            does.
+        DataError, SupportError, DuplicateSite: see `probgen.engine.data_support`,
+            `probgen.language.program`.
+    """
+    data = {k: np.asarray(v) for k, v in (data or {}).items()}
+    constants = dict(constants or {})
+    fixed = {
+        k: backend.asarray(v) if isinstance(v, np.ndarray | list) else v
+        for k, v in constants.items()
+    }
+    everything = {**model.fitted_params(), **(params or {})}
+    started = tree_map(backend.asarray, everything)
+    key = backend.key(seed)
+
+    def initialise(name: str, declaration: Any, shapes: Any) -> Any:
+        rng = np.random.Generator(
+            np.random.Philox(key=[seed & (2**64 - 1), zlib.crc32(name.encode())])
+        )
+        return declaration.init(rng, *shapes)
+
+    probe = Probe(model, backend, started, fixed, key, initialise)
+    seen = probe.all_rows(data) if whole else probe.one_row(data)
+    guide_structure = None
+    if model.guide is not None:
+        guide_structure = _probe_guide(probe, seen)
+        check_guide(model.name, seen.structure, guide_structure, seen.observed)
+    final = tree_map(backend.asarray, probe.params)
+    structure = seen.structure
+    nets = {**structure.nets, **(guide_structure.nets if guide_structure else {})}
+    upkeep = {n: net for n, net in nets.items() if has_upkeep(net, final[n])}
+    if whole:
+        fields["num_rows"] = seen.num_rows
+    bound = Bound(
+        model, backend, structure, guide_structure, seen.observed, fixed, upkeep=upkeep, **fields
+    )
+    warn_left_out(model.name, bound.left_out)
+    return bound, final
+
+
+def _probe_guide(probe: Probe, seen: Seen) -> Structure:
+    """One run of the guide; sites that it reads and no data were given for are zeros."""
+    b, model = probe.backend, probe.model
+    guide: Any = model.guide
+    zeros = {
+        n: b.asarray(np.zeros(tuple(s.value.shape), np.float32))
+        for n, s in seen.sites.items()
+        if s.kind == "sample" and n not in seen.rows and hasattr(s.value, "shape")
+    }
+    run, sites = b.probe(
+        guide,
+        probe.params,
+        values={},
+        inputs=call_arguments(
+            guide, {**probe.constants, **zeros, **seen.rows}, f"guide of {model.name!r}"
+        ),
+        key=probe.key,
+        batch_size=seen.num_rows,
+        initialise=probe.initialise,
+    )
+    return structure_of(b, run, sites)

@@ -1,0 +1,126 @@
+"""Chains that come in pieces, kept as they come, so that a run that was killed goes on.
+
+As for `evaluate`, pieces lie in `<path>.chunks` under an identity, and go when the chains stand at
+`path`. Beside the pieces lies the sampler's state after the last of them, from which the next one
+is what it would have been, to the bit.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from probgen.backends.chains import Chains
+from probgen.engine.interrupt import Asked, asked_to_stop
+from probgen.errors import SaveError
+from probgen.records import store
+from probgen.records.chunks import ChunkStore, Values, named
+from probgen.records.entries import AGAIN, require_same
+
+
+class Pieces:
+    """What a sampler has done so far: in memory alone, or kept too.
+
+    Attributes:
+        parts: of each piece, {"free": draws on the real line, "stats": statistics} by name; empty
+            for a piece of warm-up.
+        state: of the sampler after the last piece, arrays by name; empty where pieces need none.
+    """
+
+    def __init__(self, kept: ChunkStore | None = None, asked: Asked | None = None):
+        self.parts: list[Values] = []
+        self.state: dict[str, np.ndarray] = {}
+        self._kept, self._asked = kept, asked
+        if kept is not None and (kept.folder / "state").exists():
+            self._read(kept)
+
+    def _read(self, kept: ChunkStore) -> None:
+        place = kept.folder / "state"
+        arrays, config = store.read_folder(place, "pieces")
+        require_same(place, config["made"], kept.identity, AGAIN)
+        self.state = arrays["state"]
+        for i in range(config["after"]):
+            part = kept.read(i, {})
+            if part is None:
+                raise SaveError(
+                    f"{kept.folder}: lacks piece {i} of the chains that it holds, expected all of "
+                    "them; remove the folder to begin anew."
+                )
+            self.parts.append(part)
+        whole = [named(part) for part in self.parts if part]
+        types = [{n: (v.dtype, v.shape[1:]) for n, v in part.items()} for part in whole]
+        lengths = [{v.shape[:1] for v in part.values()} for part in whole]
+        if any(f != types[0] for f in types) or any(len(n) != 1 or () in n for n in lengths):
+            raise SaveError(f"{kept.folder}: holds pieces that do not fit together; it is damaged.")
+
+    def add(self, part: Values, state: Callable[[], Mapping[str, np.ndarray]] = dict) -> None:
+        """Takes the next piece, and what gives the state after it."""
+        index = len(self.parts)
+        self.parts.append(part)
+        if self._kept is None:
+            return
+        self._kept.write(index, {}, part)
+        config = {"kind": "pieces", "after": index + 1, "made": self._kept.identity}
+        store.write_folder(self._kept.folder / "state", {"state": dict(state())}, config)
+
+    def pause(self, done: str) -> None:
+        """Ends the run where that was asked for.
+
+        Args:
+            done: how far it has come, such as "3 of 4 chains".
+
+        Raises:
+            KeyboardInterrupt, Terminated: by what it was asked.
+        """
+        if self._kept is not None and self._asked is not None:
+            self._asked.stop(
+                f"infer: stopped after {done}, which are kept beside {self._kept.table}; the same "
+                "call goes on from there."
+            )
+
+
+def chains(
+    path: str | os.PathLike, made: Mapping[str, Any], sample: Callable[[Pieces], Chains]
+) -> Chains:
+    """The chains at `path`, or those that `sample` gives, which are then kept there.
+
+    Args:
+        path: a folder.
+        made: what the draws depend on (`provenance.of_posterior`).
+        sample: the sampler, which goes on from the pieces that it gets.
+
+    Raises:
+        SaveError: it cannot be written, or holds something else; another run is writing there.
+        OtherRun: it holds chains of another posterior, method or seed.
+    """
+    kept = ChunkStore(path, made)
+    with kept.held():
+        if store.check_place(kept.table, "chains"):
+            found = _read(kept)
+        else:
+            with asked_to_stop(True) as asked:
+                found = sample(Pieces(kept, asked))
+            config = {
+                "kind": "chains", "made": dict(made), "num_warmup": found.num_warmup,
+                "order": {"free": list(found.free), "stats": list(found.stats)},
+            }  # fmt: skip
+            store.write_folder(kept.table, {"free": found.free, "stats": found.stats}, config)
+        kept.clear()
+    return found
+
+
+def _read(kept: ChunkStore) -> Chains:
+    arrays, config = store.read_folder(kept.table, "chains")
+    require_same(kept.table, config["made"], kept.identity, AGAIN)
+    groups = []
+    for group in ("free", "stats"):
+        names = config["order"][group]
+        if sorted(names) != sorted(arrays[group]):
+            raise SaveError(f"{kept.table}: lists {names} of {group}, and holds others; damaged.")
+        groups.append({n: arrays[group][n] for n in names})
+    if len({v.shape[:2] for group in groups for v in group.values()}) != 1:
+        raise SaveError(f"{kept.table}: holds chains of different lengths; it is damaged.")
+    return Chains(groups[0], groups[1], config["num_warmup"])

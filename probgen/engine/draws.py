@@ -1,0 +1,78 @@
+"""What verbs return of a program's sites: samples in front of every array, and nothing but numbers.
+
+A run on a batch of n samples gives values [*plates, *event] with the data plate somewhere among the
+plates, or without any of them where a site is computed from constants. No drawing here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from probgen.engine.structure import SiteInfo
+from probgen.errors import NonFiniteError
+from probgen.language.program import DATA_PLATE
+
+
+def data_axis(site: SiteInfo, shape: tuple[int, ...], count: int) -> int | None:
+    """Which axis of a site's value of that shape is the data's, from a run on `count` data.
+
+    A deterministic value may have any shape: its data axis is the one that differs from the run on
+    one datum that bound the model.
+    """
+    if site.kind == "sample" and not site.is_fixed:
+        if not site.is_local:
+            return None
+        # Plates are opened from the right: the first one lies next to the event.
+        return len(shape) - len(site.event_shape) - 1 - site.plates.index(DATA_PLATE)
+    if count > 1 and len(shape) == len(site.shape):
+        grown = [i for i, (now, one) in enumerate(zip(shape, site.shape, strict=True)) if now > one]
+        return grown[0] if grown else None
+    return 0 if site.is_local and shape[:1] == (count,) else None
+
+
+def samples_first(site: SiteInfo, value: np.ndarray, count: int) -> np.ndarray:
+    """[count, *plates, *event] of one run on `count` data; what all data share is repeated."""
+    axis = data_axis(site, value.shape, count)
+    if axis is None:
+        return np.broadcast_to(value, (count, *value.shape)).copy()
+    return np.moveaxis(value, axis, 0)
+
+
+def without_data_axis(site: SiteInfo, values: np.ndarray) -> np.ndarray:
+    """[count, *plates, *event] of `count` runs on one datum each, whose values were stacked."""
+    axis = data_axis(site, values.shape[1:], 1)
+    return values if axis is None else values.take(0, axis + 1)
+
+
+def check_draws(
+    who: str, values: Mapping[str, np.ndarray], sites: Mapping[str, SiteInfo], lead: int, cure: str
+) -> None:
+    """Refuses draws that are NaN or infinite; computed values may be infinite (the log of 0).
+
+    Args:
+        who: the verb and what drew, for the message.
+        values: [*draws, ...] by site.
+        sites: of the model.
+        lead: how many axes are draws.
+        cure: what to do.
+
+    Raises:
+        NonFiniteError: names the site, and how many of how many draws.
+    """
+    # What was drawn before what was computed from it.
+    for name in sorted(values, key=lambda n: sites[n].kind == "deterministic"):
+        value = values[name]
+        if value.dtype.kind != "f":
+            continue
+        computed = sites[name].kind == "deterministic"
+        bad = np.isnan(value) if computed else ~np.isfinite(value)
+        if not bad.any():
+            continue
+        total = int(np.prod(value.shape[:lead]))
+        count = int(bad.reshape(total, -1).any(1).sum())
+        raise NonFiniteError(
+            f"{who}: {count} of {total} draws of site {name!r} are NaN or infinite, expected "
+            f"finite numbers; {cure}."
+        )

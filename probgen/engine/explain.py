@@ -1,0 +1,97 @@
+"""Which argument of which distribution left its domain: the end of an error about NaN, in words.
+
+Only called where a computation has failed: the program (and the guide, whose draws it is given) run
+once more on a few data, and every argument is held against `probgen.language.domains`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from probgen.engine.bound import Bound
+from probgen.errors import NonFiniteError, ProbgenError
+from probgen.language.dist import Deferred
+from probgen.language.domains import CURE, constant, domain, problems
+
+
+def explain(
+    bound: Bound,
+    params: Mapping,
+    batch: Mapping[str, Any],
+    key: Any,
+    batch_size: int | None = None,
+    with_guide: bool = True,
+) -> str:
+    """ "; site 'x': Gamma(concentration=...): got -0.5, expected ...", or "" where all is well.
+
+    Args:
+        params: parameters at which the computation failed.
+        batch: the data, or some of them, on the backend; latents that no guide draws are the
+            prior's.
+        key: for the draws.
+        batch_size: of the data plate, where the first array of the batch does not say it.
+        with_guide: runs the guide first; else latents are the prior's.
+    """
+    found: list[str] = []
+    values: dict[str, Any] = {}
+    size = batch_size or bound.batch_size(batch)
+    programs = [(bound.model.guide, "guide"), (bound.model.program, "model")]
+    for program, what in programs:
+        if program is None or (what == "guide" and not with_guide):
+            continue
+        given = {n: batch[n] for n in bound.observed if n in batch} if what == "model" else {}
+        inputs = bound.inputs(program, batch, f"{what} of {bound.model.name!r}")
+        try:
+            sites, read, drawn = bound.backend.arguments(
+                program, params, values={**values, **given}, inputs=inputs, key=key, batch_size=size
+            )
+        except (ProbgenError, RuntimeError, ValueError, TypeError):
+            # The error that is being explained stands; a sampler may well refuse a NaN.
+            continue
+        for name, declared in sites.items():
+            found += [f"site {name!r} of the {what}: {p}" for p in problems(declared, read)]
+        values = {n: v for n, v in drawn.items() if n in bound.latents}
+    return "".join(f"; {each}" for each in found[:3]) + (f"; {CURE.rstrip('.')}" if found else "")
+
+
+def check_ancestral(
+    bound: Bound, params: Mapping, batch: Mapping[str, Any], key: Any, count: int, draw: Callable
+) -> Any:
+    """`draw()`, unless an argument of a discrete site lay outside its domain in that very run.
+
+    A float that is drawn with such an argument is NaN, and found by that; a count or a class is
+    some number. Only models that compute such an argument run a second time.
+
+    Raises:
+        NonFiniteError: names the site, the argument, its value and its domain.
+    """
+
+    def refuse(cause: Exception | None) -> None:
+        why = explain(bound, params, batch, key, count, with_guide=False)
+        if why:
+            raise NonFiniteError(f"generate: draws cannot be made{why}.") from cause
+
+    try:
+        values = draw()
+    except RuntimeError as error:  # torch's samplers look at their arguments
+        refuse(error)
+        raise
+    sites = bound.structure.sites.values()
+    if any(s.is_discrete and _is_at_risk(s.declaration) for s in sites):
+        refuse(None)
+    return values
+
+
+def _is_at_risk(declared: Any) -> bool:
+    """Whether an argument is computed and has a domain that a float may leave unnoticed."""
+    if not isinstance(declared, Deferred):
+        return False
+    return any(
+        _is_at_risk(value)
+        if isinstance(value, Deferred)
+        else hasattr(value, "shape")
+        and constant(value) is None
+        and not domain(declared.name, name).nan_by_itself
+        for name, value in declared.arguments
+    )

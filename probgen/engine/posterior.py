@@ -1,0 +1,221 @@
+"""The log density that samplers walk on: all latents of a bound model, on the whole real line.
+
+With u the unconstrained latents and theta = T(u), where T is the bijection of each latent's support
+(which may itself depend on other latents):
+
+    log p(u | data) = sum of every site's log p(theta, data) + log |det dT/du| + const,   nats
+
+All data are one batch, and nothing is scaled. Data and inputs are arguments, so that what was
+compiled for one data set serves the next. No sampler here: see `probgen.inference.sample.mcmc`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from probgen.backends.chains import NUM_STARTS, Chains, Start
+from probgen.engine.bound import Bound
+from probgen.engine.data_types import cure
+from probgen.errors import AlgorithmError, NonFiniteError, SupportError
+from probgen.trees import tree_leaves, tree_map
+
+Array = Any
+Tree = Any
+CHUNK_ELEMENTS = 2**22  # numbers that one chunk of draws may hold while they are mapped
+
+
+class Point(NamedTuple):
+    """One point of the posterior.
+
+    Attributes:
+        free: the latents on the real line, by site name.
+        log_density: [] see above.
+        values: latents (in their supports) and deterministic sites, [*plates, *event].
+        log_likelihood: of each observed site, [*plates], nats.
+        site_log_prob: [] of each site.
+        outside: [] of each observed or given site, how many values lie outside its support.
+    """
+
+    free: dict[str, Array]
+    log_density: Array
+    values: dict[str, Array]
+    log_likelihood: dict[str, Array]
+    site_log_prob: dict[str, Array]
+    outside: dict[str, Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Posterior:
+    """A bound model's latents given data.
+
+    Attributes:
+        bound: the model, with names of what is observed.
+        num_rows: size of the data plate, or None when there are no data.
+    """
+
+    bound: Bound
+    num_rows: int | None
+
+    @property
+    def latents(self) -> tuple[str, ...]:
+        return self.bound.latents
+
+    @property
+    def observed(self) -> tuple[str, ...]:
+        sites = self.bound.structure.sites
+        return tuple(n for n, s in sites.items() if s.kind == "sample" and n not in self.latents)
+
+    def check(self) -> None:
+        """Refuses a model that has no posterior to sample.
+
+        Raises:
+            AlgorithmError: no latents, or a discrete one.
+        """
+        name, sites = self.bound.model.name, self.bound.structure.sites
+        if not self.latents:
+            raise AlgorithmError(
+                f"infer: the data observe all sites of {name!r}, {sorted(self.observed)}, expected "
+                "at least one latent to infer; leave its data out, or use pg.evaluate."
+            )
+        for latent in self.latents:
+            if sites[latent].is_discrete:
+                raise AlgorithmError(
+                    f"infer: latent {latent!r} of {name!r} is discrete "
+                    f"({sites[latent].distribution}), expected continuous latents, since the "
+                    "chains follow gradients; sum it out (dist.MixtureSameFamily for a mixture), "
+                    "or give it as data."
+                )
+
+    def point(
+        self,
+        params: Mapping,
+        rows: Mapping[str, Array],
+        free: Mapping[str, Array] | None = None,
+        *,
+        key: Any = None,
+        given: Mapping[str, Array] | None = None,
+        strategy: str = "init_to_uniform",
+    ) -> Point:
+        """The posterior at `free`; what `free` leaves out starts at `given`, or by the strategy."""
+        bound, b = self.bound, self.bound.backend
+        program = bound.model.program
+        sites, free, log_det = b.unconstrained(
+            program,
+            params,
+            names=self.latents,
+            free=free or {},
+            given=given or {},
+            strategy=strategy,
+            values={n: rows[n] for n in bound.observed},
+            inputs=bound.inputs(program, rows, f"model {bound.model.name!r}"),
+            key=key,
+            batch_size=self.num_rows,
+        )
+        sums = {n: b.ops.sum(s.log_prob) for n, s in sites.items() if s.log_prob is not None}
+        total: Any = 0.0
+        for value in [*sums.values(), *(b.ops.sum(v) for v in log_det.values())]:
+            total = total + value
+        outside, likelihood = {}, {}
+        for name in self.observed:
+            fn, value = sites[name].fn, sites[name].value
+            likelihood[name] = b.log_prob(fn, value)
+            inside = b.in_support(fn, value)
+            if inside is None:
+                continue
+            outside[name] = b.ops.sum(b.ops.where(inside, 0.0, 1.0))
+            # A density need not look where its support ends: NumPyro's Uniform does not.
+            if b.has_moving_support(fn):
+                nowhere = b.ops.full_like(total, -np.inf)
+                total = b.ops.where(outside[name] > 0, nowhere, total)
+        for name, value in (given or {}).items():
+            # Past the bounds a bijection's inverse gives NaN, or comes back as another value.
+            back, size = sites[name].value, b.ops.abs(value)
+            same = b.ops.abs(back - value) <= 1e-3 * size + 1e-6
+            outside[name] = b.ops.sum(b.ops.where(same, 0.0, 1.0))
+        values = {
+            n: s.value for n, s in sites.items() if n in self.latents or s.kind == "deterministic"
+        }
+        return Point(dict(free), total, values, likelihood, sums, outside)
+
+    def check_start(self, start: Start) -> None:
+        """Refuses starting points of which one is not good.
+
+        Raises:
+            SupportError: data lie outside the support of their site, wherever the chains start, or
+                a start does.
+            NonFiniteError: no start has a finite log density and gradient; names the sites.
+        """
+        if start.ok.all():
+            return
+        chain = int(np.argmin(start.ok))
+        name = self.bound.model.name
+        outside = {n: int(v[chain]) for n, v in start.outside.items() if v[chain] > 0}
+        if outside:
+            site, count = next(iter(outside.items()))
+            info = self.bound.structure.sites[site]
+            if site in self.latents:
+                raise SupportError(
+                    f"infer: chain {chain} of {name!r} is told to start {site!r} outside the "
+                    f"support of {info.family} ({info.support}), expected a value inside, where "
+                    "the other latents are; give one: "
+                    f"init_strategy={{{site!r}: value}}."
+                )
+            raise SupportError(
+                f"data {site!r}: {count} values lie outside the support of {info.family} "
+                f"({info.support}), at {NUM_STARTS} starting points of {name!r}. "
+                f"{cure(info.family)} Or give starting values, if the support depends on latents: "
+                "init_strategy={'site': value}."
+            )
+        bad = sorted(n for n, v in start.site_log_prob.items() if not np.isfinite(v[chain]))
+        what = f"log probability of {', '.join(map(repr, bad))}" if bad else "gradient"
+        raise NonFiniteError(
+            f"infer: chain {chain} of {name!r} found no start: the {what} is NaN or infinite at "
+            f"{NUM_STARTS} points, expected a finite log density; look at the data and priors of "
+            "these sites, or give starting values: init_strategy={'site': value}."
+        )
+
+    def token(self, params: Any, rows: Any, key: Any) -> Any:
+        """What identifies the posterior's computation at these shapes, for `backend.kept`."""
+        b = self.bound.backend
+        return b.fingerprint(
+            lambda params, rows, key: self.point(params, rows, key=key), params, rows, key
+        )
+
+    def map_draws(
+        self, what: str, chains: Chains, params: Any, rows: Any, token: Any, chunk: int | None
+    ) -> dict[str, np.ndarray]:
+        """A field of `Point` ("values", "log_likelihood") at every draw: [chain, draw, ...].
+
+        `chunk` draws are worked through at a time, by default as many as memory easily holds; the
+        last chunk is filled up, so that all have one shape.
+        """
+        b = self.bound.backend
+
+        def one(free: Any, params: Any, rows: Any) -> Any:
+            return getattr(self.point(params, rows, free), what)
+
+        lead = next(iter(chains.free.values())).shape[:2]
+        flat = {n: v.reshape(-1, *v.shape[2:]) for n, v in chains.free.items()}
+        total = lead[0] * lead[1]
+        if chunk is None:
+            # The data's size stands for what a program makes of them on the way.
+            size = sum(int(np.prod(v.shape[1:])) for v in flat.values())
+            size += sum(int(np.prod(np.shape(v))) for v in tree_leaves(rows))
+            chunk = max(1, CHUNK_ELEMENTS // max(size, 1))
+        if chunk < 1:
+            raise AlgorithmError(f"infer: got chunk_size={chunk}, expected at least 1.")
+        chunk = min(chunk, total)
+        function = b.kept((token, what), lambda: b.map_leading(one, num_calls=-(-total // chunk)))
+        parts = []
+        for start in range(0, total, chunk):
+            index = np.minimum(np.arange(start, start + chunk), total - 1)
+            out = function({n: b.asarray(v[index]) for n, v in flat.items()}, params, rows)
+            parts.append(tree_map(lambda x, s=start: b.to_numpy(x)[: total - s], out))
+        return {
+            n: np.concatenate([p[n] for p in parts]).reshape(*lead, *parts[0][n].shape[1:])
+            for n in parts[0]
+        }

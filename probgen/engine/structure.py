@@ -1,0 +1,94 @@
+"""What one run of a program shows of it: its sites, its nets, and how its plates lie.
+
+A value of a site has the axes [*plates, *event]; the outermost plate is the last of the plates'
+axes, as in Pyro and NumPyro.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from probgen.backends.lowering import axis_sizes
+from probgen.backends.protocol import Backend, Site
+from probgen.language.program import DATA_PLATE
+
+
+class SiteInfo(NamedTuple):
+    """What a run shows of a site.
+
+    kind: sample, factor or deterministic; plates: names, the data plate's included;
+    event_shape and support: of its distribution; distribution: the declaration as text;
+    is_fixed: the program itself gives its value (`obs=`); declaration: the distribution itself;
+    has_rows: such a value has as many rows as there are data; shape: of the value in that run;
+    batch_shape: of the distribution, within the plates but for native programs.
+    """
+
+    kind: str
+    plates: tuple[str, ...]
+    event_shape: tuple[int, ...]
+    support: str
+    distribution: str
+    is_discrete: bool
+    is_fixed: bool = False
+    declaration: Any = None
+    has_rows: bool = False
+    shape: tuple[int, ...] = ()
+    batch_shape: tuple[int, ...] = ()
+
+    @property
+    def is_local(self) -> bool:
+        return DATA_PLATE in self.plates
+
+    @property
+    def family(self) -> str:
+        """Name of the distribution, as in `probgen.dist`."""
+        return self.distribution.split("(")[0].removeprefix("dist.")
+
+
+class Structure(NamedTuple):
+    """Sites and nets of a program (or guide), and how deep its plates are nested.
+
+    plate_sizes: of the plates beside the data plate; plate_axes: where each lies, from the right.
+    """
+
+    sites: dict[str, SiteInfo]
+    nets: dict[str, Any]
+    plate_ndim: int
+    plate_sizes: dict[str, int]
+    plate_axes: dict[str, int]
+
+    @property
+    def factors(self) -> list[str]:
+        """Names of what multiplies the density beside distributions."""
+        return [n for n, s in self.sites.items() if s.kind == "factor"]
+
+    def plate_shape(self, name: str, num_rows: int) -> tuple[int, ...]:
+        """Sizes of a site's plates from left to right, 1 where none lies."""
+        sizes = {**self.plate_sizes, DATA_PLATE: num_rows}
+        return axis_sizes({self.plate_axes[p]: sizes[p] for p in self.sites[name].plates})
+
+
+def structure_of(backend: Backend, run: Any, sites: Mapping[str, Site]) -> Structure:
+    """The structure of a program from a run of it (`Backend.probe`)."""
+    infos = {}
+    for name, known in run.sites.items():
+        fn = sites[name].fn
+        infos[name] = SiteInfo(
+            known["kind"],
+            known["plates"],
+            known.get("event_shape", ()),
+            backend.support_name(fn) if fn is not None else "",
+            repr(known["distribution"]) if "distribution" in known else "",
+            fn is not None and backend.is_discrete(fn),
+            known.get("is_fixed", False),
+            known.get("distribution"),
+            shape=tuple(np.shape(sites[name].value)),
+            batch_shape=tuple(fn.batch_shape) if fn is not None else (),
+        )
+    axes = {name: dim for name, (dim, _) in run.plates.items()}
+    sizes = {name: plate.size for name, (_, plate) in run.plates.items() if name != DATA_PLATE}
+    depth = max((-axis for axis in axes.values()), default=0)
+    return Structure(infos, dict(run.nets), depth, sizes, axes)

@@ -1,0 +1,197 @@
+"""Deferred distributions: a name, its arguments and the method calls made on it.
+
+    dist.Normal(0, 1).expand([16]).to_event(1)
+
+records what Pyro's or NumPyro's class of that name will be given when a site runs; nothing is
+computed here. Argument names and defaults are one table, `SIGNATURES` (NumPyro's spelling), so a
+misspelt argument is refused where it is written. What one library spells differently is mapped by
+its adapter in `probgen/backends/`; what one of them lacks is an error there that says so.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from probgen.errors import DeclarationError, UnknownDistribution, UnknownName
+from probgen.language.declared import argument
+from probgen.language.kinds import Axes, Size
+from probgen.language.masked import refuse_masked
+from probgen.language.wording import did_you_mean
+
+# name -> arguments in order; "a=1.0" has a default, "a?" may be left out.
+SIGNATURES: dict[str, str] = {
+    "AsymmetricLaplace": "loc=0.0 scale=1.0 asymmetry=1.0",
+    "Bernoulli": "probs? logits?",
+    "Beta": "concentration1 concentration0",
+    "BetaBinomial": "concentration1 concentration0 total_count=1",
+    "Binomial": "total_count=1 probs? logits?",
+    "Categorical": "probs? logits?",
+    "Cauchy": "loc=0.0 scale=1.0",
+    "Chi2": "df",
+    "ContinuousBernoulli": "probs? logits?",
+    "Delta": "v=0.0 log_density=0.0 event_dim=0",
+    "Dirichlet": "concentration",
+    "DirichletMultinomial": "concentration total_count=1",
+    "DiscretizedLogistic": "loc scale low=0.0 high=1.0 num_levels=256",
+    "Exponential": "rate=1.0",
+    "FoldedDistribution": "base_dist",
+    "Gamma": "concentration rate=1.0",
+    "GammaPoisson": "concentration rate=1.0",
+    "Geometric": "probs? logits?",
+    "Gumbel": "loc=0.0 scale=1.0",
+    "HalfCauchy": "scale=1.0",
+    "HalfNormal": "scale=1.0",
+    "InverseGamma": "concentration rate=1.0",
+    "Kumaraswamy": "concentration1 concentration0",
+    "LKJ": "dim concentration=1.0",
+    "LKJCholesky": "dim concentration=1.0",
+    "Laplace": "loc=0.0 scale=1.0",
+    "LogNormal": "loc=0.0 scale=1.0",
+    "Logistic": "loc=0.0 scale=1.0",
+    "LowRankMultivariateNormal": "loc cov_factor cov_diag",
+    "MixtureSameFamily": "mixing_distribution component_distribution",
+    "Multinomial": "total_count=1 probs? logits?",
+    "MultivariateNormal": "loc covariance_matrix? precision_matrix? scale_tril?",
+    "MultivariateStudentT": "df loc scale_tril",
+    "NegativeBinomial": "total_count probs? logits?",
+    "Normal": "loc=0.0 scale=1.0",
+    "OrderedLogistic": "predictor cutpoints",
+    "Pareto": "scale alpha",
+    "Poisson": "rate",
+    "RelaxedBernoulli": "temperature probs? logits?",
+    "SoftLaplace": "loc=0.0 scale=1.0",
+    "StudentT": "df loc=0.0 scale=1.0",
+    "Uniform": "low=0.0 high=1.0",
+    "Unit": "log_factor",
+    "VonMises": "loc concentration",
+    "Weibull": "scale concentration",
+    "ZeroInflatedPoisson": "rate gate",
+    # one backend only: declared here so that the other can say so
+    "AffineBeta": "concentration1 concentration0 loc scale",
+    "FisherSnedecor": "df1 df2",
+    "OneHotCategorical": "probs? logits?",
+    "Stable": "stability skew scale=1.0 loc=0.0",
+    "BetaProportion": "mean concentration",
+    "DiscreteUniform": "low=0 high=1",
+    "Gompertz": "concentration rate=1.0",
+    "TruncatedNormal": "loc=0.0 scale=1.0 low? high?",
+}
+
+
+def signature(name: str) -> dict[str, Any]:
+    """Argument names in order, each with its default, `...` (needed) or None (may lack)."""
+    out: dict[str, Any] = {}
+    for word in SIGNATURES[name].split():
+        if word.endswith("?"):
+            out[word[:-1]] = None
+        elif "=" in word:
+            arg, default = word.split("=")
+            out[arg] = float(default) if "." in default else int(default)
+        else:
+            out[word] = ...
+    return out
+
+
+@dataclasses.dataclass(frozen=True)
+class Deferred:
+    """One distribution, not yet built: name, arguments by name, method calls in order.
+
+    Methods of Pyro's and NumPyro's distributions may be called on it and are recorded:
+    `expand(batch_shape)`, `to_event(n)`, `mask(m)`. `build` is for backends.
+    """
+
+    name: str
+    arguments: tuple[tuple[str, Any], ...] = ()
+    calls: tuple[tuple[str, tuple], ...] = ()
+
+    def expand(self, batch_shape: Any) -> Deferred:
+        """The same distribution, repeated independently over `batch_shape`."""
+        taken = argument(f"dist.{self.name}.expand", Size | Sequence[Size], batch_shape=batch_shape)
+        return self._call("expand", (taken,) if isinstance(taken, int) else taken)
+
+    def to_event(self, reinterpreted_batch_ndims: int) -> Deferred:
+        """Takes the last `n` batch axes into the event: its log-probability sums over them."""
+        where = f"dist.{self.name}.to_event"
+        count = argument(where, Axes, reinterpreted_batch_ndims=reinterpreted_batch_ndims)
+        return self._call("to_event", count)
+
+    def mask(self, mask: Any) -> Deferred:
+        """Where `mask` is false the log-probability counts zero."""
+        return self._call("mask", mask)
+
+    def leaves(self) -> Iterator[Any]:
+        """Its arguments' values, those of distributions among them included."""
+        for _, value in self.arguments:
+            yield from value.leaves() if isinstance(value, Deferred) else (value,)
+
+    def _call(self, method: str, *args: Any) -> Deferred:
+        return dataclasses.replace(self, calls=(*self.calls, (method, args)))
+
+    def __repr__(self) -> str:
+        args = ", ".join(f"{k}={_shown(v)}" for k, v in self.arguments)
+        calls = "".join(f".{m}({', '.join(map(repr, a))})" for m, a in self.calls)
+        return f"dist.{self.name}({args}){calls}"
+
+
+def _shown(value: Any) -> str:
+    """An argument in a declaration's text: a framework's array by its shape, not its numbers."""
+    shape = getattr(value, "shape", ())
+    if math.prod(shape) > 1 and not type(value).__module__.startswith("numpy"):
+        return f"<array {tuple(shape)}>"
+    return repr(value)
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """A distribution's name that waits for its arguments; `dist.Normal` is one."""
+
+    name: str
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Deferred:
+        names = signature(self.name)
+        if len(args) > len(names):
+            raise DeclarationError(
+                f"dist.{self.name}: got {len(args)} positional arguments, expected at most "
+                f"{len(names)} ({', '.join(names)})."
+            )
+        given = dict(zip(names, args, strict=False))
+        for key, value in kwargs.items():
+            if key not in names:
+                raise UnknownName(
+                    f"dist.{self.name}: got an argument {key!r}, expected one of "
+                    f"{', '.join(names)}{did_you_mean(key, names)}."
+                )
+            if key in given:
+                raise DeclarationError(f"dist.{self.name}: argument {key!r} is given twice.")
+            given[key] = value
+        missing = [k for k, default in names.items() if default is ... and k not in given]
+        if missing:
+            raise DeclarationError(
+                f"dist.{self.name}: got no {' and no '.join(missing)}; expected "
+                f"dist.{self.name}({', '.join(names)})."
+            )
+        full = {k: given.get(k, default) for k, default in names.items()}
+        for key, value in full.items():
+            refuse_masked(value, f"dist.{self.name}, {key}")
+        return Deferred(self.name, tuple((k, v) for k, v in full.items() if v is not None))
+
+    def __repr__(self) -> str:
+        return f"dist.{self.name}"
+
+
+def __getattr__(name: str) -> Family:
+    if name.startswith("_"):
+        raise AttributeError(name)
+    if name not in SIGNATURES:
+        raise UnknownDistribution(
+            f"probgen.dist has no distribution {name!r}{did_you_mean(name, SIGNATURES)}; "
+            "known are: " + ", ".join(sorted(SIGNATURES))
+        )
+    return Family(name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*SIGNATURES, "Deferred", "Family", "SIGNATURES", "signature"])

@@ -1,0 +1,129 @@
+"""The `Model` protocol: what algorithms may ask of a declaration.
+
+A model is a program with named sites, perhaps a guide (an approximate posterior, itself a program),
+and what it carries from elsewhere: parameters of fitted parts, and the names of those that stay
+frozen. Families subclass `Model`; `@pg.model` makes one of a function:
+
+    @pg.model
+    def regression(covariates): ...
+
+    @regression.with_guide
+    def regression(covariates, y): ...
+
+Arguments are given by name: a program's are inputs (what it conditions on), a guide's may be inputs
+or observed sites.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any
+
+from probgen.errors import DeclarationError, UnknownName
+from probgen.language.dist import Deferred
+from probgen.language.kinds import Rule
+from probgen.language.viewed import Viewed
+
+# A distribution as a part of a declaration; its message shows how one is written.
+Distribution = Annotated[
+    Deferred,
+    Rule("a distribution such as dist.Normal(0, 1).expand([2]).to_event(1)", alone=True),
+]
+
+
+class Model(Viewed):
+    """Base of every declaration. Subclasses are frozen dataclasses that define `program`.
+
+    Attributes:
+        guide: a program with the model's latent sites and no others, or None.
+        is_normalized: False when the density is known up to a constant for a reason that its
+            program does not show; a `pg.factor` in it is seen by itself (`Bound.is_normalized`).
+        backend: the only backend that it runs on ("" when both do); "auto" means this one then.
+    """
+
+    guide: Callable | None = None
+    is_normalized: bool = True
+    backend: str = ""
+
+    @property
+    def program(self) -> Callable:
+        """The generative program, a function of its inputs."""
+        raise DeclarationError(f"{type(self).__name__}: declares no program.")
+
+    @property
+    def name(self) -> str:
+        return type(self).__name__
+
+    def fitted_params(self) -> dict:
+        """Parameters that the declaration carries (of fitted parts): net name -> tree."""
+        return {}
+
+    def frozen(self) -> frozenset[str]:
+        """Names of nets that no algorithm may change."""
+        return frozenset()
+
+    def formula(self) -> str | None:
+        """The density in LaTeX where the family knows a nicer one than the sites give."""
+        return None
+
+    def sketch(self) -> tuple[Model, str]:
+        """A small stand-in to draw, and what it leaves out ("" when it is the model itself)."""
+        return self, ""
+
+
+class ProgramModel(Model):
+    """A function as a model; made by `pg.model`."""
+
+    def __init__(self, fn: Callable, guide: Callable | None = None):
+        self._fn = fn
+        self.guide = guide
+        self.__doc__ = fn.__doc__
+
+    @property
+    def program(self) -> Callable:
+        return self._fn
+
+    @property
+    def name(self) -> str:
+        return self._fn.__name__
+
+    def with_guide(self, guide: Callable) -> ProgramModel:
+        """The same model with a guide: a program of its latent sites; use it as a decorator."""
+        return ProgramModel(self._fn, guide)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._fn(*args, **kwargs)
+
+    def __repr__(self) -> str:
+        return f"pg.model({self.name})"
+
+
+def model(fn: Callable) -> ProgramModel:
+    """Makes a model of a program; the function's arguments are its inputs, given by name."""
+    return ProgramModel(fn)
+
+
+def arguments(fn: Callable) -> dict[str, bool]:
+    """Names of a program's arguments, and whether each is needed."""
+    parameters = inspect.signature(fn).parameters.values()
+    for p in parameters:
+        if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD, p.POSITIONAL_ONLY):
+            raise DeclarationError(
+                f"program {getattr(fn, '__name__', fn)!r}: got the argument {p}, expected named "
+                "arguments only, since probgen gives inputs by name."
+            )
+    return {p.name: p.default is p.empty for p in parameters}
+
+
+def call_arguments(fn: Callable, available: Mapping[str, Any], what: str) -> dict[str, Any]:
+    """Those of `available` that the program takes, or an error that names what lacks."""
+    wanted = arguments(fn)
+    missing = [k for k, needed in wanted.items() if needed and k not in available]
+    if missing:
+        raise UnknownName(
+            f"{what}: got no {' and no '.join(map(repr, missing))}, expected inputs "
+            f"{sorted(wanted)}; there are {sorted(available)}. Give them by "
+            "inputs={...} or as data."
+        )
+    return {k: available[k] for k in wanted if k in available}

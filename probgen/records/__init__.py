@@ -1,0 +1,1 @@
+"""What stands on disk, and what a thing is by its content."""

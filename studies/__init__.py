@@ -1,0 +1,1 @@
+"""Reproductions of published results; they are not part of the wheel."""

@@ -1,0 +1,1 @@
+"""Likelihood regret, as published and on other data."""

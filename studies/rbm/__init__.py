@@ -1,0 +1,1 @@
+"""Restricted Boltzmann machines: their log Z is exact, which annealed sampling must meet."""

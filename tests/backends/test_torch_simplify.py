@@ -1,0 +1,121 @@
+"""A cleaned graph gives what the traced one gives, to the bit, and shares nothing it should not."""
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("pyro")
+
+from torch.fx.experimental.proxy_tensor import make_fx  # noqa: E402
+
+from probgen import backends  # noqa: E402
+from probgen.backends.torch.simplify import fold, simplify  # noqa: E402
+
+X = torch.arange(1.0, 7.0).reshape(2, 3)
+
+
+def neutral(x):
+    return ((x + 0) * 1 - 0) / 1, (x**1.0).expand(2, 3).view(2, 3)
+
+
+def constants(x):
+    two = torch.tensor(2.0)
+    scale = torch.ones_like(x) * two.log()
+    return x * scale + torch.tensor([1.0, 2.0, 3.0]).exp()
+
+
+def written_in_place(x):
+    """What Pyro's densities do; the zero that is added first must not go, it makes the copy."""
+    y = x + 0
+    y.masked_fill_(x > 3, -1.0)
+    return y + x
+
+
+def written_constant(x):
+    total = torch.zeros(3)
+    total.add_(x.sum(0))
+    total.add_(1.0)
+    return total * 2
+
+
+def written_through_a_view(x):
+    y = torch.zeros(2, 3)
+    y[0].add_(x[1])
+    return y, y.sum()
+
+
+def draws(x):
+    return x + torch.rand(2, 3)
+
+
+def gradient(x):
+    leaf = x.detach().requires_grad_(True)
+    with torch.enable_grad():
+        value = torch.distributions.Normal(1.0, 2.0, validate_args=False).log_prob(leaf).sum()
+    return value.detach(), torch.autograd.grad(value, leaf)[0]
+
+
+FUNCTIONS = [
+    neutral, constants, written_in_place, written_constant, written_through_a_view, draws, gradient,
+]  # fmt: skip
+
+
+def outputs(fn, x):
+    torch.manual_seed(0)
+    out = fn(x)
+    return list(out) if isinstance(out, tuple | list) else [out]
+
+
+@pytest.mark.parametrize("fn", FUNCTIONS, ids=lambda fn: fn.__name__)
+def test_a_cleaned_graph_gives_the_same_bits_every_time(fn):
+    with torch.no_grad():
+        module = make_fx(fn)(X.clone())
+        simplify(module)
+        fold(module)
+        for x in (X, X, 1 - X):
+            given = x.clone()
+            for got, want in zip(outputs(module, given), outputs(fn, x.clone()), strict=True):
+                assert torch.equal(got, want)
+            assert torch.equal(given, x)  # an argument is not written into
+
+
+@pytest.mark.parametrize(("fn", "left"), [(neutral, 1), (constants, 2)])
+def test_what_changes_nothing_is_gone(fn, left):
+    """neutral: its first output must stay a tensor of its own; constants: a product and a sum."""
+    with torch.no_grad():
+        module = make_fx(fn)(X.clone())
+        simplify(module)
+        fold(module)
+    assert sum(node.op == "call_function" for node in module.graph.nodes) == left, module.code
+
+
+def test_an_output_is_the_callers_own():
+    """A constant that a graph returns may be overwritten, and the next call gives it anew."""
+    b = backends.load("torch", "cpu", compile="graph")
+    f = b.compile(lambda x: {"zero": torch.zeros_like(x), "row": torch.ones(2, 3)[0], "x": x + 0})
+    x = X.clone()
+    first = f(x)
+    for value in first.values():
+        value.add_(5.0)
+    assert torch.equal(x, X)
+    again = f(x)
+    assert torch.equal(again["zero"], torch.zeros(2, 3))
+    assert torch.equal(again["row"], torch.ones(3))
+
+
+def test_a_closed_over_tensor_is_not_frozen():
+    b = backends.load("torch", "cpu", compile="graph")
+    outside = torch.ones(3)
+    f = b.compile(lambda x: x + outside.exp())
+    f(X)
+    outside.mul_(2.0)
+    assert torch.equal(f(X), X + outside.exp())
+
+
+def test_a_compiled_function_takes_arrays_of_any_strides():
+    """Compiled code reads memory by fixed strides; a transposed array has other ones."""
+    b = backends.load("torch", "cpu", compile="inductor")
+    f = b.compile(lambda x: x @ x.T + 2.0)
+    square = torch.arange(9.0).reshape(3, 3)
+    for x in (square, square.T, square[:1].expand(3, 3)):
+        torch.testing.assert_close(f(x), x @ x.T + 2.0)
+    assert [graph.route for graph in f.graphs.values()] == ["inductor"]

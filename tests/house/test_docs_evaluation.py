@@ -1,0 +1,30 @@
+"""The page on evaluation is true: its program runs as it stands, on both backends."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "evaluation.md"
+
+
+def test_the_program_of_the_page_says_what_the_page_says(
+    backend_name, tmp_path, monkeypatch, capsys
+):
+    """Its numbers stand in the order that the mathematics gives them, within their errors."""
+    monkeypatch.chdir(tmp_path)
+    program = "".join(re.findall(r"^```python\n(.*?)^```", PAGE.read_text("utf-8"), re.S | re.M))
+    chosen = program.replace('backend="auto"', f'backend="{backend_name}"')
+    assert chosen != program
+    space: dict = {"__name__": "page"}
+    exec(compile(chosen, "docs/evaluation.md", "exec"), space)
+    table, bracket = space["table"], space["bracket"]
+    elbo, iwae = (table.mean(n)[0] for n in ("ELBO(16)", "IWAE(500)"))
+    assert elbo < iwae and table.mean_limit("IWAE(500)") < iwae
+    gap, error = bracket.mean("gap")
+    assert gap > -3 * error
+    bits = -table["IWAE(500)"]["estimate"].values / (64 * np.log(2))
+    np.testing.assert_allclose(space["bits"].value, bits)
+    assert (tmp_path / "report" / "report.json").exists()
+    said = capsys.readouterr().out
+    assert "bits/dim" in said and "FD[pca10]" in said and "simulations, 99 draws each" in said

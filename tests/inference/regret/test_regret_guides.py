@@ -1,0 +1,312 @@
+"""Likelihood regret of guides of every kind, and what it refuses.
+
+A guide whose draws are no functions of normal noise (Gamma) or that has further latents is scored
+one datum at a time where it must be; the numbers do not depend on how the data are cut.
+"""
+
+import math
+
+import numpy as np
+import pytest
+from regret_cases import PPCA
+
+import probgen as pg
+from probgen import dist, nets, ops
+from probgen.engine.bind import bind
+from probgen.engine.fitted import Fitted
+from probgen.errors import AlgorithmError, DeclarationError, NonFiniteError, ProbgenError
+from probgen.inference.regret.likelihood_regret import LikelihoodRegret
+from probgen.models import EBM, VAE, Generator, likelihoods
+from probgen.trees import tree_map
+
+X = np.random.default_rng(0).gamma(2.0, size=(7, 2)).astype(np.float32)
+
+
+def story(family):
+    """x | z ~ N(z, 0.3^2) for a positive z; the guide's parameters come from a net of x."""
+
+    @pg.model
+    def positive():
+        with pg.data_plate():
+            z = pg.sample("z", dist.Gamma(2.0, 1.0))
+            mean = ops.stack([z, z], axis=-1)
+            pg.sample("x", dist.Normal(mean, 0.3).to_event(1))
+
+    @positive.with_guide
+    def guided(x):
+        with pg.data_plate():
+            h = pg.net("guide", nets.MLP(hidden=(4,), out=(), heads=("a", "b")))(x)
+            if family == "Gamma":
+                q = dist.Gamma(ops.softplus(h["a"]) + 1.0, ops.softplus(h["b"]) + 0.5)
+            else:
+                q = dist.LogNormal(h["a"], ops.softplus(h["b"]) + 0.1)
+            pg.sample("z", q)
+
+    return guided
+
+
+def fitted_of(b, model, x, seed=0):
+    _, params = bind(model, b, data={"x": x[:1]}, seed=seed)
+    return Fitted(model, tree_map(b.to_numpy, params), shapes={"x": x.shape[1:]})
+
+
+def scored(b, fitted, x, measure, *, chunk_size=100, **options):
+    table = pg.evaluate(
+        fitted, x, [measure], seed=0, backend=b, chunk_size=chunk_size, progress_bar=False,
+        **options,
+    )  # fmt: skip
+    return {n: v.values for n, v in table[measure.name].data_vars.items()}
+
+
+@pytest.mark.parametrize("family", ["Gamma", pytest.param("LogNormal", marks=pytest.mark.slow)])
+def test_a_guide_that_is_no_function_of_noise_is_taken_one_by_one(b, family):
+    """The same numbers for every chunk size and stack; each datum with its own noise; and the
+    search gains: from random weights the bound rises for nearly all data."""
+    fitted = fitted_of(b, story(family), X)
+    options = {"num_steps": 60, "num_draws": 20, "optimizer": pg.Adam(2e-2)}
+    first = scored(b, fitted, X, LikelihoodRegret(**options))
+    assert (first["estimate"] > 0).mean() > 0.8 and first["estimate"].mean() > 0.3
+    found = scored(b, fitted, X, LikelihoodRegret(**options, rows_at_once=1), chunk_size=3)
+    for name, values in found.items():
+        np.testing.assert_allclose(values, first[name], rtol=2e-3, atol=2e-3, err_msg=name)
+    twins = scored(b, fitted, np.repeat(X[:1], 7, 0), LikelihoodRegret(**options))
+    assert len(np.unique(twins["elbo_before"])) == 7
+
+
+def test_a_full_covariance_guide_closes_its_gap(b):
+    """search="guide" of a full-covariance encoder at random weights: near log p(x) in the end,
+    where the diagonal guide's best bound stays below by its closed form."""
+    model = PPCA(num_values=5, num_units=2)
+    x = model.draw(6).astype(np.float32)
+    vae = VAE(
+        latent=dist.Normal(0, 1).expand([2]).to_event(1),
+        decoder=nets.MLP(hidden=(), out=(5,)),
+        likelihood=likelihoods.Normal(scale=math.sqrt(model.s2)),
+        encoder=nets.MLP(hidden=(), out=2),
+        guide_kind="full",
+    )
+    fitted = fitted_of(b, vae, x)
+    weights = {"weight": model.w.T, "bias": model.c}
+    fitted.params["decoder"]["out"] = tree_map(lambda a: np.asarray(a, np.float32), weights)
+    measure = LikelihoodRegret(
+        num_steps=1500, num_draws=200, optimizer=pg.Adam(pg.CosineDecay(3e-2, 1500))
+    )
+    found = scored(b, fitted, x, measure)
+    best_diagonal = model.log_prob(x) - model.kl(x, model.posterior_mean(x), model.best_variance)
+    assert np.abs(found["elbo_after"] - model.log_prob(x)).max() < 0.1
+    assert (found["elbo_after"] > best_diagonal + 0.05).all()
+
+
+def hierarchy():
+    def net(out, **more):
+        return nets.MLP(hidden=(6,), out=out, activation="tanh", **more)
+
+    heads = ("loc", "log_scale")
+    top = VAE(
+        latent=dist.Normal(0, 1).expand([2]).to_event(1), decoder=net((3,)),
+        likelihood=likelihoods.Normal(scale=0.7), encoder=net(2, heads=heads),
+    )  # fmt: skip
+    return VAE(
+        latent=top, decoder=net((5,)), likelihood=likelihoods.Normal(scale=0.4),
+        encoder=net(3, heads=heads),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("search", ["guide", "posterior"])
+def test_a_hierarchy_is_searched_at_every_level(b, search):
+    """z and prior/z both: the bound rises far, whatever the chunks; the top level's guide too."""
+    x = np.random.default_rng(1).normal(size=(6, 5)).astype(np.float32)
+    fitted = fitted_of(b, hierarchy(), x)
+    measure = LikelihoodRegret(search, num_steps=150, num_draws=20, optimizer=pg.Adam(3e-2))
+    found = scored(b, fitted, x, measure)
+    assert found["estimate"].min() > 0 and found["estimate"].mean() > 5
+    if search == "posterior":
+        parts = scored(b, fitted, x, measure, chunk_size=4)
+        for name in ("estimate", "elbo_before"):
+            np.testing.assert_allclose(parts[name], found[name], rtol=1e-2, atol=1e-2)
+
+
+# ---- what is refused ----------------------------------------------------------------------------
+
+
+def vae(likelihood=None, **options):
+    given = {
+        "latent": dist.Normal(0, 1).expand([2]).to_event(1),
+        "decoder": nets.MLP(hidden=(4,), out=(2,)),
+        "likelihood": likelihood or likelihoods.Normal(scale=0.5),
+        "encoder": nets.MLP(hidden=(4,), out=2, heads=("loc", "log_scale")),
+    }
+    return VAE(**{**given, **options})
+
+
+@pg.model
+def with_global():
+    top = pg.sample("top", dist.Normal(0.0, 1.0))
+    with pg.data_plate():
+        z = pg.sample("z", dist.Normal(0, 1).expand([2]).to_event(1))
+        pg.sample("x", dist.Normal(z + top, 1.0).to_event(1))
+
+
+@with_global.with_guide
+def with_global(x):
+    pg.sample("top", dist.Normal(0.0, 1.0))
+    with pg.data_plate():
+        loc = pg.net("loc", nets.MLP(hidden=(), out=2))(x)
+        pg.sample("z", dist.Normal(loc, 1.0).to_event(1))
+
+
+@pg.model
+def without_nets():
+    with pg.data_plate():
+        z = pg.sample("z", dist.Normal(0, 1).expand([2]).to_event(1))
+        pg.sample("x", dist.Normal(z, 1.0).to_event(1))
+
+
+@without_nets.with_guide
+def without_nets(x):
+    with pg.data_plate():
+        pg.sample("z", dist.Normal(0.5 * x, 0.7).to_event(1))
+
+
+def without_guide():
+    v = vae()
+    return Generator(v.latent, v.decoder, v.likelihood)
+
+
+GUIDE, POSTERIOR = LikelihoodRegret(num_steps=2), LikelihoodRegret("posterior", num_steps=2)
+RANK_1 = LikelihoodRegret(num_steps=2, rank_1=True)
+
+
+@pytest.mark.parametrize(
+    ("model", "measure", "text"),
+    [
+        (without_guide, GUIDE, r"has no guide.*expected one.*encoder"),
+        (without_guide, POSTERIOR, r"has no guide.*expected one.*encoder"),
+        (
+            lambda: EBM(nets.MLPEnergy(hidden=(4,)), dist.Normal(0, 1).expand([2]).to_event(1)),
+            GUIDE,
+            r"has no guide.*expected one",
+        ),
+        (lambda: with_global, GUIDE, r"outside the data plate.*expected local"),
+        (lambda: with_global, POSTERIOR, r"outside the data plate.*expected"),
+        (lambda: without_nets, GUIDE, r'no networks.*expected some.*search="posterior"'),
+        (lambda: story("Gamma"), POSTERIOR, r'expected.*(Gaussian|Normal|noise)'),
+        (lambda: vae(guide_kind="full"), POSTERIOR, r'independent Gaussians.*search="guide"'),
+        (hierarchy, RANK_1, r"rank_1=True.*expected a VAE.*leave rank_1 out"),
+        (lambda: without_nets, RANK_1, r"rank_1=True.*expected a VAE"),
+    ],
+)  # fmt: skip
+def test_models_that_the_search_does_not_fit_are_refused_in_words(b, model, measure, text):
+    declared = model()
+    x = np.ones((3, 5 if model is hierarchy else 2), np.float32)
+    with pytest.raises(AlgorithmError, match=f"(?s){text}"):
+        scored(b, fitted_of(b, declared, x), x, measure)
+
+
+def test_a_full_covariance_guide_of_levels_is_refused_for_a_free_posterior(b):
+    """Also where the data are integers, which must not become the noise's type."""
+    declared = vae(likelihoods.Categorical(4), guide_kind="full")
+    x = np.ones((3, 2), np.int64)
+    with pytest.raises(AlgorithmError, match="independent Gaussians"):
+        scored(b, fitted_of(b, declared, x), x, POSTERIOR)
+
+
+def test_integer_data_are_searched_as_others(b):
+    declared = vae(likelihoods.Categorical(4))
+    x = np.random.default_rng(0).integers(4, size=(3, 2))
+    measure = LikelihoodRegret("posterior", num_steps=100, num_draws=50)
+    assert np.isfinite(scored(b, fitted_of(b, declared, x), x, measure)["estimate"]).all()
+
+
+def test_a_search_without_nets_is_possible_for_the_posterior(b):
+    """q = N(x/2, 0.7^2) for the posterior N(x/2, 1/2): the gap is 0.0205 nats, as is the regret."""
+    gap = 2 * 0.5 * (0.49 * 2 - 1 - math.log(0.49 * 2))
+    fitted = Fitted(without_nets, {}, shapes={"x": (2,)})
+    measure = LikelihoodRegret(
+        "posterior", num_steps=500, num_draws=200, optimizer=pg.Adam(pg.CosineDecay(3e-2, 500))
+    )
+    found = scored(b, fitted, X, measure)
+    off = found["estimate"] - gap
+    assert abs(off.mean()) < 0.02 + 5 * off.std() / math.sqrt(len(X))
+
+
+@pytest.mark.parametrize(
+    ("options", "draws"),
+    [
+        ({}, 100),
+        ({"num_particles": 8}, 104),
+        ({"num_particles": 30, "num_particles_before": 20}, 120),
+        ({"num_particles": 1000}, 1000),
+    ],
+)
+def test_draws_are_whole_groups_of_both_k_unless_given(options, draws):
+    assert LikelihoodRegret(**options) == LikelihoodRegret(**options, num_draws=None)
+    named = LikelihoodRegret(**options, num_draws=draws)
+    assert named.name == LikelihoodRegret(**options).name
+    assert f"{2 * draws} draws" in LikelihoodRegret(**options, num_draws=2 * draws).name
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"search": "encoder"}, r"search='encoder', expected one of 'guide', 'posterior'"),
+        ({"noise": "shared"}, r"noise='shared', expected one of 'common', 'independent'"),
+        ({"start_from": "zero"}, r"start_from='zero', expected one of 'guide', 'prior'"),
+        (
+            {"start_from": "prior"},
+            r"search='guide', start_from='prior', expected search=.posterior",
+        ),
+        ({"search": "posterior", "rank_1": True}, r"search='posterior', rank_1=True, expected no"),
+        ({"num_particles": 7, "num_draws": 100}, r"num_draws=100.*multiple of K=7"),
+        ({"num_particles_before": 3, "num_draws": 100}, r"num_draws=100.*multiple of K=3"),
+        ({"num_steps": 0}, "whole number of at least 1"),
+        ({"particles_at_once": 0}, "whole number of at least 1"),
+        ({"num_particles": -1}, "whole number of at least 1"),
+        ({"num_draws": -100}, "whole number of at least 1"),
+        ({"rows_at_once": -1}, "whole number of at least 1"),
+        ({"rows_at_once": 0}, "whole number of at least 1"),
+        ({"num_draws": 0}, "whole number of at least 1"),
+        ({"num_particles": 0}, "whole number of at least 1"),
+        ({"num_particles_before": 0}, "whole number of at least 1"),
+    ],
+    ids=str,
+)
+def test_options_that_make_no_sense_are_refused(options, text):
+    with pytest.raises(DeclarationError, match=text):
+        LikelihoodRegret(**options)
+
+
+def test_the_presets_are_what_their_sources_say():
+    """Defaults of each search, and of the published code: 100 steps, K = 1000, new noise."""
+    published = LikelihoodRegret.as_published()
+    assert published.steps == 100 and published.noise == "independent"
+    assert published._counts == (1000, 1000, 1000) and published.search == "guide"
+    assert LikelihoodRegret.as_published(num_particles=10).num_particles == 10
+    assert LikelihoodRegret(search="posterior").steps == 300
+    assert LikelihoodRegret()._counts == (1, 1, 100)
+    names = {
+        LikelihoodRegret().name,
+        LikelihoodRegret("posterior").name,
+        LikelihoodRegret(rank_1=True).name,
+        LikelihoodRegret(num_particles=10).name,
+        LikelihoodRegret(num_particles=10, num_particles_before=5).name,
+    }
+    assert len(names) == 5 and not any("/" in n for n in names)
+
+
+def test_a_search_that_runs_away_is_an_error_that_names_the_datum(b):
+    fitted = fitted_of(b, vae(), X)
+    measure = LikelihoodRegret("posterior", num_steps=30, optimizer=pg.SGD(1e6))
+    with pytest.raises((NonFiniteError, ProbgenError), match="NaN for .* data, the first is datum"):
+        scored(b, fitted, X, measure)
+
+
+def test_an_unfinished_search_is_said_so(b):
+    """The warning counts the data whose last tenth of steps still gained much."""
+    fitted = fitted_of(b, vae(), X)
+    measure = LikelihoodRegret("posterior", num_steps=5, num_draws=20, optimizer=pg.Adam(5e-2))
+    table = pg.evaluate(fitted, X * 30, [measure], seed=0, backend=b, progress_bar=False)
+    _, text = table.warnings[measure.name]
+    late, found = (table[measure.name][q].values for q in ("late_gain", "regret_elbo"))
+    count = int(((late > 0.1 * np.abs(found)) & (late > 0.1)).sum())
+    assert count > 0 and f"for {count} of 7 data" in text

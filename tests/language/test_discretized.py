@@ -1,0 +1,93 @@
+"""The discretised logistic: its levels sum to one, its tails keep their digits, its draws fit."""
+
+import numpy as np
+import pytest
+import scipy.special as sp
+import scipy.stats as st
+from hypothesis import given
+from hypothesis import strategies as hs
+
+import probgen as pg
+from probgen import dist
+from probgen.language import discretized
+
+NUM_DRAWS = 20_000
+
+
+def program_of(declared):
+    def program():
+        with pg.data_plate():
+            pg.sample("x", declared)
+
+    return program
+
+
+def log_prob(backend, declared, values) -> np.ndarray:
+    """[n] log-probabilities of values [n]."""
+    given_values = {"x": backend.asarray(values.astype(np.float32))}
+    sites = backend.trace(program_of(declared), {}, values=given_values, batch_size=len(values))
+    return backend.to_numpy(sites["x"].log_prob)
+
+
+def brute_force(values, loc, scale, levels, low=0.0, high=1.0):
+    """Differences of the logistic cdf in float64, by the tail that keeps its digits."""
+    half = 0.5 * (high - low) / (levels - 1)
+    upper = np.where(values > high - half, np.inf, (values + half - loc) / scale)
+    lower = np.where(values < low + half, -np.inf, (values - half - loc) / scale)
+    flip = lower > 0  # on the right side the survival function is the small one
+    a, b = np.where(flip, -upper, lower), np.where(flip, -lower, upper)
+    return np.log(sp.expit(b) - sp.expit(a))
+
+
+@given(
+    loc=hs.floats(-0.5, 1.5), scale=hs.floats(0.005, 5.0), levels=hs.sampled_from([2, 5, 32, 256])
+)
+def test_discretized_logistic_sums_to_one_and_is_the_cdf_difference(backend, loc, scale, levels):
+    grid = np.linspace(0, 1, levels)
+    declared = dist.DiscretizedLogistic(loc, scale, num_levels=levels)
+    got = log_prob(backend, declared, grid).astype(np.float64)
+    assert abs(np.exp(got).sum() - 1.0) < 1e-4
+    expected = brute_force(grid, np.float64(np.float32(loc)), np.float64(np.float32(scale)), levels)
+    # float32 rounds (x - loc) / scale by 6e-8 / scale, which a log-probability feels directly.
+    np.testing.assert_allclose(got, expected, rtol=2e-5, atol=2e-5 + 1e-6 / scale)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1e-2, 1.0, 1e3])
+@pytest.mark.parametrize("loc", [-10.0, 0.0, 0.5, 10.0])
+def test_discretized_logistic_and_its_gradient_are_finite_far_out(backend, loc, scale):
+    grid = backend.asarray(np.linspace(0, 1, 256).astype(np.float32))
+    ops = backend.ops
+
+    def total(theta):
+        return ops.sum(discretized.log_prob(grid, theta["loc"], theta["scale"], 0.0, 1.0, 256))
+
+    theta = {"loc": backend.asarray(np.float32(loc)), "scale": backend.asarray(np.float32(scale))}
+    value, grad = backend.value_and_grad(total)(theta)
+    assert np.isfinite(backend.to_numpy(value))
+    assert all(np.isfinite(backend.to_numpy(g)).all() for g in grad.values())
+
+
+@pytest.mark.parametrize("loc, scale", [(0.5, 0.1), (0.05, 0.2), (1.2, 0.3)])
+def test_discretized_logistic_draws_have_its_frequencies(backend, loc, scale):
+    """Chi-square over 16 levels: p-value above 1e-6."""
+    levels = 16
+    declared = dist.DiscretizedLogistic(loc, scale, num_levels=levels)
+    sites = backend.trace(program_of(declared), {}, key=backend.key(5), batch_size=NUM_DRAWS)
+    drawn = np.round(backend.to_numpy(sites["x"].value) * (levels - 1)).astype(int)
+    counts = np.bincount(drawn, minlength=levels)
+    expected = NUM_DRAWS * np.exp(brute_force(np.linspace(0, 1, levels), loc, scale, levels))
+    big = expected > 5
+    observed = np.append(counts[big], counts[~big].sum())
+    wanted = np.append(expected[big], expected[~big].sum())
+    keep = wanted > 1e-6
+    statistic = ((observed - wanted)[keep] ** 2 / wanted[keep]).sum()
+    assert st.chi2(keep.sum() - 1).sf(statistic) > 1e-6
+
+
+def test_discretized_logistic_support_is_its_levels(backend):
+    declared = dist.DiscretizedLogistic(0.5, 0.1, low=-1.0, high=1.0, num_levels=5)
+    fn = backend.trace(program_of(declared), {}, key=backend.key(0), batch_size=1)["x"].fn
+    points = np.array([-1.5, -1.0, -0.5, -0.3, 0.0, 0.5, 1.0, 1.5], np.float32)
+    inside = backend.to_numpy(backend.in_support(fn, backend.asarray(points)))
+    np.testing.assert_array_equal(inside, [False, True, True, False, True, True, True, False])
+    assert backend.is_discrete(fn)

@@ -1,0 +1,185 @@
+"""Three systems through one driver and one protocol: the contracts hold for more than VAEs.
+
+An energy-based model, a frozen VAE tilted by an energy with its chain in noise space, a diffusion
+prior. Each is a declaration, `fit`, and a check against a truth that is known.
+"""
+
+import math
+
+import numpy as np
+import pytest
+
+import probgen as pg
+from probgen import dist, nets
+from probgen.errors import AlgorithmError
+from probgen.inference import ELBO, SVI, Denoising, Langevin, MaximumLikelihood
+from probgen.models import EBM, VAE, Diffusion, Generator, NoiseSchedule, Tilted
+from probgen.trees import tree_items
+
+STANDARD = dist.Normal(0, 1).expand([2]).to_event(1)
+FAST = {"batch_size": 256, "seed": 0, "progress_bar": False}
+
+
+def grid(extent=6.0, count=121):
+    axis = np.linspace(-extent, extent, count, dtype=np.float32)
+    points = np.stack(np.meshgrid(axis, axis, indexing="ij"), -1).reshape(-1, 2)
+    return points, (axis[1] - axis[0]) ** 2
+
+
+def log_joint(fitted, backend, points):
+    bound, params = fitted.bind(backend)
+    sites = bound.trace(params, {"x": backend.asarray(points)})
+    return sum(backend.to_numpy(s.log_prob).astype(np.float64) for s in sites.values())
+
+
+def test_an_energy_learns_the_density_that_the_base_lacks(b):
+    """KL(data || model) by quadrature falls from that of the base to a fifth of it."""
+    truth = pg.data.gaussian_mixture([[-2.0, 0.0], [2.0, 0.0]], covariances=0.36)
+    x = truth.sample(4000, seed=1).astype(np.float32)
+    model = EBM(
+        energy=nets.MLPEnergy(hidden=(64, 64)),
+        base=dist.Normal(0.0, 2.0).expand([2]).to_event(1),
+    )
+    learn = MaximumLikelihood(
+        Langevin(step_size=0.1, num_steps=20), optimizer=pg.Adam(1e-3), persistent=True
+    )
+    fitted = pg.fit(model, x, learn, num_steps=400, backend=b, **FAST)
+    points, area = grid()
+    log_p = log_joint(fitted, b, points)
+    log_p -= math.log(np.exp(log_p).sum() * area)
+    log_true = truth.log_prob(points)
+    base = -0.5 * (points**2).sum(1) / 4.0 - math.log(2 * math.pi * 4.0)
+    weight = np.exp(log_true) * area
+    assert (weight * (log_true - log_p)).sum() < 0.2 * (weight * (log_true - base)).sum()
+    draws = pg.generate(
+        fitted, 2000, method=Langevin(step_size=0.1, num_steps=200), seed=0, backend=b
+    )
+    right = (draws["x"][:, 0] > 0).mean()
+    assert abs(right - 0.5) < 0.2 and "Langevin" in draws.note
+
+
+def linear_vae(scale):
+    return VAE(
+        latent=dist.Normal(0, 1).expand([1]).to_event(1),
+        decoder=nets.MLP(hidden=(), out=(2,)),
+        likelihood=pg.models.likelihoods.Normal(scale=scale),
+        encoder=nets.MLP(hidden=(16,), out=1, heads=("loc", "log_scale")),
+    )
+
+
+def test_a_tilted_vae_has_the_density_of_its_noise(b):
+    """log N(eps; 0, I) - E(x(eps)), by hand in numpy, for the space that the chain lives in."""
+    from probgen.engine.bind import bind
+    from probgen.inference.sample.spaces import bind_space
+
+    rng = np.random.default_rng(0)
+    model = Tilted(linear_vae(0.5), energy=nets.MLP(hidden=(), out=()))
+    bound, params = bind(model, b, data={"x": np.zeros((1, 2), np.float32)}, seed=3)
+    eps = {"z": rng.normal(size=(5, 1)), "x": rng.normal(size=(5, 2))}
+    space = bind_space(bound, "noise")
+    got = space.log_density({k: b.asarray(v) for k, v in eps.items()}, params, {})
+    leaf = {k: {n: b.to_numpy(a) for n, a in p["out"].items()} for k, p in params.items()}
+    mean = eps["z"] @ leaf["decoder"]["weight"] + leaf["decoder"]["bias"]
+    x = mean + 0.5 * eps["x"]
+    energy = (x @ leaf["energy"]["weight"] + leaf["energy"]["bias"])[:, 0]
+    squares = (eps["z"] ** 2).sum(1) + (eps["x"] ** 2).sum(1)
+    expected = -0.5 * squares - 1.5 * math.log(2 * math.pi) - energy
+    np.testing.assert_allclose(b.to_numpy(got), expected, rtol=1e-5)
+
+
+def test_tilting_mends_a_frozen_vae(b):
+    """A VAE that is too wide is pulled to the data's spread; its own parameters do not move."""
+    rng = np.random.default_rng(2)
+    z = rng.normal(size=(3000, 1))
+    x = (z * [[1.0, 0.5]] + 0.5 * rng.normal(size=(3000, 2))).astype(np.float32)
+    vae = pg.fit(linear_vae(1.0), x, SVI(ELBO(), pg.Adam(1e-2)), num_steps=200, backend=b, **FAST)
+    model = Tilted(vae, energy=nets.MLPEnergy(hidden=(64, 64)))
+    sampler = Langevin(step_size=0.1, num_steps=20)
+    learn = MaximumLikelihood(sampler, space="noise", optimizer=pg.Adam(1e-3), persistent=True)
+    fitted = pg.fit(model, x, learn, num_steps=400, backend=b, **FAST)
+    for name, old in vae.params.items():
+        for (_, old_leaf), (_, new_leaf) in zip(
+            tree_items(old), tree_items(fitted.params[name]), strict=True
+        ):
+            np.testing.assert_array_equal(old_leaf, new_leaf)
+    before = pg.generate(vae, 4000, seed=0, backend=b)["x"]
+    method = Langevin(step_size=0.1, num_steps=100)
+    after = pg.generate(fitted, 4000, method=method, space="noise", seed=0, backend=b)["x"]
+    target, wide, mended = (np.cov(s.T) for s in (x, before, after))
+    assert np.abs(mended - target).sum() < 0.5 * np.abs(wide - target).sum()
+
+
+@pytest.mark.parametrize(
+    "tilt, options, match",
+    [
+        (lambda vae: Tilted(vae, nets.MLPEnergy(hidden=(8,)), on="z"), {}, "reads the latents"),
+        (lambda vae: Tilted(vae.model, nets.MLPEnergy(hidden=(8,))), {}, "not frozen"),
+        (
+            lambda vae: Tilted(
+                Generator(vae.model.latent, vae.model.decoder, vae.model.likelihood),
+                nets.MLPEnergy(hidden=(8,)),
+            ),
+            {},
+            "'decoder'.* not frozen",
+        ),
+        (
+            lambda vae: Tilted(vae, nets.MLPEnergy(hidden=(8,))),
+            {"gradient_accumulation": 2},
+            "gradient_accumulation=2",
+        ),
+    ],
+)
+def test_what_factors_alone_cannot_teach_is_refused(b, tilt, options, match):
+    x = np.random.default_rng(0).normal(size=(256, 2)).astype(np.float32)
+    vae = pg.fit(linear_vae(1.0), x, SVI(ELBO()), num_steps=2, backend=b, **FAST)
+    learn = MaximumLikelihood(Langevin(0.1, num_steps=2), space="noise")
+    with pytest.raises(AlgorithmError, match=match):
+        pg.fit(tilt(vae), x, learn, num_steps=2, backend=b, **FAST, **options)
+
+
+def test_a_diffusion_prior_learns_a_mixture(b):
+    """Ancestral draws have the mixture's weights and spread; held to their errors and a floor."""
+    truth = pg.data.gaussian_mixture([[-1.0, -1.0], [1.0, 1.0]], covariances=0.0625)
+    x = truth.sample(4000, seed=1).astype(np.float32)
+    model = Diffusion(
+        denoiser=nets.MLPDenoiser(out=2, hidden=(128, 128)),
+        shape=(2,),
+        schedule=NoiseSchedule.rescaled(50),
+    )
+    learn = Denoising(pg.Adam(pg.CosineDecay(5e-3, num_steps=1500)))
+    fitted = pg.fit(model, x, learn, num_steps=1500, ema_decay=0.99, backend=b, **FAST)
+    assert fitted.history.last("loss") < 0.6
+    draws = pg.generate(fitted, 4000, seed=0, backend=b)["x"]
+    side = draws.sum(1) > 0
+    assert abs(side.mean() - 0.5) < 0.1
+    for sign, part in ((1.0, draws[side]), (-1.0, draws[~side])):
+        np.testing.assert_allclose(part.mean(0), [sign, sign], atol=0.12)
+        np.testing.assert_allclose(part.std(0), 0.25, atol=0.1)
+
+
+def test_the_loop_that_samples_is_the_program(b):
+    """For one key-free check: the program's log density of a chain is that of its transitions."""
+    from probgen.engine.bind import bind
+
+    model = Diffusion(
+        denoiser=nets.MLPDenoiser(out=2, hidden=(8,)),
+        shape=(2,),
+        schedule=NoiseSchedule(num_train_timesteps=3),
+    )
+    bound, params = bind(model, b, data={"x": np.zeros((1, 2), np.float32)}, seed=0)
+    rng = np.random.default_rng(0)
+    chain = {n: rng.normal(size=(4, 2)).astype(np.float32) for n in ("x_3", "x_2", "x_1", "x")}
+    values = {n: b.asarray(v) for n, v in chain.items()}
+    sites = bound.trace(params, {"x": values["x"]}, values)
+    table, net = model.table(), bound.structure.nets["denoiser"]
+    for t, (after, before) in enumerate((("x_1", "x"), ("x_2", "x_1"), ("x_3", "x_2"))):
+        x_t = values[after]
+        time = b.asarray(np.full(4, t, np.float32))
+        predicted = b.to_numpy(net.apply(params["denoiser"], x_t, time))
+        row = {k: v[t] for k, v in table.items()}
+        mean = model.posterior_mean(chain[after], predicted, row)
+        scaled = (chain[before] - mean) / row["std"]
+        expected = -0.5 * (scaled**2).sum(1) - 2 * math.log(row["std"]) - math.log(2 * math.pi)
+        np.testing.assert_allclose(
+            b.to_numpy(sites[before].log_prob), expected, rtol=2e-4, atol=1e-4
+        )
