@@ -155,8 +155,8 @@ RESULTS = {
     "Code", "CollapseReport", "Comparison", "Coverage", "Curve", "Deferred", "Density2D",
     "Detection", "DetectionTable", "Diagnosis", "Estimate", "Family", "Figure", "Formula",
     "Geweke", "Graph", "ImageRows", "Images", "Loaded", "LogPartition", "Material", "ModeCount",
-    "NamedDistribution", "NativeModel", "NativeParam", "Need", "Node", "Number", "Numbers",
-    "Pair", "Paragraph", "Posterior", "PrCurve", "PredictiveCheck", "Record", "Results",
-    "RocBand", "RocCurve", "Row", "Run", "SBC", "SampleQuality", "Section", "SetVerdict",
-    "Shapes", "Space", "Suite", "Symmetry", "Table", "VSBC", "Verdict",
+    "NativeModel", "Need", "Node", "Number", "Numbers",
+    "Paragraph", "Posterior", "PrCurve", "PredictiveCheck", "Record", "Results",
+    "RocBand", "RocCurve", "Row", "SBC", "SampleQuality", "Section", "SetVerdict",
+    "Shapes", "Space", "Symmetry", "Table", "VSBC", "Verdict",
 }  # fmt: skip

@@ -272,7 +272,7 @@ AGAIN = """
     from probgen.records.identity import identity
     from probgen.engine.fitted import Fitted
     from probgen.inference import AIS, LikelihoodRegret
-    from probgen.inference.scores import CombinedTest, LikelihoodRatio
+    from probgen.inference.ood import CombinedTest, LikelihoodRatio
     fitted = Fitted(users_program.model, {}, constants={"spread": 2.0})
     words = {"one", "two", "three", "four"}
     x = users_program.np.arange(60.0).reshape(20, 3)

@@ -343,14 +343,14 @@ def full(*args, **kwargs):
 
 
 @pytest.mark.parametrize(
-    "step", ["store.save_file", "place.os.fsync", "place.os.replace", "store.reading.sealed"]
+    "step", ["store.save_file", "atomic.os.fsync", "atomic.os.replace", "store.reading.sealed"]
 )
 def test_a_full_disk_leaves_what_stood_there(step, run, folder, monkeypatch):
     before = Fitted.from_pretrained(folder)
     other = Fitted(run.model, {k: leaves_plus_one(v) for k, v in run.params.items()},
                    info=run.info, shapes=run.shapes)  # fmt: skip
     with monkeypatch.context() as patched:
-        patched.setattr(f"probgen.{step}", full)
+        patched.setattr(f"probgen.records.{step}", full)
         with pytest.raises(SaveError, match="No space left.*what stood there before is untouched"):
             other.save_pretrained(folder)
     assert_same_bits(Fitted.from_pretrained(folder).params, before.params)
