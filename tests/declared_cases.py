@@ -48,8 +48,8 @@ REGISTRY = [
     likelihoods.DiscretizedLogistic(), likelihoods.Categorical(),
     # losses, their weights and controllers
     inference.objectives.kl_weights.KLWeight(), inference.LinearWarmup(10),
-    inference.CyclicalWarmup(10), inference.SigmoidWarmup(10), inference.objectives.control.SetPoint(),
-    inference.StepSetPoint(),
+    inference.CyclicalWarmup(10), inference.SigmoidWarmup(10),
+    inference.objectives.control.SetPoint(), inference.StepSetPoint(),
     inference.RampSetPoint(), inference.PI(), inference.IncrementalPI(), inference.ELBO(),
     inference.ImportanceWeightedELBO(), inference.ControlledELBO(), inference.CapacityELBO(),
     # learners, chains and methods
