@@ -52,6 +52,21 @@ LOC_SCALE = {"loc": _get("loc"), "scale": _get("scale")}
 PAIR = ("concentration1", "concentration0")
 
 
+def _relaxed(temperature, **a):
+    """Maddison, Mnih & Teh 2017, equation 10; its limits at 0 and 1."""
+    t, odds = temperature, _prob(a) / (1 - _prob(a))
+
+    def log_prob(x):
+        top, rest = np.log(t * odds), np.where((x < 0) | (x > 1), np.nan, x)
+        power = -(t + 1) * (np.log(rest) + np.log1p(-rest))
+        ends = np.logaddexp(np.log(odds) - t * np.log(rest), -t * np.log1p(-rest))
+        limit = np.where(x == 0, -np.log(odds), np.log(odds)) if t == 1 else INF * np.sign(1 - t)
+        inner = np.where((x == 0) | (x == 1), limit, top + power - 2 * ends)
+        return np.where((x < 0) | (x > 1), -INF, inner)
+
+    return log_prob
+
+
 def _multinomial(total_count, probs):
     """Weights need not sum to one."""
     p = np.asarray(probs, float) / np.sum(probs)
@@ -298,6 +313,19 @@ INSTANCES = [
         {"concentration": 1e6, "rate": 1e6},
         _scipy(st.invgamma, a=_get("concentration"), scale=_get("rate")),
         [0.99, 1.0, 1.001],
+    ),
+    *(
+        Instance(
+            "Gompertz",
+            {"concentration": a, "rate": 2.0},
+            _scipy(st.gompertz, c=_get("concentration"), scale=_get("rate", -1)),
+            [-1.0, 0.0, 1e-6, 1.0, 3.0],
+        )
+        for a in (0.5, 1e4)
+    ),
+    *(
+        Instance("RelaxedBernoulli", {"temperature": t, **given}, _relaxed, UNIT)
+        for t, given in ((0.5, {"probs": 0.3}), (1.0, {"logits": 0.5}), (2.0, {"logits": -3.0}))
     ),
     Instance("Kumaraswamy", dict.fromkeys(PAIR, 1.0), _kumaraswamy, UNIT),
     Instance("Kumaraswamy", {PAIR[0]: 2.0, PAIR[1]: 300.0}, _kumaraswamy, UNIT),

@@ -228,7 +228,7 @@ def _data_path(bound: Bound, base: Gaussian) -> Path:
     site = bound.structure.sites[name]
     if "Real" not in site.support:
         raise AlgorithmError(
-            f"log_partition: site {name!r} has the support {site.support}, expected the real line, "
+            f"log_partition: site {name!r} has the support {site.mass}, expected the real line, "
             "where a Gaussian lives; leave the base out, or declare the energy over a Normal."
         )
     try:

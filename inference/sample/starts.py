@@ -60,9 +60,9 @@ def starting_values(
             flat = b.to_numpy(value)
             raise SupportError(
                 f"{who}: init_strategy starts {name!r} outside the support of "
-                f"{info.family} ({info.support}), got values over "
+                f"{info.family} ({info.mass}), got values over "
                 f"[{flat.min():g}, {flat.max():g}]"
-                + (f" that sum to {flat.sum(-1).flat[0]:g}" if "implex" in info.support else "")
+                + (f" that sum to {flat.sum(-1).flat[0]:g}" if info.mass == "simplex" else "")
                 + "; give one inside it, or leave the site out to start it by itself."
             )
     return out

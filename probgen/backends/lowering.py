@@ -4,7 +4,10 @@ node a `Site`. No framework here: a backend's own file brings the classes and ar
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+import os
+import traceback
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -131,8 +134,8 @@ class BaseLowering:
 
 
 def _canonical(family: str, given: dict[str, Any]) -> dict[str, Any]:
-    """Weights as logits, normalised alike by both libraries; a covariance as its Cholesky factor,
-    which is NaN, and no exception, where there is none."""
+    """Weights, and what is relaxed, as logits, alike for both libraries; a covariance as its
+    Cholesky factor, which is NaN, and no exception, where there is none."""
     probs = given.get("probs")
     if probs is not None and domains.domain(family, "probs") is domains.WEIGHTS:
         rest = {k: v for k, v in given.items() if k != "probs"}
@@ -140,6 +143,9 @@ def _canonical(family: str, given: dict[str, Any]) -> dict[str, Any]:
             is_zero = probs == 0  # the derivative of a weight of zero is zero, not NaN
             logs = ops.log(ops.where(is_zero, ops.ones_like(probs), probs))
             return {**rest, "logits": ops.where(is_zero, float("-inf"), logs)}
+    if family == "RelaxedBernoulli" and probs is not None and "logits" not in given:
+        log, log1p = (ops.log, ops.log1p) if hasattr(probs, "shape") else (np.log, np.log1p)
+        return {"temperature": given["temperature"], "logits": log(probs) - log1p(-probs)}
     cov, precision = given.get("covariance_matrix"), given.get("precision_matrix")
     if (cov is None) == (precision is None) or "scale_tril" in given:
         return given
@@ -201,6 +207,50 @@ def edges(fn: Any) -> tuple[float, ...]:
     while not hasattr(fn, "density") and hasattr(fn, "base_dist"):
         fn = fn.base_dist
     return densities.TABLE[fn.density].edges if hasattr(fn, "density") else ()
+
+
+class NumpyMet(TypeError):
+    """A value of the run was asked for as a numpy array."""
+
+
+_OF_NUMPY = ("TracerArrayConversionError", "TracerIntegerConversionError", "NumpyMet")
+
+
+@contextlib.contextmanager
+def numpy_in_words() -> Iterator[None]:
+    """What numpy says of a value of the run, in words that are the same on both backends.
+
+    A value belongs to JAX or torch while a program runs: numpy would need its number, which a
+    compiled program has not, and which would stand in it as a constant for good.
+
+    Raises:
+        DeclarationError: names the line of the program.
+    """
+    try:
+        yield
+    except Exception as error:
+        is_mixed = isinstance(error, TypeError) and any(
+            words in str(error) for words in ("'numpy.ndarray' and", "NumPy arrays")
+        )
+        if type(error).__name__ not in _OF_NUMPY and not is_mixed:
+            raise
+        frames = traceback.extract_tb(error.__traceback__)
+        own = [f for f in frames if not any(part in f.filename for part in _LIBRARIES)]
+        where = f"{os.path.basename(own[-1].filename)}:{own[-1].lineno}: " if own else ""
+        line = f" ({own[-1].line})" if own and own[-1].line else ""
+        raise DeclarationError(
+            f"{where}got a numpy array or function together with a value of the program{line}, "
+            "expected arrays of one kind; wrap the array, pg.ops.asarray(table)[k], and take "
+            "functions from probgen.ops in place of numpy's: numpy cannot follow a gradient, and "
+            "a compiled program would keep the number of its first run."
+        ) from error
+
+
+_LIBRARIES = (
+    "site-packages",
+    f"{os.sep}probgen{os.sep}backends",
+    f"{os.sep}probgen{os.sep}language",
+)
 
 
 def axis_sizes(sizes: Mapping[int, int]) -> tuple[int, ...]:

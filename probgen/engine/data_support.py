@@ -111,11 +111,11 @@ class SupportCheck:
         if inside.all():
             return
         flat = b.to_numpy(values).reshape(-1)
-        family = self.bound.structure.sites[name].family
+        info = self.bound.structure.sites[name]
         raise SupportError(
             f"data {name!r}: {int((~inside).sum())} of {inside.size} events lie outside the "
-            f"support of {family} ({b.support_name(fn)}); the data range over [{flat.min():g}, "
-            f"{flat.max():g}]. {cure(family)}"
+            f"support of {info.family} ({info.mass}); the data range over [{flat.min():g}, "
+            f"{flat.max():g}]. {cure(info.family)}"
         )
 
 

@@ -1,4 +1,4 @@
-"""Which argument of which distribution left its domain: the end of an error about NaN, in words.
+"""Which argument left its domain, or which datum has no density: the end of an error about NaN.
 
 Only called where a computation has failed: the program (and the guide, whose draws it is given) run
 once more on a few data, and every argument is held against `probgen.language.domains`.
@@ -6,8 +6,10 @@ once more on a few data, and every argument is held against `probgen.language.do
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
+
+import numpy as np
 
 from probgen.engine.bound import Bound
 from probgen.errors import NonFiniteError, ProbgenError
@@ -23,7 +25,8 @@ def explain(
     batch_size: int | None = None,
     with_guide: bool = True,
 ) -> str:
-    """ "; site 'x': Gamma(concentration=...): got -0.5, expected ...", or "" where all is well.
+    """ "; site 'x': Gamma(concentration=...): got -0.5, expected ...", or "; the datum at [3] of
+    'x', 0.0, has the density 0 under Gamma ...", or "" where all is well.
 
     Args:
         params: parameters at which the computation failed.
@@ -52,7 +55,36 @@ def explain(
         for name, declared in sites.items():
             found += [f"site {name!r} of the {what}: {p}" for p in problems(declared, read)]
         values = {n: v for n, v in drawn.items() if n in bound.latents}
-    return "".join(f"; {each}" for each in found[:3]) + (f"; {CURE.rstrip('.')}" if found else "")
+    if found:
+        return "".join(f"; {each}" for each in found[:3]) + f"; {CURE.rstrip('.')}"
+    return "".join(f"; {each}" for each in _without_density(bound, params, batch, key, size))
+
+
+def _without_density(
+    bound: Bound, params: Mapping, batch: Mapping[str, Any], key: Any, size: int | None
+) -> Iterator[str]:
+    """Which observed values have a density of 0, or an infinite one, at a draw of the latents."""
+    b = bound.backend
+    try:
+        sites = bound.trace(params, batch, key=key, batch_size=size)
+        found = {
+            n: (b.to_numpy(sites[n].value), b.to_numpy(b.log_prob(sites[n].fn, sites[n].value)))
+            for n in bound.observed
+        }
+    except (ProbgenError, RuntimeError, ValueError, TypeError):
+        return
+    for name, (value, log_prob) in found.items():
+        bad = np.argwhere(np.isinf(log_prob))
+        if len(bad):
+            where, info = tuple(bad[0].tolist()), bound.structure.sites[name]
+            told = np.array2string(np.asarray(value[where]), threshold=8, separator=", ")
+            place = f"the datum at {list(where)} of {name!r}" if where else f"the datum of {name!r}"
+            what = "an infinite density" if log_prob[where] > 0 else "the density 0"
+            more = f", as have {len(bad) - 1} more" if len(bad) > 1 else ""
+            yield (
+                f"{place}, {told}, has {what} under {info.family} ({info.mass}) at a draw of the "
+                f"prior{more}: move it inside the support, or choose a distribution with mass there"
+            )
 
 
 def check_ancestral(

@@ -160,13 +160,13 @@ class Posterior:
             if site in self.latents:
                 raise SupportError(
                     f"infer: chain {chain} of {name!r} is told to start {site!r} outside the "
-                    f"support of {info.family} ({info.support}), expected a value inside, where "
+                    f"support of {info.family} ({info.mass}), expected a value inside, where "
                     "the other latents are; give one: "
                     f"init_strategy={{{site!r}: value}}."
                 )
             raise SupportError(
                 f"data {site!r}: {count} values lie outside the support of {info.family} "
-                f"({info.support}), at {NUM_STARTS} starting points of {name!r}. "
+                f"({info.mass}), at {NUM_STARTS} starting points of {name!r}. "
                 f"{cure(info.family)} Or give starting values, if the support depends on latents: "
                 "init_strategy={'site': value}."
             )

@@ -14,6 +14,7 @@ import numpy as np
 from probgen.backends.lowering import axis_sizes
 from probgen.backends.protocol import Backend, Site
 from probgen.language.program import DATA_PLATE
+from probgen.language.supports import support_of
 
 
 class SiteInfo(NamedTuple):
@@ -46,6 +47,13 @@ class SiteInfo(NamedTuple):
     def family(self) -> str:
         """Name of the distribution, as in `probgen.dist`."""
         return self.distribution.split("(")[0].removeprefix("dist.")
+
+    @property
+    def mass(self) -> str:
+        """Its support in words, alike on both backends; the library's where it has a class that
+        is not ours."""
+        known = None if self.declaration is None else support_of(self.declaration)
+        return self.support if known is None else known.words
 
 
 class Structure(NamedTuple):

@@ -17,7 +17,7 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from probgen.language import ops
+from probgen.language import ops, supports
 from probgen.language.stirling import (
     HALF_LOG_2PI,
     at_edge,
@@ -31,54 +31,13 @@ from probgen.language.stirling import (
 from probgen.language.truncated import log_prob as truncated_normal
 
 Array = Any
-SIMPLEX_TOLERANCE = 1e-5
-
-
-# ---- supports: true inside, also for NaN, so that it stays NaN -----------------------------------
-
-
-def _not_negative(x: Array, *args: Array) -> Array:
-    return ~(x < 0)
-
-
-def _above_zero(x: Array, *args: Array) -> Array:
-    return ~(x <= 0)
-
-
-def _unit(x: Array, *args: Array) -> Array:
-    return ~((x < 0) | (x > 1))
-
-
-def _count(x: Array, *args: Array) -> Array:
-    return ~((x < 0) | (x != ops.floor(x)))
-
-
-def _count_to_n(x: Array, n: Array, *args: Array) -> Array:
-    return _count(x) & ~(x > n)
-
-
-def _between(x: Array, low: Array, high: Array, *args: Array) -> Array:
-    return ~((x < low) | (x > high))
-
-
-def _whole_between(x: Array, low: Array, high: Array) -> Array:
-    return _between(x, low, high) & ~(x != ops.floor(x))
-
-
-def _simplex(x: Array, *args: Array) -> Array:
-    inside = ops.all(~(x < 0), axis=-1)
-    return inside & ~(ops.abs(ops.sum(x, axis=-1) - 1.0) > SIMPLEX_TOLERANCE)
-
-
-def _counts_of_n(x: Array, n: Array, *args: Array) -> Array:
-    return ops.all(_count(x), axis=-1) & ~(ops.sum(x, axis=-1) != n)
 
 
 # ---- densities -----------------------------------------------------------------------------------
 
 
 class Density(NamedTuple):
-    """`log_prob(x, *arguments)` (None: the library's) where `inside(x, *arguments)`, else -inf.
+    """`log_prob(x, *arguments)` (None: the library's) in the support, else -inf.
 
     names: the arguments, as both libraries' classes call them.
     middle: stands for a value outside, so that gradients there are zero and not NaN: a number, or
@@ -88,7 +47,6 @@ class Density(NamedTuple):
 
     names: tuple[str, ...]
     log_prob: Callable | None
-    inside: Callable | None = None
     middle: float | Callable = 0.5
     edges: tuple[float, ...] = ()
     event_ndim: int = 0
@@ -213,10 +171,6 @@ def _pick(table: Array, x: Array) -> Array:
     return ops.take_along_axis(table, index[..., None], axis=-1)[..., 0]
 
 
-def _is_class(x: Array, table: Array) -> Array:
-    return _count(x) & ~(x > table.shape[-1] - 1)
-
-
 def _ordered_logistic(x: Array, predictor: Array, cutpoints: Array) -> Array:
     """log(s(b) - s(a)) with a, b the cutpoints around a class, less the predictor."""
     at = cutpoints - predictor[..., None]
@@ -224,10 +178,6 @@ def _ordered_logistic(x: Array, predictor: Array, cutpoints: Array) -> Array:
     inner = ops.log_sigmoid(b) + ops.log_sigmoid(-a) + ops.log(-ops.expm1(a - b))
     first, last = ops.log_sigmoid(at[..., :1]), ops.log_sigmoid(-at[..., -1:])
     return _pick(ops.concatenate([first, inner, last], axis=-1), x)
-
-
-def _is_ordered_class(x: Array, predictor: Array, cutpoints: Array) -> Array:
-    return _count(x) & ~(x > cutpoints.shape[-1])
 
 
 def _student(x: Array, df: Array, loc: Array, scale: Array) -> Array:
@@ -252,6 +202,17 @@ def _von_mises(x: Array, loc: Array, k: Array) -> Array:
     return (
         -2.0 * k * ops.square(ops.sin(0.5 * (x - loc))) - 2.0 * HALF_LOG_2PI - ops.log(ops.i0e(k))
     )
+
+
+def _relaxed_bernoulli(x: Array, temperature: Array, logits: Array) -> Array:
+    """sigmoid((logits + L) / temperature), L logistic: a Bernoulli for a low temperature."""
+    inner = (x > 0) & (x < 1)
+    safe = ops.where(inner, x, 0.5 + 0.0 * x)
+    log_x, log_y = ops.log(safe), ops.log1p(-safe)
+    gap = logits - temperature * (log_x - log_y)
+    found = ops.log(temperature) + ops.log_sigmoid(gap) + ops.log_sigmoid(-gap) - log_x - log_y
+    found = ops.where(x == 0, at_edge(temperature, -logits), found)
+    return ops.where(x == 1, at_edge(temperature, logits), found)
 
 
 def _log_normal(x: Array, loc: Array, scale: Array) -> Array:
@@ -281,84 +242,89 @@ _LESS = ("concentration1", "concentration0")
 TABLE: dict[str, Density] = {
     "AffineBeta": Density(
         (*_LESS, "loc", "scale"), _affine_beta,
-        lambda x, a, b, loc, scale: ~((x < loc) | (x > loc + scale)),
         lambda a, b, loc, scale: loc + 0.5 * scale,
     ),
     "BernoulliProbs": Density(("probs",), _bernoulli),
-    "Beta": Density(_LESS, _beta, _unit, edges=(0.0, 1.0)),
-    "BetaBinomial": Density(("total_count", *_LESS), _beta_binomial, _count_to_n, 0.0),
-    "BetaProportion": Density(_LESS, _beta, _unit, edges=(0.0, 1.0)),
-    "BinomialLogits": Density(("total_count", "logits"), _binomial_logits, _count_to_n, 0.0),
-    "BinomialProbs": Density(("total_count", "probs"), _binomial_probs, _count_to_n, 0.0),
-    "CategoricalLogits": Density(("logits",), _categorical, _is_class, 0.0),
+    "Beta": Density(_LESS, _beta, edges=(0.0, 1.0)),
+    "BetaBinomial": Density(("total_count", *_LESS), _beta_binomial, 0.0),
+    "BetaProportion": Density(_LESS, _beta, edges=(0.0, 1.0)),
+    "BinomialLogits": Density(("total_count", "logits"), _binomial_logits, 0.0),
+    "BinomialProbs": Density(("total_count", "probs"), _binomial_probs, 0.0),
+    "CategoricalLogits": Density(("logits",), _categorical, 0.0),
     "Cauchy": Density(("loc", "scale"), _cauchy),
-    "Chi2": Density(("concentration", "rate"), _gamma, _not_negative, edges=(0.0,)),
-    "Dirichlet": Density(("concentration",), _dirichlet, _simplex, edges=(0.0,), event_ndim=1),
+    "Chi2": Density(("concentration", "rate"), _gamma, edges=(0.0,)),
+    "Dirichlet": Density(("concentration",), _dirichlet, edges=(0.0,), event_ndim=1),
     "DirichletMultinomial": Density(
-        ("total_count", "concentration"), _dirichlet_multinomial, _counts_of_n, 0.0, event_ndim=1
+        ("total_count", "concentration"), _dirichlet_multinomial, 0.0, event_ndim=1
     ),
     "DiscreteUniform": Density(
         ("low", "high"), lambda x, low, high: 0.0 * x - ops.log(1.0 + high - low + 0.0 * x),
-        _whole_between, 0.0,
+        0.0,
     ),
     "Exponential": Density(
-        ("rate",), lambda x, rate: ops.log(rate) - rate * x, _not_negative
+        ("rate",), lambda x, rate: ops.log(rate) - rate * x
     ),
-    "FisherSnedecor": Density(("df1", "df2"), _fisher, _not_negative, edges=(0.0,)),
-    "FoldedDistribution": Density((), None, _not_negative),
-    "Gamma": Density(("concentration", "rate"), _gamma, _not_negative, edges=(0.0,)),
+    "FisherSnedecor": Density(("df1", "df2"), _fisher, edges=(0.0,)),
+    "FoldedDistribution": Density((), None),
+    "Gamma": Density(("concentration", "rate"), _gamma, edges=(0.0,)),
     "GammaPoisson": Density(
         ("concentration", "rate"),
         lambda x, a, rate: _negative_binomial(x, a, 1.0 / (1.0 + rate), rate / (1.0 + rate)),
-        _count, 0.0,
+        0.0,
     ),
     "GeometricLogits": Density(
-        ("logits",), lambda x, eta: ops.log_sigmoid(eta) + x * ops.log_sigmoid(-eta), _count, 0.0
+        ("logits",), lambda x, eta: ops.log_sigmoid(eta) + x * ops.log_sigmoid(-eta), 0.0
     ),
     "GeometricProbs": Density(
-        ("probs",), lambda x, p: ops.log(p) + _log_failures(x, p + 0.0 * x), _count, 0.0
+        ("probs",), lambda x, p: ops.log(p) + _log_failures(x, p + 0.0 * x), 0.0
+    ),
+    "Gompertz": Density(
+        ("concentration", "rate"),
+        lambda x, a, rate: ops.log(a) + ops.log(rate) + rate * x - a * ops.expm1(rate * x),
     ),
     "HalfCauchy": Density(
-        ("scale",), lambda x, s: math.log(2.0) + _cauchy(x, 0.0, s), _not_negative
+        ("scale",), lambda x, s: math.log(2.0) + _cauchy(x, 0.0, s)
     ),
-    "HalfNormal": Density(("scale",), _half_normal, _not_negative),
-    "InverseGamma": Density(("concentration", "rate"), _inverse_gamma, _above_zero),
-    "Kumaraswamy": Density(_LESS, _kumaraswamy, _unit, edges=(0.0, 1.0)),
-    "LogNormal": Density(("loc", "scale"), _log_normal, _above_zero),
+    "HalfNormal": Density(("scale",), _half_normal),
+    "InverseGamma": Density(("concentration", "rate"), _inverse_gamma),
+    "Kumaraswamy": Density(_LESS, _kumaraswamy, edges=(0.0, 1.0)),
+    "LogNormal": Density(("loc", "scale"), _log_normal),
     "MultinomialLogits": Density(
-        ("total_count", "logits"), _multinomial, _counts_of_n, 0.0, event_ndim=1
+        ("total_count", "logits"), _multinomial, 0.0, event_ndim=1
     ),
     "MultivariateStudentT": Density(("df", "loc", "scale_tril"), _multivariate_student),
     "NegativeBinomialLogits": Density(
         ("total_count", "logits"),
         lambda x, r, eta: _negative_binomial(x, r, ops.sigmoid(eta), ops.sigmoid(-eta)),
-        _count, 0.0,
+        0.0,
     ),
     "NegativeBinomialProbs": Density(
-        ("total_count", "probs"), lambda x, r, p: _negative_binomial(x, r, p, 1.0 - p), _count, 0.0
+        ("total_count", "probs"), lambda x, r, p: _negative_binomial(x, r, p, 1.0 - p), 0.0
     ),
     "OrderedLogistic": Density(
-        ("predictor", "cutpoints"), _ordered_logistic, _is_ordered_class, 0.0
+        ("predictor", "cutpoints"), _ordered_logistic, 0.0
     ),
     "Pareto": Density(
         ("scale", "alpha"),
         lambda x, s, a: ops.log(a) - ops.log(s) - (a + 1.0) * ops.log(x / s),
-        lambda x, s, a: ~(x < s), lambda s, a: s,
+        lambda s, a: s,
     ),
-    "Poisson": Density(("rate",), _poisson, _count, 0.0),
+    "Poisson": Density(("rate",), _poisson, 0.0),
+    "RelaxedBernoulliLogits": Density(
+        ("temperature", "logits"), _relaxed_bernoulli, edges=(0.0, 1.0)
+    ),
     "StudentT": Density(("df", "loc", "scale"), _student),
     "TruncatedNormal": Density(
         ("loc", "scale", "low", "high"), truncated_normal,
-        lambda x, loc, scale, low, high: _between(x, low, high),
         lambda loc, scale, low, high: ops.clip(loc, low, high),
     ),
     "Uniform": Density(
         ("low", "high"), lambda x, low, high: 0.0 * x - ops.log(high - low + 0.0 * x),
-        _between, lambda low, high: low,
+        lambda low, high: low,
     ),
     "VonMises": Density(("loc", "concentration"), _von_mises),
-    "Weibull": Density(("scale", "concentration"), _weibull, _not_negative, edges=(0.0,)),
-    "ZeroInflatedPoisson": Density(("rate", "gate"), _zero_inflated, _count, 0.0),
+    "Weibull": Density(("scale", "concentration"), _weibull, edges=(0.0,)),
+    "ZeroInflatedPoisson": Density(("rate", "gate"), _zero_inflated, 0.0),
 }  # fmt: skip
 
 
@@ -367,29 +333,38 @@ def _like(value: Array, arguments: tuple[Any, ...]) -> tuple[Array, ...]:
 
 
 def log_prob(
-    family: str, value: Array, arguments: tuple[Any, ...], otherwise: Callable | None = None
+    key: str, value: Array, arguments: tuple[Any, ...], otherwise: Callable | None = None
 ) -> Array:
-    """[*batch] log density of `TABLE[family]`, nats: -inf outside the support, NaN for NaN.
+    """[*batch] log density of `TABLE[key]`, nats: -inf outside the support, NaN for NaN.
 
     Args:
-        family: a name of the table.
+        key: a name of the table.
         value: [*batch, *event] numbers; integers count as floats.
         arguments: in the order of the table's names.
         otherwise: the library's density, where the table has none but a support.
     """
-    entry, value = TABLE[family], value * 1.0
+    entry, value = TABLE[key], value * 1.0
     arguments = _like(value, arguments)
     density = entry.log_prob or otherwise
-    if entry.inside is None:
+    ok = _inside(key, value, arguments)
+    if ok is None:
         return density(value, *arguments)  # type: ignore[misc]
-    ok = entry.inside(value, *arguments)
     middle = entry.middle(*arguments) if callable(entry.middle) else entry.middle
     wide = ok[(..., *(None,) * entry.event_ndim)]
     found = density(ops.where(wide, value, middle + 0.0 * value), *arguments)  # type: ignore[misc]
     return ops.where(ok, found, -math.inf)
 
 
-def inside(family: str, value: Array, arguments: tuple[Any, ...]) -> Array | None:
+def _inside(key: str, value: Array, arguments: tuple[Array, ...]) -> Array | None:
+    given = dict(zip(TABLE[key].names, arguments, strict=True))
+    return supports.inside(family(key), value, given)
+
+
+def inside(key: str, value: Array, arguments: tuple[Any, ...]) -> Array | None:
     """[*batch] whether a value lies in the support, edges included; None: the library knows."""
-    entry, value = TABLE[family], value * 1.0
-    return None if entry.inside is None else entry.inside(value, *_like(value, arguments))
+    return _inside(key, value * 1.0, _like(value * 1.0, arguments))
+
+
+def family(key: str) -> str:
+    """The distribution of `probgen.dist` that an entry of the table belongs to."""
+    return key.removesuffix("Probs").removesuffix("Logits")

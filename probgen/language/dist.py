@@ -6,6 +6,11 @@ records what Pyro's or NumPyro's class of that name will be given when a site ru
 computed here. Argument names and defaults are one table, `SIGNATURES` (NumPyro's spelling), so a
 misspelt argument is refused where it is written. What one library spells differently is mapped by
 its adapter in `probgen/backends/`; what one of them lacks is an error there that says so.
+
+Densities are ours (`probgen.densities`), edges of supports included, where the library's would not
+be scipy's. What keeps the library's own: ContinuousBernoulli, LKJ and LKJCholesky (edges have no
+mass), LowRankMultivariateNormal (Pyro factorises it where it is built, and refuses there what is
+not positive definite) and Stable (Pyro has draws of it and no density).
 """
 
 from __future__ import annotations

@@ -126,6 +126,7 @@ BY_FAMILY: dict[tuple[str, str], Domain] = {
     ("NegativeBinomial", "total_count"): POSITIVE,
     ("Poisson", "rate"): NOT_NEGATIVE,
     ("ZeroInflatedPoisson", "rate"): NOT_NEGATIVE,
+    ("RelaxedBernoulli", "probs"): BETWEEN,
     ("TruncatedNormal", "low"): ANY,
     ("TruncatedNormal", "high"): ANY,
     # log(scale) is in its density and its divergences, so that nothing is tested in a hot loop

@@ -39,11 +39,14 @@ def from_torch(module: Any, in_ndim: int | tuple[int, ...] | None = None) -> Tor
     net = TorchNet(module, in_ndim)
     for name, child in module.named_modules():
         follows = getattr(child, "track_running_stats", None)
-        if (child.training and follows) or (follows is False and "BatchNorm" in str(type(child))):
+        never = follows is False and "BatchNorm" in str(type(child))
+        if never or (child.training and follows):
+            how = "that keeps no running statistics" if never else "in training mode"
+            cure = "track_running_stats=True" if never else "module.eval() to freeze them"
             raise DeclarationError(
-                f"from_torch: got {type(child).__name__} {name!r} in training mode, expected no "
-                "batch statistics: `apply` is pure; use a group norm, or module.eval() to freeze "
-                "them."
+                f"from_torch: got {type(child).__name__} {name!r} {how}, expected no statistics "
+                "of the batch, since each datum's output must be its own; use a group norm, or "
+                f"{cure}."
             )
     return net
 

@@ -22,7 +22,6 @@ from probgen.engine.fitted import Fitted
 from probgen.engine.structure import Structure
 from probgen.language.model import Model
 from probgen.language.program import DATA_PLATE
-from probgen.language.supports import SUPPORTS
 from probgen.trees import tree_items
 from probgen.views.formula import call, latex
 from probgen.views.picture import Picture, draw
@@ -62,10 +61,9 @@ def _site_line(p: Picture, name: str, structure: Structure) -> tuple[str, ...]:
         kind = "observed" if name in p.observed else "latent" if site.is_local else "global latent"
     shape = _shape(site.event_shape) if site.kind == "sample" else ""
     declared = p.declared.get(name)
-    family = getattr(declared, "name", "")
     return (
         name, kind, call(declared), _plates(site.plates, structure), shape,
-        SUPPORTS.get(family, site.support if site.kind == "sample" else ""),
+        site.mass,
     )  # fmt: skip
 
 

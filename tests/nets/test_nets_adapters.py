@@ -64,6 +64,9 @@ def test_batch_statistics_are_refused():
     with pytest.raises(DeclarationError, match="BatchNorm1d '1' in training mode"):
         nets.from_torch(module)
     nets.from_torch(module.eval())
+    without = torch.nn.BatchNorm1d(4, track_running_stats=False).eval()  # of the batch even so
+    with pytest.raises(DeclarationError, match="keeps no running statistics.*track_running_stats"):
+        nets.from_torch(torch.nn.Sequential(torch.nn.Linear(5, 4), without))
     linen = pytest.importorskip("flax.linen")
     with pytest.raises(DeclarationError, match="expected only 'params'"):
         nets.from_flax(linen.BatchNorm(use_running_average=False)).init(

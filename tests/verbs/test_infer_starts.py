@@ -108,3 +108,30 @@ def test_a_draw_that_is_nan_is_never_returned(small):
 
     with pytest.raises(NonFiniteError, match="infer, HMC: 2 of 2 draws of site 'gone' are NaN"):
         run(computed, None, small, HMC(**STILL))
+
+
+def test_a_datum_without_density_is_named(small):
+    """0 belongs to the support of Gamma(3, .), where its density is 0: no start can have any."""
+
+    @pg.model
+    def waits():
+        rate = pg.sample("rate", dist.Gamma(2.0, 1.0))
+        with pg.data_plate():
+            pg.sample("t", dist.Gamma(3.0, rate))
+
+    words = r"no start.*datum at \[2\] of 't', 0.*density 0 under Gamma \(positive\)"
+    with pytest.raises(NonFiniteError, match=words):
+        run(waits, {"t": np.float32([1.0, 2.0, 0.0])}, small, HMC(**STILL))
+
+
+def test_supports_have_the_same_words_on_both_backends(small):
+    @pg.model
+    def counts():
+        tilt = pg.sample("tilt", dist.Normal(0.0, 1.0))
+        with pg.data_plate():
+            weights = tilt * pg.ops.asarray(np.float32([0, 1, 2]))
+            pg.sample("n", dist.Multinomial(total_count=3, logits=weights))
+
+    words = r"'n': 1 of 2 .* Multinomial \(counts that sum to total_count\)"
+    with pytest.raises(SupportError, match=words):
+        run(counts, {"n": np.float32([[1, 1, 1], [1, 1, 2]])}, small, HMC(**STILL))

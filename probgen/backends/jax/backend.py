@@ -15,7 +15,13 @@ import optax
 
 from probgen.backends.jax import mcmc, probe, rows
 from probgen.backends.jax import ops as jax_ops
-from probgen.backends.jax.lowering import Lowering, normal_base, read_arguments, run_program
+from probgen.backends.jax.lowering import (
+    Lowering,
+    normal_base,
+    probe_program,
+    read_arguments,
+    run_program,
+)
 from probgen.backends.lowering import edges, gaussian_kl, held_integers, in_support
 from probgen.backends.protocol import Optimizer, Site
 from probgen.errors import BackendError, NotByRow, ShapeError
@@ -254,15 +260,8 @@ class JaxBackend:
 
         (run, sites): values are shapes and dtypes; nothing is computed or compiled.
         """
-        kept: list = []
-
-        def go(values: Any, key: Any) -> None:
-            lower = Lowering(values, key, None)
-            lower.checks = True
-            kept.append(run_program(program, params, lower, inputs, batch_size, None, initialise))
-
-        jax.eval_shape(go, dict(values), key)
-        return kept[0]
+        make = None if initialise is None else lambda *a: tree_map(self.asarray, initialise(*a))
+        return probe_program(program, params, values, inputs, key, batch_size, make)
 
     def arguments(self, program: Callable, params: Mapping, **options: Any) -> Any:
         """One run: (declarations by site, what reads an argument of theirs as numpy, values)."""

@@ -14,7 +14,14 @@ import numpyro.distributions as numpyro_dist
 from numpyro.distributions import constraints
 
 from probgen.backends.jax import ops as jax_ops
-from probgen.backends.lowering import STRUCTURE, BaseLowering, as_site, declarations, own_classes
+from probgen.backends.lowering import (
+    STRUCTURE,
+    BaseLowering,
+    as_site,
+    declarations,
+    numpy_in_words,
+    own_classes,
+)
 from probgen.backends.protocol import Site
 from probgen.backends.turns import numpyro_turn
 from probgen.language import densities, discretized, domains, truncated
@@ -221,6 +228,28 @@ def run_program(
             if node["type"] in ("sample", "deterministic"):
                 sites[name] = as_site(name, node, run, broadcast_plates, _log_prob)
     return run, sites
+
+
+def probe_program(
+    program: Callable, params: dict, values: Mapping[str, Any], inputs: Mapping[str, Any], key: Any,
+    batch_size: int | None, initialise: Callable | None,
+) -> tuple[Run, dict[str, Site]]:  # fmt: skip
+    """One abstract run for what it shows: refuses constants outside their domains, and numpy."""
+    kept: list = []
+
+    def make(*args: Any) -> Any:
+        with jax.ensure_compile_time_eval():  # numbers, which outlive the trace
+            return initialise(*args)  # type: ignore[misc]
+
+    def go(values: Any, key: Any) -> None:
+        lower = Lowering(values, key, None)
+        lower.checks = True
+        own = make if initialise else None
+        kept.append(run_program(program, params, lower, inputs, batch_size, None, own))
+
+    with numpy_in_words():
+        jax.eval_shape(go, dict(values), key)
+    return kept[0]
 
 
 def read_arguments(

@@ -18,7 +18,13 @@ from probgen.backends.protocol import Optimizer, Site
 from probgen.backends.torch import mcmc, optimizers, random, rows
 from probgen.backends.torch import ops as torch_ops
 from probgen.backends.torch.compile import Compiled
-from probgen.backends.torch.lowering import Lowering, normal_base, read_arguments, run_program
+from probgen.backends.torch.lowering import (
+    Lowering,
+    normal_base,
+    probe_program,
+    read_arguments,
+    run_program,
+)
 from probgen.backends.turns import pyro_turn
 from probgen.errors import BackendError, NotByRow
 from probgen.language import optim
@@ -298,16 +304,9 @@ class TorchBackend:
         initialise: Callable | None,
     ) -> Any:
         """One run for its structure; nets without parameters are initialised. (run, sites)."""
-
-        def make(name: str, declaration: Any, shapes: Any) -> Any:
-            return tree_map(self.asarray, initialise(name, declaration, shapes))  # type: ignore
-
+        make = None if initialise is None else lambda *a: tree_map(self.asarray, initialise(*a))
         lower = Lowering(self.device, values, key, None)
-        lower.checks = True
-        with torch.no_grad():
-            return run_program(
-                program, params, lower, inputs, batch_size, None, make if initialise else None
-            )
+        return probe_program(program, params, lower, inputs, batch_size, make)
 
     def arguments(self, program: Callable, params: Mapping, **options: Any) -> Any:
         """One run: (declarations by site, what reads an argument of theirs as numpy, values)."""

@@ -14,14 +14,23 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from pyro.poutine.trace_messenger import TraceMessenger
 from torch.distributions import constraints
+from torch.overrides import TorchFunctionMode
 
 from probgen.backends import keys
-from probgen.backends.lowering import STRUCTURE, BaseLowering, as_site, declarations, own_classes
+from probgen.backends.lowering import (
+    STRUCTURE,
+    BaseLowering,
+    NumpyMet,
+    as_site,
+    declarations,
+    numpy_in_words,
+    own_classes,
+)
 from probgen.backends.protocol import Site
 from probgen.backends.torch import ops as torch_ops
 from probgen.backends.torch import random
 from probgen.backends.turns import pyro_turn
-from probgen.language import discretized, domains
+from probgen.language import densities, discretized, domains
 from probgen.language.program import Run, running
 
 
@@ -91,11 +100,7 @@ def noise_transform(fn: Any) -> Callable | None:
 
 
 def _owned() -> dict[str, type]:
-    def find(family: str) -> Any:
-        name = family.removesuffix("Probs").removesuffix("Logits")
-        return getattr(pyro_dist, name, None)
-
-    return own_classes(find)
+    return own_classes(lambda key: getattr(pyro_dist, densities.family(key), None))
 
 
 class Lowering(BaseLowering):
@@ -175,6 +180,20 @@ class Lowering(BaseLowering):
         return pyro.plate(name, size, dim=dim)
 
 
+_AS_NUMBERS = (
+    torch.Tensor.__array__, torch.Tensor.numpy, torch.Tensor.__index__, torch.Tensor.tolist,
+)  # fmt: skip
+
+
+class NoNumpy(TorchFunctionMode):
+    """Refuses a tensor that is asked for as numpy's numbers: a trace would keep them for good."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _AS_NUMBERS:
+            raise NumpyMet("a tensor of the run, as a numpy array")
+        return func(*args, **(kwargs or {}))
+
+
 def run_program(
     program: Callable,
     params: dict,
@@ -202,6 +221,16 @@ def run_program(
                 continue
             sites[name] = as_site(name, node, run, broadcast_plates)
     return run, sites
+
+
+def probe_program(
+    program: Callable, params: dict, lower: Lowering, inputs: Mapping[str, Any],
+    batch_size: int | None, initialise: Callable | None,
+) -> tuple[Run, dict[str, Site]]:  # fmt: skip
+    """`run_program` for what it shows: refuses constants outside their domains, and numpy."""
+    lower.checks = True
+    with torch.no_grad(), numpy_in_words(), NoNumpy():
+        return run_program(program, params, lower, inputs, batch_size, None, initialise)
 
 
 def broadcast_plates(log_prob: torch.Tensor, plates: tuple[int, ...]) -> torch.Tensor:
