@@ -188,8 +188,22 @@ _AS_NUMBERS = (
 class NoNumpy(TorchFunctionMode):
     """Refuses a tensor that is asked for as numpy's numbers: a trace would keep them for good."""
 
+    is_off = False
+
+    def aside(self, fn: Callable) -> Callable:
+        """A function that may use numpy: it draws starting values, and is no part of a run."""
+
+        def call(*args: Any) -> Any:
+            self.is_off = True
+            try:
+                return fn(*args)
+            finally:
+                self.is_off = False
+
+        return call
+
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in _AS_NUMBERS:
+        if func in _AS_NUMBERS and not self.is_off:
             raise NumpyMet("a tensor of the run, as a numpy array")
         return func(*args, **(kwargs or {}))
 
@@ -229,8 +243,9 @@ def probe_program(
 ) -> tuple[Run, dict[str, Site]]:  # fmt: skip
     """`run_program` for what it shows: refuses constants outside their domains, and numpy."""
     lower.checks = True
-    with torch.no_grad(), numpy_in_words(), NoNumpy():
-        return run_program(program, params, lower, inputs, batch_size, None, initialise)
+    with torch.no_grad(), numpy_in_words(), NoNumpy() as mode:
+        make = mode.aside(initialise) if initialise else None
+        return run_program(program, params, lower, inputs, batch_size, None, make)
 
 
 def broadcast_plates(log_prob: torch.Tensor, plates: tuple[int, ...]) -> torch.Tensor:
