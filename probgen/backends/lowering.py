@@ -246,11 +246,7 @@ def numpy_in_words() -> Iterator[None]:
         ) from error
 
 
-_LIBRARIES = (
-    "site-packages",
-    f"{os.sep}probgen{os.sep}backends",
-    f"{os.sep}probgen{os.sep}language",
-)
+_LIBRARIES = ("site-packages", *(os.path.join("probgen", d) for d in ("backends", "language")))
 
 
 def axis_sizes(sizes: Mapping[int, int]) -> tuple[int, ...]:
