@@ -241,8 +241,8 @@ def numpy_in_words() -> Iterator[None]:
         raise DeclarationError(
             f"{where}got a numpy array or function together with a value of the program{line}, "
             "expected arrays of one kind; wrap the array, pg.ops.asarray(table)[k], and take "
-            "functions from probgen.language.ops in place of numpy's: numpy cannot follow a gradient, and "
-            "a compiled program would keep the number of its first run."
+            "functions from pg.ops in place of numpy's: numpy cannot follow a gradient, and a "
+            "compiled program would keep the number of its first run."
         ) from error
 
 
