@@ -43,6 +43,7 @@ def _prob(a):
 
 
 GAMMA = _scipy(st.gamma, a=_get("concentration"), scale=_get("rate", -1))
+INVERSE = _scipy(st.invgamma, a=_get("concentration"), scale=_get("rate"))
 BETA = _scipy(st.beta, a=_get("concentration1"), b=_get("concentration0"))
 BINOMIAL = _scipy(st.binom, n=_get("total_count"), p=_prob)
 NEGATIVE = _scipy(st.nbinom, n=_get("total_count"), p=lambda a: 1 - _prob(a))
@@ -302,18 +303,8 @@ INSTANCES = [
     ),
     Instance("HalfCauchy", {"scale": 1.5}, _scipy(st.halfcauchy, scale=_get("scale")), [*UP, 1e25]),
     Instance("HalfNormal", {"scale": 1.0}, _scipy(st.halfnorm, scale=_get("scale")), UP),
-    Instance(
-        "InverseGamma",
-        {"concentration": 2.0, "rate": 3.0},
-        _scipy(st.invgamma, a=_get("concentration"), scale=_get("rate")),
-        [-1.0, 0.0, 1e-3, 1.0, 1e4],
-    ),
-    Instance(
-        "InverseGamma",
-        {"concentration": 1e6, "rate": 1e6},
-        _scipy(st.invgamma, a=_get("concentration"), scale=_get("rate")),
-        [0.99, 1.0, 1.001],
-    ),
+    Instance("InverseGamma", {"concentration": 2.0, "rate": 3.0}, INVERSE, [-1, 0, 1e-3, 1, 1e4]),
+    Instance("InverseGamma", {"concentration": 1e6, "rate": 1e6}, INVERSE, [0.99, 1.0, 1.001]),
     *(
         Instance(
             "Gompertz",
