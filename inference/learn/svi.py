@@ -8,7 +8,7 @@ from typing import Annotated, Any, Protocol
 from probgen.engine.bound import Bound
 from probgen.engine.dependence import require_fixed_constant
 from probgen.engine.learner import Learner
-from probgen.inference.objectives.collapse import collapse_report
+from probgen.inference.objectives.collapse import collapse_report, unit_note
 from probgen.language.declared import declaration
 from probgen.language.kinds import Rule
 from probgen.language.optim import Adam, OptimizerDeclaration
@@ -40,7 +40,7 @@ class SVI:
         AlgorithmError: the model has no guide, or the guide leaves a latent out, or (before the
             first step) log Z of a model with factors depends on what would be learned; see
             `probgen.engine.dependence.require_fixed_constant`. Where it does not, what is called
-            `elbo` is the bound plus log Z.
+            `elbo` is the bound plus log Z, in nats + constant; history and report say so.
 
     Source: Hoffman et al. 2013, arXiv:1206.7055; Kingma & Welling 2014, arXiv:1312.6114.
     """
@@ -84,4 +84,4 @@ class SVI:
         def report(params: Any, batch: Any, key: Any, history: Any) -> Any:
             return collapse_report(bound, loss, params, batch, key, history)
 
-        return Learner(init, update, evaluate, report)
+        return Learner(init, update, evaluate, report, note=unit_note(bound))

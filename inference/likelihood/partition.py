@@ -17,6 +17,7 @@ from typing import Annotated, Any
 import numpy as np
 
 from probgen.backends.protocol import Backend
+from probgen.engine.batches import merge_inputs
 from probgen.engine.bound import Bound
 from probgen.engine.fitted import AnyFitted
 from probgen.engine.measure import short_mark
@@ -26,7 +27,7 @@ from probgen.inference.likelihood.annealing import Annealer, Path
 from probgen.inference.likelihood.interval import lower_limit
 from probgen.inference.sample.spaces import bind_space, total
 from probgen.language.declared import checked, declaration
-from probgen.language.kinds import Positive, Rule
+from probgen.language.kinds import Inputs, Positive, Rule
 from probgen.language.seeds import check_seed
 
 Array = Any
@@ -124,6 +125,7 @@ def log_partition(
     method: AIS | None = None,
     *,
     base: Gaussian | None = None,
+    inputs: Inputs = None,
     seed: int | None = None,
     samples: Any = None,
     backend: str | Backend = "auto",
@@ -141,20 +143,24 @@ def log_partition(
             model's own distributions without the factors, in noise space, which needs them to be
             normal. Two starts that differ should agree within their errors: neither proves that it
             covers the support.
+        inputs: what the program conditions on, one value for all chains, in place of the fit's
+            constants: the log Z is that of this value.
         samples: [>= num_chains, *event] samples of a long chain on the density, for the reverse
             estimate; with `base` only.
         seed: an integer.
 
     Raises:
-        MissingSeed; AlgorithmError: a normalised model, a discrete or global site, a start that
-        does not fit; ShapeError: samples of another shape; NonFiniteError: log Z is not finite.
+        MissingSeed; DataError: inputs that the program does not take; AlgorithmError: a normalised
+        model, a discrete or global site, a start that does not fit; ShapeError: samples of another
+        shape; NonFiniteError: log Z is not finite.
 
     Sources: Neal 2001; for the reverse, Burda, Grosse & Salakhutdinov 2015, arXiv:1412.8566.
     """
     method = AIS() if method is None else method
     seed = check_seed(seed, "log_partition")
     b = fitted.resolve(backend, device)
-    bound, params = fitted.bind(b)
+    constants, _ = merge_inputs(fitted.model, {}, inputs, size=-1)
+    bound, params = fitted.bind(b, constants=constants)
     if bound.is_normalized:
         raise AlgorithmError(
             f"log_partition: {fitted.model.name!r} is normalised, expected a density known up to a "

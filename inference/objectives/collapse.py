@@ -80,6 +80,18 @@ class CollapseReport:
         return self.text()
 
 
+def unit_note(bound: Bound) -> str | None:
+    """What `elbo` counts where log Z is left out of it; None where it is nats."""
+    factors = bound.structure.factors
+    if not factors:
+        return None
+    return (
+        f"the elbo is the bound on log p(x) plus log Z, which the factors {factors} leave unknown, "
+        "so its unit is nats + constant: compare it within this fit alone; log_partition estimates "
+        "log Z"
+    )
+
+
 def collapse_report(
     bound: Bound, loss: Any, params: Any, batch: Any, key: Any, history: Any
 ) -> CollapseReport:
@@ -93,6 +105,8 @@ def collapse_report(
     warnings = tuple(_warnings(loss, history, active))
     for sentence in warnings:
         log.warning("fit: %s", sentence)
+    unit = unit_note(bound)  # the loop has logged it
+    warnings = (*warnings, *((unit,) if unit else ()))
     size = bound.batch_size(batch) or 1
     information = _information(bound, params, batch, seen["latents"], size)
     if information is not None:

@@ -28,6 +28,7 @@ class Learner(NamedTuple):
             None.
         cures: metric -> what to do where it is NaN or infinite, in words, when lowering the
             learning rate is not all.
+        note: a sentence about what the metrics mean, which the history keeps; or None.
     """
 
     init: Callable[[Tree, Any, Tree], Tree]
@@ -35,6 +36,7 @@ class Learner(NamedTuple):
     evaluate: Callable[[Tree, Tree, Any], dict] | None = None
     report: Callable[[Tree, Tree, Any, Any], Any] | None = None
     cures: Mapping[str, str] | None = None
+    note: str | None = None
 
 
 class Algorithm(Protocol):

@@ -135,4 +135,5 @@ class History:
 
     def __repr__(self) -> str:
         tail = ", ".join(f"{k}={self.last(k):.4g}" for k in self.keys() if self[k].ndim == 1)
-        return f"History({self.num_steps} steps; {tail})"
+        said = "".join(f"\n  {event}" for event in self.events)
+        return f"History({self.num_steps} steps; {tail})" + said

@@ -166,6 +166,9 @@ def fit(
             for text in changes(kept.beside, folder.beside):
                 history.events.append(f"step {step}: {text}")
                 log.warning("fit: step %d of %s %s", step, checkpoint, text)
+        elif learner.note:
+            history.events.append(f"step 0: {learner.note}")
+            log.warning("fit: %s", learner.note)
         if kept is None or not kept.finished:
             state, step = loop.run(state, step, history)
     result = bound.settled(result_params(state))

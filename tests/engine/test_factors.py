@@ -4,6 +4,8 @@ p(x, z) = N(z; 0, 1) N(x; z, 1) e^5: log Z = 5, so a "log p(x)" would be 5 nats 
 p(x) = N(x; 0, 1) e^(3 x): mean 3, log Z = 9/2
 """
 
+import re
+
 import numpy as np
 import pytest
 
@@ -234,6 +236,17 @@ def test_svi_refuses_to_learn_what_log_z_depends_on(b, case):
 @pytest.mark.parametrize("case", FIXED)
 def test_svi_learns_what_log_z_does_not_depend_on(b, case):
     assert begin(b, FIXED[case](b))["params"]
+
+
+def test_a_fit_through_a_factor_says_that_its_elbo_is_not_nats(b, caplog):
+    """log Z is in it; before, history and report showed it without a word."""
+    x = np.random.default_rng(0).normal(size=5).astype(np.float32)
+    options = {"num_steps": 2, "batch_size": 5, "seed": 0, "progress_bar": False}
+    fitted = pg.fit(pulled(learned_prior=False), x, SVI(ELBO()), backend=b, **options)
+    words = r"elbo is the bound on log p\(x\) plus log Z, which the factors \['pull'\] .*constant"
+    assert re.search(words, fitted.history.events[0])
+    for text in (repr(fitted.history), fitted.report.text(), caplog.text):
+        assert re.search(words, text)
 
 
 # ---- contrasts -----------------------------------------------------------------------------------

@@ -91,6 +91,23 @@ def test_log_z_of_a_mixture_is_that_of_quadrature_from_any_start(b):
     near(log_partition(HILLS, METHOD, base=Gaussian([1.0, 1.0], 5.0), seed=2, backend=b), truth)
 
 
+def test_log_z_under_inputs_is_that_of_their_value(b):
+    """exp(c x) N(x; m, 1): log Z = c m + c^2 / 2, c an input and m one of the fit's constants."""
+
+    @pg.model
+    def pushed(c, m):
+        with pg.data_plate():
+            x = pg.sample("x", dist.Normal(m, 1.0))
+            pg.factor("push", c * x)
+
+    fitted = Fitted(pushed, {}, shapes={"x": ()}, constants={"m": np.float32(0.5)})
+    for c in (1.0, np.float32([-2.0])):
+        out = log_partition(fitted, AIS(40, 800, 3), inputs={"c": c}, seed=0, backend=b)
+        near(out, float(np.sum(c)) * 0.5 + float(np.sum(c)) ** 2 / 2)
+    with pytest.raises(DataError, match="inputs: got 'd', expected one of"):
+        log_partition(fitted, inputs={"d": 1.0}, seed=0, backend=b)
+
+
 def test_energies_give_a_density_that_is_labelled(b):
     """log p~ - log Z integrates to one up to the error of log Z; an upper estimate."""
     out = log_partition(HILLS, AIS(100, 500, 5), seed=0, backend=b)
