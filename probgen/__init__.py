@@ -30,7 +30,9 @@ _NAMES = {
         "probgen.language.program",
     ),
     **dict.fromkeys(("model", "Model"), "probgen.language.model"),
-    **dict.fromkeys(("to_pyro", "to_numpyro", "from_pyro", "from_numpyro"), "probgen.interop"),
+    **dict.fromkeys(
+        ("to_pyro", "to_numpyro", "from_pyro", "from_numpyro", "params_of"), "probgen.interop"
+    ),
     **dict.fromkeys(
         ("Adam", "AdamW", "SGD", "CosineDecay", "ExponentialDecay", "LinearWarmup"),
         "probgen.language.optim",

@@ -52,7 +52,7 @@ class MaximumLikelihood:
     Raises (when bound):
         AlgorithmError: the model has no factor or no free parameter to learn; the base is not
             frozen though it has latents, or the end of a support is learned
-            (`probgen.dependence.require_contrast`); a factor reads a latent that data do not give;
+            (`engine.dependence.require_contrast`); a factor reads a latent that data do not give;
             gradient accumulation; persistent chains under inputs that differ from datum to datum.
     """
 

@@ -177,7 +177,7 @@ def test_pyro_svi_trains_registered_parameters(torch):
     svi = PyroSVI(model_fn, guide_fn, pyro.optim.Adam({"lr": 0.02}), Trace_ELBO())
     losses = [svi.step({"x": DIGITS}) for _ in range(150)]
     assert np.mean(losses[-20:]) < np.mean(losses[:20]) - 5 * np.std(losses[-20:]) / math.sqrt(20)
-    learned = pg.native.params_of(dict(pyro.get_param_store().items()))
+    learned = pg.params_of(dict(pyro.get_param_store().items()))
     assert set(learned) == {"decoder", "encoder"}
     bound, start = bind(model, torch, data=ROWS)
     trained = {k: torch.tree_map(torch.asarray, v) for k, v in learned.items()}
@@ -200,7 +200,7 @@ def test_pyro_starts_where_the_declaration_does(torch):
     names = {n for n, node in tr.trace.nodes.items() if node["type"] == "param"}
     _, start = bind(model, torch, data=ROWS, seed=5)
     assert names and all(n.startswith("decoder/") for n in names)
-    got = pg.native.params_of({n: tr.trace.nodes[n]["value"] for n in names})
+    got = pg.params_of({n: tr.trace.nodes[n]["value"] for n in names})
     for (path, leaf), (_, expected) in zip(
         tree_items(got["decoder"]), tree_items(start["decoder"]), strict=True
     ):
@@ -217,7 +217,7 @@ def test_numpyro_svi_trains_registered_parameters(jax):
     result = svi.run(jax.key(0), 150, {"x": DIGITS}, progress_bar=False)
     losses = np.asarray(result.losses)
     assert losses[-20:].mean() < losses[:20].mean() - 5 * losses[-20:].std() / math.sqrt(20)
-    learned = pg.native.params_of(result.params)
+    learned = pg.params_of(result.params)
     assert set(learned) == {"decoder", "encoder"}
     draws = numpyro.infer.Predictive(model_fn, params=result.params, num_samples=5)(
         jax.key(1), batch_size=7

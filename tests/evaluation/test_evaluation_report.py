@@ -315,10 +315,10 @@ def test_what_is_no_fit_or_no_table_is_refused(fitted, tmp_path):
         evaluation.report(fitted, own, path=tmp_path / "file" / "r.html", progress_bar=False)
 
 
-def test_the_room_has_its_packages_and_report_is_both_a_package_and_a_verb():
-    for name in ("assessment", "calibration", "detection", "samples"):
+def test_the_room_has_its_packages_and_a_verb():
+    for name in ("calibration", "demo", "detection", "page", "samples"):
         assert getattr(evaluation, name).__name__ == f"probgen.evaluation.{name}"
-    assert callable(evaluation.report) and evaluation.report.Report("x").title == "x"
+    assert callable(evaluation.report) and evaluation.page.Report("x").title == "x"
     with pytest.raises(AttributeError, match="nothing"):
         evaluation.nothing  # noqa: B018
 

@@ -175,10 +175,9 @@ def test_a_table_with_nan_has_no_page_with_or_without_other_sets():
 def test_help_of_report_is_that_of_the_verb():
     assert inspect.signature(evaluation.report) == inspect.signature(page.report)
     text = pydoc.plain(pydoc.render_doc(evaluation.report))
-    for said in ("in_table", "num_distinct", "Writes one self-contained HTML page", "Also a pack"):
+    for said in ("in_table", "num_distinct", "Writes one self-contained HTML page"):
         assert said in text
-    assert evaluation.report.Report and "Reports: one HTML file" in evaluation.report.__doc__
-    assert {"assessment", "calibration", "detection", "report", "samples"} <= set(dir(evaluation))
+    assert {"calibration", "demo", "detection", "page", "report", "samples"} <= set(dir(evaluation))
 
 
 def test_the_json_says_how_many_data_differ(tmp_path):

@@ -11,6 +11,7 @@ import pytest
 
 import probgen as pg
 from probgen import cli, data, dist, nets
+from probgen.engine import measure
 from probgen.errors import DataError, ShapeError
 from probgen.evaluation.page import command, sentences
 from probgen.evaluation.page.sentences import BUILT_IN, Loaded, Need, fitted_to, load
@@ -45,7 +46,7 @@ def place(backend_name, tmp_path_factory):
     folder = tmp_path_factory.mktemp(backend_name)
     images = data.binarize(data.digits()).images
     make(dist.Bernoulli, (8, 8, 1), backend_name, images[:600]).save_pretrained(folder / "model")
-    rough = pg.inference.scores.perturbed(images[:600], num_levels=2, seed=0)
+    rough = pg.inference.ood.perturbed(images[:600], num_levels=2, seed=0)
     make(dist.Bernoulli, (8, 8, 1), backend_name, rough).save_pretrained(folder / "rough")
     np.savez(folder / "held_out.npz", x=images[600:700], labels=np.arange(100))
     return folder
@@ -93,7 +94,7 @@ def test_a_run_that_is_killed_goes_on_and_gives_the_same_numbers(place, monkeypa
     words_ = ["--ood", "noise", "--measures", "elbo"]
     assert evaluate(place, *words_, "--chunk-size", "15", out="whole") == 0
     whole = pg.Evaluation.load(place / "whole" / "table")
-    real, calls = pg.measure.Room._run, []
+    real, calls = measure.Room._run, []
 
     def counted(self, measure, function, params, key, rows, ids):
         calls.append(int(ids[0]))
@@ -101,7 +102,7 @@ def test_a_run_that_is_killed_goes_on_and_gives_the_same_numbers(place, monkeypa
             raise KeyboardInterrupt
         return real(self, measure, function, params, key, rows, ids)
 
-    monkeypatch.setattr(pg.measure.Room, "_run", counted)
+    monkeypatch.setattr(measure.Room, "_run", counted)
     assert evaluate(place, *words_, "--chunk-size", "15", out="cut") == 130
     assert evaluate(place, *words_, "--chunk-size", "15", out="cut") == 0
     assert calls == [0, 15, 15, 30, 45]
@@ -115,7 +116,7 @@ def test_a_run_that_is_asked_to_end_says_in_one_line_how_to_go_on(
     place, number, status, monkeypatch, capsys, caplog
 ):
     words_ = ["--ood", "noise", "--measures", "elbo", "--chunk-size", "15"]
-    real, calls = pg.measure.Room._run, []
+    real, calls = measure.Room._run, []
 
     def asked(self, measure, function, params, key, rows, ids):
         calls.append(int(ids[0]))
@@ -123,7 +124,7 @@ def test_a_run_that_is_asked_to_end_says_in_one_line_how_to_go_on(
             os.kill(os.getpid(), number)
         return real(self, measure, function, params, key, rows, ids)
 
-    monkeypatch.setattr(pg.measure.Room, "_run", asked)
+    monkeypatch.setattr(measure.Room, "_run", asked)
     assert evaluate(place, *words_, out=f"asked-{status}") == status
     err = capsys.readouterr().err if status == 130 else caplog.messages[-1] + "\n"
     assert err.count("\n") == 1 and "stopped after 30 of 60 data" in err and "goes on" in err

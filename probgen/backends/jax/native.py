@@ -17,7 +17,15 @@ from numpyro.distributions import biject_to, constraints
 from numpyro.primitives import Messenger
 
 from probgen.backends.jax.lowering import Lowering
-from probgen.backends.native_parts import NamedDistribution, NativeParam
+from probgen.backends.native_parts import (
+    SCALE,
+    SIZE,
+    NativeParam,
+    ScaledPlate,
+    no_start,
+    sample_statement,
+    statement,
+)
 from probgen.errors import BackendError, ShapeError
 from probgen.language.program import DATA_PLATE, Run
 
@@ -58,21 +66,6 @@ class NativeLowering(Lowering):
         return ScaledPlate(made, numpyro.handlers.scale(scale=self.scale))
 
 
-class ScaledPlate:
-    """A plate and the scale of what stands in it, as one context."""
-
-    def __init__(self, plate: Any, scale: Any):
-        self.plate, self.scale, self.size = plate, scale, plate.size
-
-    def __enter__(self) -> None:
-        self.scale.__enter__()
-        self.plate.__enter__()
-
-    def __exit__(self, *error: Any) -> None:
-        self.plate.__exit__(*error)
-        self.scale.__exit__(*error)
-
-
 class Adapter(Messenger):
     """Gives a native program's statements our run's values, and tells the run of them."""
 
@@ -90,8 +83,7 @@ class Adapter(Messenger):
         elif msg["type"] == "deterministic":
             msg["name"] = self.run.full_name(msg["name"])
             frames = self._frames(msg)
-            plates = tuple(f.name for f in frames)
-            self.run.sites[msg["name"]] = {"kind": "deterministic", "plates": plates, "where": "?"}
+            self.run.sites[msg["name"]] = statement("deterministic", frames)
             self.run.values[msg["name"]] = msg["value"]
         elif msg["type"] == "plate":
             size, subsample = msg["args"]
@@ -133,7 +125,7 @@ class Adapter(Messenger):
                     )
 
             run.params[name] = run.initialise(name, NativeParam(start), [])
-        run.nets.setdefault(name, NativeParam(_no_start))
+        run.nets.setdefault(name, NativeParam(no_start))
         free = run.params[name]
         msg["value"] = free if constraint is constraints.real else biject_to(constraint)(free)
 
@@ -142,24 +134,16 @@ class Adapter(Messenger):
         name = msg["name"] = run.full_name(msg["name"])
         frames = self._frames(msg)
         self._check_scale(msg, frames)
-        plates = tuple(f.name for f in frames)
         for frame in frames:
             run.plates[frame.name] = (frame.dim, frame)
         run.seen[name] = "the native program"
         if isinstance(_base(msg["fn"]), numpyro_dist.Unit):
-            run.sites[name] = {"kind": "factor", "plates": plates, "where": "?"}
+            run.sites[name] = statement("factor", frames)
             return
         fixed = msg["is_observed"]
         msg["value"] = lower.value_of(name, msg["fn"], msg["value"])
         run.values[name] = msg["value"]
-        run.sites[name] = {
-            "kind": "sample",
-            "distribution": NamedDistribution(_name(msg["fn"])),
-            "plates": plates,
-            "event_shape": tuple(msg["fn"].event_shape),
-            "is_fixed": fixed,
-            "where": "?",
-        }
+        run.sites[name] = sample_statement(_name(msg["fn"]), msg["fn"], frames, fixed)
 
     def _frames(self, msg: Any) -> list:
         frames = msg["cond_indep_stack"]
@@ -178,22 +162,8 @@ class Adapter(Messenger):
             raise BackendError(SCALE.format(msg["name"], "handlers.scale"))
 
 
-SIZE = (
-    "plate {!r}: got the size {}, expected that of the batch, {}; take it from the data: "
-    'plate("data", len(x)), or plate("data", N, subsample_size=len(x)).'
-)
-SCALE = (
-    "site {!r}: its log-probability is scaled by {}, expected none but that of a subsampled plate; "
-    "weigh the KL by ELBO(kl_weight=...) instead."
-)
-
-
 def _number(scale: Any) -> float:
     return math.nan if isinstance(scale, jax.core.Tracer) else float(scale)
-
-
-def _no_start(seed: int) -> Any:
-    raise AssertionError("a param is initialised where it is first met")
 
 
 def _base(fn: Any) -> Any:

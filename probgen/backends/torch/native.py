@@ -13,7 +13,15 @@ import torch
 from pyro.poutine.messenger import Messenger
 from torch.distributions import biject_to
 
-from probgen.backends.native_parts import NamedDistribution, NativeParam
+from probgen.backends.native_parts import (
+    SCALE,
+    SIZE,
+    NativeParam,
+    ScaledPlate,
+    no_start,
+    sample_statement,
+    statement,
+)
 from probgen.backends.torch.lowering import Lowering
 from probgen.errors import BackendError, ShapeError
 from probgen.language.program import DATA_PLATE, Run
@@ -55,21 +63,6 @@ class NativeLowering(Lowering):
         return ScaledPlate(made, pyro.poutine.scale(scale=self.scale))
 
 
-class ScaledPlate:
-    """A plate and the scale of what stands in it, as one context."""
-
-    def __init__(self, plate: Any, scale: Any):
-        self.plate, self.scale, self.size = plate, scale, plate.size
-
-    def __enter__(self) -> None:
-        self.scale.__enter__()
-        self.plate.__enter__()
-
-    def __exit__(self, *error: Any) -> None:
-        self.plate.__exit__(*error)
-        self.scale.__exit__(*error)
-
-
 class Adapter(Messenger):
     """Gives a native program's statements our run's values, and tells the run of them."""
 
@@ -91,7 +84,7 @@ class Adapter(Messenger):
         constraint = msg["kwargs"].get("constraint", torch.distributions.constraints.real)
         if name not in self.run.params:
             self._initialise(name, constraint, msg["args"])
-        self.run.nets.setdefault(name, NativeParam(_no_start))
+        self.run.nets.setdefault(name, NativeParam(no_start))
         free = self.run.params[name]
         is_real = constraint is torch.distributions.constraints.real
         msg["value"] = free if is_real else biject_to(constraint)(free)
@@ -130,9 +123,9 @@ class Adapter(Messenger):
             fixed = msg["is_observed"]
             msg["value"] = lower.value_of(name, msg["fn"], msg["value"])
             msg["is_observed"] = True  # to Pyro: its handlers outside have nothing left to decide
-            run.sites[name] = _info(msg, frames, fixed)
+            run.sites[name] = sample_statement(_name(msg["fn"]), msg["fn"], frames, fixed)
         else:
-            run.sites[name] = {"kind": kind, "plates": tuple(f.name for f in frames), "where": "?"}
+            run.sites[name] = statement(kind, frames)
         run.seen[name] = "the native program"
         if kind != "factor":
             run.values[name] = msg["value"]
@@ -155,20 +148,6 @@ class Adapter(Messenger):
             raise BackendError(SCALE.format(msg["name"], "poutine.scale"))
 
 
-SIZE = (
-    "plate {!r}: got the size {}, expected that of the batch, {}; take it from the data: "
-    'plate("data", len(x)), or plate("data", N, subsample_size=len(x)).'
-)
-SCALE = (
-    "site {!r}: its log-probability is scaled by {}, expected none but that of a subsampled plate; "
-    "weigh the KL by ELBO(kl_weight=...) instead."
-)
-
-
-def _no_start(seed: int) -> Any:
-    raise AssertionError("a param is initialised where it is first met")
-
-
 def _kind(msg: Any) -> str:
     if msg["infer"].get("_deterministic"):
         return "deterministic"
@@ -178,18 +157,10 @@ def _kind(msg: Any) -> str:
     return "factor" if isinstance(base, pyro_dist.Unit) else "sample"
 
 
-def _info(msg: Any, frames: tuple, fixed: bool) -> dict:
-    base = msg["fn"]
-    while isinstance(base, torch.distributions.Independent):
-        base = base.base_dist
-    return {
-        "kind": "sample",
-        "distribution": NamedDistribution(type(base).__name__),
-        "plates": tuple(f.name for f in frames),
-        "event_shape": tuple(msg["fn"].event_shape),
-        "is_fixed": fixed,
-        "where": "?",
-    }
+def _name(fn: Any) -> str:
+    while isinstance(fn, torch.distributions.Independent):
+        fn = fn.base_dist
+    return type(fn).__name__
 
 
 def run_native(fn: Callable, run: Run, inputs: Mapping[str, Any], data_plate: str) -> Any:
@@ -206,7 +177,7 @@ def run_native(fn: Callable, run: Run, inputs: Mapping[str, Any], data_plate: st
                 return value.detach().cpu().numpy()
 
             run.params[full] = run.initialise(full, NativeParam(start), [])
-        run.nets.setdefault(full, NativeParam(_no_start))
+        run.nets.setdefault(full, NativeParam(no_start))
         found[name] = run.params[full]
     # The module's own parameters stand aside, and so does Pyro's global store.
     apart = pyro.get_param_store().scope()
