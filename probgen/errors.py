@@ -46,7 +46,10 @@ class AlgorithmError(ProbgenError):
 
 
 class NotByRow(AlgorithmError):
-    """A draw that cannot be made from one key a datum; `by_row` then takes the data one by one."""
+    """A draw that cannot be made from one key a datum.
+
+    `compile(over="rows")` then takes the data one by one.
+    """
 
 
 class MissingSeed(ProbgenError):

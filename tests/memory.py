@@ -10,6 +10,8 @@ import os
 import sys
 from pathlib import Path
 
+from probgen import backends
+
 GIB = 2**30
 LARGE = 1.5 * GIB
 
@@ -22,8 +24,7 @@ def resident() -> int:
 
 def drop() -> None:
     """Forgets what the frameworks, as far as they are loaded, and probgen have compiled."""
-    if "probgen.backends.jax.mcmc" in sys.modules:
-        sys.modules["probgen.backends.jax.mcmc"]._kept.items.clear()
+    backends.forget()
     if "jax" in sys.modules:
         sys.modules["jax"].clear_caches()
     if "torch._dynamo" in sys.modules:

@@ -163,7 +163,7 @@ class Study:
             num_data=num_data,
         )  # fmt: skip
         self.posterior = Posterior(self.bound, num_data)
-        self._density = b.map_leading(self._log_densities)
+        self._density = b.compile(self._log_densities, over="leading")
 
     def _check(self, bound: Bound, given: Any) -> None:
         if not bound.is_normalized:

@@ -11,11 +11,12 @@ from __future__ import annotations
 import importlib.util
 from typing import Any
 
+from probgen.backends import compiled_store
 from probgen.backends.protocol import Backend, Site
 from probgen.errors import BackendError
 from probgen.language.wording import shown
 
-__all__ = ["Backend", "Site", "available", "load", "resolve"]
+__all__ = ["Backend", "Site", "available", "forget", "load", "resolve"]
 
 _PACKAGES = {"torch": ("torch", "pyro"), "jax": ("jax", "numpyro", "optax")}
 
@@ -91,6 +92,11 @@ def resolve(backend: str | Backend = "auto", device: str = "auto", prefer: str =
     if "torch" in there and ("jax" not in there or _torch_has_cuda()):
         return load("torch", device)
     return load("jax", device)
+
+
+def forget() -> None:
+    """Drops all that was compiled and kept in this process: for memory, it changes no number."""
+    compiled_store.programs.clear()
 
 
 def _torch_has_cuda() -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 Array = Any
 Key = Any
@@ -100,13 +100,6 @@ class Backend(Protocol):
         is the key of the i-th datum.
         """
 
-    def by_row(self, fn: Callable, num_calls: int | None = None) -> Callable:
-        """`fn(params, batch, row_keys)` compiled, for outputs whose leading axis is the data's.
-
-        Where a draw is no function of noise (`NotByRow`), the data are taken one by one, each with
-        its own key, so that the numbers do not depend on how the data are cut.
-        """
-
     def minimise_rows(
         self, declaration: Any, loss: Callable, *, init: Callable, finish: Callable,
         num_steps: int, keep_at: int, rows_at_once: int, num_rows: int,
@@ -143,11 +136,21 @@ class Backend(Protocol):
     def vmap(self, fn: Callable, in_axes: Any = 0) -> Callable:
         """`fn` over a further leading axis."""
 
-    def map_leading(self, fn: Callable, num_calls: int | None = None) -> Callable:
-        """`fn(tree, *rest)` over the leading axis of `tree`, compiled."""
+    def compile(
+        self, fn: Callable, num_calls: int | None = None, *,
+        over: Literal["rows", "leading"] | None = None, token: Any = None,
+    ) -> Callable:  # fmt: skip
+        """The same pure function, faster when called often; `num_calls` says how often.
 
-    def compile(self, fn: Callable, num_calls: int | None = None) -> Callable:
-        """The same pure function, faster when called often; `num_calls` says how often."""
+        What was compiled is kept, and found again by whoever compiles the same for the same shapes.
+
+        Args:
+            over: "rows": `fn(params, batch, row_keys)`, whose outputs' leading axis is the data's;
+                where a draw is no function of noise (`NotByRow`) the data are taken one by one,
+                each with its own key, so that the numbers do not depend on how the data are cut.
+                "leading": `fn(tree, *rest)` over the leading axis of `tree`.
+            token: what `fn` is, where the caller knows (see `fingerprint`).
+        """
 
     def scan(
         self, step: Callable, carry: Tree, xs: Tree = None, length: int | None = None
@@ -249,10 +252,7 @@ class Backend(Protocol):
         """The framework's own NUTS or HMC."""
 
     def fingerprint(self, fn: Callable, *args: Any) -> Any:
-        """What a compiled function may be kept under; None when none is kept."""
-
-    def kept(self, token: Any, make: Callable[[], Any]) -> Any:
-        """The function kept under `token`, made when there is none."""
+        """A token of what `fn` computes at these shapes, for `compile`; None where none helps."""
 
     # ---- optimisers and reports
 

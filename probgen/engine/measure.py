@@ -116,7 +116,9 @@ class Room:
             if hasattr(measure, "bind_rows"):
                 function = self._one_by_one_if_needed(measure.bind_rows(bound, self._num_data))
             else:
-                function = self.backend.by_row(measure.bind_measure(bound), self._num_chunks)
+                function = self.backend.compile(
+                    measure.bind_measure(bound), self._num_chunks, over="rows"
+                )
             name = getattr(measure, "noise_name", measure.name)
             key = self.backend.fold_in(self._key, zlib.crc32(name.encode()) & 0x7FFFFFFF)
             self._functions[token] = (function, params, key)
@@ -145,7 +147,7 @@ class Room:
         return finish(values) if finish is not None else values
 
     def _one_by_one_if_needed(self, function: Callable) -> Callable:
-        """`by_row` for a function that compiles its own parts."""
+        """`compile(over="rows")` for a function that compiles its own parts."""
 
         def run(params: Any, batch: Mapping[str, Any], key: Any) -> dict[str, Any]:
             try:

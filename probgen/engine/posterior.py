@@ -179,7 +179,7 @@ class Posterior:
         )
 
     def token(self, params: Any, rows: Any, key: Any) -> Any:
-        """What identifies the posterior's computation at these shapes, for `backend.kept`."""
+        """What identifies the posterior's computation at these shapes, for `backend.compile`."""
         b = self.bound.backend
         return b.fingerprint(
             lambda params, rows, key: self.point(params, rows, key=key), params, rows, key
@@ -209,7 +209,9 @@ class Posterior:
         if chunk < 1:
             raise AlgorithmError(f"infer: got chunk_size={chunk}, expected at least 1.")
         chunk = min(chunk, total)
-        function = b.kept((token, what), lambda: b.map_leading(one, num_calls=-(-total // chunk)))
+        function = b.compile(
+            one, num_calls=-(-total // chunk), over="leading", token=token and (token, what)
+        )
         parts = []
         for start in range(0, total, chunk):
             index = np.minimum(np.arange(start, start + chunk), total - 1)

@@ -40,7 +40,7 @@ from probgen.records import atomic, store
 
 
 class Method(Protocol):
-    """A sampler such as `NUTS(...)`; `token` names what may be kept compiled."""
+    """A sampler such as `NUTS(...)`; `token` is the posterior's, for `compile`."""
 
     def draws(
         self, posterior: Posterior, params: Any, rows: Any, key: Any, token: Any,

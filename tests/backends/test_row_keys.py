@@ -3,7 +3,7 @@
     row_keys(key, ids)[i] = fold_in(key, ids[i])
 
 Every draw from row keys has the data's axis first, and its row i is what fold_in(key, ids[i]) alone
-would draw. `by_row` and `minimise_rows` keep that law for whole functions.
+would draw. `compile(over="rows")` and `minimise_rows` keep that law for whole functions.
 """
 
 import numpy as np
@@ -127,7 +127,7 @@ def test_by_row_gives_each_datum_its_own_draw(b, model):
         sites = bound.trace(params, {}, key=key, batch_size=batch["x"].shape[0])
         return {"out": b.ops.reshape(sites["z"].value, (batch["x"].shape[0], -1)), "x": batch["x"]}
 
-    run = b.by_row(fn, 8)
+    run = b.compile(fn, 8, over="rows")
     x = np.arange(4.0, dtype=np.float32)
     key = b.key(4)
     whole = run(params, {"x": b.asarray(x)}, b.row_keys(key, IDS))
@@ -149,7 +149,9 @@ def test_drawing_leaves_the_callers_random_state(b):
     if torch is not None:
         states.append(torch.get_rng_state().numpy())
     bound, params = bind(gamma, b, seed=0)
-    run = b.by_row(lambda p, x, k: bound.trace(p, {}, key=k, batch_size=x.shape[0])["z"].value)
+    run = b.compile(
+        lambda p, x, k: bound.trace(p, {}, key=k, batch_size=x.shape[0])["z"].value, over="rows"
+    )
     run(params, b.asarray(np.zeros(4, np.float32)), b.row_keys(b.key(0), IDS))
     b.normal(b.row_keys(b.key(0), IDS), (4, 2))
     np.testing.assert_array_equal(states[0], np.random.get_state()[1])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ import optax
 
 from probgen.backends.jax import mcmc, probe, rows
 from probgen.backends.jax import ops as jax_ops
+from probgen.backends.jax.compile import Compiled, fingerprint
 from probgen.backends.jax.lowering import (
     Lowering,
     normal_base,
@@ -115,26 +116,13 @@ class JaxBackend:
     def row_keys(self, key: Any, ids: Any) -> Any:
         return jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.asarray(ids, jnp.uint32))
 
-    def by_row(self, fn: Callable, num_calls: int | None = None) -> Callable:
-        """`fn(params, batch, row_keys)`, jitted; one datum at a time, by vmap, where it must be."""
-
-        def one(params: Any, row: Any, key: Any) -> Any:
-            out = fn(params, jax.tree.map(lambda x: x[None], row), key)
-            return jax.tree.map(lambda x: x[0], out)
-
-        def either(params: Any, batch: Any, key: Any) -> Any:
-            try:
-                return fn(params, batch, key)
-            except NotByRow:
-                return jax.vmap(one, in_axes=(None, 0, 0))(params, batch, key)
-
-        return jax.jit(either)
-
     def minimise_rows(
         self, declaration: optim.OptimizerDeclaration, loss: Callable, *, init: Callable,
         finish: Callable, num_steps: int, keep_at: int, rows_at_once: int, num_rows: int,
     ) -> Callable:  # fmt: skip
-        return rows.minimise_rows(declaration, loss, init, finish, num_steps, keep_at, rows_at_once)
+        return self.compile(
+            rows.minimise_rows(declaration, loss, init, finish, num_steps, keep_at, rows_at_once)
+        )
 
     def rows_at_once(self, num_parameters: int) -> int:
         return rows.rows_at_once(self._device.platform, num_parameters)
@@ -159,17 +147,16 @@ class JaxBackend:
     def vmap(self, fn: Callable, in_axes: Any = 0) -> Callable:
         return jax.vmap(fn, in_axes=in_axes)
 
-    def map_leading(self, fn: Callable, num_calls: int | None = None) -> Callable:
-        """`fn(tree, *rest)` over the leading axis of `tree`, compiled."""
-
-        @jax.jit
-        def run(tree: Any, *rest: Any) -> Any:
-            return jax.vmap(lambda item: fn(item, *rest))(tree)
-
-        return run
-
-    def compile(self, fn: Callable, num_calls: int | None = None) -> Callable:
-        return jax.jit(fn)
+    def compile(
+        self, fn: Callable, num_calls: int | None = None, *,
+        over: Literal["rows", "leading"] | None = None, token: Any = None,
+    ) -> Compiled:  # fmt: skip
+        """Jitted, and kept for whoever computes the same; see `jax.compile`."""
+        if over == "rows":
+            fn = _by_row(fn)
+        elif over == "leading":
+            fn = _over_leading(fn)
+        return Compiled(fn, self.device, token)
 
     # ---- loops
 
@@ -178,7 +165,7 @@ class JaxBackend:
 
     def loop(self, fn: Callable) -> Callable:
         """A function that holds a `scan`, compiled whole."""
-        return jax.jit(fn)
+        return self.compile(fn)
 
     def run_steps(self, update: Callable) -> Callable:
         """A chunk of `update(state, batch, key)` as one jitted loop; see `probgen.engine.loop`.
@@ -187,8 +174,7 @@ class JaxBackend:
         length, and how a run is cut into chunks cannot change its numbers.
         """
 
-        @jax.jit
-        def chunk(state: Any, batches: Any, indices: Any, key: Any, start: Any, count: Any) -> Any:
+        def whole(state: Any, batches: Any, indices: Any, key: Any, start: Any, count: Any) -> Any:
             items = batches if indices is None else indices
 
             def step(i: Any, state: Any) -> Any:
@@ -207,7 +193,7 @@ class JaxBackend:
 
             return jax.lax.fori_loop(0, count, body, (state, empty))
 
-        longest = 0
+        chunk, longest = self.compile(whole), 0
 
         def run(state: Any, batches: Any, indices: Any, key: Any, start: int) -> Any:
             nonlocal longest
@@ -342,11 +328,8 @@ class JaxBackend:
 
     def fingerprint(self, fn: Callable, *args: Any) -> Any:
         """What identifies the computation of `fn` at these shapes, on this device."""
-        return mcmc.fingerprint(fn, *args), self.device
-
-    def kept(self, token: Any, make: Callable[[], Any]) -> Any:
-        """What `make` gave for this token before, in this process, or gives now."""
-        return mcmc.kept(token, make)
+        mark = fingerprint(fn, *args)
+        return None if mark is None else (mark, self.device)
 
     def hmc(
         self, posterior: Any, method: Any, params: Any, rows: Any, given: Any, key: Any,
@@ -370,6 +353,26 @@ class JaxBackend:
             "device": self.device, **self.versions(), "routes": ["jit"], "fallbacks": [],
             "sums": f"{sums}: wrong now and then, see UnsafeSums" if sums == "YNNPACK" else sums,
         }  # fmt: skip
+
+
+def _by_row(fn: Callable) -> Callable:
+    """`fn(params, batch, row_keys)`; one datum at a time, by vmap, where it must be."""
+
+    def one(params: Any, row: Any, key: Any) -> Any:
+        out = fn(params, jax.tree.map(lambda x: x[None], row), key)
+        return jax.tree.map(lambda x: x[0], out)
+
+    def either(params: Any, batch: Any, key: Any) -> Any:
+        try:
+            return fn(params, batch, key)
+        except NotByRow:
+            return jax.vmap(one, in_axes=(None, 0, 0))(params, batch, key)
+
+    return either
+
+
+def _over_leading(fn: Callable) -> Callable:
+    return lambda tree, *rest: jax.vmap(lambda item: fn(item, *rest))(tree)
 
 
 def _draw(draw: Callable, key: Any, shape: tuple[int, ...]) -> jax.Array:

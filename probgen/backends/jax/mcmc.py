@@ -1,18 +1,14 @@
 """NumPyro's NUTS and HMC inside our own compiled loop, and what they need of a program.
 
 One jitted function runs a chunk of transitions, warm-up or sampling, of all chains at once; data
-and parameters are its arguments. Compiled functions are kept in a bounded store under a
-fingerprint of what they compute, so a run on other data of the same shapes compiles nothing, and a
-program whose closure has changed is never mistaken for what it was.
+and parameters are its arguments. Compiled functions are kept under a fingerprint of the posterior,
+so a run on other data of the same shapes compiles nothing, nor traces the sampler, and a program
+whose closure has changed is never mistaken for what it was.
 """
 
 from __future__ import annotations
 
-import collections
 import functools
-import hashlib
-import re
-import threading
 import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -21,20 +17,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as numpyro_dist
-from jax.extend import core as jax_core
 from numpyro.infer import HMC, NUTS
 from numpyro.infer.hmc import HMCState
 from numpyro.infer.hmc_util import HMCAdaptState
 from numpyro.infer.util import ParamInfo
 
 from probgen.backends.chains import NUM_STARTS, Chains, LogDensity, Start
+from probgen.backends.jax.compile import Compiled
 from probgen.backends.jax.lowering import Lowering, broadcast_plates, run_program
 from probgen.backends.lowering import per_datum
 from probgen.backends.protocol import Site
 from probgen.errors import AlgorithmError, SaveError
 from probgen.language.program import NO_BIJECTION
 
-MAX_KEPT = 64  # compiled samplers and maps; the least recently used one is dropped
 NUM_CHUNKS = 20  # about how often the progress bar moves in a phase
 
 
@@ -109,75 +104,6 @@ def has_moving_support(fn: Any) -> bool:
     return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(fn.support))
 
 
-# ---- what is compiled is kept
-
-
-class _Kept:
-    """A bounded store of compiled functions, shared by threads."""
-
-    def __init__(self, size: int):
-        self.size, self.lock = size, threading.Lock()
-        self.items: collections.OrderedDict = collections.OrderedDict()
-
-    def get(self, token: Any, make: Callable[[], Any]) -> Any:
-        with self.lock:
-            if token in self.items:
-                self.items.move_to_end(token)
-                return self.items[token]
-        value = make()
-        with self.lock:
-            self.items[token] = value
-            while len(self.items) > self.size:
-                self.items.popitem(last=False)
-        return value
-
-
-_kept = _Kept(MAX_KEPT)
-
-
-def kept(token: Any, make: Callable[[], Any]) -> Any:
-    """What `make` gave for this token before, or gives now."""
-    return _kept.get(token, make)
-
-
-def fingerprint(fn: Callable, *args: Any) -> str:
-    """A hash of what `fn` computes at these shapes: its traced text, and the bits of its constants.
-
-    A program is traced anew at every call, so what it reads from outside is never stale.
-    """
-    closed = jax.make_jaxpr(fn)(*args)
-    digest = hashlib.sha256()
-    # Addresses of Python objects (derivative rules) differ from trace to trace and mean nothing.
-    digest.update(re.sub(r"0x[0-9a-f]+", "", str(closed.jaxpr)).encode())
-    digest.update(str(jax.tree.structure(args)).encode())
-    for constant in _constants(closed):
-        array = np.asarray(constant)
-        digest.update(f"{array.dtype}{array.shape}".encode() + array.tobytes())
-    return digest.hexdigest()
-
-
-def _constants(closed: Any) -> Any:
-    """Constants of a traced function and of those inside it; the text shows no array's values."""
-    yield from closed.consts
-    stack = [closed.jaxpr]
-    while stack:
-        for eqn in stack.pop().eqns:
-            for v in eqn.invars:
-                if isinstance(v, jax_core.Literal) and np.ndim(v.val):
-                    yield v.val
-            for value in jax.tree.leaves(
-                list(eqn.params.values()),
-                is_leaf=lambda x: isinstance(x, jax_core.ClosedJaxpr | jax_core.Jaxpr),
-            ):
-                if isinstance(value, jax_core.ClosedJaxpr):
-                    yield from value.consts
-                    stack.append(value.jaxpr)
-                elif isinstance(value, jax_core.Jaxpr):
-                    stack.append(value)
-                elif isinstance(value, np.ndarray | jax.Array):
-                    yield value
-
-
 # ---- the sampler
 
 # The count of transitions and the adaptation window are the same in all chains. Held outside of
@@ -189,13 +115,12 @@ _AXES = HMCState(*[0] * len(HMCState._fields))._replace(
 
 
 class _Sampler:
-    """The compiled functions of one posterior and method; holds no data."""
+    """What one posterior and method compute; data and parameters are arguments."""
 
     def __init__(self, posterior: LogDensity, method: Any):
         self.posterior, self.method = posterior, method
         longest = max(method.num_draws, method.num_warmup)
         self.length = max(1, -(-longest // NUM_CHUNKS))
-        self.chunk = jax.jit(self._chunk)
 
     def _kernel(self, params: Any, rows: Any) -> Any:
         m = self.method
@@ -258,7 +183,7 @@ class _Sampler:
 
         return start, jax.vmap(init, out_axes=_AXES)(keys, info)
 
-    def _chunk(self, state: Any, params: Any, rows: Any, count: Any, thinning: Any) -> Any:
+    def chunk(self, state: Any, params: Any, rows: Any, count: Any, thinning: Any) -> Any:
         """`count` draws of at most `self.length`, `thinning` transitions each; [length, chain]."""
         kernel = self._kernel(params, rows)
         # `sample` reads what `init` leaves in the kernel (lengths and schedule of the adaptation);
@@ -298,12 +223,14 @@ def run(
 ) -> Chains:  # fmt: skip
     """Draws of `method` (see `probgen.inference.sample.mcmc`) from the posterior."""
     options = {k: v for k, v in vars(method).items() if k != "init_strategy"}
-    name = (token, method.algorithm, tuple(sorted(options.items())))
-    sampler = kept(name, lambda: _Sampler(posterior, method))
+    name = token and (token, method.algorithm, tuple(sorted(options.items())))
+    sampler, device = _Sampler(posterior, method), posterior.bound.backend.device
     # How chains start is no part of how they move: only `begin` is compiled for it.
     strategy = method.init_strategy if isinstance(method.init_strategy, str) else "init_to_uniform"
-    start_name = (*name, strategy, tuple((n, v.shape) for n, v in sorted(given.items())))
-    begin = kept(start_name, lambda: jax.jit(functools.partial(sampler.begin, strategy)))
+    begin = Compiled(
+        functools.partial(sampler.begin, strategy), device, name and (name, "begin", strategy)
+    )
+    chunk = Compiled(sampler.chunk, device, name and (name, "chunk"))
     start, state = begin(key, params, rows, given)
     posterior.check_start(jax.tree.map(np.asarray, start))
     if pieces.state:
@@ -312,7 +239,7 @@ def run(
     for i, (count, thinning, keep) in enumerate(_plan(method, sampler.length)):
         done += count * thinning
         if i >= len(pieces.parts):
-            state, out = sampler.chunk(state, params, rows, jnp.int32(count), jnp.int32(thinning))
+            state, out = chunk(state, params, rows, jnp.int32(count), jnp.int32(thinning))
             jax.block_until_ready(state)
             free, stats = jax.tree.map(
                 lambda x, n=count: np.asarray(x)[:n], out if keep else ({}, {})

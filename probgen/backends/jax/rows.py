@@ -18,7 +18,7 @@ def minimise_rows(
     declaration: OptimizerDeclaration, loss: Callable, init: Callable, finish: Callable,
     num_steps: int, keep_at: int, rows_at_once: int,
 ) -> Callable:  # fmt: skip
-    """See `Backend.minimise_rows`."""
+    """See `Backend.minimise_rows`; to be compiled."""
     gradient, optimizer = jax.grad(loss), pure(declaration)
 
     def one(shared: Any, x: Any, key: Any) -> Any:
@@ -35,7 +35,6 @@ def minimise_rows(
         carry = jax.lax.fori_loop(keep_at, num_steps, step, carry)
         return finish(carry[0], kept, shared, x, key)
 
-    @jax.jit
     def run(shared: Any, xs: Any, keys: Any) -> Any:
         # Equal stacks, the last one filled up: a shorter one would be compiled beside it.
         count = keys.shape[0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyro
@@ -134,24 +134,6 @@ class TorchBackend:
     def row_keys(self, key: keys.Key, ids: Any) -> keys.Key:
         return keys.rows(key, ids)
 
-    def by_row(self, fn: Callable, num_calls: int | None = None) -> Callable:
-        """`fn(params, batch, row_keys)`, compiled; one datum at a time where it must be."""
-        whole, one = self.compile(fn, num_calls), self.compile(fn)
-
-        def run(params: Any, batch: Any, key: keys.Key) -> Any:
-            with torch.no_grad():
-                try:
-                    return whole(params, batch, key)
-                except NotByRow as error:
-                    log.info("torch: data one by one (%s)", error)
-                rows = [
-                    one(params, tree_map(lambda x, i=i: x[i : i + 1], batch), keys.row(key, i))
-                    for i in range(len(key.seed))  # type: ignore[arg-type]
-                ]
-                return tree_map(lambda *a: torch.cat(a), *rows)
-
-        return run
-
     def minimise_rows(
         self, declaration: optim.OptimizerDeclaration, loss: Callable, *, init: Callable,
         finish: Callable, num_steps: int, keep_at: int, rows_at_once: int, num_rows: int,
@@ -219,7 +201,38 @@ class TorchBackend:
     def vmap(self, fn: Callable, in_axes: Any = 0) -> Callable:
         return torch.func.vmap(fn, in_dims=in_axes, randomness="different")
 
-    def map_leading(self, fn: Callable, num_calls: int | None = None) -> Callable:
+    def compile(
+        self, fn: Callable, num_calls: int | None = None, *,
+        over: Literal["rows", "leading"] | None = None, token: Any = None,
+    ) -> Callable:  # fmt: skip
+        """A graph for each set of shapes where that pays; see `torch.compile`."""
+        if over == "rows":
+            return self._by_row(fn, num_calls)
+        if over == "leading":
+            return self._over_leading(fn, num_calls)
+        out = Compiled(fn, self.device, self.policy, num_calls)
+        self.compiled.append(out)
+        return out
+
+    def _by_row(self, fn: Callable, num_calls: int | None) -> Callable:
+        """`fn(params, batch, row_keys)`; one datum at a time where it must be."""
+        whole, one = self.compile(fn, num_calls), self.compile(fn)
+
+        def run(params: Any, batch: Any, key: keys.Key) -> Any:
+            with torch.no_grad():
+                try:
+                    return whole(params, batch, key)
+                except NotByRow as error:
+                    log.info("torch: data one by one (%s)", error)
+                rows = [
+                    one(params, tree_map(lambda x, i=i: x[i : i + 1], batch), keys.row(key, i))
+                    for i in range(len(key.seed))  # type: ignore[arg-type]
+                ]
+                return tree_map(lambda *a: torch.cat(a), *rows)
+
+        return run
+
+    def _over_leading(self, fn: Callable, num_calls: int | None) -> Callable:
         """`fn(tree, *rest)` over the leading axis of `tree`; one by one where vmap cannot."""
         one = self.compile(fn)
         batched = self.compile(
@@ -235,11 +248,6 @@ class TorchBackend:
                 return _stack([one(_take(tree, i), *rest) for i in range(_length(tree))])
 
         return run
-
-    def compile(self, fn: Callable, num_calls: int | None = None) -> Compiled:
-        out = Compiled(fn, self.device, self.policy, num_calls)
-        self.compiled.append(out)
-        return out
 
     # ---- loops
 
@@ -376,11 +384,8 @@ class TorchBackend:
         return mcmc.has_moving_support(fn)
 
     def fingerprint(self, fn: Callable, *args: Any) -> Any:
-        """Nothing: graphs are traced anew by every run here, and `kept` keeps none."""
+        """None: graphs are known by the content of what they were traced from; see `compile`."""
         return None
-
-    def kept(self, token: Any, make: Callable[[], Any]) -> Any:
-        return make()
 
     def hmc(
         self, posterior: Any, method: Any, params: Any, rows: Any, given: Any, key: Any,

@@ -182,7 +182,7 @@ def test_the_code_of_a_hierarchy_needs_no_noise(backend):
     _, drawn = bind(model, b, data={"x": x[:1]}, seed=0)
     params = b.tree_map(b.to_numpy, drawn)
     bound, here = Fitted(model, params, shapes={"x": (3,)}).bind(b, {"x": x[:1]})
-    function = b.by_row(GuideMoments().bind_measure(bound), num_calls=1)
+    function = b.compile(GuideMoments().bind_measure(bound), 1, over="rows")
     batch = {"x": b.asarray(x)}
     one, other = (function(here, batch, b.row_keys(b.key(i), np.arange(6))) for i in range(2))
     lower, upper = params["encoder"]["out"], params["prior/encoder"]["out"]
@@ -232,7 +232,7 @@ def test_gradient_norms_are_those_of_each_datum_alone(backend):
     found = {}
     for which in ("all", "guide", "model"):  # blocks of 2, 2 and 1
         measure = LayerNorms(3, which, data_at_once=2).bind_measure(bound)
-        out = b.by_row(measure, num_calls=1)(params, {"x": b.asarray(x)}, keys)
+        out = b.compile(measure, 1, over="rows")(params, {"x": b.asarray(x)}, keys)
         found[which] = b.to_numpy(out["layers"])
     np.testing.assert_allclose(found["all"], exact, rtol=2e-3, atol=1e-4)
     np.testing.assert_allclose(found["model"], exact[:, :2], rtol=2e-3, atol=1e-4)
