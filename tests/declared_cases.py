@@ -97,8 +97,6 @@ RIGHTLY = {
     "tuple[Annotated[tuple[Text, ...], not_empty], ...]": {"empty"},
     "Mapping[str, Any]": {"dict"},
     "dict[str, Any]": {"dict"},
-    "dict[str, tuple[int, ...]]": {"dict"},  # whose entries a model judges when it is bound
-    "dict[str, str]": {"dict"},
     "Mapping": {"dict"},  # starting values by site, which only a model can judge
     "ReferenceData": {"array"},
     "np.ndarray": {"array"},

@@ -8,13 +8,15 @@ posterior, by about (1 + prob) / (L + 1) or less; take L of some hundreds.
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from arviz_stats.base import array_stats
 from scipy import stats
 
-from probgen.errors import AlgorithmError, NonFiniteError, ShapeError
+from probgen.errors import NonFiniteError, ShapeError
+from probgen.language.declared import checked
+from probgen.language.kinds import OpenShare
 
 WIDE = 0.2  # an interval of the coverage that is wider than this tells nothing
 
@@ -52,11 +54,12 @@ class Coverage:
         )
 
 
+@checked
 def interval_coverage(
-    draws: np.ndarray,
-    truth: np.ndarray,
+    draws: Any,
+    truth: Any,
     *,
-    prob: float = 0.9,
+    prob: OpenShare = 0.9,
     kind: Literal["central", "hdi"] = "central",
 ) -> Coverage:
     """Coverage of the draws' intervals.
@@ -70,7 +73,7 @@ def interval_coverage(
     Raises:
         ShapeError: shapes that do not belong together, fewer than two truths or two draws.
         NonFiniteError: a draw or truth that is NaN or infinite.
-        AlgorithmError: prob outside (0, 1), or another kind.
+        DeclarationError: prob outside (0, 1), or another kind.
     """
     draws, truth = np.asarray(draws, np.float64), np.asarray(truth, np.float64)
     if draws.ndim != 2 or truth.shape != draws.shape[:1]:
@@ -88,11 +91,6 @@ def interval_coverage(
         raise NonFiniteError(
             "interval_coverage: got draws or truths that are NaN or infinite, expected finite "
             "numbers; see where the sampler failed."
-        )
-    if not 0 < prob < 1 or kind not in ("central", "hdi"):
-        raise AlgorithmError(
-            f"interval_coverage: got prob={prob}, kind={kind!r}, expected a share inside (0, 1) "
-            "and 'central' or 'hdi'."
         )
     if kind == "central":
         low, high = np.quantile(draws, [(1 - prob) / 2, (1 + prob) / 2], axis=1)

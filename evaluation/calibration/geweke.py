@@ -21,20 +21,30 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from arviz_stats.base import array_stats
 
 from probgen.backends.protocol import Backend
-from probgen.engine.fitted import Fitted
+from probgen.engine.fitted import AnyModel
 from probgen.errors import AlgorithmError, NonFiniteError, ShapeError
 from probgen.evaluation.calibration.study import Study, scalars
 from probgen.inference.sample.spaces import bind_space
-from probgen.language.model import Model
+from probgen.language.declared import checked
+from probgen.language.kinds import Count, Many, Names, Positive, between, having
 from probgen.language.seeds import check_seed
 
 LIMIT = 4.0
+Samples = Annotated[int, between(20, 10**7)]
+Kernelled = Annotated[
+    Any,
+    having(
+        "a method with kernel(backend, log_density), such as Langevin(0.1, metropolis=True) (for "
+        "NUTS use `sbc`)",
+        "kernel",
+    ),
+]
 LEAST_ESS = 100.0
 LOG_P = "log p"
 
@@ -123,6 +133,7 @@ class Geweke:
         return geweke_figure(self, names)
 
 
+@checked
 def geweke(
     prior: Callable,
     simulate: Callable,
@@ -130,10 +141,10 @@ def geweke(
     *,
     log_joint: Callable | None = None,
     functions: Mapping[str, Callable] | None = None,
-    num_chains: int = 100,
-    num_samples: int = 500,
-    num_steps: int = 1,
-    limit: float = LIMIT,
+    num_chains: Many = 100,
+    num_samples: Samples = 500,
+    num_steps: Count = 1,
+    limit: Positive = LIMIT,
     seed: int | None = None,
 ) -> Geweke:
     """Tests a kernel written in numpy; all chains are one batch on axis 0.
@@ -154,9 +165,8 @@ def geweke(
         MissingSeed: there is no seed.
         ShapeError: theta changes its shape in a step; a function that is not [n].
         NonFiniteError: a function, or the kernel, gives NaN or infinity.
-        AlgorithmError: too few chains or samples.
+        DeclarationError: too few chains or samples, an argument of the wrong kind.
     """
-    _check_sizes(num_chains, num_samples, num_steps, limit)
     rng = np.random.default_rng(check_seed(seed, "geweke"))
 
     def measure(theta, y):
@@ -184,15 +194,16 @@ def geweke(
     return _compare(names, marginal, successive, limit)
 
 
+@checked
 def geweke_model(
-    model: Model | Fitted,
-    method: Any,
+    model: AnyModel,
+    method: Kernelled,
     *,
-    observed: tuple[str, ...] | None = None,
-    num_chains: int = 200,
-    num_samples: int = 200,
-    num_steps: int = 1,
-    limit: float = LIMIT,
+    observed: Names = None,
+    num_chains: Many = 200,
+    num_samples: Samples = 200,
+    num_steps: Count = 1,
+    limit: Positive = LIMIT,
     seed: int | None = None,
     backend: str | Backend = "auto",
     device: str = "auto",
@@ -210,13 +221,7 @@ def geweke_model(
         AlgorithmError: a global or discrete latent, a density without prior draws.
         the rest: as in `geweke`.
     """
-    _check_sizes(num_chains, num_samples, num_steps, limit)
     seed = check_seed(seed, "geweke_model")
-    if not callable(getattr(method, "kernel", None)) or isinstance(method, type):
-        raise AlgorithmError(
-            f"geweke_model: got the method {method!r}, expected one with kernel(backend, "
-            "log_density), such as Langevin(0.1, metropolis=True); for NUTS use `sbc`."
-        )
     study = Study(
         model, observed=observed, num_data=num_chains, inputs=None, seed=seed, backend=backend,
         device=device, who="geweke_model",
@@ -265,15 +270,6 @@ def geweke_model(
     names = tuple(tables[0])
     marginal, successive = (np.stack([t[n] for n in names], -1) for t in tables)
     return _compare(names, marginal, successive, limit)
-
-
-def _check_sizes(num_chains: int, num_samples: int, num_steps: int, limit: float) -> None:
-    if num_chains < 1 or num_samples < 20 or num_steps < 1 or not limit > 0:
-        raise AlgorithmError(
-            f"geweke: got num_chains={num_chains}, num_samples={num_samples}, "
-            f"num_steps={num_steps}, limit={limit}, expected at least one chain of 20 samples, one "
-            "step, and a limit above 0."
-        )
 
 
 def _named(value: Any) -> dict[str, np.ndarray]:

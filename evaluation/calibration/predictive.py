@@ -24,10 +24,11 @@ from probgen.data.sources import as_arrays
 from probgen.engine.batches import merge_inputs
 from probgen.engine.bind import bind
 from probgen.engine.bound import Bound
-from probgen.engine.fitted import Fitted
+from probgen.engine.fitted import AnyModel
 from probgen.errors import AlgorithmError, DataError, NonFiniteError, ShapeError
 from probgen.evaluation.calibration.study import start
-from probgen.language.model import Model
+from probgen.language.declared import checked
+from probgen.language.kinds import Inputs, Many, Names
 from probgen.language.seeds import check_seed
 
 STATISTICS: dict[str, Callable] = {
@@ -90,14 +91,15 @@ class PredictiveCheck:
         return predictive_figure(self, names)
 
 
+@checked
 def posterior_predictive(
-    model: Model | Fitted,
+    model: AnyModel,
     draws: Any,
     data: Any,
     *,
-    inputs: Mapping[str, Any] | None = None,
-    names: tuple[str, ...] | None = None,
-    num_draws: int | None = 1000,
+    inputs: Inputs = None,
+    names: Names = None,
+    num_draws: Many | None = 1000,
     seed: int | None = None,
     backend: str | Backend = "auto",
     device: str = "auto",
@@ -160,15 +162,16 @@ def posterior_predictive(
     return replicated, latents
 
 
+@checked
 def predictive_check(
-    model: Model | Fitted,
+    model: AnyModel,
     draws: Any,
     data: Any,
     *,
     statistics: Mapping[str, Callable] | None = None,
-    inputs: Mapping[str, Any] | None = None,
-    names: tuple[str, ...] | None = None,
-    num_draws: int | None = 1000,
+    inputs: Inputs = None,
+    names: Names = None,
+    num_draws: Many | None = 1000,
     seed: int | None = None,
     backend: str | Backend = "auto",
     device: str = "auto",
@@ -289,10 +292,6 @@ def _latents(bound: Bound, draws: Any, num_draws: int | None) -> dict[str, np.nd
         )
     chains, count = next(iter(leads))
     if num_draws is not None:
-        if num_draws < 1:
-            raise AlgorithmError(
-                f"posterior_predictive: got num_draws={num_draws}, expected 1 or more."
-            )
         per_chain = min(count, max(1, num_draws // chains))
         index = np.linspace(0, count - 1, per_chain).round().astype(np.int64)
         out = {n: v[:, index] for n, v in out.items()}

@@ -21,20 +21,21 @@ from arviz_stats.base import array_stats
 from scipy.stats import norm
 
 from probgen.backends.protocol import Backend
-from probgen.engine.fitted import Fitted
-from probgen.errors import AlgorithmError, DataError, NonFiniteError, ShapeError
+from probgen.engine.fitted import AnyModel
+from probgen.errors import DataError, NonFiniteError, ShapeError
 from probgen.evaluation.calibration.study import (
     Guide,
+    Method,
     Round,
+    Simulations,
     Study,
     Thinning,
-    check_method,
-    check_options,
     scalars,
 )
 from probgen.evaluation.calibration.uniformity import chi_square, ecdf_test, envelope, ranks
 from probgen.evaluation.detection.intervals import holm
-from probgen.language.model import Model
+from probgen.language.declared import argument, checked
+from probgen.language.kinds import Inputs, Many, Names, OpenShare, TwoOrMore
 from probgen.language.seeds import check_seed
 from probgen.progress import bar
 
@@ -93,7 +94,7 @@ class SBC:
 
         Raises:
             ShapeError: not two axes, other names than quantities, or fewer than 20 simulations.
-            AlgorithmError: ranks outside 0 .. num_draws, or alpha outside (0, 1).
+            AlgorithmError: ranks outside 0 .. num_draws, DeclarationError: alpha outside (0, 1).
         """
         values = np.asarray(values)
         if values.ndim != 2 or values.shape[1] != len(names) or not len(names):
@@ -101,8 +102,7 @@ class SBC:
                 f"SBC: got ranks {values.shape} for {len(names)} quantities, expected "
                 "[simulations, quantities]."
             )
-        if not 0 < alpha < 1:
-            raise AlgorithmError(f"SBC: got alpha={alpha}, expected a chance inside (0, 1).")
+        alpha = argument("SBC", OpenShare, alpha=alpha)
         band = envelope(max(len(values), 1), num_draws, seed=seed)
         columns = list(values.T)
         return cls(
@@ -218,18 +218,19 @@ class SBC:
         return ecdf_figure(self, names)
 
 
+@checked
 def sbc(
-    model: Model | Fitted,
-    method: Any,
+    model: AnyModel,
+    method: Method,
     *,
-    num_simulations: int = 200,
-    num_draws: int = 99,
-    num_data: int = 1,
-    observed: tuple[str, ...] | None = None,
-    inputs: Mapping[str, Any] | None = None,
+    num_simulations: Simulations = 200,
+    num_draws: TwoOrMore = 99,
+    num_data: Many = 1,
+    observed: Names = None,
+    inputs: Inputs = None,
     quantities: Mapping[str, Callable] | None = None,
     thinning: Thinning = "auto",
-    alpha: float = 0.01,
+    alpha: OpenShare = 0.01,
     seed: int | None = None,
     backend: str | Backend = "auto",
     device: str = "auto",
@@ -262,15 +263,13 @@ def sbc(
 
     Raises:
         MissingSeed: there is no seed.
+        DeclarationError: an argument of the wrong kind or out of range.
         AlgorithmError: a density without prior draws, no latents, a discrete one for a sampler.
         UnknownName: an observed site that the model does not have.
         NonFiniteError: a draw that is NaN.
         DataError: thinning is to be learnt, and the chains never move.
     """
     seed = check_seed(seed, "sbc")
-    # What can be told without the model is told first.
-    check_options(num_simulations, num_draws, thinning, alpha)
-    check_method(method, "sbc")
     study = Study(
         model, observed=observed, num_data=num_data, inputs=inputs, seed=seed, backend=backend,
         device=device, quantities=quantities,
@@ -292,16 +291,17 @@ def sbc(
     return _calibrate(prepare, num_simulations, num_draws, thinning, alpha, seed, progress_bar)
 
 
+@checked
 def sbc_from(
     prior: Callable,
     simulate: Callable,
     posterior_draws: Callable,
     *,
     quantities: Mapping[str, Callable] | None = None,
-    num_simulations: int = 200,
-    num_draws: int = 99,
+    num_simulations: Simulations = 200,
+    num_draws: TwoOrMore = 99,
     thinning: Thinning = 1,
-    alpha: float = 0.01,
+    alpha: OpenShare = 0.01,
     seed: int | None = None,
     progress_bar: bool = True,
 ) -> SBC:
@@ -360,7 +360,6 @@ def _calibrate(
     seed: int, progress_bar: bool,
 ) -> SBC:  # fmt: skip
     """Runs `prepare(thinning)(i)` for every simulation and tests the ranks."""
-    check_options(num_simulations, num_draws, thinning, alpha)
     if thinning == "auto":
         pilot = prepare(1)
         # Simulations of their own: what chose the thinning is not what is tested.

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -28,11 +28,12 @@ from probgen.engine.posterior import Posterior
 from probgen.errors import AlgorithmError, ShapeError, UnknownName
 from probgen.language.declared import declaration
 from probgen.language.dist import did_you_mean
+from probgen.language.kinds import Count, Rule, between
 from probgen.language.model import Model
 
 Values = dict[str, np.ndarray]
-LEAST = 20  # simulations; fewer make no test
-Thinning = int | Literal["auto"]
+Simulations = Annotated[int, between(20, 10**7)]  # fewer make no test
+Thinning = Count | Literal["auto"]
 LOG_LIKELIHOOD, LOG_JOINT = "log likelihood", "log joint"
 
 
@@ -52,37 +53,17 @@ class Guide:
     """
 
 
-def check_method(method: Any, who: str) -> None:
-    """Refuses what draws from no posterior.
-
-    Raises:
-        AlgorithmError: a class in place of its instance, or nothing that can be called.
-    """
-    usable = isinstance(method, Guide) or hasattr(method, "draws") or callable(method)
-    if isinstance(method, type) or not usable:
-        told = f"the class {method.__name__}" if isinstance(method, type) else repr(method)
-        raise AlgorithmError(
-            f"{who}: got the method {told}, expected NUTS(...), HMC(...), Guide(), or a function "
-            "(data, num_draws, seed) -> dict of draws."
-        )
+def _draws(method: Any) -> bool:
+    return isinstance(method, Guide) or hasattr(method, "draws") or callable(method)
 
 
-def check_options(num_simulations: int, num_draws: int, thinning: Thinning, alpha: float) -> None:
-    """Refuses settings of `sbc` that are out of range.
-
-    Raises:
-        AlgorithmError: too few simulations or draws, no thinning, no chance.
-    """
-    whole = [isinstance(n, int) and not isinstance(n, bool) for n in (num_simulations, num_draws)]
-    if not all(whole) or num_simulations < LEAST or num_draws < 2:
-        raise AlgorithmError(
-            f"sbc: got num_simulations={num_simulations!r}, num_draws={num_draws!r}, expected at "
-            f"least {LEAST} simulations of at least 2 draws; 200 and 99 are a start."
-        )
-    if thinning != "auto" and (not isinstance(thinning, int) or thinning < 1):
-        raise AlgorithmError(f"sbc: got thinning={thinning!r}, expected 'auto' or 1 or more.")
-    if not 0 < alpha < 1:
-        raise AlgorithmError(f"sbc: got alpha={alpha!r}, expected a chance inside (0, 1).")
+Method = Annotated[
+    Any,
+    Rule(
+        "NUTS(...), HMC(...), Guide(), or a function (data, num_draws, seed) -> dict of draws",
+        _draws, alone=True,
+    ),
+]  # fmt: skip
 
 
 def start(
@@ -91,11 +72,6 @@ def start(
     """(backend, declaration, parameters, constants) of a declaration or a Fitted."""
     if isinstance(model, Fitted):
         return model.resolve(backend, device), model.model, model.params, dict(model.constants)
-    if not isinstance(model, Model):
-        raise AlgorithmError(
-            f"{who}: got {type(model).__name__} as the model, expected a declaration or a Fitted; "
-            "decorate a program with @pg.model."
-        )
     return resolve(backend, device, prefer=model.backend or "jax"), model, None, {}
 
 
@@ -252,7 +228,6 @@ class Study:
 
     def sampler(self, method: Any, num_draws: int, thinning: int) -> Callable[..., Values]:
         """(data, key, seed) -> draws of the latents [chain, draw, ...], thinned."""
-        check_method(method, self.who)
         if isinstance(method, Guide):
             return self._from_guide(num_draws)
         if hasattr(method, "draws"):

@@ -14,12 +14,14 @@ arXiv:2103.10522 (simultaneous envelope).
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 from scipy import stats
 
 from probgen.errors import AlgorithmError, NonFiniteError, ShapeError
+from probgen.language.declared import checked
+from probgen.language.kinds import Count, OpenShare, between
 
 NUM_BINS = 20
 NUM_NULL = 4000  # simulated sets of uniform ranks; the smallest p-value is 1 / (NUM_NULL + 1)
@@ -137,12 +139,13 @@ def _tails(num: int, points: np.ndarray) -> np.ndarray:
     return np.minimum(stats.binom.cdf(k, num, points), stats.binom.sf(k - 1, num, points))
 
 
+@checked
 def envelope(
-    num_simulations: int,
-    num_draws: int,
+    num_simulations: Count,
+    num_draws: Count,
     *,
-    prob: float = 0.95,
-    num_null: int = NUM_NULL,
+    prob: OpenShare = 0.95,
+    num_null: Annotated[int, between(100, 10**7)] = NUM_NULL,
     seed: int = 0,
 ) -> Envelope:
     """The band that holds the whole empirical distribution function of N uniform ranks.
@@ -155,13 +158,8 @@ def envelope(
         seed: of these simulations.
 
     Raises:
-        AlgorithmError: a number out of range.
+        DeclarationError: a number out of range.
     """
-    if num_simulations < 1 or num_draws < 1 or num_null < 100 or not 0 < prob < 1:
-        raise AlgorithmError(
-            f"envelope: got N={num_simulations}, L={num_draws}, num_null={num_null}, prob={prob}, "
-            "expected N and L of at least 1, num_null of at least 100 and prob inside (0, 1)."
-        )
     cuts = _cuts(num_draws)
     points = cuts / (num_draws + 1)
     tails = _tails(num_simulations, points)

@@ -21,9 +21,11 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from probgen.errors import AlgorithmError, DataError, ShapeError
+from probgen.errors import DataError, ShapeError
 from probgen.evaluation.calibration.sbc import SBC
 from probgen.evaluation.detection.intervals import holm
+from probgen.language.declared import checked
+from probgen.language.kinds import OpenShare
 
 NUM_MIRRORED = 4000
 
@@ -152,7 +154,8 @@ class VSBC:
         return symmetry_figure(self, names)
 
 
-def vsbc(result: SBC, *, alpha: float = 0.01, seed: int = 0) -> VSBC:
+@checked
+def vsbc(result: SBC, *, alpha: OpenShare = 0.01, seed: int = 0) -> VSBC:
     """Symmetry of the probabilities behind calibration ranks.
 
     Args:
@@ -162,13 +165,9 @@ def vsbc(result: SBC, *, alpha: float = 0.01, seed: int = 0) -> VSBC:
         seed: of the mirroring.
 
     Raises:
-        AlgorithmError: not an `SBC`, or alpha outside (0, 1).
+        DeclarationError: not an `SBC` (for bare probabilities use `symmetry`), or alpha outside
+            (0, 1).
     """
-    if not isinstance(result, SBC) or not 0 < alpha < 1:
-        raise AlgorithmError(
-            f"vsbc: got {type(result).__name__} and alpha={alpha}, expected what `sbc` returns and "
-            "a chance inside (0, 1); for bare probabilities use `symmetry`."
-        )
     from probgen.evaluation.calibration.study import LOG_JOINT, LOG_LIKELIHOOD
 
     keep = [j for j, n in enumerate(result.names) if n not in (LOG_JOINT, LOG_LIKELIHOOD)]

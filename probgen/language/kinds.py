@@ -127,6 +127,8 @@ def kind(hint: Any) -> Kind:
         return _tuple((*typing.get_args(hint), Ellipsis))
     if origin is collections.abc.Callable or hint is collections.abc.Callable:
         return Kind("a function", lambda v: _if(callable(v) and not isinstance(v, type), v))
+    if origin in (Mapping, dict) and kind(typing.get_args(hint)[1]) is not ANYTHING:
+        return _mapping(*map(kind, typing.get_args(hint)))
     if origin is type:
         return Kind("a class", lambda v: _if(isinstance(v, type), v))
     if hint in _SIMPLE:
@@ -250,6 +252,16 @@ def _tuple(args: tuple) -> Kind:
         return _entries(elements, value) if fits else REFUSED
 
     return Kind(f"a tuple of {len(args)}: " + "; ".join(e.words for e in elements), take_all)
+
+
+def _mapping(key: Kind, value: Kind) -> Kind:
+    def take(given: Any) -> Any:
+        if not isinstance(given, Mapping):
+            return REFUSED
+        taken = [*map(key.take, given), *map(value.take, given.values())]
+        return REFUSED if any(v is REFUSED for v in taken) else given
+
+    return Kind(f"a mapping, each entry {value.words}", take)
 
 
 def _entries(elements: list[Kind], value: Iterable[Any]) -> Any:

@@ -8,7 +8,14 @@ from scipy import stats
 
 import probgen as pg
 from probgen import dist
-from probgen.errors import AlgorithmError, DataError, MissingSeed, NonFiniteError, ShapeError
+from probgen.errors import (
+    AlgorithmError,
+    DataError,
+    DeclarationError,
+    MissingSeed,
+    NonFiniteError,
+    ShapeError,
+)
 from probgen.evaluation.calibration import diagnose, posterior_predictive, predictive_check
 from probgen.inference import NUTS
 
@@ -239,7 +246,7 @@ Y = np.arange(4, dtype=np.float32)
         (GOOD, {"statistics": {"t": 3}}, AlgorithmError, "function of the data"),
         (GOOD, {"statistics": {"t": lambda a, b, c: 0}}, AlgorithmError, "3 arguments"),
         (GOOD, {"statistics": {"t": lambda y: np.nan}}, NonFiniteError, "'t'"),
-        (GOOD, {"num_draws": 0}, AlgorithmError, "num_draws=0"),
+        (GOOD, {"num_draws": 0}, DeclarationError, "num_draws=0"),
         ({"mu": np.full((1, 4, 1), np.nan)}, {}, NonFiniteError, "replicated 'x'"),
     ],
 )

@@ -8,7 +8,7 @@ from scipy.special import gammaln
 
 import probgen as pg
 from probgen import dist
-from probgen.errors import AlgorithmError, MissingSeed, NonFiniteError, ShapeError
+from probgen.errors import AlgorithmError, DeclarationError, MissingSeed, NonFiniteError, ShapeError
 from probgen.evaluation.calibration import geweke, geweke_model
 from probgen.inference import Langevin
 
@@ -158,7 +158,7 @@ def shared():
     ("call", "kind", "words"),
     [
         (lambda: run(walk, seed=None), MissingSeed, "no seed"),
-        (lambda: run(walk, num_samples=3), AlgorithmError, "num_samples=3"),
+        (lambda: run(walk, num_samples=3), DeclarationError, "num_samples=3"),
         (lambda: run(lambda rng, t, y: t[:1]), ShapeError, "every row"),
         (lambda: run(lambda rng, t, y: t * np.nan), NonFiniteError, "kernel diverges"),
         (lambda: run(walk, functions={"g": lambda t, y: y}), ShapeError, "'g'"),
@@ -166,7 +166,7 @@ def shared():
             lambda: run(walk, log_joint=None, functions={"g": lambda t, y: 0 * t}),
             AlgorithmError, "'g' is the same",
         ),
-        (lambda: geweke_model(local, "mala", seed=0), AlgorithmError, "use `sbc`"),
+        (lambda: geweke_model(local, "mala", seed=0), DeclarationError, "use `sbc`"),
         (
             lambda: geweke_model(shared, Langevin(0.1), seed=0, num_chains=3, num_samples=20),
             AlgorithmError, "'mu' is global",

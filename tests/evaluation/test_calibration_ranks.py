@@ -5,7 +5,14 @@ import pytest
 from arviz_stats.ecdf_utils import ecdf_pit
 from scipy import stats
 
-from probgen.errors import AlgorithmError, DataError, NonFiniteError, ShapeError, UnknownName
+from probgen.errors import (
+    AlgorithmError,
+    DataError,
+    DeclarationError,
+    NonFiniteError,
+    ShapeError,
+    UnknownName,
+)
 from probgen.evaluation.calibration import (
     SBC,
     chi_square,
@@ -206,18 +213,18 @@ def test_a_table_says_what_is_wrong():
         (lambda: chi_square(np.zeros(5), 9), ShapeError, "at least 20"),
         (lambda: chi_square(np.full(50, 10), 9), AlgorithmError, "0 .. num_draws"),
         (lambda: ecdf_test(np.full(50, 0.5), 9), AlgorithmError, "whole numbers"),
-        (lambda: envelope(10, 9, prob=1.0), AlgorithmError, "prob=1.0"),
+        (lambda: envelope(10, 9, prob=1.0), DeclarationError, "prob=1.0"),
         (lambda: SBC.from_ranks(("a",), np.zeros((50, 2)), 9), ShapeError, "1 quantities"),
-        (lambda: SBC.from_ranks(("a",), np.zeros((50, 1)), 9, alpha=2), AlgorithmError, "alpha=2"),
+        (lambda: SBC.from_ranks(("a",), np.zeros((50, 1)), 9, alpha=2), DeclarationError, "2"),
         (lambda: symmetry(np.zeros(3)), ShapeError, "at least 20"),
         (lambda: symmetry(np.full(30, 1.5)), DataError, "1.5"),
         (lambda: symmetry(np.full(30, np.nan)), DataError, "nan"),
-        (lambda: vsbc(np.zeros(30)), AlgorithmError, "ndarray"),
+        (lambda: vsbc(np.zeros(30)), DeclarationError, "expected a SBC"),
         (lambda: interval_coverage(np.zeros((3, 1)), np.zeros(3)), ShapeError, "two draws"),
         (lambda: interval_coverage(np.zeros((0, 5)), np.zeros(0)), ShapeError, "got 0 truths"),
         (lambda: interval_coverage(np.zeros((1, 5)), np.zeros(1)), ShapeError, "got 1 truths"),
         (lambda: interval_coverage(np.zeros((3, 5)), np.zeros(4)), ShapeError, "a row of draws"),
-        (lambda: interval_coverage(np.zeros((3, 5)), np.zeros(3), prob=9), AlgorithmError, "9"),
+        (lambda: interval_coverage(np.zeros((3, 5)), np.zeros(3), prob=9), DeclarationError, "9"),
         (lambda: interval_coverage(np.full((3, 5), np.inf), np.zeros(3)), NonFiniteError, "finite"),
     ],
 )  # fmt: skip

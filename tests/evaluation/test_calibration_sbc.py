@@ -8,6 +8,7 @@ from probgen import dist
 from probgen.errors import (
     AlgorithmError,
     DataError,
+    DeclarationError,
     MissingSeed,
     NonFiniteError,
     ShapeError,
@@ -329,11 +330,17 @@ def nan_draws(data, num_draws, seed):
     [
         (normal, closed_form, {"seed": None}, MissingSeed, "got no seed"),
         (normal, closed_form, {"seed": -1}, MissingSeed, "seed=-1"),
-        (normal, "nuts", {}, AlgorithmError, "expected NUTS"),
-        (normal, closed_form, {"num_simulations": 5}, AlgorithmError, "at least 20"),
-        (normal, closed_form, {"thinning": 0}, AlgorithmError, "thinning=0"),
+        (normal, "nuts", {}, DeclarationError, "expected NUTS"),
+        (normal, closed_form, {"num_simulations": 5}, DeclarationError, "at least 20"),
+        (normal, closed_form, {"thinning": 0}, DeclarationError, "thinning=0"),
         (normal, closed_form, {"observed": ("y",)}, UnknownName, "'mu', 'x'"),
-        (normal, closed_form, {"observed": "x"}, AlgorithmError, "tuple of site names"),
+        (
+            normal,
+            closed_form,
+            {"observed": "x"},
+            DeclarationError,
+            "observed='x', expected a tuple",
+        ),
         (normal, closed_form, {"observed": ("mu", "x")}, AlgorithmError, "at least one latent"),
         (normal, lambda d, n, s: {"nu": 0}, {}, AlgorithmError, "draws of"),
         (normal, lambda d, n, s: {"mu": np.zeros(3)}, {}, ShapeError, "at least 9"),
@@ -341,7 +348,7 @@ def nan_draws(data, num_draws, seed):
         (normal, nan_draws, {}, NonFiniteError, "'mu'"),
         (normal, Guide(), {}, AlgorithmError, "no guide"),
         (tilted, closed_form, {}, AlgorithmError, "no prior draws"),
-        (prior, closed_form, {}, AlgorithmError, "@pg.model"),
+        (prior, closed_form, {}, DeclarationError, "@pg.model"),
         # What the user did not say is not quoted, and hides no other fault.
         (
             answers,
@@ -350,11 +357,11 @@ def nan_draws(data, num_draws, seed):
             UnknownName,
             r"no observed=, and 'answers' has no site 'x'.*\('y',\)",
         ),
-        (answers, NUTS(), {"num_simulations": 5}, AlgorithmError, "num_simulations=5"),
-        (answers, NUTS(), {"num_draws": True}, AlgorithmError, "num_draws=True"),
-        (answers, NUTS(), {"alpha": 2.0}, AlgorithmError, "alpha=2.0"),
-        (answers, NUTS, {}, AlgorithmError, "the class NUTS, expected NUTS"),
-        (answers, "nuts", {}, AlgorithmError, "the method 'nuts'"),
+        (answers, NUTS(), {"num_simulations": 5}, DeclarationError, "num_simulations=5"),
+        (answers, NUTS(), {"num_draws": True}, DeclarationError, "num_draws=True"),
+        (answers, NUTS(), {"alpha": 2.0}, DeclarationError, "alpha=2.0"),
+        (answers, NUTS, {}, DeclarationError, "it is a class: call it"),
+        (answers, NUTS(), {"quantities": {"t": 3}}, DeclarationError, "quantities="),
     ],
 )
 def test_what_cannot_be_calibrated_is_refused(model, method, options, kind, words):
