@@ -9,6 +9,7 @@ import os
 import signal
 from collections.abc import Iterator
 
+import compiling
 import hypothesis
 import memory
 import pytest
@@ -102,6 +103,13 @@ def same_noise(monkeypatch: pytest.MonkeyPatch) -> None:
     from shared_noise import share_noise
 
     share_noise(monkeypatch)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """What computes for minutes is compiled as users' programs are."""
+    chosen = config.getoption("markexpr")
+    if "not slow" in chosen and "not gpu" in chosen:
+        compiling.hasten()
 
 
 _watch = memory.Watch()

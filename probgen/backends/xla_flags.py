@@ -42,7 +42,7 @@ def protect(environment: MutableMapping[str, str] = os.environ) -> None:
 
     A user who asked for YNNPACK's reductions by name keeps them (and is warned, see `warn`).
     """
-    if not is_touched() or not _is_known():
+    if not is_touched() or not is_known(FLAG):
         return  # an unknown flag ends the process
     flags = environment.get("XLA_FLAGS", "")
     if flags.strip() and not flags.lstrip().startswith("-"):  # then it names a file of flags
@@ -56,11 +56,11 @@ def protect(environment: MutableMapping[str, str] = os.environ) -> None:
         environment["XLA_FLAGS"] = f"{flags} {CURE}".lstrip()
 
 
-def _is_known() -> bool:
-    """Whether this jaxlib has the flag, which is called experimental and may go: a look at it."""
+def is_known(flag: str) -> bool:
+    """Whether this jaxlib has a flag of XLA, which may be experimental and go: a look at it."""
     found = importlib.util.find_spec("jaxlib")
     folder = Path(found.origin).parent if found and found.origin else Path()
-    return any(_holds(each, FLAG.lstrip("-").encode()) for each in folder.glob("*jax_common*"))
+    return any(_holds(each, flag.lstrip("-").encode()) for each in folder.glob("*jax_common*"))
 
 
 def _holds(path: Path, word: bytes) -> bool:

@@ -109,7 +109,7 @@ def test_the_flag_is_still_needed_by_this_jaxlib():
 )
 def test_what_a_user_has_in_xla_flags_is_kept(flags, expected, monkeypatch):
     monkeypatch.setattr(xla_flags, "is_touched", lambda: True)
-    monkeypatch.setattr(xla_flags, "_is_known", lambda: True)
+    monkeypatch.setattr(xla_flags, "is_known", lambda flag: True)
     environment = {"XLA_FLAGS": flags}
     for _ in range(2):  # a second import, or a child, adds nothing
         xla_flags.protect(environment)
@@ -118,7 +118,7 @@ def test_what_a_user_has_in_xla_flags_is_kept(flags, expected, monkeypatch):
 
 def test_a_file_of_flags_is_kept_too(tmp_path, monkeypatch):
     monkeypatch.setattr(xla_flags, "is_touched", lambda: True)
-    monkeypatch.setattr(xla_flags, "_is_known", lambda: True)
+    monkeypatch.setattr(xla_flags, "is_known", lambda flag: True)
     path = tmp_path / "flags"
     path.write_text("--xla_a=1\n--xla_b=2\n")
     environment = {"XLA_FLAGS": str(path)}
@@ -130,7 +130,7 @@ def test_a_file_of_flags_is_kept_too(tmp_path, monkeypatch):
 def test_nothing_is_set_that_jaxlib_does_not_need_or_know(version, known, monkeypatch):
     """A flag that XLA does not know ends the process."""
     monkeypatch.setattr(xla_flags.importlib.metadata, "version", lambda name: version)
-    monkeypatch.setattr(xla_flags, "_is_known", lambda: known)
+    monkeypatch.setattr(xla_flags, "is_known", lambda flag: known)
     environment: dict[str, str] = {}
     xla_flags.protect(environment)
     assert environment == {}

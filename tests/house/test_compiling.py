@@ -1,0 +1,32 @@
+"""The flags by which the tests' programs are compiled in a hurry give way to the user's."""
+
+import compiling
+import pytest
+
+from probgen.backends import xla_flags
+
+HASTE = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+
+
+@pytest.mark.parametrize(
+    "said, expected",
+    [
+        ("", HASTE),
+        ("--xla_a=1", f"{HASTE} --xla_a=1"),
+        ("--xla_backend_optimization_level=3", f"{HASTE} --xla_backend_optimization_level=3"),
+        ("flags.txt", "flags.txt"),
+    ],
+)
+def test_the_users_flags_come_last(said, expected, monkeypatch):
+    monkeypatch.setattr(xla_flags, "is_known", lambda flag: True)
+    environment = {"XLA_FLAGS": said}
+    for _ in range(2):
+        compiling.hasten(environment)
+        assert environment["XLA_FLAGS"] == expected
+
+
+def test_a_flag_that_jaxlib_does_not_know_is_left_out(monkeypatch):
+    monkeypatch.setattr(xla_flags, "is_known", lambda flag: "emitters" not in flag)
+    environment: dict[str, str] = {}
+    compiling.hasten(environment)
+    assert environment == {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
