@@ -243,7 +243,7 @@ Y = np.arange(4, dtype=np.float32)
         (np.zeros(3), {}, DataError, "what pg.infer returns"),
         ({"mu": np.zeros(3)}, {}, ShapeError, "chain, draw"),
         (GOOD, {"statistics": {}}, AlgorithmError, "no statistics"),
-        (GOOD, {"statistics": {"t": 3}}, AlgorithmError, "function of the data"),
+        (GOOD, {"statistics": {"t": 3}}, DeclarationError, "entry a function"),
         (GOOD, {"statistics": {"t": lambda a, b, c: 0}}, AlgorithmError, "3 arguments"),
         (GOOD, {"statistics": {"t": lambda y: np.nan}}, NonFiniteError, "'t'"),
         (GOOD, {"num_draws": 0}, DeclarationError, "num_draws=0"),
