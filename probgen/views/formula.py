@@ -38,7 +38,7 @@ def latex(
     own = declaration.formula()
     if own is not None:
         return own
-    p = draw(declaration, data, inputs)
+    p = draw(model, data, inputs)
     sites = {n: s for n, s in p.bound.structure.sites.items() if s.kind != "deterministic"}
     index = _indices(p.bound.structure)
     given = [n for n in arguments(declaration.program) if any(a == n for a, _ in p.edges)]

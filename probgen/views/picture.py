@@ -12,10 +12,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from probgen.backends import resolve
+from probgen.engine.batches import merge_inputs
 from probgen.engine.bind import bind
 from probgen.engine.bound import Bound
 from probgen.engine.dependence import ROWS, Experiment
 from probgen.engine.fitted import Fitted
+from probgen.errors import ShapeError
 from probgen.language.model import Model
 
 __all__ = ["Picture", "draw"]
@@ -58,7 +60,9 @@ def draw(
     Args:
         data: what the program needs to run: name -> example rows [n, ...], or the shape of one
             datum as a tuple. The sites named are the observed ones. Families need none.
-        inputs: what the program conditions on and all data share.
+        inputs: what the program conditions on, as the verbs take it: an array with as many rows as
+            the data (without data: any that the program takes so) has one row a datum, all else is
+            shared; a tuple is the shape of one datum.
         with_edges: also find which site depends on which.
         sketch: take the model's own small stand-in where it has one (`Model.sketch`).
     """
@@ -75,9 +79,23 @@ def draw(
     small, words = model.sketch()
     if sketch and words:
         model, note = small, words
-    rows = {k: _rows(v) for k, v in given.items()}
     backend = resolve("auto", "cpu", prefer=model.backend or "torch")
-    bound, found = bind(model, backend, data=rows, constants=constants, params=params)
+
+    def bound_with(size: int | None) -> tuple[dict[str, np.ndarray], Bound, dict]:
+        shapes = {k: v for k, v in constants.items() if _is_shape(v)}
+        others = {k: v for k, v in constants.items() if k not in shapes}
+        shared, per_datum = merge_inputs(model, given, others, size)
+        rows = {k: _rows(v) for k, v in {**given, **shapes, **per_datum}.items()}
+        return rows, *bind(model, backend, data=rows, constants=shared, params=params)
+
+    sizes = [len(v) for v in given.values() if not _is_shape(v)]
+    lengths = [len(v) for v in constants.values() if not given and np.ndim(v)]
+    try:
+        rows, bound, found = bound_with(next(iter([*sizes, *lengths]), None))
+    except ShapeError:
+        if not lengths:
+            raise
+        rows, bound, found = bound_with(None)  # it is no input with rows
     declared = _declared(bound, found, rows)
     observed = _observed(bound, rows)
     edges: list = []
@@ -93,9 +111,13 @@ def draw(
     )  # fmt: skip
 
 
+def _is_shape(example: Any) -> bool:
+    return isinstance(example, tuple) and all(isinstance(n, int) for n in example)
+
+
 def _rows(example: Any) -> np.ndarray:
     """`ROWS` rows of an example, or of zeros in the shape of one datum."""
-    if isinstance(example, tuple) and all(isinstance(n, int) for n in example):
+    if _is_shape(example):
         return np.zeros((ROWS, *example), np.float32)
     array = np.asarray(example)
     array = array.astype(np.float32) if array.dtype == np.float64 else array

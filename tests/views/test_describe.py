@@ -263,3 +263,26 @@ def test_the_picture_of_a_custom_prior_composes():
     )  # fmt: skip
     solid, _ = edges_of(outer.graph())
     assert {("prior/z", "z"), ("z", "x"), ("prior/likelihood", "z")} <= solid
+
+
+@pg.model
+def conditional(t):
+    with pg.data_plate():
+        z = pg.sample("z", dist.Normal(0.0, 1.0))
+        pg.sample("y", dist.Normal(z + t, 1.0))
+
+
+@pytest.mark.parametrize(("data", "inputs"), [
+    ({"y": np.zeros(9), "t": np.zeros(9)}, None), ({"y": np.zeros(9)}, {"t": np.zeros(9)}),
+    (None, {"t": np.zeros(9)}), (None, {"t": ()}), ({"t": np.zeros(1)}, None),
+    (None, {"t": 2.0}), ({"y": np.zeros(9)}, {"t": np.zeros(1)}),
+])  # fmt: skip
+def test_inputs_are_given_as_the_verbs_take_them(on, data, inputs):
+    text = conditional.describe(data, inputs)
+    assert re.search(r"y +(latent|observed) +Normal\(loc=\.\.\., scale=1\) +data +scalar", text)
+
+
+def test_a_fitted_model_knows_the_inputs_that_its_formula_needs(on):
+    fitted = Fitted(conditional, {}, shapes={"y": (), "t": ()})
+    assert fitted.latex() == conditional.latex({"y": np.zeros(3)}, {"t": np.zeros(3)})
+    assert r"\mid t" in fitted.latex()
