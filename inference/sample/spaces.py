@@ -24,7 +24,7 @@ from typing import Any
 
 from probgen.engine.bound import Bound
 from probgen.errors import AlgorithmError
-from probgen.language.program import DATA_PLATE
+from probgen.language.program import DATA_PLATE, NOT_NORMAL
 
 Array = Any
 SPACES = ("data", "latent", "noise")
@@ -150,7 +150,12 @@ def _inside(ops: Any, u: Array, value: Array) -> Array:
 
 def _noise(bound: Bound, names: tuple[str, ...]) -> Space:
     b = bound.backend
-    shapes = {n: bound.structure.sites[n].event_shape for n in names}
+    shapes = {}
+    for name in names:
+        site = bound.structure.sites[name]
+        if site.noise_shape is None:
+            raise AlgorithmError(NOT_NORMAL.format(name=name, kind=site.family))
+        shapes[name] = site.noise_shape
     size = sum(math.prod(s) for s in shapes.values())
 
     def sites(eps: Mapping, params: Mapping, batch: Mapping) -> dict:

@@ -240,6 +240,9 @@ class Backend(Protocol):
     def is_reparametrised(self, fn: Any) -> bool:
         """Whether a draw carries the gradient of its parameters."""
 
+    def noise_shape(self, fn: Any) -> tuple[int, ...] | None:
+        """Shape of the normal noise that one event is a function of; None where it is not one."""
+
     def has_moving_support(self, fn: Any) -> bool:
         """Whether the support's bounds are computed in this run, perhaps from latents."""
 

@@ -72,8 +72,9 @@ class Bound:
     @property
     def is_normalized(self) -> bool:
         """Whether the density is known with its constant: by what the program does, not only by
-        what its class says. Whatever carries a factor is not."""
-        return self.model.is_normalized and not self.structure.factors
+        what its class says. Whatever carries a factor, or a flat or improper density, is not."""
+        structure = self.structure
+        return self.model.is_normalized and not structure.factors and not structure.improper
 
     def require_normalized(self, who: str) -> None:
         """Refuses a density that is known up to a constant, where its nats would be quoted.
@@ -83,12 +84,15 @@ class Bound:
         """
         if self.is_normalized:
             return
-        factors = self.structure.factors
+        factors, improper = self.structure.factors, self.structure.improper
+        said = [f"it has the factors {factors}"] if factors else []
+        said += [f"the densities of {improper} do not integrate to one"] if improper else []
+        why = f" ({', '.join(said)})" if said else ""
         raise AlgorithmError(
-            f"{who}: the density of {self.model.name!r} is known up to a constant"
-            f"{f' (it has the factors {factors})' if factors else ''}, expected a normalised one, "
-            "since log Z would be missing from every number; log_partition estimates log Z, "
-            "EnergyLogLikelihood takes it, and UnnormalizedLogDensity does without."
+            f"{who}: the density of {self.model.name!r} is known up to a constant{why}, expected "
+            "a normalised one, since log Z would be missing from every number; log_partition "
+            "estimates log Z, EnergyLogLikelihood takes it, and UnnormalizedLogDensity does "
+            "without."
         )
 
     def inputs(self, fn: Callable, batch: Mapping[str, Array], what: str) -> dict[str, Any]:

@@ -24,7 +24,8 @@ class SiteInfo(NamedTuple):
     event_shape and support: of its distribution; distribution: the declaration as text;
     is_fixed: the program itself gives its value (`obs=`); declaration: the distribution itself;
     has_rows: such a value has as many rows as there are data; shape: of the value in that run;
-    batch_shape: of the distribution, within the plates but for native programs.
+    batch_shape: of the distribution, within the plates but for native programs;
+    noise_shape: of the normal noise that one event is a function of, None where it is not one.
     """
 
     kind: str
@@ -38,6 +39,7 @@ class SiteInfo(NamedTuple):
     has_rows: bool = False
     shape: tuple[int, ...] = ()
     batch_shape: tuple[int, ...] = ()
+    noise_shape: tuple[int, ...] | None = None
 
     @property
     def is_local(self) -> bool:
@@ -73,6 +75,12 @@ class Structure(NamedTuple):
         """Names of what multiplies the density beside distributions."""
         return [n for n, s in self.sites.items() if s.kind == "factor"]
 
+    @property
+    def improper(self) -> list[str]:
+        """Names of sites whose density does not integrate to one, by its author's word."""
+        drawn = {n: s.declaration for n, s in self.sites.items() if s.kind == "sample"}
+        return [n for n, d in drawn.items() if not getattr(d, "is_normalized", True)]
+
     def plate_shape(self, name: str, num_rows: int) -> tuple[int, ...]:
         """Sizes of a site's plates from left to right, 1 where none lies."""
         sizes = {**self.plate_sizes, DATA_PLATE: num_rows}
@@ -95,6 +103,7 @@ def structure_of(backend: Backend, run: Any, sites: Mapping[str, Site]) -> Struc
             known.get("distribution"),
             shape=tuple(np.shape(sites[name].value)),
             batch_shape=tuple(fn.batch_shape) if fn is not None else (),
+            noise_shape=backend.noise_shape(fn) if fn is not None else None,
         )
     axes = {name: dim for name, (dim, _) in run.plates.items()}
     sizes = {name: plate.size for name, (_, plate) in run.plates.items() if name != DATA_PLATE}

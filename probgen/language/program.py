@@ -27,7 +27,8 @@ DATA_PLATE = "data"
 PARTICLES = "_particles"
 NOT_NORMAL = (
     "site {name!r}: got noise for a {kind}, which is not a function of normal noise, expected a "
-    "Normal or MultivariateNormal; use space='data' or another distribution."
+    "Normal, a LogNormal, a dist.Transformed of one, or another of probgen.language.noise; use "
+    "space='data' or another distribution."
 )
 NO_BIJECTION = (
     "site {name!r}: got a latent of support {support}, which has no map from the real line, "
@@ -94,6 +95,27 @@ def running(run: Run) -> Iterator[Run]:
     finally:
         running_ops.reset(ops_token)
         _run.reset(token)
+
+
+def within_run(fn: Callable) -> Callable:
+    """`fn` as if it were called here: `pg.net` in it finds this run, its names and open plates.
+
+    A distribution's own functions are also called when the run has ended, for log densities.
+    """
+    run = _run.get()
+    if run is None:
+        return fn
+    here = dataclasses.replace(run, rename=dict(run.rename), active=dict(run.active))
+
+    def call(*args: Any) -> Any:
+        token, ops_token = _run.set(here), running_ops.set(here.lower.ops)
+        try:
+            return fn(*args)
+        finally:
+            running_ops.reset(ops_token)
+            _run.reset(token)
+
+    return call
 
 
 def current(word: str) -> Run:

@@ -165,5 +165,5 @@ def test_what_no_chain_can_move_is_refused(b):
     bound, _ = bind(inner, b)
     with pytest.raises(AlgorithmError, match="stands in the plates \\['parts'\\].*to_event"):
         bind_space(bound, "data")
-    with pytest.raises(AlgorithmError, match="'e': got noise for a Exp.*space='data'"):
+    with pytest.raises(AlgorithmError, match="'g': got noise for a Gamma.*space='data'"):
         pg.generate(Fitted(bases, {}), 3, seed=0, method=MALA, space="noise", backend=b)

@@ -16,9 +16,9 @@ import optax
 from probgen.backends.jax import mcmc, probe, rows
 from probgen.backends.jax import ops as jax_ops
 from probgen.backends.jax.compile import Compiled, fingerprint
+from probgen.backends.jax.distributions import like_multivariate, noise_map, normal_base, unexpanded
 from probgen.backends.jax.lowering import (
     Lowering,
-    normal_base,
     probe_program,
     read_arguments,
     run_program,
@@ -259,8 +259,8 @@ class JaxBackend:
         if closed is not None:
             return closed
         try:
-            q = _unexpanded(q)
-            return numpyro_dist.kl_divergence(q, _like_multivariate(_unexpanded(p), q))
+            q = unexpanded(q)
+            return numpyro_dist.kl_divergence(q, like_multivariate(unexpanded(p), q))
         except NotImplementedError:
             return None
 
@@ -311,7 +311,11 @@ class JaxBackend:
         return bool(fn.support.is_discrete)
 
     def is_reparametrised(self, fn: Any) -> bool:
-        return bool(fn.has_rsample)
+        return noise_map(fn) is not None or bool(fn.has_rsample)
+
+    def noise_shape(self, fn: Any) -> tuple[int, ...] | None:
+        found = noise_map(fn)
+        return None if found is None else found.shape
 
     def mean(self, fn: Any) -> jax.Array:
         return fn.mean
@@ -385,28 +389,6 @@ def _draw(draw: Callable, key: Any, shape: tuple[int, ...]) -> jax.Array:
             "expected the data's axis first."
         )
     return jax.vmap(lambda k: draw(k, tuple(shape[1:])))(key)
-
-
-def _unexpanded(fn: Any) -> Any:
-    """A multivariate Gaussian expanded by plates as one of that batch shape, as torch has it."""
-    base: Any = getattr(fn, "base_dist", None)
-    is_expanded = isinstance(fn, numpyro_dist.ExpandedDistribution)
-    if not (is_expanded and type(base) is numpyro_dist.MultivariateNormal):
-        return fn
-    loc = jnp.broadcast_to(base.loc, (*fn.batch_shape, *base.event_shape))
-    tril = jnp.broadcast_to(base.scale_tril, (*loc.shape, loc.shape[-1]))
-    return numpyro_dist.MultivariateNormal(loc, scale_tril=tril)
-
-
-def _like_multivariate(p: Any, q: Any) -> Any:
-    """A diagonal Gaussian as a multivariate one where the other side is one."""
-    base = normal_base(p)
-    if type(q) is numpyro_dist.MultivariateNormal and base is not None and len(p.event_shape) == 1:
-        shape = (*p.batch_shape, *p.event_shape)
-        scale = jnp.broadcast_to(base.scale, shape)
-        tril = scale[..., None] * jnp.eye(shape[-1])
-        return numpyro_dist.MultivariateNormal(jnp.broadcast_to(base.loc, shape), scale_tril=tril)
-    return p
 
 
 def _optimizer(declaration: optim.OptimizerDeclaration) -> Optimizer:

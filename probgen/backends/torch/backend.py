@@ -18,9 +18,9 @@ from probgen.backends.protocol import Optimizer, Site
 from probgen.backends.torch import mcmc, optimizers, random, rows
 from probgen.backends.torch import ops as torch_ops
 from probgen.backends.torch.compile import Compiled
+from probgen.backends.torch.distributions import like_multivariate, noise_map, normal_base
 from probgen.backends.torch.lowering import (
     Lowering,
-    normal_base,
     probe_program,
     read_arguments,
     run_program,
@@ -327,7 +327,7 @@ class TorchBackend:
             return closed
         try:
             with pyro_turn, pyro.validation_enabled(False):
-                return torch.distributions.kl_divergence(q, _like_multivariate(p, q))
+                return torch.distributions.kl_divergence(q, like_multivariate(p, q))
         except NotImplementedError:
             return None
 
@@ -368,7 +368,11 @@ class TorchBackend:
         return bool(fn.support.is_discrete)
 
     def is_reparametrised(self, fn: Any) -> bool:
-        return bool(fn.has_rsample)
+        return noise_map(fn) is not None or bool(fn.has_rsample)
+
+    def noise_shape(self, fn: Any) -> tuple[int, ...] | None:
+        found = noise_map(fn)
+        return None if found is None else found.shape
 
     def mean(self, fn: Any) -> torch.Tensor:
         return fn.mean
@@ -410,16 +414,6 @@ class TorchBackend:
             "device": self.device, **self.versions(), "routes": routes, "fallbacks": reasons,
             "sums": "torch",
         }  # fmt: skip
-
-
-def _like_multivariate(p: Any, q: Any) -> Any:
-    """A diagonal Gaussian as a multivariate one where the other side is one."""
-    base = normal_base(p)
-    if type(q) is pyro_dist.MultivariateNormal and base is not None and len(p.event_shape) == 1:
-        loc = base.loc.expand((*p.batch_shape, *p.event_shape))
-        scale = base.scale.expand((*p.batch_shape, *p.event_shape))
-        return pyro_dist.MultivariateNormal(loc, scale_tril=torch.diag_embed(scale))
-    return p
 
 
 def _is_keys(tree: Any) -> bool:

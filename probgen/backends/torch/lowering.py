@@ -11,9 +11,7 @@ import numpy as np
 import pyro
 import pyro.distributions as pyro_dist
 import torch
-from pyro.distributions.torch_distribution import TorchDistribution
 from pyro.poutine.trace_messenger import TraceMessenger
-from torch.distributions import constraints
 from torch.overrides import TorchFunctionMode
 
 from probgen.backends import keys
@@ -24,83 +22,15 @@ from probgen.backends.lowering import (
     as_site,
     declarations,
     numpy_in_words,
-    own_classes,
 )
 from probgen.backends.protocol import Site
 from probgen.backends.torch import ops as torch_ops
 from probgen.backends.torch import random
+from probgen.backends.torch.distributions import OWN, WrittenLaw, bijection, noise_map
 from probgen.backends.turns import pyro_turn
-from probgen.language import densities, discretized, domains
+from probgen.backends.written import stand_in
+from probgen.language import domains
 from probgen.language.program import Run, running
-
-
-class _Levels(constraints.Constraint):
-    is_discrete = True
-    event_dim = 0
-
-    def __init__(self, low: float, high: float, num_levels: int):
-        self.low, self.high, self.num_levels = low, high, num_levels
-        super().__init__()
-
-    def check(self, value: torch.Tensor) -> torch.Tensor:
-        return discretized.is_level(value, self.low, self.high, self.num_levels)
-
-
-class DiscretizedLogistic(TorchDistribution):
-    """Pyro's side of `probgen.language.discretized`."""
-
-    arg_constraints: ClassVar = {"loc": constraints.real, "scale": constraints.positive}
-    has_rsample = False
-
-    def __init__(self, loc: Any, scale: Any, low: float, high: float, num_levels: int):
-        self.loc, self.scale = torch.broadcast_tensors(torch.as_tensor(loc), torch.as_tensor(scale))
-        self.levels = (float(low), float(high), int(num_levels))
-        super().__init__(self.loc.shape, validate_args=False)
-
-    @property
-    def support(self) -> _Levels:
-        return _Levels(*self.levels)
-
-    def expand(self, batch_shape: Any, _instance: Any = None) -> DiscretizedLogistic:
-        shape = torch.Size(batch_shape)
-        return DiscretizedLogistic(self.loc.expand(shape), self.scale.expand(shape), *self.levels)
-
-    def log_prob(self, value: torch.Tensor) -> torch.Tensor:
-        return discretized.log_prob(value, self.loc, self.scale, *self.levels)
-
-    def sample(self, sample_shape: Any = ()) -> torch.Tensor:
-        shape = torch.Size(sample_shape) + self.loc.shape
-        u = torch.rand(shape, device=self.loc.device).clamp(1e-7, 1 - 1e-7)
-        with torch.no_grad():
-            return discretized.quantile(u, self.loc, self.scale, *self.levels)
-
-
-class LKJ(pyro_dist.LKJ):
-    """Pyro's, whose own `expand` asks the wrong class for it (pyro 1.9)."""
-
-    def expand(self, batch_shape: Any, _instance: Any = None) -> LKJ:
-        return LKJ(self.dim, self.concentration.expand(torch.Size(batch_shape)))
-
-
-def normal_base(fn: Any) -> Any:
-    """The Normal under expansions and events, or None: such a site is loc + scale * noise."""
-    while isinstance(fn, torch.distributions.Independent):
-        fn = fn.base_dist
-    return fn if type(fn) is pyro_dist.Normal else None
-
-
-def noise_transform(fn: Any) -> Callable | None:
-    """The map from standard normal noise to the site's value, where it is one of noise."""
-    base = normal_base(fn)
-    if base is not None:
-        return lambda eps: base.loc + base.scale * eps
-    if type(fn) is pyro_dist.MultivariateNormal:
-        return lambda eps: fn.loc + (fn._unbroadcasted_scale_tril @ eps[..., None])[..., 0]
-    return None
-
-
-def _owned() -> dict[str, type]:
-    return own_classes(lambda key: getattr(pyro_dist, densities.family(key), None))
 
 
 class Lowering(BaseLowering):
@@ -109,7 +39,9 @@ class Lowering(BaseLowering):
     ops = torch_ops
     library = "Pyro"
     classes = pyro_dist
-    own: ClassVar = {**_owned(), "DiscretizedLogistic": DiscretizedLogistic, "LKJ": LKJ}
+    written_class = WrittenLaw
+    bijection = staticmethod(bijection)
+    own = OWN
     renamed: ClassVar = {
         "MixtureSameFamily": {"mixing_distribution": "mixture_distribution"},
     }
@@ -145,27 +77,27 @@ class Lowering(BaseLowering):
         return self._draw(name, fn) if value is None else value
 
     def _draw(self, name: str, fn: Any) -> Any:
-        transform = noise_transform(fn)
-        eps = self.needed_noise(name, fn, transform)
+        found = noise_map(fn)
+        eps = self.needed_noise(name, fn, found)
         batch = torch.broadcast_shapes(self._plates(), fn.batch_shape)
+        if found is None and self.undrawn(fn):
+            return stand_in(fn, torch.zeros((), device=self.device), tuple(batch))
         rows = eps is None and isinstance(self.key.seed, tuple)
-        if rows and transform is None:
-            self.data_axis(name, fn, transform, 0)
+        if rows and found is None:
+            self.data_axis(name, fn, found, 0)
         by_row = rows and not random.in_vmap()
-        axis = (
-            self.data_axis(name, fn, transform, len(batch) + len(fn.event_shape)) if by_row else 0
-        )
-        if transform is None:
+        axis = self.data_axis(name, fn, found, len(batch) + len(found.shape)) if by_row else 0
+        if found is None:
             fn = fn.expand(batch)
             return fn.rsample() if fn.has_rsample and torch.is_grad_enabled() else fn.sample()
         if eps is None:
             key = keys.fold_in(self.key, zlib.crc32(name.encode()))
-            shape = [*batch, *fn.event_shape]
+            shape = [*batch, *found.shape]
             if axis:
                 shape.insert(0, shape.pop(axis))
             eps = random.noise("normal", key, tuple(shape), self.device)
             eps = eps.movedim(0, axis) if axis else eps
-        return transform(eps)
+        return found.value(eps)
 
     def factor(self, name: str, value: Any) -> None:
         value = torch.as_tensor(value, device=self.device)
