@@ -39,7 +39,8 @@ REGISTRY = [
     # optimisers and their schedules
     optim.Schedule(), pg.CosineDecay(0.1, 10), pg.ExponentialDecay(0.1, 0.5, 10),
     pg.LinearWarmup(0.1, 10), optim.OptimizerDeclaration(), pg.Adam(), pg.AdamW(), pg.SGD(),
-    # models
+    # models, and parts of distributions
+    dist.BijectTo("simplex"),
     models.NoiseSchedule(), models.Diffusion(NET, (2,)), models.EBM(ENERGY, NORMAL),
     models.Generator(NORMAL, NET, dist.Bernoulli),
     models.Tilted(models.EBM(ENERGY, NORMAL), ENERGY),
