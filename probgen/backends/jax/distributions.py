@@ -158,7 +158,7 @@ def noise_map(fn: Any) -> NoiseMap | None:
 class WrittenLaw(Written, numpyro_dist.Distribution):
     """NumPyro's side of `probgen.backends.written`."""
 
-    arg_constraints: ClassVar = {}
+    arg_constraints: ClassVar[dict] = {}
     pytree_data_fields = ("inner",)
     pytree_aux_fields = ("law",)
 
@@ -168,11 +168,11 @@ class WrittenLaw(Written, numpyro_dist.Distribution):
         super().__init__(batch_shape, tuple(law.event_shape), validate_args=False)
 
     @property
-    def has_rsample(self) -> bool:  # type: ignore[override]
+    def has_rsample(self) -> bool:
         return self.inner is None or self.inner.has_rsample
 
     @property
-    def support(self) -> Any:  # type: ignore[override]
+    def support(self) -> Any:
         return library_constraint(self.law.support, len(self.law.event_shape))
 
     def sample(self, key: Any, sample_shape: tuple = ()) -> Any:

@@ -112,7 +112,7 @@ def noise_map(fn: Any) -> NoiseMap | None:
 class WrittenLaw(Written, TorchDistribution):
     """Pyro's side of `probgen.backends.written`."""
 
-    arg_constraints: ClassVar = {}
+    arg_constraints: ClassVar[dict] = {}
 
     def __init__(self, law: Law, inner: Any, batch_shape: Any = None):
         self.law, self.inner = law, inner
@@ -121,7 +121,7 @@ class WrittenLaw(Written, TorchDistribution):
         super().__init__(torch.Size(batch_shape), torch.Size(law.event_shape), validate_args=False)
 
     @property
-    def has_rsample(self) -> bool:  # type: ignore[override]
+    def has_rsample(self) -> bool:
         return self.inner is None or self.inner.has_rsample
 
     @property

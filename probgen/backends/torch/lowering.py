@@ -86,7 +86,8 @@ class Lowering(BaseLowering):
         if rows and found is None:
             self.data_axis(name, fn, found, 0)
         by_row = rows and not random.in_vmap()
-        axis = self.data_axis(name, fn, found, len(batch) + len(found.shape)) if by_row else 0
+        ndim = len(batch) + (0 if found is None else len(found.shape))
+        axis = self.data_axis(name, fn, found, ndim) if by_row else 0
         if found is None:
             fn = fn.expand(batch)
             return fn.rsample() if fn.has_rsample and torch.is_grad_enabled() else fn.sample()
