@@ -32,12 +32,14 @@ class Loss(Protocol):
 class SVI:
     """Minimises a variational loss over the parameters of model and guide.
 
+    A model without latents needs no guide: its bound is log p(x), and this is maximum likelihood.
+
     Args:
         loss: `ELBO(...)`, `ImportanceWeightedELBO(...)`, `ControlledELBO(...)`.
         optimizer: such as `pg.Adam(1e-3)`.
 
     Raises (when bound):
-        AlgorithmError: the model has no guide, or the guide leaves a latent out, or (before the
+        AlgorithmError: the model has latents and no guide, or the guide leaves one out, or (before the
             first step) log Z of a model with factors depends on what would be learned; see
             `probgen.engine.dependence.require_fixed_constant`. Where it does not, what is called
             `elbo` is the bound plus log Z, in nats + constant; history and report say so.
@@ -84,4 +86,5 @@ class SVI:
         def report(params: Any, batch: Any, key: Any, history: Any) -> Any:
             return collapse_report(bound, loss, params, batch, key, history)
 
-        return Learner(init, update, evaluate, report, note=unit_note(bound))
+        shown = report if bound.latents else None  # a report on the latent code
+        return Learner(init, update, evaluate, shown, note=unit_note(bound))

@@ -148,7 +148,8 @@ class Bound:
     ) -> dict[str, Site]:
         """Runs the guide; its latents are drawn from `key`, or given, or made from `noise`."""
         guide = self.require_guide("trace_guide")
-        depth = max(self.structure.plate_ndim, self.guide_structure.plate_ndim)  # type: ignore
+        within = self.guide_structure.plate_ndim if self.guide_structure else 0
+        depth = max(self.structure.plate_ndim, within)
         return self.backend.trace(
             guide,
             params,
@@ -161,6 +162,13 @@ class Bound:
         )
 
     def require_guide(self, who: str) -> Callable:
+        """The guide; of a model without latents, which needs none, an empty program.
+
+        Raises:
+            AlgorithmError: there are latents and no guide.
+        """
+        if self.model.guide is None and not self.latents:
+            return _no_latents
         if self.model.guide is None:
             raise AlgorithmError(
                 f"{who}: the model {self.model.name!r} has no guide, expected one (an approximate "
@@ -253,6 +261,10 @@ class Bound:
             return tree_map(lambda x: x / k, total)
 
         return b.compile(in_parts, num_calls=self.num_steps)
+
+
+def _no_latents() -> None:
+    """The guide of a model without latents."""
 
 
 def parameter_count(params: Mapping) -> dict[str, int]:
