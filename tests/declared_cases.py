@@ -35,7 +35,7 @@ REGISTRY = [
     nets.ResidualBlock(4), nets.MLP(), nets.MLPEnergy(), nets.MLPDenoiser(2), nets.ConvEncoder(),
     nets.ConvDecoder(), nets.ConvEnergy(), nets.UNet(),
     nets.adapters.TorchNet(Module()), nets.adapters.FlaxNet(Module()),
-    nets.adapters.EquinoxNet(Module(), 1),
+    nets.adapters.NnxNet(Module()), nets.adapters.EquinoxNet(Module(), 1),
     # optimisers and their schedules
     optim.Schedule(), pg.CosineDecay(0.1, 10), pg.ExponentialDecay(0.1, 0.5, 10),
     pg.LinearWarmup(0.1, 10), optim.OptimizerDeclaration(), pg.Adam(), pg.AdamW(), pg.SGD(),

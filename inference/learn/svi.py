@@ -39,8 +39,8 @@ class SVI:
         optimizer: such as `pg.Adam(1e-3)`.
 
     Raises (when bound):
-        AlgorithmError: the model has latents and no guide, or the guide leaves one out, or (before the
-            first step) log Z of a model with factors depends on what would be learned; see
+        AlgorithmError: the model has latents and no guide, or the guide leaves one out, or (before
+            the first step) log Z of a model with factors depends on what would be learned; see
             `probgen.engine.dependence.require_fixed_constant`. Where it does not, what is called
             `elbo` is the bound plus log Z, in nats + constant; history and report say so.
 

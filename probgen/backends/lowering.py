@@ -44,6 +44,7 @@ class BaseLowering:
     """
 
     library: ClassVar[str]
+    framework: ClassVar[str]
     own: ClassVar[Mapping[str, Any]] = {}
     renamed: ClassVar[Mapping[str, Mapping[str, str]]] = {}
     classes: ClassVar[Any]

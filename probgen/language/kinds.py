@@ -105,8 +105,24 @@ Limit = Annotated[float, Unbounded()]  # an end of a range, which may be open
 PathLike = str | os.PathLike
 Inputs = Mapping[str, Any] | None
 Names = tuple[str, ...] | None
+
+
+def _is_net(v: Any) -> bool:
+    """Has `init` and `apply`, and is no bare module of a framework, whose own mean other things."""
+    has_both = callable(getattr(v, "init", None)) and callable(getattr(v, "apply", None))
+    rooms = {cls.__module__.split(".")[0] for cls in type(v).__mro__}
+    return has_both and not rooms & {"torch", "flax", "equinox"}
+
+
 AnyNet = Annotated[
-    Any, having("a net: an object with `init` and `apply`, such as nets.MLP()", "init", "apply")
+    Any,
+    Rule(
+        "a net: an object with `init` and `apply`, such as nets.MLP(), or a module of another "
+        "library in its wrapper: nets.from_torch(module, in_ndim=1), from_flax or from_equinox, "
+        "in_ndim the number of axes of one input",
+        _is_net,
+        alone=True,
+    ),
 ]
 
 # ---- from annotations to checks ------------------------------------------------------------------

@@ -16,7 +16,9 @@ or observed sites.
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
+import types
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
@@ -44,7 +46,11 @@ class Model(Viewed):
 
     guide: Callable | None = None
     is_normalized: bool = True
-    backend: str = ""
+
+    @property
+    def backend(self) -> str:
+        """The framework of the first net in the declaration that has one of its own."""
+        return framework_of(self)
 
     @property
     def program(self) -> Callable:
@@ -97,6 +103,36 @@ class ProgramModel(Model):
 
     def __repr__(self) -> str:
         return f"pg.model({self.name})"
+
+
+def framework_of(thing: Any) -> str:
+    """The framework that a declaration's nets run on, "" where they run on both.
+
+    Looked for in fields of dataclasses, in containers, and in what functions close over or read by
+    name; a net that a program makes as it runs is not seen.
+    """
+    waiting: list[Any] = [thing]
+    seen: set[int] = set()
+    while waiting and len(seen) < 10_000:
+        part = waiting.pop()
+        if id(part) in seen:
+            continue
+        seen.add(id(part))
+        found = getattr(type(part), "framework", "")
+        if isinstance(found, str) and found:
+            return found
+        if isinstance(part, list | tuple):
+            waiting += part
+        elif isinstance(part, Mapping):
+            waiting += part.values()
+        elif dataclasses.is_dataclass(part) and not isinstance(part, type):
+            waiting += [getattr(part, f.name) for f in dataclasses.fields(part)]
+        elif isinstance(part, ProgramModel):
+            waiting += [part._fn, part.guide]
+        elif isinstance(part, types.FunctionType):
+            closed = inspect.getclosurevars(part)
+            waiting += [*closed.nonlocals.values(), *closed.globals.values()]
+    return ""
 
 
 def model(fn: Callable) -> ProgramModel:

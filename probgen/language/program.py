@@ -15,10 +15,16 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from probgen.errors import DeclarationError, DuplicateSite, ShapeError, UnknownName
+from probgen.errors import (
+    BackendError,
+    DeclarationError,
+    DuplicateSite,
+    ShapeError,
+    UnknownName,
+)
 from probgen.language.declared import argument
 from probgen.language.dist import Deferred, did_you_mean
-from probgen.language.kinds import Width
+from probgen.language.kinds import AnyNet, Width
 from probgen.language.masked import refuse_masked
 from probgen.language.ops import running_ops
 from probgen.language.site_shapes import check_value
@@ -328,6 +334,8 @@ def net(name: str, declaration: Any) -> Callable:
     """
     run = current("net")
     full = run.full_name(name)
+    declaration = argument(f"pg.net({full!r})", AnyNet, declaration=declaration)
+    _check_framework(run, full, declaration)
     known = run.nets.get(full)
     if known is not None and known != declaration:
         raise DeclarationError(
@@ -343,13 +351,34 @@ def net(name: str, declaration: Any) -> Callable:
                     f"net {full!r}: no parameters of that name, expected one of "
                     f"{sorted(run.params)}{did_you_mean(full, run.params)}."
                 )
-            shapes = [_event_shape(run, x) for x in inputs]
+            shapes = _event_shapes(run, declaration, inputs)
             run.params[full] = run.initialise(full, declaration, shapes)
         if run.initialise is not None and hasattr(declaration, "check"):
             declaration.check(run.params[full], *inputs)
         return declaration.apply(run.params[full], *inputs, **options)
 
     return call
+
+
+def _check_framework(run: Run, name: str, declaration: Any) -> None:
+    """Refuses a module of the other framework."""
+    wanted, here = getattr(declaration, "framework", ""), run.lower.framework
+    if wanted and wanted != here:
+        raise BackendError(
+            f"net {name!r}: got a module of {wanted} in a run on {here}, expected "
+            f"backend={wanted!r}; leave backend= out, since 'auto' follows the nets, or use a net "
+            "of probgen.nets, which runs on both."
+        )
+
+
+def _event_shapes(run: Run, declaration: Any, inputs: tuple) -> list[tuple[int, ...]]:
+    """Shapes of one datum's inputs: by the net's `in_ndim` where it has one, else by the plates."""
+    ndims = getattr(declaration, "in_ndim", None)
+    if isinstance(ndims, int):
+        ndims = (ndims,) * len(inputs)
+    if ndims is None or len(ndims) != len(inputs):
+        return [_event_shape(run, x) for x in inputs]
+    return [tuple(x.shape[max(0, len(x.shape) - n) :]) for x, n in zip(inputs, ndims, strict=True)]
 
 
 def _event_shape(run: Run, x: Any) -> tuple[int, ...]:

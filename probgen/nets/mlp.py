@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -31,8 +32,9 @@ class MLP:
     """Dense layers with an activation between them: inputs flattened and concatenated -> `out`.
 
     Without `in_ndim` an input's event axes are found from the right: as many trailing axes as
-    multiply to the first layer's size; several inputs must then have the same leading axes. Give
-    `in_ndim` where that is ambiguous: a scalar event, or event axes of size one on the left.
+    multiply to the first layer's size; leading axes of several inputs broadcast (particles of one
+    of them). Give `in_ndim` where that is ambiguous: a scalar event, event axes of size one on the
+    left, or a net called outside the data plate on several vectors.
 
     Attributes:
         hidden: widths of the hidden layers; () is one affine map.
@@ -174,18 +176,19 @@ def join(
 ) -> Array:
     """Inputs with their event axes flattened, side by side: [*lead, size].
 
-    With `in_ndim` leading axes broadcast; without it they must be equal.
+    Leading axes broadcast. Without `in_ndim` they are taken to be equal where that fits, and else
+    the one way in which the event axes have `size` numbers in all.
 
     Raises:
-        ShapeError: the event axes do not multiply to `size`.
+        ShapeError: the event axes do not multiply to `size`, or do so in several ways.
     """
     shapes = [tuple(x.shape) for x in inputs]
     ndims = _event_ndims(shapes, size, in_ndim)
     if ndims is None:
         raise ShapeError(
-            f"{where}: got inputs of shapes {shapes}, expected leading axes in common and trailing "
-            f"axes of {size} numbers in all, as declared by `init`; reshape the inputs, or say how "
-            "many axes an event has (in_ndim)."
+            f"{where}: got inputs of shapes {shapes}, expected leading axes that broadcast and "
+            f"trailing axes of {size} numbers in all, as declared by `init`; reshape the inputs, "
+            "or say how many axes an event has (in_ndim)."
         )
     leads = [shape[: len(shape) - n] for shape, n in zip(shapes, ndims, strict=True)]
     flat = [
@@ -211,18 +214,30 @@ def _event_ndims(
         fits = len(ndims) == len(shapes) and all(
             n <= len(s) for n, s in zip(ndims, shapes, strict=True)
         )
-        candidates = [ndims] if fits else []
-    else:
-        # Most leading axes first, but an event of one number as the last axis before none at all.
-        leads = range(min(len(s) for s in shapes), -1, -1) if shapes else ()
-        candidates = [[len(s) - b for s in shapes] for b in leads]
-        candidates.sort(key=lambda ndims: len(shapes) == 1 and ndims[0] == 0)
+        return ndims if fits and _numbers(shapes, ndims) == size else None
+    # Most leading axes first, but an event of one number as the last axis before none at all.
+    leads = range(min(len(s) for s in shapes), -1, -1) if shapes else ()
+    candidates = [[len(s) - b for s in shapes] for b in leads]
+    candidates.sort(key=lambda ndims: len(shapes) == 1 and ndims[0] == 0)
     for ndims in candidates:
-        tails = [s[len(s) - n :] for s, n in zip(shapes, ndims, strict=True)]
         heads = {s[: len(s) - n] for s, n in zip(shapes, ndims, strict=True)}
-        if sum(map(math.prod, tails)) == size and (in_ndim is not None or len(heads) == 1):
+        if _numbers(shapes, ndims) == size and len(heads) == 1:
             return ndims
-    return None
+    if len(shapes) == 1:
+        return None
+    every = map(list, itertools.product(*(range(len(s) + 1) for s in shapes)))
+    fitting = [n for n in every if _numbers(shapes, n) == size and _leads_fit(shapes, n)]
+    return fitting[0] if len(fitting) == 1 else None
+
+
+def _numbers(shapes: list[Shape], ndims: list[int]) -> int:
+    """How many numbers the events have in all."""
+    return sum(math.prod(s[len(s) - n :]) for s, n in zip(shapes, ndims, strict=True))
+
+
+def _leads_fit(shapes: list[Shape], ndims: list[int]) -> bool:
+    leads = [s[: len(s) - n] for s, n in zip(shapes, ndims, strict=True)]
+    return _broadcast(leads) is not None
 
 
 def _broadcast(leads: list[Shape]) -> Shape | None:

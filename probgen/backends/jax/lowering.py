@@ -40,6 +40,7 @@ class Lowering(BaseLowering):
 
     ops = jax_ops
     library = "NumPyro"
+    framework = "jax"
     classes = numpyro_dist
     written_class = WrittenLaw
     bijection = staticmethod(bijection)

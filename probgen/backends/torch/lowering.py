@@ -38,6 +38,7 @@ class Lowering(BaseLowering):
 
     ops = torch_ops
     library = "Pyro"
+    framework = "torch"
     classes = pyro_dist
     written_class = WrittenLaw
     bijection = staticmethod(bijection)
