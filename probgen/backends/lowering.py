@@ -303,9 +303,10 @@ def numpy_in_words() -> Iterator[None]:
         is_mixed = isinstance(error, TypeError) and any(
             words in str(error) for words in ("'numpy.ndarray' and", "NumPy arrays")
         )
-        if type(error).__name__ not in _OF_NUMPY and not is_mixed:
-            raise
         frames = traceback.extract_tb(error.__traceback__)
+        by_numpy = isinstance(error, TypeError) and "fromnumeric" in frames[-1].filename
+        if type(error).__name__ not in _OF_NUMPY and not (is_mixed or by_numpy):
+            raise
         own = [f for f in frames if not any(part in f.filename for part in _LIBRARIES)]
         where = f"{os.path.basename(own[-1].filename)}:{own[-1].lineno}: " if own else ""
         line = f" ({own[-1].line})" if own and own[-1].line else ""

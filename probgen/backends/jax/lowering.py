@@ -12,6 +12,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as numpyro_dist
 
+from probgen.backends import constants
 from probgen.backends.jax import ops as jax_ops
 from probgen.backends.jax.distributions import (
     BERNOULLI,
@@ -106,6 +107,17 @@ class Lowering(BaseLowering):
         return numpyro.plate(name, size, dim=dim)
 
 
+class Constant(constants.Constant):
+    """A numpy array that a program closes over, on JAX."""
+
+    def to_backend(self) -> jax.Array:
+        return jnp.asarray(self.view(np.ndarray))
+
+    @staticmethod
+    def is_value(x: Any) -> bool:
+        return isinstance(x, jax.Array)
+
+
 def run_program(
     program: Callable,
     params: dict,
@@ -119,7 +131,8 @@ def run_program(
     run = Run(lower, params, batch_size, initialise, particles)
     lower.run = run
     with numpyro_turn, numpyro.validation_enabled(False):
-        with numpyro.handlers.trace() as trace, running(run):
+        known = constants.constants_of(program, Constant)
+        with numpyro.handlers.trace() as trace, running(run), known:
             program(**inputs)
         sites = {}
         for name, node in trace.items():

@@ -14,7 +14,7 @@ import torch
 from pyro.poutine.trace_messenger import TraceMessenger
 from torch.overrides import TorchFunctionMode
 
-from probgen.backends import keys
+from probgen.backends import constants, keys
 from probgen.backends.lowering import (
     STRUCTURE,
     BaseLowering,
@@ -114,6 +114,40 @@ class Lowering(BaseLowering):
         return pyro.plate(name, size, dim=dim)
 
 
+class Constant(constants.Constant):
+    """A numpy array that a program closes over, on torch."""
+
+    def to_backend(self) -> torch.Tensor:
+        out = torch.as_tensor(self.view(np.ndarray))
+        return out.to(torch.get_default_dtype()) if out.is_floating_point() else out
+
+    @staticmethod
+    def is_value(x: Any) -> bool:
+        return isinstance(x, torch.Tensor)
+
+    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **options: Any) -> Any:
+        """numpy's, unless a tensor is among them, which then computes (`__torch_function__`)."""
+        if any(map(self.is_value, inputs)):
+            return NotImplemented
+        plain = [x.view(np.ndarray) if isinstance(x, Constant) else x for x in inputs]
+        return getattr(ufunc, method)(*plain, **options)
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        def taken(x: Any) -> Any:
+            if isinstance(x, list | tuple) and any(isinstance(e, Constant) for e in x):
+                return type(x)(map(taken, x))
+            return x.to_backend() if isinstance(x, Constant) else x
+
+        device = next((x.device for x in args if isinstance(x, torch.Tensor)), None)
+        new = [taken(x) if device is None else _moved(taken(x), device) for x in args]
+        return func(*new, **{k: taken(v) for k, v in (kwargs or {}).items()})
+
+
+def _moved(x: Any, device: torch.device) -> Any:
+    return x.to(device) if isinstance(x, torch.Tensor) and x.device != device else x
+
+
 _AS_NUMBERS = (
     torch.Tensor.__array__, torch.Tensor.numpy, torch.Tensor.__index__, torch.Tensor.tolist,
 )  # fmt: skip
@@ -160,7 +194,7 @@ def run_program(
     if isinstance(seed, int) and random.planner.get() is None:
         draws = random.seeded(keys.mix(seed, 0x5EED), lower.device)
     with pyro_turn, pyro.validation_enabled(False):
-        with draws, messenger, running(run):
+        with draws, messenger, running(run), constants.constants_of(program, Constant):
             program(**inputs)
         sites = {}
         # log_prob validates too, and its check of a value cannot be traced.
