@@ -2,18 +2,23 @@
 
 `table[z]` with a drawn z asks numpy for the number of z, which a compiled program has not; torch
 refuses `w * X` outright. While a program runs, the arrays that it, or a function of its module that
-it calls, knows by a name (globals, closures, defaults) are seen as `Constant`s: still numpy's, the
+it calls, knows by a name (globals, closures) are seen as `Constant`s: still numpy's, the
 same memory, but an index or a partner that belongs to the run takes them to the backend first.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+
+from probgen.backends.turns import Turn
+
+_turn = Turn()  # runs on torch and on JAX at once would find each other's
 
 
 class Constant(np.ndarray):
@@ -35,10 +40,11 @@ class Constant(np.ndarray):
         return super().__getitem__(index)
 
 
-def _names(code: types.CodeType) -> set[str]:
+@functools.lru_cache(maxsize=4096)
+def _names(code: types.CodeType) -> frozenset[str]:
     """Globals that a function names, those of functions within it too."""
     inner = (c for c in code.co_consts if isinstance(c, types.CodeType))
-    return set(code.co_names).union(*map(_names, inner))
+    return frozenset(code.co_names).union(*map(_names, inner))
 
 
 def _is_plain(value: Any) -> bool:
@@ -70,11 +76,12 @@ def _places(fn: Any, seen: set[int]) -> Iterator[tuple[Callable[[Any], None], np
 @contextlib.contextmanager
 def constants_of(program: Any, kind: type[Constant]) -> Iterator[None]:
     """While it lasts, arrays that a program knows by a name are of this kind."""
-    found = list(_places(program, set()))
-    try:
-        for put, value in found:
-            put(value.view(kind))
-        yield
-    finally:
-        for put, value in found:
-            put(value)
+    with _turn:
+        found = list(_places(program, set()))
+        try:
+            for put, value in found:
+                put(value.view(kind))
+            yield
+        finally:
+            for put, value in found:
+                put(value)
