@@ -29,7 +29,8 @@ from probgen.inference.objectives.controlled import CapacityELBO, ControlledELBO
 from probgen.inference.objectives.elbo import ELBO, ImportanceWeightedELBO
 from probgen.inference.objectives.kl_weights import CyclicalWarmup, LinearWarmup, SigmoidWarmup
 from probgen.inference.regret.likelihood_regret import LikelihoodRegret
-from probgen.inference.sample.kernels import Langevin
+from probgen.inference.sample.guide import Guide
+from probgen.inference.sample.langevin import Langevin
 from probgen.inference.sample.mcmc import HMC, NUTS
 
 __all__ = [
@@ -45,6 +46,7 @@ __all__ = [
     "ELBO",
     "EnergyLogLikelihood",
     "Gaussian",
+    "Guide",
     "HMC",
     "IWAE",
     "ImportanceWeightedELBO",

@@ -73,7 +73,7 @@ REGISTRY = [
     ood.other_models.Weights(), ood.elbo_terms.BoundParts(2),
     # what evaluations are made from
     FITTED, evaluation.demo.Settings(), study.Settings(),
-    evaluation.detection.Metric(), evaluation.calibration.study.Guide(),
+    evaluation.detection.Metric(), inference.Guide(),
     evaluation.samples.features.Features("raw", np.asarray),
 ]  # fmt: skip
 
@@ -87,6 +87,7 @@ RIGHTLY = {
     "float": NUMBERS,
     "Positive": ABOVE,
     "NonNegative": ABOVE | {"zero"},
+    "StepSize": ABOVE,
     "BelowOne": {"zero"},
     "Size": {"zero"},
     "CountOrZero": {"zero"},
@@ -157,5 +158,5 @@ RESULTS = {
     "NativeModel", "Need", "Node", "Number", "Numbers",
     "Paragraph", "Posterior", "PrCurve", "PredictiveCheck", "Record", "Results",
     "RocBand", "RocCurve", "Row", "SBC", "SampleQuality", "Section", "SetVerdict",
-    "Shapes", "Space", "Symmetry", "Table", "VSBC", "Verdict",
+    "Shapes", "Symmetry", "Table", "VSBC", "Verdict",
 }  # fmt: skip

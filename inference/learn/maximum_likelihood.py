@@ -19,9 +19,9 @@ from typing import Any, Literal
 from probgen.engine.bound import Bound
 from probgen.engine.dependence import require_contrast
 from probgen.engine.learner import Learner
+from probgen.engine.spaces import model_target, total
+from probgen.engine.target import AnySampler, run_chain, transitions
 from probgen.errors import AlgorithmError
-from probgen.inference.sample.kernels import Langevin, run_chain
-from probgen.inference.sample.spaces import bind_space, total
 from probgen.language.declared import declaration
 from probgen.language.kinds import NonNegative, Share
 from probgen.language.optim import Adam, OptimizerDeclaration
@@ -35,7 +35,8 @@ class MaximumLikelihood:
     """Learns the energy of an unnormalised model by maximum likelihood.
 
     Args:
-        sampler: the chain that draws from the model, such as `Langevin(step_size, num_steps)`.
+        sampler: the chain that draws from the model, such as `Langevin(step_size, num_steps)` or
+            `HMC(num_steps=5, num_warmup=0, num_samples=1)`.
         space: where it lives: "data", or "noise" for a tilted generative model.
         optimizer: such as `pg.Adam(1e-4)`.
         persistent: chains go on where the last update left them (they are part of the state and of
@@ -56,7 +57,7 @@ class MaximumLikelihood:
             gradient accumulation; persistent chains under inputs that differ from datum to datum.
     """
 
-    sampler: Langevin
+    sampler: AnySampler
     space: Literal["data", "noise", "latent"] = "data"
     optimizer: OptimizerDeclaration = dataclasses.field(default_factory=lambda: Adam(1e-4))
     persistent: bool = dataclasses.field(default=False, kw_only=True)
@@ -66,7 +67,7 @@ class MaximumLikelihood:
     def bind(self, bound: Bound) -> Learner:
         """A learner of this contrast for `probgen.fit`."""
         b, ops = bound.backend, bound.backend.ops
-        space = bind_space(bound, self.space)
+        target = model_target(bound, self.space)
         factors_only = bool(bound.latents) or self.space == "noise"
         sites = bound.structure.sites
         variables = [n for n, s in sites.items() if s.kind == "sample" and not s.is_fixed]
@@ -77,9 +78,13 @@ class MaximumLikelihood:
                 f"MaximumLikelihood: got gradient_accumulation={bound.accumulate}, expected 1: "
                 "chains and data are contrasted as one batch; lower batch_size instead."
             )
-        calls = None if bound.num_steps is None else bound.num_steps * self.sampler.num_steps
-        kernel = self.sampler.kernel(b, space.log_density, num_calls=calls)
+        calls = None if bound.num_steps is None else bound.num_steps * transitions(self.sampler)
+        kernel = self.sampler.kernel(b, target, num_calls=calls)
         optimizer = bound.optimizer(self.optimizer)
+
+        def values_of(x: Mapping, params: Mapping, batch: Mapping) -> dict:
+            values = target.values(x, params, batch)
+            return {n: values[n] for n in target.names}
 
         def contrast(params: Mapping, values: Mapping, batch: Mapping, key: Any) -> Array:
             size = next(iter(values.values())).shape[0]
@@ -111,7 +116,9 @@ class MaximumLikelihood:
             require_contrast(bound, params, batch, left, "MaximumLikelihood")
             trainable, frozen = bound.split_params(params)
             state = {"params": trainable, "frozen": frozen, "opt": optimizer.init(trainable)}
-            x = space.init({**trainable, **frozen}, batch, key, next(iter(batch.values())).shape[0])
+            x = target.init(
+                {**trainable, **frozen}, batch, key, next(iter(batch.values())).shape[0]
+            )
             if factors_only:
                 check_contrast(trainable, frozen, x, batch, key)
             if self.persistent:
@@ -137,7 +144,7 @@ class MaximumLikelihood:
                     f"{list(bound.latents)}, which the data do not give, expected an energy of "
                     f"{list(bound.observed)} alone; tilt on='{bound.observed[0]}'."
                 )
-            samples = space.values(x, params, batch)
+            samples = values_of(x, params, batch)
             _, grads = gradient(trainable, frozen, samples, batch, key)
             leaves = {n: [b.to_numpy(g) for g in tree_leaves(t)] for n, t in grads.items()}
             still = [n for n, gs in leaves.items() if not any(g.any() for g in gs)]
@@ -151,7 +158,7 @@ class MaximumLikelihood:
         def start(state: dict, params: Any, batch: Any, key: Any) -> Any:
             size = next(iter(batch.values())).shape[0]
             k_new, k_which = b.split(key, 2)
-            fresh = space.init(params, batch, k_new, size)
+            fresh = target.init(params, batch, k_new, size)
             if not self.persistent:
                 return fresh
             anew = b.uniform(k_which, (size,)) < self.restart
@@ -165,9 +172,9 @@ class MaximumLikelihood:
             params = {**state["params"], **state["frozen"]}
             k_start, k_chain, k_loss = b.split(key, 3)
             x = start(state, params, batch, k_start)
-            n = self.sampler.num_steps
+            n = transitions(self.sampler)
             end, _ = run_chain(b, kernel, x, k_chain, n, params, batch)
-            samples = space.values(end.x, params, batch)
+            samples = values_of(end.x, params, batch)
             (_, metrics), grads = gradient(state["params"], state["frozen"], samples, batch, k_loss)
             trained, opt = optimizer.update(grads, state["opt"], state["params"])
             new = {"params": trained, "frozen": state["frozen"], "opt": opt}

@@ -37,6 +37,8 @@ def bind(
 
     Args:
         data: a few rows of the data and per-datum inputs, numpy; may be empty.
+        fields: of `Bound`; with `whole`, `num_data` is the size of the data plate where nothing
+            else tells it.
         whole: `data` are all the data and are taken as one batch, so that a site outside the data
             plate, or in further plates, may be observed; the bound model's `num_rows` says how
             many there are.
@@ -70,7 +72,7 @@ def bind(
         return declaration.init(rng, *shapes)
 
     probe = Probe(model, backend, started, fixed, key, initialise)
-    seen = probe.all_rows(data) if whole else probe.one_row(data)
+    seen = probe.all_rows(data, fields.get("num_data")) if whole else probe.one_row(data)
     guide_structure = None
     if model.guide is not None:
         guide_structure = _probe_guide(probe, seen)

@@ -93,6 +93,21 @@ Width = Annotated[int, between(1, 10**8)]  # of a layer or an axis
 Size = Annotated[int, between(0, 10**8)]
 Positive = Annotated[float, above_zero]
 NonNegative = Annotated[float, at_least(0)]
+StepSize = (
+    Positive
+    | Annotated[
+        Mapping,
+        Rule(
+            "by site, of steps above 0",
+            lambda v: (
+                len(v) > 0
+                and all(
+                    isinstance(n, str) and _finite(h) is not REFUSED and h > 0 for n, h in v.items()
+                )
+            ),
+        ),
+    ]
+)  # of a chain, one number or one of each site
 Share = Annotated[float, within(0, 1)]
 OpenShare = Annotated[float, within(0, 1, "()")]
 BelowOne = Annotated[float, within(0, 1, "[)")]

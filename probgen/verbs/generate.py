@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Annotated, Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 
@@ -24,36 +24,16 @@ from probgen.engine.bound import Bound
 from probgen.engine.draws import check_draws, samples_first, without_data_axis
 from probgen.engine.explain import check_ancestral
 from probgen.engine.fitted import AnyFitted, Fitted
+from probgen.engine.markov import chain_ends
+from probgen.engine.spaces import model_target
+from probgen.engine.target import AnySampler, Sampler, transitions
 from probgen.errors import AlgorithmError, DataError, DeclarationError
 from probgen.language.declared import checked
-from probgen.language.kinds import Count, Inputs, having
+from probgen.language.kinds import Count, Inputs
 from probgen.language.memory import ask
 from probgen.language.model import arguments
 from probgen.language.seeds import check_seed
 from probgen.trees import tree_map
-
-
-class Sampler(Protocol):
-    """A method of drawing from a model, such as `Langevin`: used where ancestral draws cannot be.
-
-    `generate` gives (values by site, the chain or None, statistics [chains] by name); `batch` are
-    the inputs with one row a sample. `note` says what the draws target and how the chains went;
-    `cure` what to do where they end at NaN.
-    """
-
-    def generate(
-        self, bound: Bound, params: Any, batch: Any, key: Any, num_samples: int, space: str | None,
-        *, keep_chain: bool,
-    ) -> tuple[dict, dict | None, dict]: ...  # fmt: skip
-
-    def note(self, stats: Mapping[str, np.ndarray] | None = None) -> str: ...
-
-    def cure(self) -> str: ...
-
-
-AnySampler = Annotated[
-    Sampler, having("a sampler such as Langevin(step_size=1e-2, num_steps=100)", "generate")
-]
 
 
 class Samples(dict):
@@ -100,7 +80,7 @@ def generate(
             reads the data gets them by `inputs` (all of them, under the site's name).
         method: a sampler such as `Langevin(step_size, num_steps)`; needed for densities that are
             known up to a constant, which have no ancestral draws.
-        space: where the sampler lives: "data" or "noise" (its default).
+        space: where the chains live: "data", the default without latents, or "noise", with them.
         inputs: arrays with one row per sample, or constants.
         chunk_size: samples drawn at a time, for memory.
         return_chain: also keep the sampler's values along the way, in `Samples.chain`.
@@ -137,6 +117,9 @@ def generate(
     # Of two data it can be told which axis of a computed value is theirs.
     least = 2 if any(s.kind == "deterministic" for s in sites.values()) and source is None else 1
     parts, chains, stats = [], [], []
+    if method is not None:
+        num_chunks = -(-num_samples // chunk_size)
+        ends = _chains(bound, method, space, num_chunks, return_chain)
     for start in range(0, num_samples, chunk_size):
         kept = min(chunk_size, num_samples - start)
         count = max(kept, least)
@@ -144,9 +127,7 @@ def generate(
         batch = {k: b.asarray(v[index]) for k, v in rows.items()}
         k = b.fold_in(key, start)
         if method is not None:
-            values, chain, run = method.generate(
-                bound, params, batch, k, count, space, keep_chain=return_chain
-            )
+            values, chain, run = ends(params, batch, k, count)
             stats.append(tree_map(lambda v, n=kept: b.to_numpy(v)[:n], run))
             chains.append(tree_map(lambda v, n=kept: b.to_numpy(v)[:, :n], chain or {}))
         elif source is not None:
@@ -275,6 +256,24 @@ def _check_guide(fitted: Fitted, bound: Bound, drawn: tuple[str, ...]) -> None:
             f"expected them: inputs={{{wanted[0]!r}: the data of the fit}}; or ask for "
             "predictive='prior'."
         )
+
+
+def _chains(
+    bound: Bound, method: Sampler, space: str | None, num_chunks: int, return_chain: bool
+) -> Callable:
+    """The chains' ends, in noise space for a model with latents and in data space without, unless
+    the space is given; along a chain in noise space the noise is kept."""
+    where = space or ("noise" if bound.latents else "data")
+    target = model_target(bound, where)
+
+    def shown(x: Mapping, params: Any, batch: Any) -> dict:
+        values = x if where == "noise" else target.values(x, params, batch)
+        return {n: values[n] for n in target.names}
+
+    return chain_ends(
+        bound.backend, method, target, num_calls=num_chunks * transitions(method),
+        keep=shown if return_chain else None,
+    )  # fmt: skip
 
 
 def _values(sites: Mapping[str, Any]) -> dict[str, Any]:
