@@ -165,7 +165,7 @@ class Bound:
         """The guide; of a model without latents, which needs none, an empty program.
 
         Raises:
-            AlgorithmError: there are latents and no guide.
+            AlgorithmError: there are latents and no guide, or the guide draws what data observe.
         """
         if self.model.guide is None and not self.latents:
             return _no_latents
@@ -174,6 +174,13 @@ class Bound:
                 f"{who}: the model {self.model.name!r} has no guide, expected one (an approximate "
                 "posterior over its latents); give a VAE an encoder, or write one with "
                 "@my_model.with_guide; without a guide use pg.infer or MaximumLikelihood."
+            )
+        drawn = {n for n, s in self.guide_structure.sites.items() if s.kind == "sample"}  # type: ignore
+        if seen := sorted(drawn & set(self.observed)):
+            raise AlgorithmError(
+                f"{who}: the guide of {self.model.name!r} draws {seen}, which the data observe, "
+                f"expected latents alone, {sorted(self.latents)}; leave them out of the guide (one "
+                "for data without them is another: my_model.with_guide), or out of the data."
             )
         return self.model.guide
 
