@@ -7,6 +7,7 @@ from fit_cases import binary_data, coins, quick, small_vae, svi
 import probgen as pg
 from probgen import backends, dist, nets
 from probgen.errors import (
+    AlgorithmError,
     BackendError,
     DataError,
     DeclarationError,
