@@ -35,10 +35,12 @@ _NAMES = {
         ("to_pyro", "to_numpyro", "from_pyro", "from_numpyro", "params_of"), "probgen.interop"
     ),
     **dict.fromkeys(
-        ("Adam", "AdamW", "SGD", "CosineDecay", "ExponentialDecay", "LinearWarmup"),
+        ("Adam", "AdamW", "SGD", "Groups", "CosineDecay", "ExponentialDecay", "LinearWarmup"),
         "probgen.language.optim",
     ),
     **dict.fromkeys(("EarlyStopping", "TensorBoard", "Callback"), "probgen.engine.callbacks"),
+    **dict.fromkeys(("Learner", "ROW"), "probgen.engine.learner"),
+    "GradientLearner": "probgen.engine.gradient",
     "ProbgenError": "probgen.errors",
     "fit": "probgen.verbs.fit",
     "infer": "probgen.verbs.infer",

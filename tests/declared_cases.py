@@ -39,6 +39,7 @@ REGISTRY = [
     # optimisers and their schedules
     optim.Schedule(), pg.CosineDecay(0.1, 10), pg.ExponentialDecay(0.1, 0.5, 10),
     pg.LinearWarmup(0.1, 10), optim.OptimizerDeclaration(), pg.Adam(), pg.AdamW(), pg.SGD(),
+    pg.Groups({"decoder": pg.Adam()}),
     # models, and parts of distributions
     dist.BijectTo("simplex"),
     models.NoiseSchedule(), models.Diffusion(NET, (2,)), models.EBM(ENERGY, NORMAL),
@@ -54,7 +55,7 @@ REGISTRY = [
     inference.RampSetPoint(), inference.PI(), inference.IncrementalPI(), inference.ELBO(),
     inference.ImportanceWeightedELBO(), inference.ControlledELBO(), inference.CapacityELBO(),
     # learners, chains and methods
-    inference.SVI(inference.ELBO()), inference.Denoising(),
+    pg.GradientLearner(len), inference.SVI(inference.ELBO()), inference.Denoising(),
     inference.MaximumLikelihood(inference.Langevin(0.1)), inference.Langevin(0.1),
     inference.NUTS(), inference.HMC(), inference.sample.mcmc.HamiltonianMethod(),
     inference.AIS().settings, rbm.RBM(*RBM_PARTS), inference.Gaussian(0.0, 1.0),
@@ -99,6 +100,7 @@ RIGHTLY = {
     "tuple[Annotated[tuple[Text, ...], not_empty], ...]": {"empty"},
     "Mapping[str, Any]": {"dict"},
     "dict[str, Any]": {"dict"},
+    "Mapping[str, str]": {"dict"},
     "Mapping": {"dict"},  # starting values by site, which only a model can judge
     "ReferenceData": {"array"},
     "np.ndarray": {"array"},

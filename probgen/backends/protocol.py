@@ -157,6 +157,13 @@ class Backend(Protocol):
     ) -> tuple[Tree, Tree]:
         """(carry, x) -> (carry, y) over the leading axis of xs; the ys are stacked."""
 
+    def cond(self, pred: Array, if_true: Callable, if_false: Callable, *args: Any) -> Tree:
+        """if_true(*args) where the scalar `pred` holds, else if_false(*args), of one form.
+
+        Only that one is computed, but for torch inside a compiled function or a `vmap`, and JAX
+        inside a `vmap`: there both are, and a derivative that is not finite in either poisons both.
+        """
+
     def loop(self, fn: Callable) -> Callable:
         """A function that holds a `scan`, compiled whole where the framework can."""
 

@@ -6,7 +6,6 @@ for nets that have none, and refuses what does not fit before anything is comput
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,6 +17,7 @@ from probgen.engine.guide_checks import check_guide, warn_left_out
 from probgen.engine.probing import Probe, Seen
 from probgen.engine.structure import Structure, structure_of
 from probgen.language.model import Model, call_arguments
+from probgen.language.seeds import named
 from probgen.nets.buffers import has_upkeep
 from probgen.trees import tree_map
 
@@ -66,10 +66,7 @@ def bind(
     key = backend.key(seed)
 
     def initialise(name: str, declaration: Any, shapes: Any) -> Any:
-        rng = np.random.Generator(
-            np.random.Philox(key=[seed & (2**64 - 1), zlib.crc32(name.encode())])
-        )
-        return declaration.init(rng, *shapes)
+        return declaration.init(named(seed, name), *shapes)
 
     probe = Probe(model, backend, started, fixed, key, initialise)
     seen = probe.all_rows(data, fields.get("num_data")) if whole else probe.one_row(data)
@@ -84,8 +81,9 @@ def bind(
     if whole:
         fields["num_rows"] = seen.num_rows
     bound = Bound(
-        model, backend, structure, guide_structure, seen.observed, fixed, upkeep=upkeep, **fields
-    )
+        model, backend, structure, guide_structure, seen.observed, fixed, upkeep=upkeep,
+        seed=seed, names=tuple(sorted(final)), **fields,
+    )  # fmt: skip
     warn_left_out(model.name, bound.left_out)
     return bound, final
 

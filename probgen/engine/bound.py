@@ -7,26 +7,24 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any
 
 import numpy as np
 
-from probgen.backends.protocol import Backend, Key, Optimizer, Site
+from probgen.backends.protocol import Backend, Key, Site
 from probgen.engine.guide_checks import left_out
 from probgen.engine.structure import Structure
+from probgen.engine.updates import Updates
 from probgen.errors import AlgorithmError
 from probgen.language.model import Model, call_arguments
-from probgen.language.optim import OptimizerDeclaration
 from probgen.language.program import DATA_PLATE
-from probgen.nets.buffers import after_update, keeping_up, settle
-from probgen.trees import tree_items, tree_map
+from probgen.trees import tree_items
 
 Array = Any
 
 
 @dataclasses.dataclass(frozen=True)
-class Bound:
+class Bound(Updates):
     """A model on a backend.
 
     Attributes:
@@ -36,8 +34,13 @@ class Bound:
         constants: inputs that are shared by all data, on the backend.
         num_rows: size of the data plate where all data are one batch (`pg.infer`).
         num_steps: how often a step will run, for `compile`.
+        num_draws: draws per step that a fit without data asks for (`batch_size=`); else None.
         accumulate: micro-batches per update.
+        freeze: names of nets, or of parts with several, that the fit was told to leave alone.
+        seed: of the fit.
+        names: of all nets that have parameters.
         upkeep: nets with more than an optimiser's step to them; see `probgen.nets.buffers`.
+        own: the algorithm's own nets, declarations by name (`new_net`).
     """
 
     model: Model
@@ -49,8 +52,13 @@ class Bound:
     num_data: int | None = None
     num_rows: int | None = None
     num_steps: int | None = None
+    num_draws: int | None = None
     accumulate: int = 1
-    upkeep: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    freeze: tuple[str, ...] = ()
+    seed: int = 0
+    names: tuple[str, ...] = ()
+    upkeep: dict[str, Any] = dataclasses.field(default_factory=dict)
+    own: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def latents(self) -> tuple[str, ...]:
@@ -59,6 +67,12 @@ class Bound:
             for n, s in self.structure.sites.items()
             if s.kind == "sample" and n not in self.observed and not s.is_fixed
         )
+
+    @property
+    def nets(self) -> dict[str, Any]:
+        """Declarations of the nets of the model, its guide and the algorithm, by name."""
+        guide = self.guide_structure.nets if self.guide_structure else {}
+        return {**self.structure.nets, **guide, **self.own}
 
     @property
     def left_out(self) -> list[str]:
@@ -212,62 +226,6 @@ class Bound:
                     "the data plate alone, since batches are rows of the data; make those axes "
                     "events with .expand([...]).to_event(n), or use pg.infer on all the data."
                 )
-
-    def split_params(self, params: Mapping) -> tuple[dict, dict]:
-        """(trainable, frozen) parts of a parameter dict, by the model's `frozen` names."""
-        frozen = self.model.frozen()
-        return (
-            {k: v for k, v in params.items() if k not in frozen},
-            {k: v for k, v in params.items() if k in frozen},
-        )
-
-    def optimizer(self, declaration: OptimizerDeclaration) -> Optimizer:
-        """An optimiser of the model's nets: buffers are left alone, and each step ends with the
-        nets' own upkeep, such as the power iteration of a spectral norm."""
-        b = self.backend
-        compiled = partial(b.compile, num_calls=self.num_steps)
-        return keeping_up(b.optimizer(declaration), self.upkeep, compiled)
-
-    def average(self, old: Mapping, new: Mapping, weight: float) -> dict:
-        """old + weight (new - old) of parameters; buffers follow the averaged weights."""
-        mean = self.backend.lerp(old, new, weight)
-        moved = {n: after_update(net, mean[n]) for n, net in self.upkeep.items() if n in mean}
-        return {**mean, **moved}
-
-    def settled(self, params: Mapping) -> dict:
-        """Parameters at the end of a fit: what was learned with its spectral norms converged."""
-        known, frozen = self.upkeep, self.model.frozen()
-        return {
-            n: settle(known[n], v) if n in known and n not in frozen else v
-            for n, v in params.items()
-        }
-
-    def value_and_grad(self, loss: Callable) -> Callable:
-        """Compiles `loss(trainable, frozen, extra, batch, key) -> (loss, aux)` with its gradient.
-
-        With `accumulate` > 1 the batch is worked through in that many equal parts, one after
-        another; loss, gradient and aux are their means, which for a mean over data is exact.
-        """
-        b = self.backend
-        once = b.value_and_grad(loss, has_aux=True)
-        if self.accumulate == 1:
-            return b.compile(once, num_calls=self.num_steps)
-        k = self.accumulate
-
-        def in_parts(trainable: Any, frozen: Any, extra: Any, batch: Any, key: Any) -> Any:
-            parts = tree_map(lambda x: b.ops.reshape(x, (k, x.shape[0] // k, *x.shape[1:])), batch)
-            keys = b.split(key, k)
-
-            def step(carry: Any, i: int) -> Any:
-                out = once(trainable, frozen, extra, tree_map(lambda x: x[i], parts), keys[i])
-                return out if carry is None else tree_map(lambda a, c: a + c, carry, out)
-
-            total = None
-            for i in range(k):
-                total = step(total, i)
-            return tree_map(lambda x: x / k, total)
-
-        return b.compile(in_parts, num_calls=self.num_steps)
 
 
 def _no_latents() -> None:

@@ -51,7 +51,7 @@ def require_fixed_constant(bound: Bound, params: Mapping, batch: Mapping, who: s
     Raises:
         AlgorithmError: names the factor, the nets, and what teaches them.
     """
-    frozen = bound.model.frozen()
+    frozen = bound.frozen()
     trainable = [n for n in bound.structure.nets if n not in frozen]
     improper = bound.structure.improper
     if not (bound.structure.factors or improper) or not trainable:
@@ -97,7 +97,7 @@ def require_contrast(
     Raises:
         AlgorithmError: names the site, the nets, and what to do.
     """
-    frozen = bound.model.frozen()
+    frozen = bound.frozen()
     trainable = [n for n in bound.structure.nets if n not in frozen]
     tried = Experiment(bound, params, _resized(bound, batch), is_thorough=True)
     for net in trainable:

@@ -137,12 +137,20 @@ class Loop:
             new, metrics = chunk(state, batches, indices, self.key, step)
             problem = self._guard.find_problem(new, metrics, step)
             if problem is None:
-                return new, metrics, count
+                said = self._watched(metrics)
+                if said is None:
+                    return new, metrics, count
+                state = lower_step(good, attempt, said, self.max_retries, history, is_watched=True)
+                continue
             why = self._why(chunk, good, batches, indices, step, problem.at)
             # Where the state before the chunk gives NaN already, no smaller step mends it.
             retries = 0 if why and problem.at == 0 else self.max_retries
             state = lower_step(good, attempt, problem.text, retries, history, why)
         raise AssertionError("lower_step raises on the last attempt")
+
+    def _watched(self, metrics: dict[str, np.ndarray]) -> str | None:
+        """What the learner's own watch says of a chunk, with the names of its metrics at hand."""
+        return None if self.learner.watch is None else self.learner.watch(metrics)
 
     def _why(self, chunk: Any, good: Any, batches: Any, indices: Any, step: int, index: int) -> str:
         """Which arguments of distributions left their domains at a chunk's update of that index:
@@ -155,7 +163,8 @@ class Loop:
             state, _ = chunk(state, first, part, self.key, step)
         batch = {k: v[rows] for k, v in batches.items()}
         params = all_params(state["learner"])
-        return explain(self.bound, params, batch, b.fold_in(self.key, step + index))
+        size = None if batch else self.bound.num_draws
+        return explain(self.bound, params, batch, b.fold_in(self.key, step + index), size)
 
     def _update(self) -> Any:
         update, decay = self.learner.update, self.ema_decay

@@ -30,9 +30,11 @@ PROBED = 16  # data of a map-style data set that are read to tell it from anothe
 def of_fit(
     model: Model, algorithm: Any, backend: Backend, *, source: Any, seed: int,
     constants: Mapping[str, Any], given: Any, held_out: Mapping[str, np.ndarray] | None,
-    ema_decay: float | None, accumulate: int,
+    ema_decay: float | None, accumulate: int, freeze: Sequence[str] = (), extras: Any = None,
 ) -> dict[str, Any]:  # fmt: skip
     """What a fit is, but for its number of steps: another entry gives another fit.
+
+    `freeze` and `extras` have an entry where there are some.
 
     Raises:
         DeclarationError: something in model, algorithm or inputs cannot be told by its content.
@@ -50,6 +52,8 @@ def of_fit(
         "inputs": of_inputs(constants),
         "validation": None if held_out is None else content(held_out),
         "given parameters": content(flatten({**model.fitted_params(), **(given or {})})),
+        **({"freeze": sorted(freeze)} if freeze else {}),
+        **({"given extras": content(flatten(extras))} if extras else {}),
     }
 
 
@@ -130,6 +134,8 @@ def _of_data(source: Any) -> str:
     is known by size and form alone, and a stream by the form of its batches.
     """
     example = source.example()
+    if not example:
+        return "none"
     form = ", ".join(f"{k} {v.dtype} {list(v.shape[1:])}" for k, v in sorted(example.items()))
     text = f"{source.size} x ({form})"
     if isinstance(source, ArraySource):

@@ -77,7 +77,7 @@ class Trap:
     def bind(self, bound):
         b, optimizer = bound.backend, bound.backend.optimizer(pg.SGD(1.0))
 
-        def init(params, key, batch):
+        def init(params, key, batch, extras):
             return {"params": params, "opt": optimizer.init(params), "seen": b.asarray(0.0)}
 
         def update(state, batch, key):

@@ -163,6 +163,8 @@ class JaxBackend:
     def scan(self, step: Callable, carry: Any, xs: Any = None, length: int | None = None) -> Any:
         return jax.lax.scan(step, carry, xs, length=length)
 
+    cond = staticmethod(jax.lax.cond)
+
     def loop(self, fn: Callable) -> Callable:
         """A function that holds a `scan`, compiled whole."""
         return self.compile(fn)

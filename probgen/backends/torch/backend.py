@@ -17,7 +17,7 @@ from probgen.backends.lowering import edges, gaussian_kl, held_integers, in_supp
 from probgen.backends.protocol import Optimizer, Site
 from probgen.backends.torch import mcmc, optimizers, random, rows
 from probgen.backends.torch import ops as torch_ops
-from probgen.backends.torch.compile import Compiled
+from probgen.backends.torch.compile import Compiled, cond
 from probgen.backends.torch.distributions import like_multivariate, noise_map, normal_base
 from probgen.backends.torch.lowering import (
     Lowering,
@@ -259,6 +259,8 @@ class TorchBackend:
             carry, y = step(carry, None if xs is None else _take(xs, i))
             ys.append(y)
         return carry, _stack(ys)
+
+    cond = staticmethod(cond)
 
     def loop(self, fn: Callable) -> Callable:
         """A function that holds a `scan`: compiled whole on JAX, run as it is here, where the loop

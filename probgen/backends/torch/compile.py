@@ -23,7 +23,7 @@ from probgen.backends.keys import Key, mix
 from probgen.backends.torch import random
 from probgen.backends.torch.simplify import fold, simplify
 from probgen.progress import log
-from probgen.trees import tree_leaves
+from probgen.trees import tree_leaves, tree_map
 
 tracing: contextvars.ContextVar[bool] = contextvars.ContextVar("tracing", default=False)
 
@@ -78,6 +78,14 @@ def _builder(tree: Any) -> Callable:
             return lambda feed: kind(*[part(feed) for part in inner])
         return lambda feed: kind([part(feed) for part in inner])
     return next
+
+
+def cond(pred: Any, if_true: Callable, if_false: Callable, *args: Any) -> Any:
+    """One of two functions, by a scalar; both, where a graph or a vmap cannot ask it."""
+    if tracing.get() or torch._C._functorch.peek_interpreter_stack() is not None:
+        chosen = torch.as_tensor(pred)
+        return tree_map(lambda a, c: torch.where(chosen, a, c), if_true(*args), if_false(*args))
+    return if_true(*args) if bool(pred) else if_false(*args)
 
 
 class Graph:
