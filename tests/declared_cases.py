@@ -100,7 +100,6 @@ RIGHTLY = {
     "tuple[Annotated[tuple[Text, ...], not_empty], ...]": {"empty"},
     "Mapping[str, Any]": {"dict"},
     "dict[str, Any]": {"dict"},
-    "Mapping[str, str]": {"dict"},
     "Mapping": {"dict"},  # starting values by site, which only a model can judge
     "ReferenceData": {"array"},
     "np.ndarray": {"array"},

@@ -8,7 +8,6 @@ make new ones. `compile` never changes a result, only its cost.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
 from typing import Any, Literal, NamedTuple, Protocol
 
 Array = Any
@@ -63,12 +62,6 @@ class Backend(Protocol):
     def asarray(self, x: Any, dtype: str | None = None) -> Array:
         """On this device; float32 and float64 become the framework's own default (float32, unless
         its user set torch's default dtype or JAX's x64 mode), unless a dtype is named."""
-
-    def float64(self) -> AbstractContextManager[None]:
-        """Inside, the framework's own default is float64, draws included: for checks of numbers.
-
-        Parameters that are to be float64 must be given so: what is loaded stays as it was.
-        """
 
     def to_numpy(self, x: Array) -> Any:
         """As a numpy array."""

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import jax
@@ -79,11 +78,6 @@ class JaxBackend:
         if isinstance(out, jax.core.Tracer):
             return out
         return jax.device_put(out, self._device)
-
-    @contextlib.contextmanager
-    def float64(self) -> Iterator[None]:
-        with jax.enable_x64(True):
-            yield
 
     def to_numpy(self, x: Any) -> np.ndarray:
         return np.asarray(x)

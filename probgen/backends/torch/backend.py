@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import contextvars
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -96,15 +95,6 @@ class TorchBackend:
             return out.to(getattr(torch, dtype))
         is_float = out.dtype in (torch.float32, torch.float64)
         return out.to(torch.get_default_dtype()) if is_float else out
-
-    @contextlib.contextmanager
-    def float64(self) -> Iterator[None]:
-        before = torch.get_default_dtype()
-        torch.set_default_dtype(torch.float64)
-        try:
-            yield
-        finally:
-            torch.set_default_dtype(before)
 
     def to_numpy(self, x: Any) -> np.ndarray:
         return x.detach().cpu().numpy() if isinstance(x, torch.Tensor) else np.asarray(x)
