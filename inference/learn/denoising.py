@@ -19,6 +19,7 @@ from probgen.engine.bound import Bound
 from probgen.engine.gradient import GradientLearner
 from probgen.engine.learner import Learner
 from probgen.errors import AlgorithmError
+from probgen.language.capabilities import Denoises
 from probgen.language.declared import declaration
 from probgen.language.optim import Adam, AnyOptimizer
 
@@ -46,8 +47,7 @@ class Denoising:
         """A learner of the denoising loss for `probgen.fit`."""
         b, ops = bound.backend, bound.backend.ops
         model: Any = bound.model
-        needed = ("table", "target", "schedule", "shape")
-        if not all(hasattr(model, name) for name in needed) or "x" not in bound.observed:
+        if not isinstance(model, Denoises) or "x" not in bound.observed:
             raise AlgorithmError(
                 f"Denoising: the model {model.name!r} (data: {list(bound.observed)}) has no "
                 "denoiser and noise schedule, expected a Diffusion with data for 'x'."

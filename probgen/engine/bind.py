@@ -90,8 +90,8 @@ def bind(
 
 def _probe_guide(probe: Probe, seen: Seen) -> Structure:
     """One run of the guide; sites that it reads and no data were given for are zeros."""
-    b, model = probe.backend, probe.model
-    guide: Any = model.guide
+    b, model, small = probe.backend, probe.model, probe.model.sketch()
+    guide: Any = small.model.guide
     zeros = {
         n: b.asarray(np.zeros(tuple(s.value.shape), np.float32))
         for n, s in seen.sites.items()
@@ -108,4 +108,4 @@ def _probe_guide(probe: Probe, seen: Seen) -> Structure:
         batch_size=seen.num_rows,
         initialise=probe.initialise,
     )
-    return structure_of(b, run, sites)
+    return structure_of(b, run, sites, small.sites)

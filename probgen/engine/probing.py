@@ -18,7 +18,7 @@ import numpy as np
 from probgen.backends.protocol import Backend, Key, Site
 from probgen.data.checks import on_device
 from probgen.engine.data_types import check_types
-from probgen.engine.structure import SiteInfo, Structure, structure_of
+from probgen.engine.structure import SiteInfo, Structure, expanded, structure_of
 from probgen.errors import AlgorithmError, DeclarationError, ProbgenError, UnknownName
 from probgen.language.dist import did_you_mean
 from probgen.language.model import Model, arguments, call_arguments
@@ -125,7 +125,8 @@ class Probe:
 
     def run(self, rows: Arrays, size: int | None) -> tuple[Structure, dict[str, Site]]:
         """One run with no site observed."""
-        program, b = self.model.program, self.backend
+        small = self.model.sketch()
+        program, b = small.model.program, self.backend
         names = arguments(program)
         inputs = call_arguments(program, {**self.constants, **rows}, f"model {self.model.name!r}")
 
@@ -148,7 +149,8 @@ class Probe:
                 found, sites = once(values)
             except Exception:
                 raise error from None
-        structure = structure_of(b, found, sites)
+        structure = structure_of(b, found, sites, small.sites)
+        sites = expanded(sites, small.sites)
         for name, site in structure.sites.items():
             if site.is_fixed and name not in rows:
                 _check_counts(structure, name, size)

@@ -87,8 +87,22 @@ class Structure(NamedTuple):
         return axis_sizes({self.plate_axes[p]: sizes[p] for p in self.sites[name].plates})
 
 
-def structure_of(backend: Backend, run: Any, sites: Mapping[str, Site]) -> Structure:
-    """The structure of a program from a run of it (`Backend.probe`)."""
+def expanded(sites: Mapping[str, Any], like: Mapping[str, str]) -> dict[str, Any]:
+    """Sites of a sketch as those of the large model (`probgen.language.model.Sketch.sites`)."""
+    if not like:
+        return dict(sites)
+    out: dict[str, Any] = {}
+    small = set(like.values())
+    for name, site in sites.items():
+        out.update({k: sites[v] for k, v in like.items()} if name in small else {name: site})
+    return out
+
+
+def structure_of(
+    backend: Backend, run: Any, sites: Mapping[str, Site], like: Mapping[str, str] | None = None
+) -> Structure:
+    """The structure of a program from a run of it (`Backend.probe`), or of its sketch, where `like`
+    says which of the sketch's sites each repeated site is like."""
     infos = {}
     for name, known in run.sites.items():
         fn = sites[name].fn
@@ -108,4 +122,5 @@ def structure_of(backend: Backend, run: Any, sites: Mapping[str, Site]) -> Struc
     axes = {name: dim for name, (dim, _) in run.plates.items()}
     sizes = {name: plate.size for name, (_, plate) in run.plates.items() if name != DATA_PLATE}
     depth = max((-axis for axis in axes.values()), default=0)
+    infos = expanded(infos, like or {})
     return Structure(infos, dict(run.nets), depth, sizes, axes)

@@ -20,9 +20,10 @@ import dataclasses
 import inspect
 import types
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 from probgen.errors import DeclarationError, UnknownName
+from probgen.language.capabilities import Ancestral
 from probgen.language.dist import Deferred
 from probgen.language.kinds import Rule
 from probgen.language.viewed import Viewed
@@ -32,6 +33,25 @@ Distribution = Annotated[
     Deferred,
     Rule("a distribution such as dist.Normal(0, 1).expand([2]).to_event(1)", alone=True),
 ]
+
+
+class Sketch(NamedTuple):
+    """A small model that shows the structure of a large one, such as a few steps of a long chain.
+
+    Attributes:
+        model: with the same nets.
+        left_out: what it leaves out, in words; "" when it is the model itself.
+        sites: of the large model's repeated sites, in their order, the small one's that each is
+            like; sites with no place here are the same in both.
+    """
+
+    model: Model
+    left_out: str = ""
+    sites: Mapping[str, str] = {}
+
+    def within(self, model: Model, prefix: str = "") -> Sketch:
+        """The sketch of a model whose part, with that prefix, this is the sketch of."""
+        return Sketch(model, self.left_out, {prefix + k: prefix + v for k, v in self.sites.items()})
 
 
 class Model(Viewed):
@@ -73,9 +93,14 @@ class Model(Viewed):
         """The density in LaTeX where the family knows a nicer one than the sites give."""
         return None
 
-    def sketch(self) -> tuple[Model, str]:
-        """A small stand-in to draw, and what it leaves out ("" when it is the model itself)."""
-        return self, ""
+    def sketch(self) -> Sketch:
+        """What `bind` runs to know the structure, and a picture shows: the model itself, or fewer
+        steps of a long chain."""
+        return Sketch(self)
+
+    def ancestral(self) -> Ancestral | None:
+        """Who draws from the model where its program is not the best way to; else None."""
+        return self if isinstance(self, Ancestral) else None
 
 
 class ProgramModel(Model):

@@ -132,8 +132,8 @@ def generate(
             chains.append(tree_map(lambda v, n=kept: b.to_numpy(v)[:, :n], chain or {}))
         elif source is not None:
             values = _each(bound, params, batch, k, count, source)
-        elif hasattr(model, "generate"):
-            values = model.generate(bound, params, batch, k, count)
+        elif (maker := model.ancestral()) is not None:
+            values = maker.generate(bound, params, k, count, batch)
         else:
             draw = partial(_together, bound, params, batch, k, count)
             values = check_ancestral(bound, params, batch, k, count, draw)
