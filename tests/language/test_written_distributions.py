@@ -16,9 +16,9 @@ from probgen import dist, nets, ops
 from probgen.engine.bind import bind
 from probgen.engine.fitted import Fitted
 from probgen.engine.posterior import Posterior
+from probgen.engine.spaces import model_target
 from probgen.errors import AlgorithmError, DeclarationError, ShapeError
 from probgen.inference import ELBO, IWAE, NUTS, SVI
-from probgen.inference.sample.spaces import bind_space
 from probgen.models import VAE, Tilted
 from probgen.trees import tree_map
 
@@ -187,7 +187,7 @@ def test_a_flow_is_drawn_by_row(b, bound_flow):
 def test_what_is_made_of_noise_is_tilted_in_noise_space(b, base):
     """The chain's density is log N(eps) - E(x(eps)), the base's own density cancelled."""
     bound, params = bind(Tilted(local(base), nets.MLPEnergy((4,))), b)
-    space = bind_space(bound, "noise")
+    space = model_target(bound, "noise")
     eps = {"x": b.asarray(np.random.default_rng(0).normal(size=(3, 2)).astype(np.float32))}
     sites = bound.trace(params, {}, noise=eps, batch_size=3)
     energy = bound.structure.nets["energy"].apply(params["energy"], sites["x"].value)
@@ -198,7 +198,7 @@ def test_what_is_made_of_noise_is_tilted_in_noise_space(b, base):
 def test_a_gamma_has_no_noise_space(b):
     bound, _ = bind(Tilted(local(dist.Gamma(2.0, 1.0)), nets.MLPEnergy((4,), in_ndim=0)), b)
     with pytest.raises(AlgorithmError, match="not a function of normal noise"):
-        bind_space(bound, "noise")
+        model_target(bound, "noise")
 
 
 def test_a_flow_is_the_prior_of_a_vae_and_is_learned_with_it(b):
