@@ -111,6 +111,29 @@ def of_posterior(
     }
 
 
+def of_samples(
+    fitted: Fitted, backend: Backend, *, seed: int, method: Any, inputs: Mapping[str, Any],
+    **settings: Any,
+) -> dict[str, Any]:  # fmt: skip
+    """What samples are of: equal entries give equal samples.
+
+    Raises:
+        DeclarationError: something in model, method or inputs cannot be told by its content.
+    """
+    return {
+        "probgen": __version__,
+        "versions": backend.versions(),
+        "model": _named(fitted.model, fitted.model.name),
+        "method": _named(method, "method"),
+        "seed": seed,
+        "backend": backend.name,
+        "float": float_width(backend),
+        "inputs": of_inputs({**fitted.constants, **inputs}),
+        "parameters": content(flatten(fitted.params)),
+        **settings,
+    }
+
+
 def of_inputs(constants: Mapping[str, Any]) -> dict[str, str]:
     """Inputs that all data share, each by its content."""
     return {k: identity(v, f"inputs[{k!r}]") for k, v in sorted(constants.items())}

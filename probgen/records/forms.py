@@ -91,6 +91,12 @@ KINDS = {
                 "order": Fields({"free": [str], "stats": [str]})}),
         frozenset({"free", "stats"}), since=2,
     ),
+    "samples": Kind(
+        "samples of a model",
+        Fields({"made": dict,
+                "order": Fields({"values": [str], "stats": [str], "chain": [str]})}),
+        frozenset({"values"}), frozenset({"stats", "chain"}), since=2,
+    ),
 }  # fmt: skip
 NUMBERS = sorted(str(np.dtype(t)) for t in TYPES.values())
 LARGEST = 2**26  # entries that a declaration in a file may ask for: 256 MiB of float32
