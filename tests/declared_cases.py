@@ -30,8 +30,9 @@ REGISTRY = [
     # nets
     nets.Dense(2), nets.Conv(2), nets.ConvTranspose(2), nets.Upsample(2), nets.Embedding(3, 2),
     nets.Parameter((2,)), nets.Reshape((-1,)), nets.TimeEmbedding(8), nets.GroupNorm(2),
-    nets.LayerNorm(), nets.SpectralNorm(nets.Dense(2)), nets.SelfAttention(),
-    nets.CrossAttention(), nets.AttentionBlock(), nets.Sequential((nets.Dense(2), "silu")),
+    nets.LayerNorm(), nets.SpectralNorm(nets.Dense(2)), nets.WeightNorm(nets.Dense(2)),
+    nets.SelfAttention(), nets.CrossAttention(), nets.AttentionBlock(),
+    nets.Sequential((nets.Dense(2), "silu")),
     nets.ResidualBlock(4), nets.MLP(), nets.MLPEnergy(), nets.MLPDenoiser(2), nets.ConvEncoder(),
     nets.ConvDecoder(), nets.ConvEnergy(), nets.UNet(),
     nets.adapters.TorchNet(Module()), nets.adapters.FlaxNet(Module()),

@@ -22,6 +22,7 @@ from probgen.errors import AlgorithmError
 from probgen.language.model import Model
 from probgen.language.optim import AnyOptimizer, Groups, stands_for
 from probgen.language.seeds import named
+from probgen.nets.base import wants_data
 from probgen.nets.buffers import after_update, has_upkeep, keeping_up, settle
 from probgen.trees import tree_map
 
@@ -72,13 +73,15 @@ class Updates:
         return keeping_up(plain, self.upkeep, partial(b.compile, num_calls=self.num_steps))
 
     def new_net(
-        self, name: str, declaration: Any, *shapes: tuple[int, ...], kept: Mapping | None = None
-    ) -> Tree:
+        self, name: str, declaration: Any, *shapes: tuple[int, ...],
+        kept: Mapping | None = None, data: tuple | None = None,
+    ) -> Tree:  # fmt: skip
         """Parameters of a net of the algorithm's own, drawn from (the fit's seed, its name), and
         its declaration remembered for `step`.
 
         Args:
             shapes: event shapes of its inputs, such as bound.structure.sites["x"].event_shape.
+            data: a first batch of its inputs, for a net that starts from one.
             kept: `extras` that may have parameters of this name, which are then taken.
 
         Raises:
@@ -92,7 +95,8 @@ class Updates:
                 f"another than {sorted({*self.names, *self.own})}."
             )
         b = self.backend
-        fresh = declaration.init(named(self.seed, name), *shapes)
+        more = {"data": data} if data is not None and wants_data(declaration) else {}
+        fresh = declaration.init(named(self.seed, name), *shapes, **more)
         self.own[name] = declaration
         if has_upkeep(declaration, fresh):
             self.upkeep[name] = declaration

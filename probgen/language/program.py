@@ -83,6 +83,9 @@ class Run:
 
 
 _run: contextvars.ContextVar[Run | None] = contextvars.ContextVar("probgen_run", default=None)
+# Asked at each call of a net, (name, declaration, event shapes, inputs) -> parameters, or None for
+# those of the run: how nets start from a first batch of their inputs (`probgen.engine.data_init`).
+on_call: contextvars.ContextVar[Callable | None] = contextvars.ContextVar("on_call", default=None)
 # Values in place of deterministic sites: how `probgen.views.describe` asks what depends on them.
 held: contextvars.ContextVar[dict] = contextvars.ContextVar("probgen_held", default={})  # noqa: B039
 
@@ -345,6 +348,11 @@ def net(name: str, declaration: Any) -> Callable:
     run.nets[full] = declaration
 
     def call(*inputs: Any, **options: Any) -> Any:
+        ask = on_call.get()
+        if ask is not None:
+            found = ask(full, declaration, _event_shapes(run, declaration, inputs), inputs)
+            if found is not None:
+                run.params[full] = found
         if full not in run.params:
             if run.initialise is None:
                 raise UnknownName(

@@ -9,7 +9,7 @@ from typing import Any
 
 from probgen.errors import DeclarationError, ShapeError
 from probgen.language import ops
-from probgen.language.declared import declaration
+from probgen.language.declared import declaration, require
 from probgen.language.kinds import NonNegative, Width
 from probgen.nets.base import (
     Activation,
@@ -20,11 +20,13 @@ from probgen.nets.base import (
     Params,
     Shape,
     activation,
+    init_layer,
     numbered,
     scale_before,
 )
 from probgen.nets.layers import Dense
 from probgen.nets.norms import SpectralNorm
+from probgen.nets.weight_norm import WeightNorm
 
 
 @declaration
@@ -44,6 +46,7 @@ class MLP:
         in_ndim: number of event axes, of every input or of each.
         out_scale: `init_scale` of the last layer.
         spectral: divide every weight by its largest singular value; see `SpectralNorm`.
+        weight_norm: length and direction of weights apart, started from data; see `WeightNorm`.
     """
 
     hidden: tuple[Width, ...] = (256, 256)
@@ -53,6 +56,15 @@ class MLP:
     in_ndim: EventAxes = None
     out_scale: NonNegative = 1.0
     spectral: bool = False
+    weight_norm: bool = False
+
+    def __post_init__(self) -> None:
+        fits = not (self.spectral and self.weight_norm)
+        require(fits, self, "at most one of them", "spectral", "weight_norm")
+
+    @property
+    def wants_data(self) -> bool:
+        return self.weight_norm
 
     def _layers(self) -> list[tuple[str, Any]]:
         """(name, layer) in order; activations go between."""
@@ -63,13 +75,19 @@ class MLP:
         ]
         size = head_size(self.out, self.heads)
         layers.append(("out", Dense(size, init_scale=self.out_scale)))
+        if self.weight_norm:
+            return [(name, WeightNorm(layer)) for name, layer in layers]
         return [(name, SpectralNorm(layer) if self.spectral else layer) for name, layer in layers]
 
-    def init(self, key: Key, *shapes: Shape) -> Params:
+    def init(self, key: Key, *shapes: Shape, data: Sequence[Array] | None = None) -> Params:
         size = sum(math.prod(shape) for shape in shapes)
+        h: Any = None
+        if data is not None:
+            h = (join(f"{type(self).__name__}.init", data, size, self.in_ndim),)
         params = {}
         for name, layer in self._layers():
-            params[name] = layer.init(key, (size,))
+            params[name], h = init_layer(layer, key, ((size,),), h)
+            h = None if h is None else (activation(self.activation)(*h),)
             size = layer.out_shape((size,))[0]
         return params
 
@@ -92,12 +110,12 @@ class MLP:
         that stay: `apply` takes {..., first layer: {"folded": output}} and asks no more for x.
 
         Raises:
-            DeclarationError: a spectral first layer, whose output is not linear in its weights.
+            DeclarationError: a first layer whose output is not linear in its weights.
         """
         name, layer = self._layers()[0]
-        if self.spectral:
+        if self.spectral or self.weight_norm:
             raise DeclarationError(
-                "MLP.fold: got spectral=True, expected a plain linear first layer."
+                "MLP.fold: got spectral or weight_norm, expected a plain linear first layer."
             )
         where, size = f"{type(self).__name__}.fold", params[name]["weight"].shape[0]
         h = layer.apply(params[name], join(where, inputs, size, self.in_ndim))

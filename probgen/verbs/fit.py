@@ -21,6 +21,7 @@ from probgen.engine import provenance, starting
 from probgen.engine.batches import Feed, NoData, merge_inputs
 from probgen.engine.bind import bind
 from probgen.engine.callbacks import Callback
+from probgen.engine.data_init import from_data
 from probgen.engine.data_support import SupportCheck
 from probgen.engine.fitted import AnyModel, Fitted
 from probgen.engine.learner import AnyAlgorithm, Learner
@@ -39,7 +40,7 @@ from probgen.records.history import History
 from probgen.trees import tree_map
 
 BATCH = 128
-INIT, REPORT = 2**31 - 1, 2**31 - 3  # streams of keys beside those of steps
+INIT, REPORT, DATA_INIT = 2**31 - 1, 2**31 - 3, 2**31 - 4  # streams of keys beside those of steps
 
 
 @checked
@@ -142,6 +143,7 @@ def fit(
     params = {**(params or {}), **starting.given(b, initial, init)}
     initial = {**initial, **tree_map(b.asarray, {k: params[k] for k in init or {}})}
     starting.check_freeze(bound)
+    known = {*declared.fitted_params(), *params}
     root_key = b.key(seed)
     check = SupportCheck(bound, initial, root_key)
     feed = Feed(source, b, check)
@@ -150,6 +152,7 @@ def fit(
     starting.check_feed(learner, algorithm, source, gradient_accumulation)
     if learner.needs_rows:
         feed.number_rows()
+    initial = from_data(bound, initial, feed.first(), b.fold_in(root_key, DATA_INIT), known)
     # Copies, since an update may work in place and the model's own arrays are not ours to change.
     found = tree_map(b.asarray, extras) if extras else None
     k_init = b.fold_in(root_key, INIT)
