@@ -116,6 +116,29 @@ def test_parameters_to_start_from_are_those_given(b):
         fit(b, coins, svi(), init={"logits": {"value": np.full(4, np.nan, "f")}})
 
 
+@pg.model
+def line():
+    with pg.data_plate():
+        pg.sample("x", dist.Normal(pg.net("at", nets.Parameter(()))(), 1.0))
+
+
+def off(bound, params, batch, key):
+    """How far a datum, which is its own number, is from the number that it is given."""
+    worst = pg.ops.max(pg.ops.abs(batch["x"] - batch[pg.ROW]))
+    return 0.0 * params["at"]["value"], {"off": worst}
+
+
+@pytest.mark.parametrize("kind", ["resident", "stacked", "items"])
+def test_a_batch_has_the_numbers_of_its_rows_however_it_is_read(b, kind, monkeypatch):
+    data = np.arange(20, dtype=np.float32)
+    if kind == "stacked":
+        monkeypatch.setattr("probgen.engine.batches.RESIDENT_BYTES", 0)
+    learner = pg.GradientLearner(off, pg.SGD(1.0), needs_rows=True)
+    given = [np.float32(v) for v in data] if kind == "items" else data
+    fitted = pg.fit(line, given, learner, num_steps=7, batch_size=6, seed=0, backend=b)
+    assert not fitted.history["off"].any()
+
+
 def far(bound, metrics):
     worst = np.abs(metrics["first"]).max()
     return f"the first logit went to {worst:.2f}" if worst > 2.5 else None

@@ -36,8 +36,8 @@ def ppca(x, num_factors):
 
 
 def test_em_with_a_chain_a_datum_finds_the_factor_models_covariance(b):
-    """Within one standard error of the sample's own, of each entry; with chains that begin anew at
-    each visit it is six away."""
+    """Within one standard error of the sample's own, of each entry; chains that begin anew at each
+    visit find no factor at all."""
     x = factor_data()
     optimizer = pg.Adam(pg.CosineDecay(4e-2, 360, final=1e-3))
     algorithm = EM(optimizer=optimizer)
