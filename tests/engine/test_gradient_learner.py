@@ -7,7 +7,7 @@ import pytest
 from fit_cases import assert_same_bits, binary_data, coins, quick, small_vae, svi
 
 import probgen as pg
-from probgen import dist
+from probgen import dist, nets
 from probgen.errors import AlgorithmError, DivergedError, NonFiniteError, ShapeError, UnknownName
 from probgen.inference import ELBO, SVI
 
