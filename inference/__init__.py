@@ -6,6 +6,11 @@ Scores of what is strange, other than the likelihood and its regret, are in `ood
 import importlib
 from typing import Any
 
+from probgen.inference.learn.auto_guides import (
+    AutoLowRankMultivariateNormal,
+    AutoMultivariateNormal,
+    AutoNormal,
+)
 from probgen.inference.learn.denoising import Denoising
 from probgen.inference.learn.maximum_likelihood import MaximumLikelihood
 from probgen.inference.learn.svi import SVI
@@ -35,6 +40,9 @@ from probgen.inference.sample.mcmc import HMC, NUTS
 
 __all__ = [
     "AIS",
+    "AutoLowRankMultivariateNormal",
+    "AutoMultivariateNormal",
+    "AutoNormal",
     "BitsPerDim",
     "Bracket",
     "CapacityELBO",

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from probgen.backends.protocol import Backend
+from probgen.engine.auto_guide import with_program
 from probgen.engine.bound import Bound
 from probgen.engine.guide_checks import check_guide, warn_left_out
 from probgen.engine.probing import Probe, Seen
@@ -71,8 +72,9 @@ def bind(
     probe = Probe(model, backend, started, fixed, key, initialise)
     seen = probe.all_rows(data, fields.get("num_data")) if whole else probe.one_row(data)
     guide_structure = None
+    model = with_program(model, seen.structure, seen.observed, fields.get("num_data"))
     if model.guide is not None:
-        guide_structure = _probe_guide(probe, seen)
+        guide_structure = _probe_guide(probe, model, seen)
         check_guide(model.name, seen.structure, guide_structure, seen.observed)
     final = tree_map(backend.asarray, probe.params)
     structure = seen.structure
@@ -88,9 +90,9 @@ def bind(
     return bound, final
 
 
-def _probe_guide(probe: Probe, seen: Seen) -> Structure:
+def _probe_guide(probe: Probe, model: Model, seen: Seen) -> Structure:
     """One run of the guide; sites that it reads and no data were given for are zeros."""
-    b, model, small = probe.backend, probe.model, probe.model.sketch()
+    b, small = probe.backend, model.sketch()
     guide: Any = small.model.guide
     zeros = {
         n: b.asarray(np.zeros(tuple(s.value.shape), np.float32))

@@ -150,6 +150,9 @@ def support_of(declaration: Any) -> Support | None:
     name, given = declaration.name, dict(getattr(declaration, "arguments", ()))
     if name == "MixtureSameFamily" and "component_distribution" in given:
         return support_of(given["component_distribution"])
+    like = getattr(given.get("forward"), "like", None)
+    if like is not None:  # the support of another distribution, such as a latent's prior
+        return support_of(like)
     if name in ("Transformed", "Density", "ImproperUniform") and given:
         found = constraint_of(declaration)
         return Support(found.words, found.low, found.high)

@@ -32,8 +32,9 @@ from probgen.backends.lowering import (
 from probgen.backends.protocol import Site
 from probgen.backends.turns import numpyro_turn
 from probgen.backends.written import stand_in
+from probgen.errors import AlgorithmError
 from probgen.language import domains
-from probgen.language.program import Run, running
+from probgen.language.program import NO_BIJECTION, Run, running
 
 
 class Lowering(BaseLowering):
@@ -63,6 +64,17 @@ class Lowering(BaseLowering):
 
     def sample(self, name: str, fn: Any, obs: Any) -> Any:
         return numpyro.sample(name, fn, obs=self.value_of(name, fn, obs))
+
+    def onto_support(self, name: str, fn: Any) -> Any:
+        """NumPyro's bijection from the real line onto a distribution's support.
+
+        Raises:
+            AlgorithmError: there is none.
+        """
+        try:
+            return numpyro_dist.biject_to(fn.support)
+        except NotImplementedError as error:
+            raise AlgorithmError(NO_BIJECTION.format(name=name, support=fn.support)) from error
 
     def value_of(self, name: str, fn: Any, obs: Any) -> Any:
         """A site's value: the one that is given, else its own `obs`, else a draw."""

@@ -11,6 +11,7 @@ import numpy as np
 import pyro
 import pyro.distributions as pyro_dist
 import torch
+from pyro.distributions.transforms import biject_to
 from pyro.poutine.trace_messenger import TraceMessenger
 from torch.overrides import TorchFunctionMode
 
@@ -29,8 +30,9 @@ from probgen.backends.torch import random
 from probgen.backends.torch.distributions import OWN, WrittenLaw, bijection, noise_map
 from probgen.backends.turns import pyro_turn
 from probgen.backends.written import stand_in
+from probgen.errors import AlgorithmError
 from probgen.language import domains
-from probgen.language.program import Run, running
+from probgen.language.program import NO_BIJECTION, Run, running
 
 
 class Lowering(BaseLowering):
@@ -71,6 +73,17 @@ class Lowering(BaseLowering):
 
     def sample(self, name: str, fn: Any, obs: Any) -> Any:
         return pyro.sample(name, fn, obs=self.value_of(name, fn, obs))
+
+    def onto_support(self, name: str, fn: Any) -> Any:
+        """Pyro's bijection from the real line onto a distribution's support.
+
+        Raises:
+            AlgorithmError: there is none.
+        """
+        try:
+            return biject_to(fn.support)
+        except NotImplementedError as error:
+            raise AlgorithmError(NO_BIJECTION.format(name=name, support=fn.support)) from error
 
     def value_of(self, name: str, fn: Any, obs: Any) -> Any:
         """A site's value: the one that is given, else its own `obs`, else a draw."""

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import pyro
 import torch
-from pyro.distributions.transforms import biject_to
 from pyro.infer.mcmc import HMC, NUTS
 from torch.distributions import constraints
 
@@ -25,8 +24,6 @@ from probgen.backends.lowering import per_datum
 from probgen.backends.protocol import Site
 from probgen.backends.torch import random
 from probgen.backends.torch.lowering import Lowering, broadcast_plates, run_program
-from probgen.errors import AlgorithmError
-from probgen.language.program import NO_BIJECTION
 
 LEAPFROGS = 7  # of a usual NUTS transition, to judge whether compilation pays
 _SHOWN_EVERY = 10
@@ -46,10 +43,7 @@ class FreeLowering(Lowering):
     def value_of(self, name: str, fn: Any, obs: Any) -> Any:
         if name not in self.names:
             return super().value_of(name, fn, obs)
-        try:
-            transform = biject_to(fn.support)
-        except NotImplementedError as error:
-            raise AlgorithmError(NO_BIJECTION.format(name=name, support=fn.support)) from error
+        transform = self.onto_support(name, fn)
         if name not in self.free:
             self.free[name] = self._start(name, fn, transform)
         u = self.free[name]
