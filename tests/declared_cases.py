@@ -57,6 +57,8 @@ REGISTRY = [
     inference.ImportanceWeightedELBO(), inference.ControlledELBO(), inference.CapacityELBO(),
     # learners, chains and methods
     pg.GradientLearner(len), inference.SVI(inference.ELBO()), inference.Denoising(),
+    inference.AutoNormal(), inference.AutoMultivariateNormal(),
+    inference.AutoLowRankMultivariateNormal(),
     inference.MaximumLikelihood(inference.Langevin(0.1)), inference.Langevin(0.1),
     inference.NUTS(), inference.HMC(), inference.sample.mcmc.HamiltonianMethod(),
     inference.AIS().settings, rbm.RBM(*RBM_PARTS), inference.Gaussian(0.0, 1.0),

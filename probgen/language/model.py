@@ -120,7 +120,8 @@ class ProgramModel(Model):
         return self._fn.__name__
 
     def with_guide(self, guide: Callable) -> ProgramModel:
-        """The same model with a guide: a program of its latent sites; use it as a decorator."""
+        """The same model with a guide: a program of its latent sites (use it as a decorator), or an
+        automatic one, such as `AutoNormal()`."""
         return ProgramModel(self._fn, guide)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
