@@ -117,8 +117,8 @@ class AutoGuide:
         wanted = inspect.signature(model.program).parameters
         if ROW_INPUT in {*wanted, *structure.sites}:
             raise DeclarationError(
-                f"{type(self).__name__}: {model.name!r} has a site or an input {ROW_INPUT!r}, which is "
-                "the name of the numbers of the data for this guide, expected another; rename it."
+                f"{type(self).__name__}: {model.name!r} has a site or an input {ROW_INPUT!r}, "
+                "which is the name of the numbers of the data for this guide; rename it."
             )
 
         def guide(**inputs: Any) -> None:
@@ -224,8 +224,8 @@ class _Hands:
                 raise AlgorithmError(
                     f"{type(self.family).__name__}: latent {name!r} has a q of its own for each of "
                     f"the data of the fit, expected the numbers of their rows: "
-                    f"inputs={{{ROW_INPUT!r}: np.arange(n)}} for all n of them; for data that were not "
-                    "fitted write a guide that reads them (an encoder)."
+                    f"inputs={{{ROW_INPUT!r}: np.arange(n)}} for all n of them; for data that were "
+                    "not fitted write a guide that reads them (an encoder)."
                 )
             size = 0 if self.num_data is None else self.num_data
             return ops.take(self._net(full, (size, *shape), value), self.rows)
