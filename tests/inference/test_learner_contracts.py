@@ -7,8 +7,11 @@ from learner_cases import EM, Adversarial, factor_data, factor_model, follow
 
 import probgen as pg
 from probgen import dist, nets, ops
+from probgen.engine.bind import bind
 from probgen.errors import AlgorithmError, ShapeError
-from probgen.models import Generator, likelihoods
+from probgen.inference import Langevin, MaximumLikelihood
+from probgen.language.seeds import named
+from probgen.models import EBM, Generator, likelihoods
 
 NORMAL = dist.Normal(0, 1).expand([2]).to_event(1)
 MEAN, ROOT = np.float32([2.0, -1.0]), np.float32([[0.5, 0.0], [0.3, 0.4]])  # x = MEAN + ROOT eps
@@ -100,6 +103,40 @@ def test_a_generator_learns_a_gaussian_against_a_critic_of_its_own(b, tmp_path):
     with pytest.raises(ShapeError, match="kept parameters of 'critic'.*expected f.2, 8."):
         other = Adversarial(nets.MLP((8,), (), in_ndim=1))
         fit(b, kept, gaussian_data(), other, num_steps=1, batch_size=100)
+
+
+def test_a_critics_spectral_norm_is_kept_up_like_a_models(b):
+    """u moves by power iterations alone, since its gradient is zero, and stays of length 1."""
+    critic = nets.MLP((3,), (), spectral=True, in_ndim=1)
+    algorithm = Adversarial(critic, critic_optimizer=pg.AdamW(1e-1, weight_decay=0.5))
+    layer = fit(b, affine(), gaussian_data(50), algorithm, num_steps=2).extras["critic"]["layer0"]
+    start = critic.init(named(0, "critic"), (2,))["layer0"]
+    assert (layer["u"] != start["u"]).all()
+    np.testing.assert_allclose(np.linalg.norm(layer["u"]), 1.0, rtol=1e-5)
+
+
+def test_nets_that_nobody_declared_are_refused(b):
+    bound, params = bind(affine(), b, data={"x": gaussian_data(2)})
+    optimizer = bound.optimizer(pg.Adam())
+    with pytest.raises(AlgorithmError, match="start: got parameters of 'critic'.*bound.new_net"):
+        bound.start(optimizer, {"critic": params["decoder"]})
+    with pytest.raises(AlgorithmError, match="new_net: got the name 'decoder', which stands for"):
+        bound.new_net("decoder", nets.Dense(1), (2,))
+
+
+# ---- persistent chains of maximum likelihood ----
+
+
+def test_persistent_chains_go_on_with_a_fitted_energy(b):
+    """At a step size of 1e-12 chains stay: those kept are found again, and new ones are others."""
+    model = EBM(nets.MLPEnergy((4,)), NORMAL)
+    still = MaximumLikelihood(Langevin(1e-12, 1), persistent=True, restart=0.0)
+    fitted = fit(b, model, gaussian_data(64), still, num_steps=1, batch_size=16)
+    again = fit(b, fitted, gaussian_data(64), still, num_steps=1, batch_size=16, seed=1)
+    chains = again.extras["chains"]["x"]
+    np.testing.assert_allclose(chains, fitted.extras["chains"]["x"], atol=1e-4)
+    with pytest.raises(AlgorithmError, match="goes on from chains of the shapes.*batch_size"):
+        fit(b, fitted, gaussian_data(64), still, num_steps=1, batch_size=8)
 
 
 # ---- without data ----
