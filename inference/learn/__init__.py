@@ -1,1 +1,1 @@
-"""What learns parameters: algorithms for `pg.fit`."""
+"""What learns parameters: learners for ."""

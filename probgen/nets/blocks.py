@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Annotated
 
 from probgen.errors import ShapeError
@@ -16,12 +15,10 @@ from probgen.nets.base import (
     Shape,
     activation,
     check_last,
-    init_layer,
     numbered,
     one_shape,
     out_shape,
     scale_before,
-    wants_data,
 )
 from probgen.nets.layers import Conv, Dense
 from probgen.nets.norms import GroupNorm, groups_for
@@ -45,17 +42,12 @@ class Sequential:
     def _names(self) -> list[str]:
         return [numbered("layer", i, len(self.layers)) for i in range(len(self.layers))]
 
-    @property
-    def wants_data(self) -> bool:
-        return any(wants_data(layer) for layer in self.layers if not isinstance(layer, str))
-
-    def init(self, key: Key, *shapes: Shape, data: Sequence[Array] | None = None) -> Params:
+    def init(self, key: Key, *shapes: Shape) -> Params:
         params = {}
         for name, layer in zip(self._names(), self.layers, strict=True):
             if isinstance(layer, str):
-                data = None if data is None else (activation(layer)(*data),)
                 continue
-            params[name], data = init_layer(layer, key, shapes, data)
+            params[name] = layer.init(key, *shapes)
             shapes = (out_shape(layer, params[name], *shapes),)
         return params
 
