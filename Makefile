@@ -9,6 +9,7 @@ BIN     := $(VENV)/bin
 STAMP   := $(VENV)/installed
 INSTALL ?= .[all]
 WORKERS ?= 2
+BASE    ?= main
 
 # The first interpreter that is new enough, so that an old `python3` does not get in the way.
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
@@ -20,10 +21,10 @@ ONE_CORE := MALLOC_ARENA_MAX=2 OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_
 	XLA_FLAGS="--xla_cpu_multi_thread_eigen=false $$XLA_FLAGS"
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo doctor test check format bench reproduce clean distclean
+.PHONY: help install demo doctor test test-changed check format bench reproduce clean distclean
 
 help:  ## list these commands
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 $(BIN)/python:
 	@test -n "$(PYTHON)" || { echo "make: found no Python 3.11 or later, which probgen needs;" \
@@ -46,6 +47,9 @@ doctor: $(STAMP)  ## what is installed here, and what works
 
 test: check  ## what CI runs: format, lint, types, tests, docstring examples
 	$(ONE_CORE) $(BIN)/pytest -n $(WORKERS) --dist worksteal $(ARGS)
+
+test-changed: $(STAMP)  ## two minutes of the tests that reach what differs from main (BASE=...)
+	$(ONE_CORE) $(BIN)/python -m tools.changed_tests --base $(BASE) -n $(WORKERS) $(ARGS)
 
 check: $(STAMP)  ## format, lint and types alone
 	$(BIN)/ruff format --check .

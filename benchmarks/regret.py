@@ -7,6 +7,7 @@ encodes an image once for its samples, where the published code does so 200 time
 peer is 8 of the 64 images.
 """
 
+import contextlib
 import copy
 import dataclasses
 import zlib
@@ -14,6 +15,7 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
+import jax
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -135,6 +137,18 @@ def ranks(ours: Ours, kind: str, fit: Any, x: np.ndarray, setting: Setting) -> A
     return Agreement("1 - Spearman", 1.0 - float(spearmanr(ours.scores, theirs)[0]), 1e-3)
 
 
+@contextlib.contextmanager
+def _float64() -> Iterator[None]:
+    """Inside, float64 is the default of both frameworks."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with jax.enable_x64(True):
+            yield
+    finally:
+        torch.set_default_dtype(before)
+
+
 def values(ours: Ours, kind: str, fit: Any, x: np.ndarray, setting: Setting) -> Agreement:
     """The largest relative difference (to the score or to 1 nat) of any image, both in float64.
 
@@ -146,7 +160,7 @@ def values(ours: Ours, kind: str, fit: Any, x: np.ndarray, setting: Setting) -> 
         return Agreement("relative, float64; ranks", np.inf, 1e-4)
     params = tree_map(lambda a: np.asarray(a, np.float64), fit.params)
     exact, x = dataclasses.replace(fit, params=params), x.astype(np.float64)
-    with ours.b.float64(), backends.load("torch", setting.device).float64():
+    with _float64():
         same = Ours(exact, x, ours.b.name, setting)
         same.block()
         peer = Serial(kind, exact, x, same.noise(_steps(setting)), setting)

@@ -24,7 +24,6 @@ ROWS = {
     "nuts": "nuts",
     "regret": "regret",
     "importance": "importance",
-    "again": "again",
 }
 
 

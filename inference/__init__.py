@@ -6,6 +6,11 @@ Scores of what is strange, other than the likelihood and its regret, are in `ood
 import importlib
 from typing import Any
 
+from probgen.inference.learn.auto_guides import (
+    AutoLowRankMultivariateNormal,
+    AutoMultivariateNormal,
+    AutoNormal,
+)
 from probgen.inference.learn.denoising import Denoising
 from probgen.inference.learn.maximum_likelihood import MaximumLikelihood
 from probgen.inference.learn.svi import SVI
@@ -29,11 +34,15 @@ from probgen.inference.objectives.controlled import CapacityELBO, ControlledELBO
 from probgen.inference.objectives.elbo import ELBO, ImportanceWeightedELBO
 from probgen.inference.objectives.kl_weights import CyclicalWarmup, LinearWarmup, SigmoidWarmup
 from probgen.inference.regret.likelihood_regret import LikelihoodRegret
-from probgen.inference.sample.kernels import Langevin
+from probgen.inference.sample.guide import Guide
+from probgen.inference.sample.langevin import Langevin
 from probgen.inference.sample.mcmc import HMC, NUTS
 
 __all__ = [
     "AIS",
+    "AutoLowRankMultivariateNormal",
+    "AutoMultivariateNormal",
+    "AutoNormal",
     "BitsPerDim",
     "Bracket",
     "CapacityELBO",
@@ -45,6 +54,7 @@ __all__ = [
     "ELBO",
     "EnergyLogLikelihood",
     "Gaussian",
+    "Guide",
     "HMC",
     "IWAE",
     "ImportanceWeightedELBO",

@@ -21,7 +21,7 @@ from probgen import dist, ops
 from probgen.errors import DeclarationError
 from probgen.language.declared import declaration
 from probgen.language.kinds import AnyNet, OpenShare, Width, between
-from probgen.language.model import Model
+from probgen.language.model import Model, Sketch
 
 Array = Any
 LEAST_LEFT = 1e-30  # of a datum's variance, so that its root is a number of single precision
@@ -129,8 +129,9 @@ class Diffusion(Model):
         prediction_type: what the net predicts: "epsilon" (the noise), "sample" (x_0) or
             "v_prediction" (sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x_0).
 
-    Sites: "x_T", "x_{T-1}", ..., "x_1", "x". Nets: "denoiser". It has a fixed forward process in
-    place of a guide; learn it with `Denoising`.
+    Sites: "x_T", "x_{T-1}", ..., "x_1", "x". Nets: "denoiser". The forward process, which has no
+    parameters, is its guide, so that it can be the prior of a latent. By itself learn it with
+    `Denoising`, which draws one step a datum; a variational bound runs all T.
     """
 
     denoiser: AnyNet
@@ -154,6 +155,16 @@ class Diffusion(Model):
                     x = pg.sample(f"x_{t}" if t else "x", step)
 
         return program
+
+    @property
+    def guide(self) -> Any:  # type: ignore[override]
+        def guide(x: Array) -> None:
+            with pg.data_plate():
+                for t, beta in enumerate(self.schedule.betas()):
+                    step = dist.Normal(math.sqrt(1.0 - beta) * x, math.sqrt(beta))
+                    x = pg.sample(f"x_{t + 1}", step.to_event(len(self.shape)))
+
+        return guide
 
     def _times(self, x: Array, t: Any) -> Array:
         lead = x.shape[: x.ndim - len(self.shape)]
@@ -196,7 +207,7 @@ class Diffusion(Model):
         return eps
 
     def generate(
-        self, bound: Any, params: Any, batch: Any, key: Any, num_samples: int
+        self, bound: Any, params: Any, key: Any, num_samples: int, batch: Any
     ) -> dict[str, Array]:
         """Ancestral sampling by one loop over the steps; the same chain as the program's.
 
@@ -207,7 +218,7 @@ class Diffusion(Model):
         table = {k: b.asarray(v[::-1].copy()) for k, v in self.table().items()}
         keys = b.split(key, total + 1)
         x = b.normal(keys[0], (num_samples, *self.shape))
-        net = bound.structure.nets["denoiser"]
+        net: Any = self.denoiser
 
         def step(x: Array, item: Any) -> tuple[Array, None]:
             row, t, k = item
@@ -219,12 +230,14 @@ class Diffusion(Model):
         x, _ = b.scan(step, x, (table, times, keys[1:]))
         return {"x": x}
 
-    def sketch(self) -> tuple[Model, str]:
+    def sketch(self) -> Sketch:
         total = self.schedule.num_train_timesteps
         if total <= 4:
-            return self, ""
+            return Sketch(self)
         few = dataclasses.replace(self.schedule, num_train_timesteps=3)
-        return dataclasses.replace(self, schedule=few), f"3 of its {total} steps"
+        small = dataclasses.replace(self, schedule=few)
+        sites = {f"x_{t}": "x_3" if t == total else "x_2" for t in range(total, 1, -1)}
+        return Sketch(small, f"3 of its {total} steps", {**sites, "x_1": "x_1"})
 
     def formula(self) -> str:
         return (

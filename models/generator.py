@@ -13,7 +13,7 @@ from probgen.errors import DeclarationError
 from probgen.language.declared import declaration
 from probgen.language.dist import Deferred
 from probgen.language.kinds import AnyNet, Width
-from probgen.language.model import Distribution, Model
+from probgen.language.model import Distribution, Model, Sketch
 from probgen.models.likelihoods import as_likelihood
 
 Array = Any
@@ -108,6 +108,36 @@ class Generator(Model):
         wide = dataclasses.replace(self.decoder, out=(*base[:-1], base[-1] * k))
         output = pg.net("decoder", wide)(z)
         return ops.reshape(output, (*output.shape[: output.ndim - len(base)], *shape, k))
+
+    def sketch(self) -> Sketch:
+        prior = self.prior()
+        inner = Sketch(self) if prior is None else prior.sketch()
+        if not inner.left_out:
+            return Sketch(self)
+        latent: Any = inner.model
+        if isinstance(self.latent, Fitted):
+            latent = dataclasses.replace(self.latent, model=inner.model)
+        return inner.within(dataclasses.replace(self, latent=latent), "prior/")
+
+    def ancestral(self) -> Any:
+        prior = self.prior()
+        return self if prior is not None and prior.ancestral() is not None else None
+
+    def generate(
+        self, bound: Any, params: Any, key: Any, num_samples: int, batch: Any
+    ) -> dict[str, Array]:
+        """Draws z by its prior's own way, where it has one (`ancestral`), then x given z."""
+        keys = bound.backend.split(key, 2)
+        part = {k.removeprefix("prior/"): v for k, v in params.items() if k.startswith("prior/")}
+        prior: Any = self.prior()
+        z = prior.ancestral().generate(bound, part, keys[0], num_samples, {})["x"]
+
+        def program() -> None:
+            with pg.data_plate():
+                pg.sample("x", self.likelihood(self.decode(z), len(self.event_shape())))
+
+        sites = bound.backend.trace(program, params, key=keys[1], batch_size=num_samples)
+        return {"z": z, "x": sites["x"].value}
 
     def mean(self, bound: Any, params: Any, z: Array) -> Array:
         """E[x | z] for latents z [*batch, d], [*batch, *event]."""

@@ -11,7 +11,7 @@ from probgen.engine.fitted import Fitted
 from probgen.errors import UnknownName
 from probgen.language.declared import declaration
 from probgen.language.kinds import AnyNet, Text
-from probgen.language.model import Model
+from probgen.language.model import Model, Sketch
 
 
 @declaration
@@ -66,6 +66,15 @@ class Tilted(Model):
 
         program.__signature__ = inspect.signature(base)  # type: ignore[attr-defined]
         return program
+
+    def sketch(self) -> Sketch:
+        inner = self.model.sketch()
+        if not inner.left_out:
+            return Sketch(self)
+        base: Any = inner.model
+        if isinstance(self.base, Fitted):
+            base = dataclasses.replace(self.base, model=inner.model)
+        return inner.within(dataclasses.replace(self, base=base))
 
     @property
     def guide(self) -> Any:  # type: ignore[override]

@@ -7,6 +7,7 @@ framework; a backend is loaded when a verb runs.
 
 from __future__ import annotations
 
+import difflib
 import importlib
 from typing import Any
 
@@ -34,10 +35,12 @@ _NAMES = {
         ("to_pyro", "to_numpyro", "from_pyro", "from_numpyro", "params_of"), "probgen.interop"
     ),
     **dict.fromkeys(
-        ("Adam", "AdamW", "SGD", "CosineDecay", "ExponentialDecay", "LinearWarmup"),
+        ("Adam", "AdamW", "SGD", "Groups", "CosineDecay", "ExponentialDecay", "LinearWarmup"),
         "probgen.language.optim",
     ),
     **dict.fromkeys(("EarlyStopping", "TensorBoard", "Callback"), "probgen.engine.callbacks"),
+    **dict.fromkeys(("Learner", "ROW"), "probgen.engine.learner"),
+    "GradientLearner": "probgen.engine.gradient",
     "ProbgenError": "probgen.errors",
     "fit": "probgen.verbs.fit",
     "infer": "probgen.verbs.infer",
@@ -64,7 +67,30 @@ def __getattr__(name: str) -> Any:
         return getattr(importlib.import_module(_NAMES[name]), name)
     if name in _ROOMS:
         return importlib.import_module(f"probgen.{name}")
-    raise AttributeError(f"module 'probgen' has no attribute {name!r}")
+    raise AttributeError(f"module 'probgen' has no attribute {name!r}{_way_to(name)}")
+
+
+_WAYS = {
+    "param": "pg.net(name, nets.Parameter(shape))",
+    "module": "pg.net(name, declaration)",
+    "observe": "pg.sample(name, dist, obs=value), or the data of a verb",
+    "Trace_ELBO": "probgen.inference.ELBO",
+    "TraceMeanField_ELBO": "probgen.inference.ELBO",
+    "MCMC": "pg.infer(model, data, NUTS(), seed=0)",
+    "Predictive": "pg.generate(fitted, num_samples, seed=0)",
+}
+
+
+def _way_to(name: str) -> str:
+    """Where a name that is sought here is, or what is used in its place; "" when nobody knows."""
+    if name.startswith("_"):
+        return ""
+    found = [r for r in _ROOMS if name in importlib.import_module(f"probgen.{r}").__all__]
+    way = _WAYS.get(name) or (f"probgen.{found[0]}.{name}" if found else "")
+    if way:
+        return f"; it is {way}." if found else f"; use {way}."
+    close = difflib.get_close_matches(name, __all__, 1)
+    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def __dir__() -> list[str]:

@@ -60,6 +60,10 @@ class NonFiniteError(ProbgenError):
     """A computation produced NaN or infinity and could not be mended."""
 
 
+class DivergedError(ProbgenError):
+    """A fit went where its algorithm's own watch says that it must not, and could not be mended."""
+
+
 class UnsafeSums(RuntimeWarning):
     """A warning: JAX was started in this process in a way that sums wrongly now and then."""
 

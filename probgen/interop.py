@@ -250,7 +250,7 @@ class NativeModel(Model):
         return getattr(self.fn, "__name__", type(self.fn).__name__)
 
     @property
-    def backend(self) -> str:  # type: ignore[override]
+    def backend(self) -> str:
         """The only backend that it runs on."""
         return self.which
 

@@ -11,15 +11,16 @@ import probgen as pg
 from probgen.backends.chains import Chains
 from probgen.engine.chain_pieces import Pieces, chains
 from probgen.engine.fitted import Fitted
-from probgen.language.content import content
+from probgen.engine.sample_chunks import in_chunks
 from probgen.records import reading
 from probgen.records.checkpoint import Checkpoints, restore
 from probgen.records.chunks import ChunkStore
+from probgen.records.content import content
 from probgen.records.evaluation import Evaluation
 from probgen.records.history import History
 from probgen.records.store import flatten
 
-KINDS = ("run", "checkpoint", "evaluation", "chunk", "pieces", "chains")
+KINDS = ("run", "checkpoint", "evaluation", "chunk", "pieces", "chains", "samples")
 MADE = {"seed": 0}
 ROWS = {"x": np.arange(12.0).reshape(4, 3).astype(np.float32)}
 VALUES = {
@@ -31,6 +32,10 @@ DRAWS = {
     "free": {"z": np.arange(6.0, dtype=np.float32).reshape(3, 2), "prior/z": np.ones((3, 2, 2))},
     "stats": {"lp": np.zeros((3, 2)), "diverging": np.zeros((3, 2), bool)},
 }
+SAMPLES = {
+    "values": {"z": np.arange(6.0, dtype=np.float32).reshape(3, 2), "prior/z": np.ones((3, 2, 2))},
+    "stats": {"diverged": np.zeros(3, bool)}, "chain": {"z": np.ones((2, 3, 2), np.float32)},
+}  # fmt: skip
 STATE = {
     "learner": {"params": {"w": np.ones((3, 2), np.float32), "b": np.zeros(2, np.float32)},
                 "count": np.int32(4)},
@@ -62,11 +67,13 @@ def make(root, backend):
     begun.add({})
     begun.add(DRAWS, lambda: {"0": np.ones(3), "1": np.arange(2, dtype=np.uint32)})
     chains(root / "draws" / "chains", MADE, lambda _: Chains(DRAWS["free"], DRAWS["stats"], 2))
+    in_chunks(root / "drawn" / "samples", lambda: MADE, 3, 3, lambda *_: SAMPLES)
     return {
         "run": root / "runs" / "run", "checkpoint": root / "fit" / "step-000000004",
         "evaluation": root / "tables" / "evaluation",
         "chunk": root / "table.chunks" / "chunk-0000000000",
         "pieces": root / "begun.chunks" / "state", "chains": root / "draws" / "chains",
+        "samples": root / "drawn" / "samples",
     }  # fmt: skip
 
 
@@ -94,6 +101,8 @@ def read(kind, folder):
     if kind == "chains":
         found = chains(folder, MADE, None)
         return {**found.free, **found.stats}
+    if kind == "samples":
+        return flatten(in_chunks(folder, lambda: MADE, 3, 3, None))
     if kind == "pieces":
         begun = Pieces(ChunkStore(folder.parent.with_suffix(""), MADE))
         return {**begun.state, **flatten(dict(enumerate(begun.parts)))}

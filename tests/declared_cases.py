@@ -30,16 +30,19 @@ REGISTRY = [
     # nets
     nets.Dense(2), nets.Conv(2), nets.ConvTranspose(2), nets.Upsample(2), nets.Embedding(3, 2),
     nets.Parameter((2,)), nets.Reshape((-1,)), nets.TimeEmbedding(8), nets.GroupNorm(2),
-    nets.LayerNorm(), nets.SpectralNorm(nets.Dense(2)), nets.SelfAttention(),
-    nets.CrossAttention(), nets.AttentionBlock(), nets.Sequential((nets.Dense(2), "silu")),
+    nets.LayerNorm(), nets.SpectralNorm(nets.Dense(2)), nets.WeightNorm(nets.Dense(2)),
+    nets.SelfAttention(), nets.CrossAttention(), nets.AttentionBlock(),
+    nets.Sequential((nets.Dense(2), "silu")),
     nets.ResidualBlock(4), nets.MLP(), nets.MLPEnergy(), nets.MLPDenoiser(2), nets.ConvEncoder(),
     nets.ConvDecoder(), nets.ConvEnergy(), nets.UNet(),
     nets.adapters.TorchNet(Module()), nets.adapters.FlaxNet(Module()),
-    nets.adapters.EquinoxNet(Module(), 1),
+    nets.adapters.NnxNet(Module()), nets.adapters.EquinoxNet(Module(), 1),
     # optimisers and their schedules
     optim.Schedule(), pg.CosineDecay(0.1, 10), pg.ExponentialDecay(0.1, 0.5, 10),
     pg.LinearWarmup(0.1, 10), optim.OptimizerDeclaration(), pg.Adam(), pg.AdamW(), pg.SGD(),
-    # models
+    pg.Groups({"decoder": pg.Adam()}),
+    # models, and parts of distributions
+    dist.BijectTo("simplex"),
     models.NoiseSchedule(), models.Diffusion(NET, (2,)), models.EBM(ENERGY, NORMAL),
     models.Generator(NORMAL, NET, dist.Bernoulli),
     models.Tilted(models.EBM(ENERGY, NORMAL), ENERGY),
@@ -53,7 +56,9 @@ REGISTRY = [
     inference.RampSetPoint(), inference.PI(), inference.IncrementalPI(), inference.ELBO(),
     inference.ImportanceWeightedELBO(), inference.ControlledELBO(), inference.CapacityELBO(),
     # learners, chains and methods
-    inference.SVI(inference.ELBO()), inference.Denoising(),
+    pg.GradientLearner(len), inference.SVI(inference.ELBO()), inference.Denoising(),
+    inference.AutoNormal(), inference.AutoMultivariateNormal(),
+    inference.AutoLowRankMultivariateNormal(),
     inference.MaximumLikelihood(inference.Langevin(0.1)), inference.Langevin(0.1),
     inference.NUTS(), inference.HMC(), inference.sample.mcmc.HamiltonianMethod(),
     inference.AIS().settings, rbm.RBM(*RBM_PARTS), inference.Gaussian(0.0, 1.0),
@@ -72,7 +77,7 @@ REGISTRY = [
     ood.other_models.Weights(), ood.elbo_terms.BoundParts(2),
     # what evaluations are made from
     FITTED, evaluation.demo.Settings(), study.Settings(),
-    evaluation.detection.Metric(), evaluation.calibration.study.Guide(),
+    evaluation.detection.Metric(), inference.Guide(),
     evaluation.samples.features.Features("raw", np.asarray),
 ]  # fmt: skip
 
@@ -86,6 +91,7 @@ RIGHTLY = {
     "float": NUMBERS,
     "Positive": ABOVE,
     "NonNegative": ABOVE | {"zero"},
+    "StepSize": ABOVE,
     "BelowOne": {"zero"},
     "Size": {"zero"},
     "CountOrZero": {"zero"},
@@ -156,5 +162,5 @@ RESULTS = {
     "NativeModel", "Need", "Node", "Number", "Numbers",
     "Paragraph", "Posterior", "PrCurve", "PredictiveCheck", "Record", "Results",
     "RocBand", "RocCurve", "Row", "SBC", "SampleQuality", "Section", "SetVerdict",
-    "Shapes", "Space", "Symmetry", "Table", "VSBC", "Verdict",
+    "Shapes", "Symmetry", "Table", "VSBC", "Verdict",
 }  # fmt: skip

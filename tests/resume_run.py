@@ -1,4 +1,4 @@
-"""A fit to be killed: `python resume_run.py BACKEND COMPILE FOLDER OUT`, run by test_resume.py.
+"""A fit to be killed: `python resume_run.py BACKEND COMPILE FOLDER OUT CASE`, by test_resume.py.
 
 Slow on purpose (a callback sleeps), so that there is a random moment to kill it at.
 """
@@ -7,6 +7,7 @@ import sys
 import time
 
 from fit_cases import binary_data, small_vae
+from learner_cases import EM, factor_data, factor_model
 
 import probgen as pg
 from probgen import backends
@@ -23,18 +24,24 @@ class Slow(pg.Callback):
         time.sleep(self.seconds)
 
 
-def run(backend, compile, checkpoint=None, pause=0.0):
-    """Everything that has a state: Adam, a controller, a moving average, held-out data."""
+def run(backend, compile, case="vae", checkpoint=None, pause=0.0):
+    """Everything that has a state: Adam, a controller, a moving average, held-out data; or a chain
+    for each datum."""
     options = {"compile": compile} if backend == "torch" else {}
-    return pg.fit(
-        small_vae(), binary_data(200),
-        SVI(ControlledELBO(set_point=1.0, controller=PI()), pg.Adam(1e-2, clip_norm=5.0)),
+    common = dict(
         num_steps=NUM_STEPS, batch_size=32, seed=7, ema_decay=0.9, callbacks=[Slow(pause)],
-        validation=binary_data(40, 1), eval_every=20, checkpoint=checkpoint, checkpoint_every=10,
+        checkpoint=checkpoint, checkpoint_every=10,
         backend=backends.load(backend, "cpu", **options),
+    )  # fmt: skip
+    if case == "em":
+        return pg.fit(factor_model(), factor_data(100), EM(num_steps=2), **common)
+    loss = ControlledELBO(set_point=1.0, controller=PI())
+    return pg.fit(
+        small_vae(), binary_data(200), SVI(loss, pg.Adam(1e-2, clip_norm=5.0)),
+        validation=binary_data(40, 1), eval_every=20, **common,
     )  # fmt: skip
 
 
 if __name__ == "__main__":
-    name, how, folder, out = sys.argv[1:]
-    run(name, how, folder, pause=0.04).save_pretrained(out)
+    name, how, folder, out, case = sys.argv[1:]
+    run(name, how, case, folder, pause=0.04).save_pretrained(out)

@@ -9,6 +9,7 @@ function of noise (a gamma's draw, a Bernoulli's) is drawn by each framework its
 import contextlib
 import functools
 
+import floats
 import numpy as np
 import pytest
 
@@ -76,7 +77,7 @@ def each_backend(*, float64):
     with contextlib.ExitStack() as stack:
         if float64:
             for b in both:
-                stack.enter_context(b.float64())
+                stack.enter_context(floats.float64(b))
         yield both
 
 

@@ -17,7 +17,6 @@ from probgen.evaluation.calibration.predictive import (
     predictive_check,
 )
 from probgen.evaluation.calibration.sbc import SBC, sbc, sbc_from
-from probgen.evaluation.calibration.study import Guide
 from probgen.evaluation.calibration.uniformity import (
     Envelope,
     chi_square,
@@ -26,6 +25,7 @@ from probgen.evaluation.calibration.uniformity import (
     ranks,
 )
 from probgen.evaluation.calibration.vsbc import VSBC, Symmetry, symmetry, vsbc
+from probgen.inference.sample.guide import Guide
 
 __all__ = [
     "SBC", "VSBC", "Coverage", "Diagnosis", "Envelope", "Geweke", "Guide", "PredictiveCheck",

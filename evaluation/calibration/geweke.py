@@ -28,9 +28,10 @@ from arviz_stats.base import array_stats
 
 from probgen.backends.protocol import Backend
 from probgen.engine.fitted import AnyModel
+from probgen.engine.spaces import model_target
+from probgen.engine.target import require_density
 from probgen.errors import AlgorithmError, NonFiniteError, ShapeError
 from probgen.evaluation.calibration.study import Study, scalars
-from probgen.inference.sample.spaces import bind_space
 from probgen.language.declared import checked
 from probgen.language.kinds import Count, Many, Names, Positive, between, having
 from probgen.language.seeds import check_seed
@@ -40,8 +41,7 @@ Samples = Annotated[int, between(20, 10**7)]
 Kernelled = Annotated[
     Any,
     having(
-        "a method with kernel(backend, log_density), such as Langevin(0.1, metropolis=True) (for "
-        "NUTS use `sbc`)",
+        "a sampler with a kernel, such as Langevin(0.1, metropolis=True) (for NUTS use `sbc`)",
         "kernel",
     ),
 ]
@@ -212,8 +212,8 @@ def geweke_model(
 
     Args:
         model: a declaration or a `Fitted`, with all latents inside the data plate.
-        method: such as `Langevin(0.1, metropolis=True)`: anything with `kernel(backend,
-            log_density)`, whose kernel has init(x, *args) and step(key, state, *args).
+        method: such as `Langevin(0.1, metropolis=True)`: a `Sampler`
+            whose kernel moves many chains at once.
         observed: the sites that stand for data; None is ("x",).
         the rest: as in `geweke`.
 
@@ -227,8 +227,8 @@ def geweke_model(
         device=device, who="geweke_model",
     )  # fmt: skip
     b, bound = study.backend, study.bound
-    space = bind_space(bound, "latent")
-    kernel = method.kernel(b, space.log_density)
+    space = model_target(bound, "latent")
+    kernel, log_density = method.kernel(b, space), require_density(space, "geweke_model")
 
     def draw(params: Any, key: Any, latents: Any = None) -> tuple[Any, Any]:
         sites = bound.trace(params, {}, latents, key=key, batch_size=num_chains, condition=False)
@@ -239,7 +239,7 @@ def geweke_model(
 
         def alone(carry: Any, k: Any) -> tuple[Any, Any]:
             z, y = draw(params, k)
-            return carry, (z, y, space.log_density(space.enter(z, params, y), params, y))
+            return carry, (z, y, log_density(space.enter(z, params, y), params, y))
 
         def in_turn(z: Any, k: Any) -> tuple[Any, Any]:
             keys = b.split(k, num_steps + 1)
@@ -247,8 +247,9 @@ def geweke_model(
             state = kernel.init(space.enter(z, params, y), params, y)
             for i in range(num_steps):
                 state, _ = kernel.step(keys[i + 1], state, params, y)
-            z = space.values(state.x, params, y)
-            return z, (z, y, space.log_density(state.x, params, y))
+            values = space.values(state.x, params, y)
+            z = {n: values[n] for n in space.names}
+            return z, (z, y, log_density(state.x, params, y))
 
         first, _ = draw(params, key_start)
         _, a = b.scan(alone, first, b.split(key_a, num_samples))

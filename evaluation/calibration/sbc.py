@@ -24,7 +24,6 @@ from probgen.backends.protocol import Backend
 from probgen.engine.fitted import AnyModel
 from probgen.errors import DataError, NonFiniteError, ShapeError
 from probgen.evaluation.calibration.study import (
-    Guide,
     Method,
     Round,
     Simulations,
@@ -34,6 +33,7 @@ from probgen.evaluation.calibration.study import (
 )
 from probgen.evaluation.calibration.uniformity import chi_square, ecdf_test, envelope, ranks
 from probgen.evaluation.detection.intervals import holm
+from probgen.inference.sample.guide import Guide
 from probgen.language.declared import argument, checked
 from probgen.language.kinds import Inputs, Many, Names, OpenShare, TwoOrMore
 from probgen.language.seeds import check_seed

@@ -24,9 +24,10 @@ from probgen.engine.bind import bind
 from probgen.engine.bound import Bound
 from probgen.engine.chain_pieces import Pieces
 from probgen.engine.fitted import Fitted
+from probgen.engine.markov import draw_posterior
 from probgen.engine.posterior import Posterior
 from probgen.errors import AlgorithmError, ShapeError, UnknownName
-from probgen.language.declared import declaration
+from probgen.inference.sample.guide import Guide
 from probgen.language.dist import did_you_mean
 from probgen.language.kinds import Count, Rule, between
 from probgen.language.model import Model
@@ -44,23 +45,15 @@ class Round(NamedTuple):
     draws: Values
 
 
-@declaration
-class Guide:
-    """Draws from the model's own guide given the simulated data, with its fitted parameters.
-
-    Right for guides that read the data (a VAE's encoder). A guide whose parameters were fitted to
-    one data set says nothing of others: give a function that fits anew instead.
-    """
-
-
 def _draws(method: Any) -> bool:
-    return isinstance(method, Guide) or hasattr(method, "draws") or callable(method)
+    return callable(getattr(method, "kernel", None)) or callable(method)
 
 
 Method = Annotated[
     Any,
     Rule(
-        "NUTS(...), HMC(...), Guide(), or a function (data, num_draws, seed) -> dict of draws",
+        "NUTS(...), HMC(...), Langevin(...), Guide(), or a function (data, num_draws, seed) -> "
+        "dict of draws",
         _draws, alone=True,
     ),
 ]  # fmt: skip
@@ -230,16 +223,17 @@ class Study:
         """(data, key, seed) -> draws of the latents [chain, draw, ...], thinned."""
         if isinstance(method, Guide):
             return self._from_guide(num_draws)
-        if hasattr(method, "draws"):
+        if callable(getattr(method, "kernel", None)):
             return self._from_chains(method, num_draws, thinning)
         return lambda data, key, seed: self._from_function(method, data, seed, num_draws, thinning)
 
     def _from_chains(self, method: Any, num_draws: int, thinning: int) -> Callable[..., Values]:
         fields = {f.name for f in dataclasses.fields(method)}
-        if fields >= {"num_samples", "thinning", "num_chains"}:
+        if fields >= {"thinning", "num_chains"}:
+            length = "num_samples" if "num_samples" in fields else "num_steps"
             per_chain = -(-num_draws // method.num_chains)
             method = dataclasses.replace(
-                method, num_samples=per_chain * thinning, thinning=thinning
+                method, **{length: per_chain * thinning}, thinning=thinning
             )
             thinning = 1
         self.posterior.check()
@@ -249,8 +243,8 @@ class Study:
             rows = self.rows(data)
             if not tokens:
                 tokens.append(self.posterior.token(self.params, rows, key))
-            chains = method.draws(
-                self.posterior, self.params, rows, key, tokens[0], False, Pieces()
+            chains = draw_posterior(
+                method, self.posterior, self.params, rows, key, tokens[0], False, Pieces()
             )
             values = self.posterior.map_draws("values", chains, self.params, rows, tokens[0], None)
             return {n: values[n][:, ::thinning] for n in self.bound.latents}

@@ -1,1 +1,1 @@
-"""What learns parameters: learners for ."""
+"""What learns parameters: algorithms for `pg.fit`."""

@@ -16,10 +16,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from probgen.engine.bound import Bound
+from probgen.engine.gradient import GradientLearner
 from probgen.engine.learner import Learner
 from probgen.errors import AlgorithmError
+from probgen.language.capabilities import Denoises
 from probgen.language.declared import declaration
-from probgen.language.optim import Adam, OptimizerDeclaration
+from probgen.language.optim import Adam, AnyOptimizer
 
 Array = Any
 log = logging.getLogger("probgen")
@@ -39,14 +41,13 @@ class Denoising:
         AlgorithmError: the model has no denoiser and noise schedule.
     """
 
-    optimizer: OptimizerDeclaration = dataclasses.field(default_factory=Adam)
+    optimizer: AnyOptimizer = dataclasses.field(default_factory=Adam)
 
     def bind(self, bound: Bound) -> Learner:
         """A learner of the denoising loss for `probgen.fit`."""
         b, ops = bound.backend, bound.backend.ops
         model: Any = bound.model
-        needed = ("table", "target", "schedule", "shape")
-        if not all(hasattr(model, name) for name in needed) or "x" not in bound.observed:
+        if not isinstance(model, Denoises) or "x" not in bound.observed:
             raise AlgorithmError(
                 f"Denoising: the model {model.name!r} (data: {list(bound.observed)}) has no "
                 "denoiser and noise schedule, expected a Diffusion with data for 'x'."
@@ -61,9 +62,8 @@ class Denoising:
             )  # fmt: skip
         table = {k: b.asarray(v) for k, v in model.table().items()}
         total, net = model.schedule.num_train_timesteps, bound.structure.nets["denoiser"]
-        optimizer = bound.optimizer(self.optimizer)
 
-        def loss(params: Mapping, batch: Mapping, key: Any) -> Array:
+        def loss(bound: Bound, params: Mapping, batch: Mapping, key: Any) -> Array:
             x = batch["x"]
             k_time, k_noise = b.split(key, 2)
             t = b.randint(k_time, (x.shape[0],), 0, total)
@@ -75,22 +75,7 @@ class Denoising:
             error = predicted - model.target(x, eps, row)
             return ops.mean(error * error)
 
-        def objective(trainable: Any, frozen: Any, extra: Any, batch: Any, key: Any) -> Any:
-            value = loss({**trainable, **frozen}, batch, key)
-            return value, {"loss": value}
+        def evaluate(bound: Bound, params: Any, batch: Any, key: Any) -> dict:
+            return {"loss": loss(bound, params, batch, key)}
 
-        gradient = bound.value_and_grad(objective)
-
-        def init(params: Any, key: Any, batch: Any) -> dict:
-            trainable, frozen = bound.split_params(params)
-            return {"params": trainable, "frozen": frozen, "opt": optimizer.init(trainable)}
-
-        def update(state: dict, batch: Any, key: Any) -> tuple[dict, dict]:
-            (_, metrics), grads = gradient(state["params"], state["frozen"], {}, batch, key)
-            params, opt = optimizer.update(grads, state["opt"], state["params"])
-            return {"params": params, "frozen": state["frozen"], "opt": opt}, metrics
-
-        evaluate = b.compile(
-            lambda params, batch, key: {"loss": loss(params, batch, key)}, num_calls=8
-        )
-        return Learner(init, update, evaluate)
+        return GradientLearner(loss, self.optimizer, evaluate=evaluate).bind(bound)

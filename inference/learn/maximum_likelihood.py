@@ -18,13 +18,14 @@ from typing import Any, Literal
 
 from probgen.engine.bound import Bound
 from probgen.engine.dependence import require_contrast
-from probgen.engine.learner import Learner
+from probgen.engine.gradient import GradientLearner
+from probgen.engine.learner import Learner, all_params
+from probgen.engine.spaces import model_target, total
+from probgen.engine.target import AnySampler, run_chain, transitions
 from probgen.errors import AlgorithmError
-from probgen.inference.sample.kernels import Langevin, run_chain
-from probgen.inference.sample.spaces import bind_space, total
 from probgen.language.declared import declaration
 from probgen.language.kinds import NonNegative, Share
-from probgen.language.optim import Adam, OptimizerDeclaration
+from probgen.language.optim import Adam, AnyOptimizer
 from probgen.trees import tree_leaves
 
 Array = Any
@@ -35,11 +36,13 @@ class MaximumLikelihood:
     """Learns the energy of an unnormalised model by maximum likelihood.
 
     Args:
-        sampler: the chain that draws from the model, such as `Langevin(step_size, num_steps)`.
+        sampler: the chain that draws from the model, such as `Langevin(step_size, num_steps)` or
+            `HMC(num_steps=5, num_warmup=0, num_samples=1)`.
         space: where it lives: "data", or "noise" for a tilted generative model.
         optimizer: such as `pg.Adam(1e-4)`.
         persistent: chains go on where the last update left them (they are part of the state and of
-            checkpoints); otherwise each update starts new ones, from the base or from fresh noise.
+            checkpoints, and go on with a `Fitted`); otherwise each update starts new ones, from the
+            base or from fresh noise.
         restart: with persistent chains, the share that starts anew at each update.
         energy_penalty: adds lambda (mean E(x)^2 + mean E(x')^2), which keeps energies near zero.
 
@@ -56,9 +59,9 @@ class MaximumLikelihood:
             gradient accumulation; persistent chains under inputs that differ from datum to datum.
     """
 
-    sampler: Langevin
+    sampler: AnySampler
     space: Literal["data", "noise", "latent"] = "data"
-    optimizer: OptimizerDeclaration = dataclasses.field(default_factory=lambda: Adam(1e-4))
+    optimizer: AnyOptimizer = dataclasses.field(default_factory=lambda: Adam(1e-4))
     persistent: bool = dataclasses.field(default=False, kw_only=True)
     restart: Share = dataclasses.field(default=0.05, kw_only=True)
     energy_penalty: NonNegative = dataclasses.field(default=0.0, kw_only=True)
@@ -66,7 +69,7 @@ class MaximumLikelihood:
     def bind(self, bound: Bound) -> Learner:
         """A learner of this contrast for `probgen.fit`."""
         b, ops = bound.backend, bound.backend.ops
-        space = bind_space(bound, self.space)
+        target = model_target(bound, self.space)
         factors_only = bool(bound.latents) or self.space == "noise"
         sites = bound.structure.sites
         variables = [n for n, s in sites.items() if s.kind == "sample" and not s.is_fixed]
@@ -77,57 +80,56 @@ class MaximumLikelihood:
                 f"MaximumLikelihood: got gradient_accumulation={bound.accumulate}, expected 1: "
                 "chains and data are contrasted as one batch; lower batch_size instead."
             )
-        calls = None if bound.num_steps is None else bound.num_steps * self.sampler.num_steps
-        kernel = self.sampler.kernel(b, space.log_density, num_calls=calls)
-        optimizer = bound.optimizer(self.optimizer)
+        calls = None if bound.num_steps is None else bound.num_steps * transitions(self.sampler)
+        kernel = self.sampler.kernel(b, target, num_calls=calls)
+
+        def values_of(x: Mapping, params: Mapping, batch: Mapping) -> dict:
+            values = target.values(x, params, batch)
+            return {n: values[n] for n in target.names}
 
         def contrast(params: Mapping, values: Mapping, batch: Mapping, key: Any) -> Array:
             size = next(iter(values.values())).shape[0]
             sites = bound.trace(params, batch, values, key=key, batch_size=size, condition=False)
             return total(sites, leave=left)
 
-        def objective(trainable: Any, frozen: Any, samples: Any, batch: Any, key: Any) -> Any:
-            params = {**trainable, **frozen}
-            k_data, k_samples = b.split(key, 2)
+        def loss(bound: Bound, params: Any, batch: Any, key: Any, samples: Any) -> Any:
+            k_data, k_samples = b.split(b.split(key, 3)[2], 2)
             data = {n: batch[n] for n in bound.observed}
             inputs = {n: v for n, v in batch.items() if n not in bound.observed}
             on_data = contrast(params, data, inputs, k_data)
             on_samples = contrast(params, samples, inputs, k_samples)
-            loss = ops.mean(on_samples) - ops.mean(on_data)
+            difference = ops.mean(on_samples) - ops.mean(on_data)
             penalty = self.energy_penalty * (
                 ops.mean(on_data * on_data) + ops.mean(on_samples * on_samples)
             )
             metrics = {
                 "energy_data": -ops.mean(on_data),
                 "energy_samples": -ops.mean(on_samples),
-                "loss": loss,
+                "loss": difference,
             }
-            return loss + penalty, metrics
+            return difference + penalty, metrics
 
-        once = b.value_and_grad(objective, has_aux=True)
-        gradient = b.compile(once, num_calls=bound.num_steps)
-
-        def init(params: Any, key: Any, batch: Any) -> dict:
+        def own(bound: Bound, params: Any, batch: Any, key: Any, extras: Any) -> dict:
             require_contrast(bound, params, batch, left, "MaximumLikelihood")
-            trainable, frozen = bound.split_params(params)
-            state = {"params": trainable, "frozen": frozen, "opt": optimizer.init(trainable)}
-            x = space.init({**trainable, **frozen}, batch, key, next(iter(batch.values())).shape[0])
+            x = target.init(params, batch, key, next(iter(batch.values())).shape[0])
             if factors_only:
-                check_contrast(trainable, frozen, x, batch, key)
-            if self.persistent:
-                inputs = sorted(n for n in batch if n not in bound.observed)
-                if inputs:
-                    raise AlgorithmError(
-                        f"MaximumLikelihood: got persistent=True and the inputs {inputs} with one "
-                        "row a datum, expected chains that belong to no datum: they would go on "
-                        "under the inputs of other data; leave persistent out."
-                    )
-                state["chains"] = x
-            return state
+                check_contrast(params, x, batch, key)
+            if not self.persistent:
+                return {}
+            inputs = sorted(n for n in batch if n not in bound.observed)
+            if inputs:
+                raise AlgorithmError(
+                    f"MaximumLikelihood: got persistent=True and the inputs {inputs} with one row "
+                    "a datum, expected chains that belong to no datum: they would go on under the "
+                    "inputs of other data; leave persistent out."
+                )
+            if not extras or "chains" not in extras:
+                return {"chains": x}
+            _require_like(x, extras["chains"])
+            return {"chains": extras["chains"]}
 
-        def check_contrast(trainable: Any, frozen: Any, x: Any, batch: Any, key: Any) -> None:
+        def check_contrast(params: Any, x: Any, batch: Any, key: Any) -> None:
             """Refuses what the factors alone cannot teach, on the first batch."""
-            params = {**trainable, **frozen}
             data = {n: batch[n] for n in bound.observed}
             inputs = {n: v for n, v in batch.items() if n not in bound.observed}
             one, other = (contrast(params, data, inputs, k) for k in b.split(key, 2))
@@ -137,8 +139,13 @@ class MaximumLikelihood:
                     f"{list(bound.latents)}, which the data do not give, expected an energy of "
                     f"{list(bound.observed)} alone; tilt on='{bound.observed[0]}'."
                 )
-            samples = space.values(x, params, batch)
-            _, grads = gradient(trainable, frozen, samples, batch, key)
+            samples = values_of(x, params, batch)
+            trainable, frozen = bound.split_params(params)
+
+            def at(trainable: Any, *args: Any) -> Any:
+                return loss(bound, {**trainable, **frozen}, *args)[0]
+
+            grads = b.compile(b.grad(at), num_calls=1)(trainable, batch, key, samples)
             leaves = {n: [b.to_numpy(g) for g in tree_leaves(t)] for n, t in grads.items()}
             still = [n for n, gs in leaves.items() if not any(g.any() for g in gs)]
             if still:
@@ -151,7 +158,7 @@ class MaximumLikelihood:
         def start(state: dict, params: Any, batch: Any, key: Any) -> Any:
             size = next(iter(batch.values())).shape[0]
             k_new, k_which = b.split(key, 2)
-            fresh = space.init(params, batch, k_new, size)
+            fresh = target.init(params, batch, k_new, size)
             if not self.persistent:
                 return fresh
             anew = b.uniform(k_which, (size,)) < self.restart
@@ -159,29 +166,28 @@ class MaximumLikelihood:
             def choose(new: Array, old: Array) -> Array:
                 return ops.where(ops.reshape(anew, (size, *([1] * (new.ndim - 1)))), new, old)
 
-            return b.tree_map(choose, fresh, state["chains"])
+            return b.tree_map(choose, fresh, state["own"]["chains"])
 
-        def update(state: dict, batch: Any, key: Any) -> tuple[dict, dict]:
-            params = {**state["params"], **state["frozen"]}
-            k_start, k_chain, k_loss = b.split(key, 3)
+        def before(bound: Bound, state: dict, batch: Any, key: Any) -> tuple:
+            params = all_params(state)
+            k_start, k_chain, _ = b.split(key, 3)
             x = start(state, params, batch, k_start)
-            n = self.sampler.num_steps
+            n = transitions(self.sampler)
             end, _ = run_chain(b, kernel, x, k_chain, n, params, batch)
-            samples = space.values(end.x, params, batch)
-            (_, metrics), grads = gradient(state["params"], state["frozen"], samples, batch, k_loss)
-            trained, opt = optimizer.update(grads, state["opt"], state["params"])
-            new = {"params": trained, "frozen": state["frozen"], "opt": opt}
-            if self.persistent:
-                new["chains"] = end.x
-            return new, metrics | {"log_density": ops.mean(end.log_density)}
+            samples = values_of(end.x, params, batch)
+            found = {"log_density": ops.mean(end.log_density)}
+            return samples, {"chains": end.x} if self.persistent else {}, found
 
         ends = f"of the ends of the chains: {self.sampler.cure()}"
-        return Learner(init, update, cures={"log_density": ends})
+        return GradientLearner(
+            loss, self.optimizer, own=own, before=before, cures={"log_density": ends},
+            extras=(lambda bound, state: state["own"]) if self.persistent else None,
+        ).bind(bound)  # fmt: skip
 
     def _check(self, bound: Bound) -> None:
         sites = bound.structure.sites
         factors = [n for n, s in sites.items() if s.kind == "factor"]
-        frozen = bound.model.frozen()
+        frozen = bound.frozen()
         trainable = [n for n in bound.structure.nets if n not in frozen]
         if not bound.observed:
             raise AlgorithmError(
@@ -194,3 +200,15 @@ class MaximumLikelihood:
                 f"the trainable nets {trainable}, expected an energy to learn: declare an EBM or a "
                 "Tilted, or use pg.factor in a program."
             )
+
+
+def _require_like(x: Mapping, kept: Mapping) -> None:
+    """Refuses chains of an earlier fit that are others than this one would have."""
+    want = {n: tuple(v.shape) for n, v in x.items()}
+    got = {n: tuple(v.shape) for n, v in kept.items()}
+    if want != got:
+        raise AlgorithmError(
+            f"MaximumLikelihood: goes on from chains of the shapes {got}, expected {want}; give "
+            "the batch_size that they were made with, or begin new ones: "
+            "dataclasses.replace(fitted, extras={})."
+        )

@@ -7,11 +7,12 @@ from typing import Annotated, Any, Protocol
 
 from probgen.engine.bound import Bound
 from probgen.engine.dependence import require_fixed_constant
+from probgen.engine.gradient import GradientLearner
 from probgen.engine.learner import Learner
 from probgen.inference.objectives.collapse import collapse_report, unit_note
 from probgen.language.declared import declaration
 from probgen.language.kinds import Rule
-from probgen.language.optim import Adam, OptimizerDeclaration
+from probgen.language.optim import Adam, AnyOptimizer
 
 
 class Loss(Protocol):
@@ -32,13 +33,15 @@ class Loss(Protocol):
 class SVI:
     """Minimises a variational loss over the parameters of model and guide.
 
+    A model without latents needs no guide: its bound is log p(x), and this is maximum likelihood.
+
     Args:
         loss: `ELBO(...)`, `ImportanceWeightedELBO(...)`, `ControlledELBO(...)`.
         optimizer: such as `pg.Adam(1e-3)`.
 
     Raises (when bound):
-        AlgorithmError: the model has no guide, or the guide leaves a latent out, or (before the
-            first step) log Z of a model with factors depends on what would be learned; see
+        AlgorithmError: the model has latents and no guide, or the guide leaves one out, or (before
+            the first step) log Z of a model with factors depends on what would be learned; see
             `probgen.engine.dependence.require_fixed_constant`. Where it does not, what is called
             `elbo` is the bound plus log Z, in nats + constant; history and report say so.
 
@@ -46,42 +49,35 @@ class SVI:
     """
 
     loss: Annotated[Loss, Rule("a variational loss such as ELBO()", alone=True)]
-    optimizer: OptimizerDeclaration = dataclasses.field(default_factory=Adam)
+    optimizer: AnyOptimizer = dataclasses.field(default_factory=Adam)
 
     def bind(self, bound: Bound) -> Learner:
         """A learner of this loss for `probgen.fit`."""
         bound.require_guide("SVI")
-        b, loss = bound.backend, self.loss
-        optimizer = bound.optimizer(self.optimizer)
-        started = loss.init(bound)
+        loss = self.loss
 
-        def objective(trainable: Any, frozen: Any, extra: Any, batch: Any, key: Any) -> Any:
-            state, count = extra
-            return loss.loss(bound, {**trainable, **frozen}, state, count, batch, key)
+        def objective(bound: Bound, params: Any, batch: Any, key: Any, given: Any) -> Any:
+            state, count = given
+            value, (state, metrics) = loss.loss(bound, params, state, count, batch, key)
+            return value, metrics, state
 
-        gradient = bound.value_and_grad(objective)
+        def evaluate(bound: Bound, params: Any, batch: Any, key: Any) -> dict:
+            return loss.evaluate(bound, params, batch, key)
 
-        def init(params: Any, key: Any, batch: Any) -> dict:
-            require_fixed_constant(bound, params, batch, "SVI")
-            trainable, frozen = bound.split_params(params)
-            state = b.tree_map(b.asarray, started)
-            opt = optimizer.init(trainable)
-            return {"params": trainable, "frozen": frozen, "opt": opt, "loss": state}
-
-        def update(state: dict, batch: Any, key: Any) -> tuple[dict, dict]:
-            extra = (state["loss"], state["opt"]["count"])
-            (_, (loss_state, metrics)), grads = gradient(
-                state["params"], state["frozen"], extra, batch, key
-            )
-            params, opt = optimizer.update(grads, state["opt"], state["params"])
-            new = {"params": params, "frozen": state["frozen"], "opt": opt, "loss": loss_state}
-            return new, metrics
-
-        evaluate = b.compile(
-            lambda params, batch, key: loss.evaluate(bound, params, batch, key), num_calls=8
-        )
-
-        def report(params: Any, batch: Any, key: Any, history: Any) -> Any:
+        def report(bound: Bound, params: Any, batch: Any, key: Any, history: Any) -> Any:
             return collapse_report(bound, loss, params, batch, key, history)
 
-        return Learner(init, update, evaluate, report, note=unit_note(bound))
+        shown = report if bound.latents else None  # a report on the latent code
+        return GradientLearner(
+            objective, self.optimizer, own=lambda bound, *_: loss.init(bound),
+            before=_state_and_count, evaluate=evaluate, report=shown, check=_check,
+            note=unit_note(bound),
+        ).bind(bound)  # fmt: skip
+
+
+def _state_and_count(bound: Bound, state: dict, batch: Any, key: Any) -> tuple:
+    return (state["own"], state["opt"]["count"]), state["own"], {}
+
+
+def _check(bound: Bound, params: Any, batch: Any) -> None:
+    require_fixed_constant(bound, params, batch, "SVI")

@@ -18,8 +18,9 @@ import numpy as np
 
 from probgen.engine.bound import Bound
 from probgen.engine.measure import changed_settings
+from probgen.engine.target import Target
 from probgen.errors import AlgorithmError
-from probgen.inference.likelihood.annealing import Annealer, Path, Settings
+from probgen.inference.likelihood.annealing import Annealer, Settings
 from probgen.inference.likelihood.interval import lower_limit
 from probgen.language.declared import declaration
 from probgen.language.kinds import BelowOne, Many, OpenShare, Positive, TwoOrMore, between
@@ -157,7 +158,7 @@ def summary(log_w: np.ndarray) -> dict[str, np.ndarray]:
         }
 
 
-def latent_path(bound: Bound, start: str, who: str) -> Path:
+def latent_path(bound: Bound, start: str, who: str) -> Target:
     """The path over a model's local latents, given a batch of data.
 
     Raises:
@@ -195,7 +196,7 @@ def latent_path(bound: Bound, start: str, who: str) -> Path:
                 q = bound.trace_guide(params, batch, latents=u, num_particles=chains)
             return split_terms(sites, q)
 
-        return Path(draw_values, terms, lambda values, params, batch: dict(values))
+        return _path(latents, draw_values, terms, lambda values, params, batch: dict(values))
 
     # Supports are read inside the run: it is one chain's datum, and batched.
     def free_run(free: Any, given: Any, params: Any, row: Any) -> tuple[Any, Any, Any]:
@@ -230,7 +231,22 @@ def latent_path(bound: Bound, start: str, who: str) -> Path:
     def draw(params: Mapping, batch: Mapping, key: Any, num_chains: int) -> dict:
         return enter(draw_values(params, batch, key, num_chains), params, dict(batch))
 
-    return Path(draw, lambda u, params, batch: terms_of(u, params, dict(batch)), enter)
+    def one_values(free: Any, params: Any, row: Any) -> dict:
+        sites, _, _ = free_run(free, {}, params, row)
+        return {n: sites[n].value[0] for n in latents}
+
+    return _path(
+        latents, draw, lambda u, params, batch: terms_of(u, params, dict(batch)), enter,
+        lambda u, params, batch: batched(one_values)(u, params, dict(batch)),
+    )  # fmt: skip
+
+
+def _path(
+    names: tuple[str, ...], draw: Callable, terms: Callable, enter: Callable,
+    values: Callable = lambda u, params, batch: dict(u),
+) -> Target:  # fmt: skip
+    """The target whose `terms` are these; its density is that of the latents with one datum."""
+    return Target(names, draw, lambda *at: sum(terms(*at)), None, values, False, enter, terms)
 
 
 def check_latents(bound: Bound, who: str) -> None:

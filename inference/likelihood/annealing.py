@@ -9,8 +9,9 @@ E[w] = Z_1 / Z_0 and E[v] = Z_0 / Z_1, whatever the number of temperatures. u mo
 Monte Carlo, whose step sizes a pilot run finds and a table then freezes, one for each temperature
 and datum: a step size that follows the chain it moves would no longer keep f_t.
 
-Positions are dicts of arrays [chains, data, *event] on the real line. Paths and walks are here;
-what their weights mean is in `ais`, `bracket` and `partition`. Source: Neal 2001, Statistics and
+What is annealed is a `Target` with `terms`: its `init` draws exactly from f_0. Positions are dicts
+of arrays [chains, data, *event] on the real line. Walks are here; what their weights mean is in
+`ais`, `bracket` and `partition`. Source: Neal 2001, Statistics and
 Computing 11; the schedule is that of Wu et al. 2017, arXiv:1611.04273.
 """
 
@@ -22,6 +23,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from probgen.backends.protocol import Backend
+from probgen.engine.target import Target, acceptance
+from probgen.inference.sample.hamiltonian import choose, trajectory
 from probgen.language.declared import declaration
 from probgen.language.kinds import BelowOne, Many, OpenShare, Positive
 
@@ -30,20 +33,6 @@ Tree = Any
 
 _WARMUP = 20  # transitions at the start's own density, in which the step size finds its scale
 _SMOOTH = 3.0  # half-width, in pilot temperatures, over which the table is averaged
-
-
-class Path(NamedTuple):
-    """What is annealed.
-
-    Attributes:
-        draw: (params, batch, key, num_chains) -> exact draws of f_0, positions.
-        terms: (u, params, batch) -> (log f_0, log f_1 - log f_0), each [chains, data], nats.
-        enter: (values in their supports [chains, data, *event], params, batch) -> positions.
-    """
-
-    draw: Callable
-    terms: Callable
-    enter: Callable
 
 
 @declaration(kw_only=True)
@@ -83,8 +72,8 @@ class Weights(NamedTuple):
     acceptance_rate: Array
 
 
-def hamiltonian(backend: Backend, path: Path, settings: Settings) -> Callable:
-    """One transition that keeps f_beta, for all chains and data.
+def transition(backend: Backend, path: Target, settings: Settings) -> Callable:
+    """One Hamiltonian transition that keeps f_beta, for all chains and data.
 
     (key, u, beta [], step_size [data], params, batch) -> (u, log f_1 - log f_0, acceptance), the
     latter two [chains, data]. Each chain's step size is spread by a uniform factor 1 +- jitter,
@@ -95,10 +84,6 @@ def hamiltonian(backend: Backend, path: Path, settings: Settings) -> Callable:
     """
     b, ops = backend, backend.ops
     low, width = 1.0 - settings.jitter, 2.0 * settings.jitter
-    kicks = np.ones(settings.num_leapfrog + 1)
-    kicks[[0, -1]] = 0.5
-    drifts = np.ones(settings.num_leapfrog + 1)
-    drifts[-1] = 0.0  # the last place is where the trajectory ends
 
     def density(u: Tree, beta: Array, params: Any, batch: Any) -> tuple[Array, tuple]:
         base, delta = path.terms(u, params, batch)
@@ -107,15 +92,7 @@ def hamiltonian(backend: Backend, path: Path, settings: Settings) -> Callable:
 
     gradient = b.value_and_grad(density, has_aux=True)
 
-    def leading(factor: Array, like: Array) -> Array:
-        """[chains, data] with an axis of one for each axis of an event."""
-        return ops.reshape(factor, (*factor.shape, *([1] * (like.ndim - 2))))
-
-    def kinetic(r: Tree) -> Array:
-        parts = [ops.sum(ops.reshape(v * v, (*v.shape[:2], -1)), axis=-1) for v in r.values()]
-        return 0.5 * sum(parts[1:], parts[0])
-
-    def transition(
+    def move(
         key: Any, u: Tree, beta: Array, step_size: Array, params: Any, batch: Any
     ) -> tuple[Tree, Array, Array]:
         names = sorted(u)
@@ -132,27 +109,18 @@ def hamiltonian(backend: Backend, path: Path, settings: Settings) -> Callable:
         }
         uniform = chains_first(b.uniform(k_uniform, (data, chains, 2)))
         h = step_size * (low + width * uniform[..., 0])
-        kinetic_start = kinetic(r)
 
-        def visit(carry: tuple, weights: tuple) -> tuple[tuple, tuple]:
-            x, r = carry
-            (_, (value, delta)), grad = gradient(x, beta, params, batch)
-            kick, drift = weights
-            r = {n: r[n] + leading(kick * h, r[n]) * grad[n] for n in names}
-            x = {n: x[n] + leading(drift * h, x[n]) * r[n] for n in names}
-            return (x, r), (value, delta)
+        def visit(x: Tree) -> tuple[tuple, Tree]:
+            (_, seen), grad = gradient(x, beta, params, batch)
+            return seen, grad
 
-        # Leapfrog, with its half kicks joined: each of the num_leapfrog + 1 places is seen once.
-        (x, r), (values, deltas) = b.scan(visit, (u, r), (b.asarray(kicks), b.asarray(drifts)))
-        log_ratio = (kinetic_start - values[0]) - (kinetic(r) - values[-1])
+        moved = trajectory(b, visit, u, r, h, settings.num_leapfrog)
         # A trajectory that left the support, or overflowed, is refused: NaN compares as False.
-        accept = ops.log(uniform[..., 1]) < log_ratio
-        rate = ops.exp(ops.minimum(log_ratio, ops.zeros_like(log_ratio)))
-        rate = ops.where(ops.isnan(rate), ops.zeros_like(rate), rate)
-        moved = {n: ops.where(leading(accept, x[n]), x[n], u[n]) for n in names}
-        return moved, ops.where(accept, deltas[-1], deltas[0]), rate
+        accept = ops.log(uniform[..., 1]) < moved.log_ratio
+        delta = ops.where(accept, moved.last[1], moved.first[1])
+        return choose(ops, accept, moved.x, u), delta, acceptance(ops, moved.log_ratio)
 
-    return transition
+    return move
 
 
 class Annealer:
@@ -162,11 +130,10 @@ class Annealer:
     and the loop over temperatures is Python's.
     """
 
-    def __init__(self, backend: Backend, path: Path, settings: Settings):
+    def __init__(self, backend: Backend, path: Target, settings: Settings):
         self.backend, self.path, self.settings = backend, path, settings
         calls = settings.num_steps + settings.num_pilot_steps + _WARMUP
-        move = hamiltonian(backend, path, settings)
-        self.transition = backend.compile(move, num_calls=calls)
+        self.transition = backend.compile(transition(backend, path, settings), num_calls=calls)
         self.terms = backend.compile(path.terms, num_calls=1)
 
     def step_sizes(self, params: Mapping, batch: Mapping, key: Any) -> Array:
@@ -177,7 +144,7 @@ class Annealer:
         """
         b, s, ops = self.backend, self.settings, self.backend.ops
         k_start, k_run = b.split(key, 2)
-        u = self.path.draw(params, batch, k_start, s.num_chains)
+        u = self.path.init(params, batch, k_start, s.num_chains)
         count = s.num_pilot_steps
         betas = np.concatenate([np.full(_WARMUP, schedule(count)[1]), schedule(count)[1:]])
         rates = np.concatenate([np.full(_WARMUP, 1.0), np.full(count, 0.5)])
@@ -200,7 +167,7 @@ class Annealer:
     def forward(self, params: Mapping, batch: Mapping, key: Any, table: Array) -> Weights:
         """Weights of chains from f_0 to f_1: E[w] = Z_1 / Z_0."""
         k_start, k_run = self.backend.split(key, 2)
-        u = self.path.draw(params, batch, k_start, self.settings.num_chains)
+        u = self.path.init(params, batch, k_start, self.settings.num_chains)
         _, delta = self.terms(u, params, batch)
 
         def step(carry: tuple, x: tuple) -> tuple[tuple, Array]:

@@ -21,11 +21,12 @@ from probgen.engine.batches import merge_inputs
 from probgen.engine.bound import Bound
 from probgen.engine.fitted import AnyFitted
 from probgen.engine.measure import short_mark
+from probgen.engine.spaces import model_target, total
+from probgen.engine.target import Target
 from probgen.errors import AlgorithmError, DataError, NonFiniteError, ShapeError
 from probgen.inference.likelihood.ais import AIS, in_double, summary
-from probgen.inference.likelihood.annealing import Annealer, Path
+from probgen.inference.likelihood.annealing import Annealer
 from probgen.inference.likelihood.interval import lower_limit
-from probgen.inference.sample.spaces import bind_space, total
 from probgen.language.declared import checked, declaration
 from probgen.language.kinds import Inputs, Positive, Rule
 from probgen.language.seeds import check_seed
@@ -202,29 +203,35 @@ def log_partition(
     )  # fmt: skip
 
 
-def _noise_path(bound: Bound) -> Path:
+def _noise_path(bound: Bound) -> Target:
     """From N(eps; 0, I) to N(eps; 0, I) exp(factors at x(eps)); Z_0 = 1."""
-    space = bind_space(bound, "noise")
-    ops = bound.backend.ops
-
-    def draw(params: Mapping, batch: Mapping, key: Any, num_chains: int) -> dict:
-        eps = space.init(params, batch, key, num_chains)
-        return {n: v[:, None] for n, v in eps.items()}  # [chains, 1, *event]: one datum, so to say
-
-    def terms(u: Mapping, params: Mapping, batch: Mapping) -> tuple[Array, Array]:
-        eps = {n: v[:, 0] for n, v in u.items()}
-        parts = [ops.sum(ops.reshape(e * e, (e.shape[0], -1)), axis=-1) for e in eps.values()]
-        normal = -0.5 * sum(parts[1:], parts[0])  # its constant is in f_0 and f_1 alike
-        delta = total(space.sites(eps, params, batch), leave=space.names)
-        return normal[:, None], delta[:, None]
-
-    return Path(draw, terms, lambda values, params, batch: values)
+    space = model_target(bound, "noise")
+    return _of_one_datum(space, space.init, space.terms)
 
 
-def _data_path(bound: Bound, base: Gaussian) -> Path:
+def _of_one_datum(space: Target, init: Callable, terms: Callable) -> Target:
+    """A path of a target whose chains belong to no datum: positions [chains, 1, *event]."""
+
+    def out(x: Mapping) -> dict:
+        return {n: v[:, 0] for n, v in x.items()}
+
+    def begin(params: Mapping, batch: Mapping, key: Any, num_chains: int) -> dict:
+        return {n: v[:, None] for n, v in init(params, batch, key, num_chains).items()}
+
+    def both(u: Mapping, params: Mapping, batch: Mapping) -> tuple[Array, Array]:
+        start, delta = terms(out(u), params, batch)
+        return start[:, None], delta[:, None]
+
+    return Target(
+        space.names, begin, lambda *at: sum(both(*at)), None,
+        lambda u, params, batch: space.values(out(u), params, batch), False, terms=both,
+    )  # fmt: skip
+
+
+def _data_path(bound: Bound, base: Gaussian) -> Target:
     """From a Gaussian p_0(x) to the density itself, in data space."""
     b, ops = bound.backend, bound.backend.ops
-    space = bind_space(bound, "data")
+    space = model_target(bound, "data")
     if len(space.names) != 1:
         raise AlgorithmError(
             f"log_partition: {bound.model.name!r} has the sites {list(space.names)}, expected one "
@@ -249,16 +256,15 @@ def _data_path(bound: Bound, base: Gaussian) -> Path:
     constant = -float(np.log(scale).sum()) - 0.5 * loc.size * math.log(2.0 * math.pi)
     where, width = b.asarray(loc.copy()), b.asarray(scale.copy())
 
-    def draw(params: Mapping, batch: Mapping, key: Any, num_chains: int) -> dict:
-        return {name: where + width * b.normal(key, (num_chains, 1, *site.event_shape))}
+    def init(params: Mapping, batch: Mapping, key: Any, num_chains: int) -> dict:
+        return {name: where + width * b.normal(key, (num_chains, *site.event_shape))}
 
-    def terms(u: Mapping, params: Mapping, batch: Mapping) -> tuple[Array, Array]:
-        x = u[name][:, 0]
-        eps = (x - where) / width
-        start = constant - 0.5 * ops.sum(ops.reshape(eps * eps, (x.shape[0], -1)), axis=-1)
-        return start[:, None], (space.log_density({name: x}, params, batch) - start)[:, None]
+    def terms(x: Mapping, params: Mapping, batch: Mapping) -> tuple[Array, Array]:
+        eps = (x[name] - where) / width
+        start = constant - 0.5 * ops.sum(ops.reshape(eps * eps, (eps.shape[0], -1)), axis=-1)
+        return start, space.log_density(x, params, batch) - start  # type: ignore[misc]
 
-    return Path(draw, terms, lambda values, params, batch: values)
+    return _of_one_datum(space, init, terms)
 
 
 def _reverse_start(bound: Bound, base: Gaussian | None, samples: Any, num_chains: int) -> Any:
@@ -269,7 +275,7 @@ def _reverse_start(bound: Bound, base: Gaussian | None, samples: Any, num_chains
             "log_partition: got samples without a base, expected base=Gaussian(...): noise cannot "
             "be read off samples of the data."
         )
-    (name,) = bind_space(bound, "data").names
+    (name,) = model_target(bound, "data").names
     x = np.asarray(samples, np.float32)
     event = bound.structure.sites[name].event_shape
     if x.shape[1:] != event or len(x) < num_chains:

@@ -37,6 +37,7 @@ from probgen.backends.protocol import Backend
 from probgen.engine.bound import Bound
 from probgen.errors import AlgorithmError
 from probgen.inference.likelihood.ode import rows_of, runge_kutta_step, solve
+from probgen.language.capabilities import Denoises
 from probgen.language.declared import declaration, require
 from probgen.language.kinds import CountOrZero, TwoOrMore
 
@@ -166,8 +167,7 @@ def require_diffusion(bound: Bound, who: str) -> Any:
         AlgorithmError: it is of another family.
     """
     model: Any = bound.model
-    needed = ("schedule", "table", "clean", "prediction_type", "shape")
-    if not all(hasattr(model, n) for n in needed) or "x" not in bound.observed:
+    if not isinstance(model, Denoises) or "x" not in bound.observed:
         raise AlgorithmError(
             f"{who}: the model {model.name!r} (data: {list(bound.observed)}) has no denoiser and "
             "noise schedule, expected a Diffusion with data for 'x'; for a model with a guide use "

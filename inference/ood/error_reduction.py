@@ -23,6 +23,7 @@ from probgen.inference.ood.complexity import declared_levels
 from probgen.inference.ood.other_models import observed_site
 from probgen.inference.ood.ratio import level_indices
 from probgen.inference.ood.resultant import guide_means
+from probgen.language.capabilities import HasMean
 from probgen.language.declared import declaration
 from probgen.language.kinds import Text, Width
 from probgen.language.model import Model, arguments
@@ -230,7 +231,7 @@ class _Restored:
                 "expected one that sees the lossy image and not the original; wrap the model, "
                 "Restorer(vae), and fit it to {'x': images, 'lossy': lossy images}."
             )
-        if not hasattr(model, "mean") or "z" not in bound.latents:
+        if not isinstance(model, HasMean) or "z" not in bound.latents:
             raise AlgorithmError(
                 f"ErrorReduction: the model {model.name!r} has no mean of x given z, expected a "
                 "Restorer of a VAE."

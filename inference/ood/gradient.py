@@ -133,7 +133,7 @@ def _noise_shapes(bound: Bound, who: str) -> dict[str, tuple[int, ...]]:
             f"{who}: the latents {nested} of {bound.model.name!r} lie in plates beside that of the "
             "data, expected none; make those axes events with .expand([...]).to_event(n)."
         )
-    return {n: tuple(s.event_shape) for n, s in sites.items()}
+    return {n: s.event_shape if s.noise_shape is None else s.noise_shape for n, s in sites.items()}
 
 
 def split_nets(bound: Bound, params: Mapping, nets: str) -> tuple[dict, dict]:

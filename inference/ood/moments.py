@@ -13,6 +13,7 @@ from typing import Any
 
 from probgen.engine.bound import Bound
 from probgen.errors import AlgorithmError
+from probgen.language.capabilities import HasMean
 from probgen.language.declared import declaration
 
 Array = Any
@@ -74,7 +75,7 @@ def reconstruction(
 ) -> dict[str, Array]:
     """E[x | z] of the observed sites, by the model's own `mean` where it has one."""
     model: Any = bound.model
-    if hasattr(model, "mean") and "z" in latents and bound.observed == ("x",):
+    if isinstance(model, HasMean) and "z" in latents and bound.observed == ("x",):
         return {"x": model.mean(bound, params, latents["z"])}
     found = {}
     for name, site in sites_at(bound, params, batch, latents).items():

@@ -136,7 +136,10 @@ def _posterior(bound: Bound, who: str, start: str) -> Search:
 
     def init(params: Mapping, x: Mapping) -> dict:
         # With its noise at zero every site stands at its centre, those above it included.
-        still = {n: b.asarray(np.zeros((1, *s))) for n, s in shapes.items()}
+        bound.require_guide(who)
+        guide: Any = bound.guide_structure
+        eps = {n: guide.sites[n].noise_shape or s for n, s in shapes.items() if n in guide.sites}
+        still = {n: b.asarray(np.zeros((1, *s))) for n, s in eps.items()}
         drawn = bound.trace_guide(params, rows_of(x), noise=still)
         tau = {}
         for n in shapes:

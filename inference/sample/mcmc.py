@@ -21,13 +21,25 @@ from typing import Annotated, Any, ClassVar
 import numpy as np
 
 from probgen.backends.chains import Chains
+from probgen.backends.protocol import Backend
 from probgen.engine.chain_pieces import Pieces
 from probgen.engine.posterior import Posterior
+from probgen.engine.target import Kernel, Target
 from probgen.errors import AlgorithmError, DeclarationError, UnknownName
+from probgen.inference.sample.hamiltonian import fixed_length, hamiltonian, of_chains
 from probgen.inference.sample.starts import starting_values
 from probgen.language.declared import declaration, require
 from probgen.language.dist import did_you_mean
-from probgen.language.kinds import Many, OpenShare, Positive, Text, between, not_empty, one_of
+from probgen.language.kinds import (
+    Many,
+    OpenShare,
+    Positive,
+    StepSize,
+    Text,
+    between,
+    not_empty,
+    one_of,
+)
 from probgen.progress import bar
 
 STRATEGIES = (
@@ -78,7 +90,9 @@ class HamiltonianMethod:
         num_samples: transitions after that, per chain.
         num_chains: independent chains; vectorised on JAX, one after another on torch.
         thinning: every `thinning`-th transition is kept: num_samples // thinning draws.
-        step_size: of the leapfrog integrator, where adaptation starts.
+        step_size: of the leapfrog integrator, where adaptation starts; by site only where all
+            chains move at once (HMC in `generate` and learners): `infer` learns scales by the mass
+            matrix.
         adapt_step_size: learn it during warm-up (dual averaging).
         adapt_mass_matrix: learn the mass matrix during warm-up (Welford's variances).
         dense_mass: False, a diagonal mass matrix; True, a full one; or blocks of sites that have a
@@ -102,7 +116,7 @@ class HamiltonianMethod:
     num_samples: Many = 1000
     num_chains: Annotated[int, between(1, 10**6)] = 4
     thinning: Many = 1
-    step_size: Positive = 1.0
+    step_size: StepSize = 1.0
     adapt_step_size: bool = True
     adapt_mass_matrix: bool = True
     dense_mass: bool | tuple[Annotated[tuple[Text, ...], not_empty], ...] = False
@@ -139,6 +153,29 @@ class HamiltonianMethod:
         """Draws kept of each chain."""
         return self.num_samples // self.thinning
 
+    def kernel(self, backend: Backend, target: Target, num_calls: int | None = None) -> Kernel:
+        """Refused where no kernel moves many chains at once: `infer` runs the native one.
+
+        Raises:
+            AlgorithmError: for NUTS, whose trajectories end each at another time.
+        """
+        raise AlgorithmError(
+            f"{self.algorithm}: got a target of many chains at once (pg.generate and learners), "
+            "expected a sampler whose steps all take as long, such as Langevin(1e-2) or "
+            f"HMC(num_steps=10); {self.algorithm} is for pg.infer."
+        )
+
+    def note(self, stats: Mapping[str, np.ndarray] | None = None) -> str:
+        """What the chains target and, of the `stats` of their run, how they went."""
+        text = f"{self.algorithm}, {self.num_warmup} + {self.num_samples} transitions"
+        return text + of_chains(stats, tested=True)
+
+    def cure(self) -> str:
+        """What to do where chains end at NaN or infinity."""
+        return (
+            "look at the scale of its prior, or lower the step size (a higher target_accept_prob)"
+        )
+
     def _given(self, posterior: Posterior, params: Any, rows: Any, key: Any) -> dict[str, Any]:
         """Starting values by site, one a chain."""
         given = self.init_strategy if isinstance(self.init_strategy, Mapping) else {}
@@ -165,6 +202,11 @@ class HamiltonianMethod:
         progress_bar: bool, pieces: Pieces,
     ) -> Chains:  # fmt: skip
         """Runs the backend's kernel; for `pg.infer`."""
+        if isinstance(self.step_size, Mapping):
+            raise AlgorithmError(
+                f"{self.algorithm}: got step sizes by site, expected one number for pg.infer, "
+                "which learns the sites' scales as its mass matrix."
+            )
         given = self._given(posterior, params, rows, key)
         if not isinstance(self.dense_mass, bool):
             names = [n for block in self.dense_mass for n in block]
@@ -237,3 +279,21 @@ class HMC(HamiltonianMethod):
         require(not both, self, "one of them", "trajectory_length", "num_steps")
         if self.num_steps is None and self.trajectory_length is None:
             object.__setattr__(self, "trajectory_length", 2 * math.pi)
+
+    def kernel(self, backend: Backend, target: Target, num_calls: int | None = None) -> Kernel:
+        """All chains at once, with masses of one and one step size, which the first `num_warmup`
+        transitions learn: for `pg.generate` and learners, where each chain gives one draw.
+
+        Raises:
+            AlgorithmError: `num_steps` is not fixed, or a dense mass matrix is asked for.
+        """
+        if self.dense_mass is not False:
+            raise AlgorithmError(
+                f"HMC: got dense_mass={self.dense_mass!r}, expected False where many chains move "
+                "at once (pg.generate and learners), whose masses are one; give step_size by site."
+            )
+        return hamiltonian(
+            backend, target, step_size=self.step_size, num_leapfrog=fixed_length(self.num_steps),
+            num_warmup=self.num_warmup if self.adapt_step_size else 0,
+            target_accept_prob=self.target_accept_prob, num_calls=num_calls,
+        )  # fmt: skip

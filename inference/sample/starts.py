@@ -14,7 +14,6 @@ import numpy as np
 from probgen.engine.data_support import has_arrays
 from probgen.engine.posterior import Posterior
 from probgen.errors import DataError, ShapeError, SupportError
-from probgen.language.program import DATA_PLATE
 
 Array = Any
 
@@ -85,11 +84,7 @@ def _spread(
     posterior: Posterior, name: str, value: np.ndarray, num_chains: int, who: str
 ) -> np.ndarray:
     """[num_chains, *shape of the site]."""
-    structure = posterior.bound.structure
-    site = structure.sites[name]
-    sizes = {**structure.plate_sizes, DATA_PLATE: posterior.num_rows or 1}
-    # Plates are opened from the right: the outermost is an array's last plate axis.
-    shape = (*(sizes[p] for p in site.plates[::-1]), *site.event_shape)
+    shape = posterior.shape(name)
     if value.shape == (num_chains, *shape):
         return value
     if value.ndim <= len(shape):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+
+from probgen.trees import tree_map
 
 NUM_STARTS = 100  # starting points tried per chain; NumPyro and Pyro try as many
 
@@ -51,3 +53,19 @@ class Start(NamedTuple):
     ok: np.ndarray
     site_log_prob: dict[str, np.ndarray]
     outside: dict[str, np.ndarray]
+
+
+def find_start(posterior: LogDensity, attempt: Callable[[int], Start]) -> dict[str, np.ndarray]:
+    """Starting points, tried until each chain has a good one; `attempt(i)` makes the i-th try."""
+    best = attempt(0)
+    for i in range(1, NUM_STARTS):
+        if best.ok.all():
+            break
+        good = best.ok
+        best = tree_map(
+            lambda a, c, g=good: np.where(g.reshape(-1, *[1] * (a.ndim - 1)), a, c),
+            best,
+            attempt(i),
+        )
+    posterior.check_start(best)
+    return best.free

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from probgen.backends import written
 from probgen.backends.protocol import Site
 from probgen.errors import (
     AlgorithmError,
@@ -22,8 +23,9 @@ from probgen.errors import (
     NotByRow,
     ShapeError,
 )
-from probgen.language import densities, domains, ops
+from probgen.language import densities, domains, noise, ops
 from probgen.language.dist import Deferred
+from probgen.language.noise import NoiseMap
 from probgen.language.program import DATA_PLATE, NOT_NORMAL, PARTICLES, Run
 
 # Arguments that shape a distribution and are not parameters of it.
@@ -34,13 +36,15 @@ class BaseLowering:
     """The hands of one run: values that are given, a key or noise for those that are drawn.
 
     A subclass names its library and defines `argument` (a number or array as the library wants
-    it) and `draw` (a value from the key, for a distribution that is no function of noise).
+    it), `draw` (a value from the key, for a distribution that is no function of noise), and
+    `bijection` and `written_class` for what its user writes (`probgen.backends.written`).
 
     Attributes:
         checks: constants among the arguments are held against their domains; for a probe.
     """
 
     library: ClassVar[str]
+    framework: ClassVar[str]
     own: ClassVar[Mapping[str, Any]] = {}
     renamed: ClassVar[Mapping[str, Mapping[str, str]]] = {}
     classes: ClassVar[Any]
@@ -59,12 +63,8 @@ class BaseLowering:
         """
         if self.checks:
             domains.check(site, deferred, domains.constant)
-        renamed = self.renamed.get(deferred.name, {})
-        given = {k: self._given(deferred.name, k, v, site) for k, v in deferred.arguments}
-        given = _canonical(deferred.name, given)
-        kwargs = {renamed.get(k, k): v for k, v in given.items()}
         try:
-            built = self._class(deferred.name, given)(**kwargs)
+            built = self._of_name(deferred, site)
             for method, args in deferred.calls:
                 built = getattr(built, method)(*args)
         except (RuntimeError, ValueError, TypeError) as error:
@@ -74,6 +74,17 @@ class BaseLowering:
         # Data are checked once, by `engine.data_support`; a check of values cannot be traced.
         built._validate_args = False
         return built
+
+    def _of_name(self, deferred: Deferred, site: str) -> Any:
+        """The declared distribution before any method is called on it."""
+        if deferred.name in written.NAMES:
+            base = dict(deferred.arguments).get("base")
+            built = None if base is None else self.build(base, site)
+            return self.written_class(*written.law_of(deferred, built, self.bijection, site))
+        renamed = self.renamed.get(deferred.name, {})
+        given = {k: self._given(deferred.name, k, v, site) for k, v in deferred.arguments}
+        given = _canonical(deferred.name, given)
+        return self._class(deferred.name, given)(**{renamed.get(k, k): v for k, v in given.items()})
 
     def _given(self, family: str, name: str, value: Any, site: str) -> Any:
         """An argument as the library wants it; a computed one is NaN outside its domain."""
@@ -99,7 +110,25 @@ class BaseLowering:
         """An argument as the library wants it."""
         raise NotImplementedError  # abstract: both lowerings define it
 
-    def needed_noise(self, name: str, fn: Any, transform: Callable | None) -> Any:
+    written_class: ClassVar[Any]
+
+    def bijection(self, support: Any, event_shape: tuple[int, ...]) -> tuple:
+        """The library's map onto a support: (forward, inverse_and_log_det, event shape)."""
+        raise NotImplementedError  # abstract: both lowerings define it
+
+    def undrawn(self, fn: Any) -> bool:
+        """Whether a probe must put a value in the place of a draw that there is not.
+
+        Raises:
+            AlgorithmError: there is no draw, and this run is no probe.
+        """
+        if written.has_draw(fn):
+            return False
+        if not self.checks:
+            raise AlgorithmError(written.NO_DRAW.format(name=type(fn).__name__))
+        return True
+
+    def needed_noise(self, name: str, fn: Any, noise_map: NoiseMap | None) -> Any:
         """Noise that was given for a site, or None when a key must draw it.
 
         Raises:
@@ -111,26 +140,68 @@ class BaseLowering:
             raise MissingSeed(
                 f"site {name!r} must be drawn, and there is no seed; give a value for it or a seed."
             )
-        if transform is None and eps is not None:
+        if noise_map is None and eps is not None:
             raise AlgorithmError(NOT_NORMAL.format(name=name, kind=type(fn).__name__))
         return eps
 
-    def data_axis(self, name: str, fn: Any, transform: Callable | None, ndim: int) -> int:
-        """Where the data lie among a draw's `ndim` axes, for row keys.
+    def data_axis(self, name: str, fn: Any, noise_map: NoiseMap | None, ndim: int) -> int:
+        """Where the data lie among the `ndim` axes of a draw's noise, for row keys.
 
         Raises:
             NotByRow: the site is no function of noise, or stands outside the data plate.
         """
         plate = self.run.active.get(DATA_PLATE)  # type: ignore[union-attr]
-        if transform is None or plate is None:
+        if noise_map is None or plate is None:
             raise NotByRow(
                 f"site {name!r}: got one key a datum, expected a local site that is a function of "
                 f"normal noise, not {type(fn).__name__}; take the data one by one."
             )
-        return ndim - len(fn.event_shape) + plate[0]
+        return ndim - len(noise_map.shape) + plate[0]
 
     def _plates(self) -> tuple[int, ...]:
         return axis_sizes(dict(self.run.active.values()))  # type: ignore[union-attr]
+
+
+def noise_maps(find: Callable[[str], Any]) -> dict[type, noise.FromNoise]:
+    """Every class that a library, or we, have of `noise.TABLE`, with its function of noise."""
+    return {cls: entry for k, entry in noise.TABLE.items() for cls in find(k) if cls is not None}
+
+
+def elementwise(fn: Any, entry: noise.FromNoise) -> NoiseMap:
+    """A distribution of `noise.TABLE` as a function of noise."""
+    given = fn.arguments() if hasattr(fn, "arguments") else [getattr(fn, n) for n in entry.names]
+    return NoiseMap(tuple(fn.event_shape), lambda eps: entry.value(eps, *given))
+
+
+def gaussian_map(fn: Any, factor: Callable[[], Any], width: int) -> NoiseMap:
+    """loc + L eps, `factor()` being L [..., d, width]: a Gaussian of covariance L L^T."""
+
+    def value(eps: Any) -> Any:
+        return fn.loc + ops.matmul(factor(), eps[..., None])[..., 0]
+
+    return NoiseMap((width,), value)
+
+
+def low_rank_factor(w: Any, diagonal: Any) -> Any:
+    """[..., d, r + d] with L L^T = W W^T + diag(diagonal)."""
+    root = ops.sqrt(diagonal)[..., None] * ops.eye_like(diagonal.shape[-1], diagonal)
+    lead = (0.0 * root[..., :1] + 0.0 * w[..., :1]).shape[:-1]
+    parts = [ops.broadcast_to(x, (*lead, x.shape[-1])) for x in (w, root)]
+    return ops.concatenate(parts, axis=-1)
+
+
+def composed(inner: NoiseMap | None, transforms: Any) -> NoiseMap | None:
+    """A library's transforms, one after another, of a function of noise."""
+    if inner is None:
+        return None
+
+    def value(eps: Any) -> Any:
+        x = inner.value(eps)
+        for transform in transforms:
+            x = transform(x)
+        return x
+
+    return NoiseMap(inner.shape, value)
 
 
 def _canonical(family: str, given: dict[str, Any]) -> dict[str, Any]:
@@ -232,9 +303,10 @@ def numpy_in_words() -> Iterator[None]:
         is_mixed = isinstance(error, TypeError) and any(
             words in str(error) for words in ("'numpy.ndarray' and", "NumPy arrays")
         )
-        if type(error).__name__ not in _OF_NUMPY and not is_mixed:
-            raise
         frames = traceback.extract_tb(error.__traceback__)
+        by_numpy = isinstance(error, TypeError) and "fromnumeric" in frames[-1].filename
+        if type(error).__name__ not in _OF_NUMPY and not (is_mixed or by_numpy):
+            raise
         own = [f for f in frames if not any(part in f.filename for part in _LIBRARIES)]
         where = f"{os.path.basename(own[-1].filename)}:{own[-1].lineno}: " if own else ""
         line = f" ({own[-1].line})" if own and own[-1].line else ""

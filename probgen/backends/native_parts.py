@@ -44,6 +44,11 @@ class NamedDistribution:
 
     name: str
 
+    @property
+    def is_normalized(self) -> bool:
+        """Whether its density integrates to one."""
+        return self.name != "ImproperUniform"
+
     def __repr__(self) -> str:
         return f"{self.name}(...)"
 

@@ -8,7 +8,6 @@ make new ones. `compile` never changes a result, only its cost.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
 from typing import Any, Literal, NamedTuple, Protocol
 
 Array = Any
@@ -63,12 +62,6 @@ class Backend(Protocol):
     def asarray(self, x: Any, dtype: str | None = None) -> Array:
         """On this device; float32 and float64 become the framework's own default (float32, unless
         its user set torch's default dtype or JAX's x64 mode), unless a dtype is named."""
-
-    def float64(self) -> AbstractContextManager[None]:
-        """Inside, the framework's own default is float64, draws included: for checks of numbers.
-
-        Parameters that are to be float64 must be given so: what is loaded stays as it was.
-        """
 
     def to_numpy(self, x: Array) -> Any:
         """As a numpy array."""
@@ -157,6 +150,13 @@ class Backend(Protocol):
     ) -> tuple[Tree, Tree]:
         """(carry, x) -> (carry, y) over the leading axis of xs; the ys are stacked."""
 
+    def cond(self, pred: Array, if_true: Callable, if_false: Callable, *args: Any) -> Tree:
+        """if_true(*args) where the scalar `pred` holds, else if_false(*args), of one form.
+
+        Only that one is computed, but for torch inside a compiled function or a `vmap`, and JAX
+        inside a `vmap`: there both are, and a derivative that is not finite in either poisons both.
+        """
+
     def loop(self, fn: Callable) -> Callable:
         """A function that holds a `scan`, compiled whole where the framework can."""
 
@@ -239,6 +239,9 @@ class Backend(Protocol):
 
     def is_reparametrised(self, fn: Any) -> bool:
         """Whether a draw carries the gradient of its parameters."""
+
+    def noise_shape(self, fn: Any) -> tuple[int, ...] | None:
+        """Shape of the normal noise that one event is a function of; None where it is not one."""
 
     def has_moving_support(self, fn: Any) -> bool:
         """Whether the support's bounds are computed in this run, perhaps from latents."""

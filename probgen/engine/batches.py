@@ -11,11 +11,26 @@ from probgen.backends.protocol import Backend
 from probgen.data.checks import clean_array, is_array, on_device
 from probgen.data.sources import ArraySource, LazySource
 from probgen.data.streams import StreamSource
+from probgen.engine.learner import ROW
 from probgen.errors import DataError
 from probgen.language.model import Model, arguments
 
 RESIDENT_BYTES = 2**30  # data up to this size are kept on the device
 STACKED_BYTES = 2**25  # and this much of larger data is stacked at a time
+
+
+class NoData:
+    """What a fit without data reads: empty batches, of which `batch_size` says how many draws each
+    stands for."""
+
+    size: None = None
+
+    def __init__(self, batch_size: int):
+        self.batch_size = batch_size
+
+    def example(self) -> dict[str, np.ndarray]:
+        """Nothing."""
+        return {}
 
 
 class Feed:
@@ -31,6 +46,7 @@ class Feed:
         self._resident: dict[str, Any] | None = None
         self._stream: Iterator | None = None
         self._next = -1
+        self._has_rows = False
         if isinstance(source, ArraySource):
             check(source.arrays)
             if sum(v.nbytes for v in source.arrays.values()) <= RESIDENT_BYTES:
@@ -40,10 +56,26 @@ class Feed:
             batch = sum(v.nbytes for v in source.example().values())
             self.max_steps = max(1, STACKED_BYTES // max(batch, 1))
 
+    def number_rows(self) -> None:
+        """From here on batches have the numbers of their rows in the data, under `ROW`."""
+        self._has_rows = True
+        if self._resident is not None:
+            rows = self.backend.asarray(np.arange(self.source.size))
+            self._resident = {**self._resident, ROW: rows}
+
+    def first(self) -> dict[str, Any]:
+        """The batch of step 0 on the backend."""
+        batch = self.source.example()
+        if self._has_rows:
+            batch = {**batch, ROW: self.source.indices(0)}
+        return {k: self.backend.asarray(v) for k, v in batch.items()}
+
     def chunk(self, step: int, count: int) -> tuple[Any, Any, int]:
         """The batches of `count` steps from `step` on, or of fewer where a stream ends."""
         if self._resident is not None:
             return self._resident, self.source.schedule(step, count), count
+        if isinstance(self.source, NoData):
+            return {}, np.zeros((count, 1), np.int64), count  # rows of nothing: an empty batch
         if isinstance(self.source, ArraySource | LazySource):
             rows = [self.source.take(self.source.indices(step + i)) for i in range(count)]
         else:
@@ -53,6 +85,8 @@ class Feed:
         if not isinstance(self.source, ArraySource):
             for batch in rows:
                 self.check(batch)
+        if self._has_rows:
+            rows = [{**r, ROW: self.source.indices(step + i)} for i, r in enumerate(rows)]
         names = list(rows[0])
         stacked = {k: self.backend.asarray(np.stack([r[k] for r in rows])) for k in names}
         return stacked, None, len(rows)
@@ -107,4 +141,4 @@ def merge_inputs(
     return constants, per_datum
 
 
-__all__ = ["Feed", "StreamSource", "merge_inputs"]
+__all__ = ["Feed", "NoData", "StreamSource", "merge_inputs"]

@@ -6,18 +6,19 @@ for nets that have none, and refuses what does not fit before anything is comput
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from probgen.backends.protocol import Backend
+from probgen.engine.auto_guide import with_program
 from probgen.engine.bound import Bound
 from probgen.engine.guide_checks import check_guide, warn_left_out
 from probgen.engine.probing import Probe, Seen
 from probgen.engine.structure import Structure, structure_of
 from probgen.language.model import Model, call_arguments
+from probgen.language.seeds import named
 from probgen.nets.buffers import has_upkeep
 from probgen.trees import tree_map
 
@@ -37,6 +38,8 @@ def bind(
 
     Args:
         data: a few rows of the data and per-datum inputs, numpy; may be empty.
+        fields: of `Bound`; with `whole`, `num_data` is the size of the data plate where nothing
+            else tells it.
         whole: `data` are all the data and are taken as one batch, so that a site outside the data
             plate, or in further plates, may be observed; the bound model's `num_rows` says how
             many there are.
@@ -64,16 +67,14 @@ def bind(
     key = backend.key(seed)
 
     def initialise(name: str, declaration: Any, shapes: Any) -> Any:
-        rng = np.random.Generator(
-            np.random.Philox(key=[seed & (2**64 - 1), zlib.crc32(name.encode())])
-        )
-        return declaration.init(rng, *shapes)
+        return declaration.init(named(seed, name), *shapes)
 
     probe = Probe(model, backend, started, fixed, key, initialise)
-    seen = probe.all_rows(data) if whole else probe.one_row(data)
+    seen = probe.all_rows(data, fields.get("num_data")) if whole else probe.one_row(data)
     guide_structure = None
+    model = with_program(model, seen.structure, seen.observed, fields.get("num_data"))
     if model.guide is not None:
-        guide_structure = _probe_guide(probe, seen)
+        guide_structure = _probe_guide(probe, model, seen)
         check_guide(model.name, seen.structure, guide_structure, seen.observed)
     final = tree_map(backend.asarray, probe.params)
     structure = seen.structure
@@ -82,16 +83,17 @@ def bind(
     if whole:
         fields["num_rows"] = seen.num_rows
     bound = Bound(
-        model, backend, structure, guide_structure, seen.observed, fixed, upkeep=upkeep, **fields
-    )
+        model, backend, structure, guide_structure, seen.observed, fixed, upkeep=upkeep,
+        seed=seed, names=tuple(sorted(final)), **fields,
+    )  # fmt: skip
     warn_left_out(model.name, bound.left_out)
     return bound, final
 
 
-def _probe_guide(probe: Probe, seen: Seen) -> Structure:
+def _probe_guide(probe: Probe, model: Model, seen: Seen) -> Structure:
     """One run of the guide; sites that it reads and no data were given for are zeros."""
-    b, model = probe.backend, probe.model
-    guide: Any = model.guide
+    b, small = probe.backend, model.sketch()
+    guide: Any = small.model.guide
     zeros = {
         n: b.asarray(np.zeros(tuple(s.value.shape), np.float32))
         for n, s in seen.sites.items()
@@ -108,4 +110,4 @@ def _probe_guide(probe: Probe, seen: Seen) -> Structure:
         batch_size=seen.num_rows,
         initialise=probe.initialise,
     )
-    return structure_of(b, run, sites)
+    return structure_of(b, run, sites, small.sites)

@@ -7,26 +7,24 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any
 
 import numpy as np
 
-from probgen.backends.protocol import Backend, Key, Optimizer, Site
+from probgen.backends.protocol import Backend, Key, Site
 from probgen.engine.guide_checks import left_out
 from probgen.engine.structure import Structure
+from probgen.engine.updates import Updates
 from probgen.errors import AlgorithmError
 from probgen.language.model import Model, call_arguments
-from probgen.language.optim import OptimizerDeclaration
 from probgen.language.program import DATA_PLATE
-from probgen.nets.buffers import after_update, keeping_up, settle
-from probgen.trees import tree_items, tree_map
+from probgen.trees import tree_items
 
 Array = Any
 
 
 @dataclasses.dataclass(frozen=True)
-class Bound:
+class Bound(Updates):
     """A model on a backend.
 
     Attributes:
@@ -36,8 +34,13 @@ class Bound:
         constants: inputs that are shared by all data, on the backend.
         num_rows: size of the data plate where all data are one batch (`pg.infer`).
         num_steps: how often a step will run, for `compile`.
+        num_draws: draws per step that a fit without data asks for (`batch_size=`); else None.
         accumulate: micro-batches per update.
+        freeze: names of nets, or of parts with several, that the fit was told to leave alone.
+        seed: of the fit.
+        names: of all nets that have parameters.
         upkeep: nets with more than an optimiser's step to them; see `probgen.nets.buffers`.
+        own: the algorithm's own nets, declarations by name (`new_net`).
     """
 
     model: Model
@@ -49,13 +52,13 @@ class Bound:
     num_data: int | None = None
     num_rows: int | None = None
     num_steps: int | None = None
+    num_draws: int | None = None
     accumulate: int = 1
-    upkeep: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-
-    def __identity__(self) -> dict[str, Any]:
-        """All but `num_steps`, which is a matter of cost."""
-        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return {k: v for k, v in fields.items() if k != "num_steps"}
+    freeze: tuple[str, ...] = ()
+    seed: int = 0
+    names: tuple[str, ...] = ()
+    upkeep: dict[str, Any] = dataclasses.field(default_factory=dict)
+    own: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def latents(self) -> tuple[str, ...]:
@@ -64,6 +67,12 @@ class Bound:
             for n, s in self.structure.sites.items()
             if s.kind == "sample" and n not in self.observed and not s.is_fixed
         )
+
+    @property
+    def nets(self) -> dict[str, Any]:
+        """Declarations of the nets of the model, its guide and the algorithm, by name."""
+        guide = self.guide_structure.nets if self.guide_structure else {}
+        return {**self.structure.nets, **guide, **self.own}
 
     @property
     def left_out(self) -> list[str]:
@@ -77,8 +86,9 @@ class Bound:
     @property
     def is_normalized(self) -> bool:
         """Whether the density is known with its constant: by what the program does, not only by
-        what its class says. Whatever carries a factor is not."""
-        return self.model.is_normalized and not self.structure.factors
+        what its class says. Whatever carries a factor, or a flat or improper density, is not."""
+        structure = self.structure
+        return self.model.is_normalized and not structure.factors and not structure.improper
 
     def require_normalized(self, who: str) -> None:
         """Refuses a density that is known up to a constant, where its nats would be quoted.
@@ -88,12 +98,15 @@ class Bound:
         """
         if self.is_normalized:
             return
-        factors = self.structure.factors
+        factors, improper = self.structure.factors, self.structure.improper
+        said = [f"it has the factors {factors}"] if factors else []
+        said += [f"the densities of {improper} do not integrate to one"] if improper else []
+        why = f" ({', '.join(said)})" if said else ""
         raise AlgorithmError(
-            f"{who}: the density of {self.model.name!r} is known up to a constant"
-            f"{f' (it has the factors {factors})' if factors else ''}, expected a normalised one, "
-            "since log Z would be missing from every number; log_partition estimates log Z, "
-            "EnergyLogLikelihood takes it, and UnnormalizedLogDensity does without."
+            f"{who}: the density of {self.model.name!r} is known up to a constant{why}, expected "
+            "a normalised one, since log Z would be missing from every number; log_partition "
+            "estimates log Z, EnergyLogLikelihood takes it, and UnnormalizedLogDensity does "
+            "without."
         )
 
     def inputs(self, fn: Callable, batch: Mapping[str, Array], what: str) -> dict[str, Any]:
@@ -149,7 +162,8 @@ class Bound:
     ) -> dict[str, Site]:
         """Runs the guide; its latents are drawn from `key`, or given, or made from `noise`."""
         guide = self.require_guide("trace_guide")
-        depth = max(self.structure.plate_ndim, self.guide_structure.plate_ndim)  # type: ignore
+        within = self.guide_structure.plate_ndim if self.guide_structure else 0
+        depth = max(self.structure.plate_ndim, within)
         return self.backend.trace(
             guide,
             params,
@@ -162,11 +176,25 @@ class Bound:
         )
 
     def require_guide(self, who: str) -> Callable:
+        """The guide; of a model without latents, which needs none, an empty program.
+
+        Raises:
+            AlgorithmError: there are latents and no guide, or the guide draws what data observe.
+        """
+        if self.model.guide is None and not self.latents:
+            return _no_latents
         if self.model.guide is None:
             raise AlgorithmError(
                 f"{who}: the model {self.model.name!r} has no guide, expected one (an approximate "
                 "posterior over its latents); give a VAE an encoder, or write one with "
                 "@my_model.with_guide; without a guide use pg.infer or MaximumLikelihood."
+            )
+        drawn = {n for n, s in self.guide_structure.sites.items() if s.kind == "sample"}  # type: ignore
+        if seen := sorted(drawn & set(self.observed)):
+            raise AlgorithmError(
+                f"{who}: the guide of {self.model.name!r} draws {seen}, which the data observe, "
+                f"expected latents alone, {sorted(self.latents)}; leave them out of the guide (one "
+                "for data without them is another: my_model.with_guide), or out of the data."
             )
         return self.model.guide
 
@@ -199,61 +227,9 @@ class Bound:
                     "events with .expand([...]).to_event(n), or use pg.infer on all the data."
                 )
 
-    def split_params(self, params: Mapping) -> tuple[dict, dict]:
-        """(trainable, frozen) parts of a parameter dict, by the model's `frozen` names."""
-        frozen = self.model.frozen()
-        return (
-            {k: v for k, v in params.items() if k not in frozen},
-            {k: v for k, v in params.items() if k in frozen},
-        )
 
-    def optimizer(self, declaration: OptimizerDeclaration) -> Optimizer:
-        """An optimiser of the model's nets: buffers are left alone, and each step ends with the
-        nets' own upkeep, such as the power iteration of a spectral norm."""
-        b = self.backend
-        compiled = partial(b.compile, num_calls=self.num_steps)
-        return keeping_up(b.optimizer(declaration), self.upkeep, compiled)
-
-    def average(self, old: Mapping, new: Mapping, weight: float) -> dict:
-        """old + weight (new - old) of parameters; buffers follow the averaged weights."""
-        mean = self.backend.lerp(old, new, weight)
-        moved = {n: after_update(net, mean[n]) for n, net in self.upkeep.items() if n in mean}
-        return {**mean, **moved}
-
-    def settled(self, params: Mapping) -> dict:
-        """Parameters at the end of a fit: what was learned with its spectral norms converged."""
-        known, frozen = self.upkeep, self.model.frozen()
-        return {
-            n: settle(known[n], v) if n in known and n not in frozen else v
-            for n, v in params.items()
-        }
-
-    def value_and_grad(self, loss: Callable) -> Callable:
-        """Compiles `loss(trainable, frozen, extra, batch, key) -> (loss, aux)` with its gradient.
-
-        With `accumulate` > 1 the batch is worked through in that many equal parts, one after
-        another; loss, gradient and aux are their means, which for a mean over data is exact.
-        """
-        b = self.backend
-        once = b.value_and_grad(loss, has_aux=True)
-        if self.accumulate == 1:
-            return b.compile(once, num_calls=self.num_steps)
-        k = self.accumulate
-
-        def in_parts(trainable: Any, frozen: Any, extra: Any, batch: Any, key: Any) -> Any:
-            parts = tree_map(lambda x: b.ops.reshape(x, (k, x.shape[0] // k, *x.shape[1:])), batch)
-            keys = b.split(key, k)
-
-            def step(carry: Any, i: int) -> Any:
-                out = once(trainable, frozen, extra, tree_map(lambda x: x[i], parts), keys[i])
-                return out if carry is None else tree_map(lambda a, c: a + c, carry, out)
-
-            total = None
-            for i in range(k):
-                total = step(total, i)
-            return tree_map(lambda x: x / k, total)
-
-        return b.compile(in_parts, num_calls=self.num_steps)
+def _no_latents() -> None:
+    """The guide of a model without latents."""
 
 
 def parameter_count(params: Mapping) -> dict[str, int]:

@@ -87,13 +87,14 @@ class SupportCheck:
         """
         bound, b = self.bound, self.bound.backend
         arrays = {k: b.asarray(v) for k, v in rows.items()}
-        program = bound.model.program
+        small = bound.model.sketch()
+        program = small.model.program
         _, sites = b.probe(
             program, dict(self.params), values={},
             inputs=bound.inputs(program, arrays, f"model {bound.model.name!r}"),
             key=self.key, batch_size=size, initialise=None,
         )  # fmt: skip
-        found = {n: sites[n].fn for n in bound.observed}
+        found = {n: sites[small.sites.get(n, n)].fn for n in bound.observed}
         return {n: fn for n, fn in found.items() if not has_arrays(fn)}
 
     def _trace(self, rows: Mapping[str, Any]) -> Any:

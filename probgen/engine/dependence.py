@@ -19,6 +19,7 @@ from probgen.engine.data_support import bounds
 from probgen.errors import AlgorithmError
 from probgen.language.model import arguments
 from probgen.language.program import held as program_held
+from probgen.language.supports import constraint_of
 from probgen.trees import tree_map
 
 ROWS = 8  # data in the experiments: enough that a redrawn coin changes somewhere
@@ -40,7 +41,8 @@ def require_fixed_constant(bound: Bound, params: Mapping, batch: Mapping, who: s
     and log Z depends on just those nets that reach a factor: its own, and those of the law of a
     site, observed or not, that it reads, or that such a site follows from. The guide's nets and
     those of what comes after (a decoder behind a prior with a factor) never do. A factor that reads
-    no site at all is a penalty on the parameters, a log prior say, and is left to its user.
+    no site at all is a penalty on the parameters, a log prior say, and is left to its user. A site
+    whose own density does not integrate to one counts as such a factor.
 
     Args:
         batch: some data, for programs that take inputs.
@@ -49,21 +51,23 @@ def require_fixed_constant(bound: Bound, params: Mapping, batch: Mapping, who: s
     Raises:
         AlgorithmError: names the factor, the nets, and what teaches them.
     """
-    frozen = bound.model.frozen()
+    frozen = bound.frozen()
     trainable = [n for n in bound.structure.nets if n not in frozen]
-    if not bound.structure.factors or not trainable:
+    improper = bound.structure.improper
+    if not (bound.structure.factors or improper) or not trainable:
         return
     rows = _resized(bound, batch)
     parents: dict[str, set[str]] = {}
     for source, target in Experiment(bound, params, rows, is_thorough=True).edges():
         parents.setdefault(target, set()).add(source)
     samples = {n for n, s in bound.structure.sites.items() if s.kind == "sample"}
-    for factor in bound.structure.factors:
+    for factor in [*bound.structure.factors, *improper]:
         reach = _ancestors(factor, parents)
         learned = [n for n in trainable if n in reach]
-        if learned and samples & reach:
+        if learned and (samples & reach or factor in improper):
+            what = "density of" if factor in improper else "factor"
             raise AlgorithmError(
-                f"{who}: log Z of {bound.model.name!r}, which carries the factor {factor!r}, "
+                f"{who}: log Z of {bound.model.name!r}, which carries the {what} {factor!r}, "
                 f"depends on the trainable nets {learned}, expected a constant: without it the "
                 "bound grows for ever and teaches nothing. MaximumLikelihood(Langevin(...)) learns "
                 "an energy from data; fit that part by itself first and build on the Fitted, whose "
@@ -93,7 +97,7 @@ def require_contrast(
     Raises:
         AlgorithmError: names the site, the nets, and what to do.
     """
-    frozen = bound.model.frozen()
+    frozen = bound.frozen()
     trainable = [n for n in bound.structure.nets if n not in frozen]
     tried = Experiment(bound, params, _resized(bound, batch), is_thorough=True)
     for net in trainable:
@@ -160,8 +164,8 @@ class Experiment:
             dict(params),
         )
         self.rows = {k: b.asarray(v) for k, v in rows.items()}
-        sites = self._trace(self.params, self.rows, {}, key=0)
         self.sites = bound.structure.sites
+        sites = self._trace(self.params, self.rows, self._stand_ins(), key=0)
         self.values = {n: s.value for n, s in sites.items() if s.kind == "sample"}
         self.held = {n: s.value for n, s in sites.items() if s.kind == "deterministic"}
         self.base = self._shown(sites)
@@ -171,6 +175,16 @@ class Experiment:
         return self.bound.trace(
             params, rows, values, key=b.key(key), batch_size=ROWS, condition=False
         )
+
+    def _stand_ins(self) -> dict[str, Any]:
+        """Values, inside their supports, of sites that have no draws."""
+        b, structure, out = self.bound.backend, self.bound.structure, {}
+        for name, site in self.sites.items():
+            if site.kind == "sample" and not getattr(site.declaration, "has_draw", True):
+                shape = (*structure.plate_shape(name, ROWS), *site.event_shape)
+                middle = constraint_of(site.declaration).middle
+                out[name] = middle(b.asarray(np.zeros(shape, np.float32)))
+        return out
 
     def _shown(self, sites: Any) -> dict[str, np.ndarray]:
         """What a site shows: its log-probability, or its value when it is deterministic."""
@@ -247,7 +261,8 @@ class Experiment:
         """NaN, and for a discrete site some other draws of it."""
         value = self.values[name]
         out = [value * np.nan]
-        if self.sites[name].is_discrete or self.is_thorough:
+        can_draw = getattr(self.sites[name].declaration, "has_draw", True)
+        if can_draw and (self.sites[name].is_discrete or self.is_thorough):
             others = {n: v for n, v in self.values.items() if n != name}
             keys = range(1, REDRAWS + 1)
             out += [self._trace(self.params, self.rows, others, k)[name].value for k in keys]

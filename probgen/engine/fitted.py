@@ -44,6 +44,8 @@ class Fitted(Viewed):
         shapes: shape of one datum of each observed site or input that the fit saw.
         constants: inputs shared by all data.
         dtypes: type of each of `shapes`, float32 where not named.
+        extras: what the algorithm has beside the model (a critic, chains), a tree of dicts of numpy
+            arrays; it is saved, and a fit that goes on gives it back to the algorithm.
 
     A model may be built on a `Fitted` (`Tilted(fitted, energy)`, `VAE(latent=fitted)`), and `fit`
     goes on from one.
@@ -57,6 +59,7 @@ class Fitted(Viewed):
     shapes: dict[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
     constants: dict[str, Any] = dataclasses.field(default_factory=dict)
     dtypes: dict[str, str] = dataclasses.field(default_factory=dict)
+    extras: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def resolve(self, backend: str | Backend, device: str = "auto") -> Backend:
         """The backend that a verb should use: the one asked for, else the one that fitted."""
@@ -105,7 +108,8 @@ class Fitted(Viewed):
                 what stood there before is untouched.
         """
         params = store.flatten(self.params)
-        _check_finite(params, str(path))
+        extras = store.flatten(self.extras)
+        _check_finite({**params, **extras}, str(path))
         pool = Pool({f"model:{k}": v for k, v in params.items()})
         try:
             declaration = encode(self.model, pool)
@@ -118,6 +122,8 @@ class Fitted(Viewed):
         arrays = {"model": params, "history": self.history.to_arrays()}
         if pool.added:
             arrays["parts"] = pool.added
+        if extras:
+            arrays["extras"] = extras
         store.write_folder(path, arrays, config)
 
     @classmethod
@@ -150,12 +156,15 @@ class Fitted(Viewed):
             arrays.get("history", {}), config.get("events", ()), f"{path}/history.safetensors"
         )
         inputs, info = config["inputs"], config["info"]
-        return cls._built(
+        built = cls._built(
             model, arrays["model"], inputs, stored, info, history, str(path), is_given
         )
+        extras = arrays.get("extras", {})
+        _check_finite(extras, str(path))
+        return dataclasses.replace(built, extras=store.unflatten(extras))
 
     def __identity__(self) -> dict[str, Any]:
-        """What tells it from another: `history`, `report` and `info` do not."""
+        """What tells it from another: `history`, `report`, `info` and `extras` do not."""
         return {
             "model": self.model,
             "params": dict(sorted(store.flatten(self.params).items())),

@@ -1,4 +1,4 @@
-"""The non-finite guard: finds the first NaN or infinity of a chunk, rolls back, lowers the step."""
+"""The guard: finds the first NaN or infinity of a chunk, rolls back, lowers the step."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from probgen.backends.protocol import Backend
-from probgen.errors import NonFiniteError
+from probgen.errors import DivergedError, NonFiniteError
 from probgen.progress import log
 from probgen.records.history import History
 from probgen.trees import tree_items, tree_like
@@ -77,21 +77,24 @@ class Guard:
 
 
 def lower_step(
-    state: Any, attempt: int, problem: str, max_retries: int, history: History, why: str = ""
-) -> Any:
+    state: Any, attempt: int, problem: str, max_retries: int, history: History, why: str = "",
+    *, is_watched: bool = False,
+) -> Any:  # fmt: skip
     """The state with every optimiser's `step_scale` halved.
 
     Args:
         state: the last good one.
         attempt: how many retries were made already.
-        problem: what `find_problem` said.
+        problem: what `find_problem` said, or the sentence of a learner's `watch`.
         max_retries: how many are allowed; none where a smaller step cannot help.
         history: gets an event.
         why: which arguments of distributions left their domains (`probgen.engine.explain`), or "".
+        is_watched: the problem is a learner's sentence, not a NaN.
 
     Raises:
-        NonFiniteError: all retries are used up.
+        NonFiniteError, or DivergedError where `is_watched`: all retries are used up.
     """
+    problem = problem.rstrip(". ") if is_watched else f"{problem} is NaN or infinite"
     if attempt >= max_retries:
         tried = (
             f", also after going back to the last good state and lowering the step size {attempt} "
@@ -101,9 +104,11 @@ def lower_step(
             "; look at the scale of the data and of that term, clip the gradient "
             "(pg.Adam(..., clip_norm=1.0)), or lower the learning rate"
         )
-        raise NonFiniteError(f"fit: {problem} is NaN or infinite{tried if attempt else ''}{cure}.")
+        if is_watched:
+            raise DivergedError(f"fit: {problem}{tried if attempt else ''}.")
+        raise NonFiniteError(f"fit: {problem}{tried if attempt else ''}{cure}.")
     message = (
-        f"{problem} is NaN or infinite{why}: back to the last good state, step size halved "
+        f"{problem}{why}: back to the last good state, step size halved "
         f"(attempt {attempt + 1} of {max_retries})"
     )
     history.events.append(message)

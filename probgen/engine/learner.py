@@ -1,10 +1,11 @@
-"""What an algorithm that learns is to the driver: a pair of pure functions and what goes with them.
+"""What an algorithm that learns is to the driver: pure functions and what goes with them.
 
-    init(params, key, batch) -> state           update(state, batch, key) -> (state, metrics)
+    init(params, key, batch, extras) -> state     update(state, batch, key) -> (state, metrics)
 
 The state is a tree of arrays that holds all that must survive a crash: `state["params"]` (the
-trainable parameters), `state["frozen"]`, the optimiser, controllers, persistent chains. Metrics are
+trainable parameters), `state["frozen"]`, the optimiser, controllers, chains, a critic. Metrics are
 named arrays, nats unless the name says otherwise: scalars, or vectors such as a KL per latent unit.
+`Bound.start` and `Bound.step` make and move the state; `GradientLearner` is the learner of a loss.
 """
 
 from __future__ import annotations
@@ -16,27 +17,40 @@ from probgen.engine.bound import Bound
 from probgen.language.kinds import having
 
 Tree = Any
+ROW = "row number"  # the entry of a batch with the numbers of its rows, for `needs_rows`
 
 
 class Learner(NamedTuple):
     """An algorithm bound to a model.
 
     Attributes:
-        init, update: see above.
+        init, update: see above; `extras` are those of the `Fitted` that the fit goes on from, on
+            the backend, or None.
         evaluate: (params, batch, key) -> metrics on held-out data, means over the batch; or None.
         report: (params, batch, key, history) -> an object with `text()` at the end of a fit; or
             None.
         cures: metric -> what to do where it is NaN or infinite, in words, when lowering the
             learning rate is not all.
         note: a sentence about what the metrics mean, which the history keeps; or None.
+        watch: metrics of a chunk, numpy [steps, ...] -> None, or a sentence that says what went
+            wrong: the fit then goes back and lowers its step as at a NaN. Runs on the host.
+        extras: state -> a tree of dicts of what the algorithm has beside the model (a critic, a
+            student's score, chains), kept in `Fitted.extras`.
+        needs_rows: batches have the numbers of their rows in the data under `ROW`.
+        needs_data: False for an algorithm that can do without data; its batches are then empty and
+            `bound.num_draws` says how many draws are asked for.
     """
 
-    init: Callable[[Tree, Any, Tree], Tree]
+    init: Callable[[Tree, Any, Tree, Tree], Tree]
     update: Callable[[Tree, Tree, Any], tuple[Tree, dict]]
     evaluate: Callable[[Tree, Tree, Any], dict] | None = None
     report: Callable[[Tree, Tree, Any, Any], Any] | None = None
     cures: Mapping[str, str] | None = None
     note: str | None = None
+    watch: Callable[[dict], str | None] | None = None
+    extras: Callable[[Tree], Tree] | None = None
+    needs_rows: bool = False
+    needs_data: bool = True
 
 
 class Algorithm(Protocol):

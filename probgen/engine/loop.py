@@ -17,10 +17,10 @@ from probgen.engine.batches import Feed
 from probgen.engine.bound import Bound
 from probgen.engine.callbacks import Callback
 from probgen.engine.explain import explain
-from probgen.engine.guard import Guard, lower_step
+from probgen.engine.guard import Guard, Problem, lower_step
 from probgen.engine.interrupt import asked_to_stop
 from probgen.engine.learner import Learner, all_params
-from probgen.errors import AlgorithmError
+from probgen.errors import AlgorithmError, NonFiniteError
 from probgen.progress import bar, log
 from probgen.records.checkpoint import Checkpoints
 from probgen.records.history import History
@@ -137,12 +137,48 @@ class Loop:
             new, metrics = chunk(state, batches, indices, self.key, step)
             problem = self._guard.find_problem(new, metrics, step)
             if problem is None:
-                return new, metrics, count
+                said = self._watched(metrics)
+                if said is None:
+                    return new, metrics, count
+                state = lower_step(good, attempt, said, self.max_retries, history, is_watched=True)
+                continue
+            if step == attempt == 0:
+                self._check_start(chunk, good, batches, indices, problem)
             why = self._why(chunk, good, batches, indices, step, problem.at)
             # Where the state before the chunk gives NaN already, no smaller step mends it.
             retries = 0 if why and problem.at == 0 else self.max_retries
             state = lower_step(good, attempt, problem.text, retries, history, why)
         raise AssertionError("lower_step raises on the last attempt")
+
+    def _watched(self, metrics: dict[str, np.ndarray]) -> str | None:
+        """What the learner's own watch says of a chunk, with the names of its metrics at hand."""
+        return None if self.learner.watch is None else self.learner.watch(metrics)
+
+    def _check_start(
+        self, chunk: Any, good: Any, batches: Any, indices: Any, problem: Problem
+    ) -> None:
+        """Refuses a start whose own loss or gradient is not finite: no step size mends that.
+
+        Raises:
+            NonFiniteError: the first update fails from the initial parameters as they are.
+        """
+        if problem.at > 1 or self._why(chunk, good, batches, indices, 0, 0):
+            return  # a later update, or data and arguments that are told by their names
+        if problem.at == 1:
+            first = batches if indices is not None else {k: v[:1] for k, v in batches.items()}
+            rows = None if indices is None else indices[:1]
+            new, metrics = chunk(self.bound.backend.copy(good), first, rows, self.key, 0)
+            found = self._guard.find_problem(new, metrics, 0)
+            if found is None:
+                return
+            problem = found
+        what = "the gradient at step 0" if " after step " in problem.text else problem.text
+        raise NonFiniteError(
+            f"fit: {what} is NaN or infinite with the initial parameters, before any "
+            "learning rate plays a part; start the nets smaller (out_scale=0.01 of an MLP whose "
+            "output is exponentiated, the second argument of nets.Parameter), standardise the "
+            "data, or keep what is exponentiated bounded (ops.softplus in place of ops.exp)."
+        )
 
     def _why(self, chunk: Any, good: Any, batches: Any, indices: Any, step: int, index: int) -> str:
         """Which arguments of distributions left their domains at a chunk's update of that index:
@@ -155,7 +191,8 @@ class Loop:
             state, _ = chunk(state, first, part, self.key, step)
         batch = {k: v[rows] for k, v in batches.items()}
         params = all_params(state["learner"])
-        return explain(self.bound, params, batch, b.fold_in(self.key, step + index))
+        size = None if batch else self.bound.num_draws
+        return explain(self.bound, params, batch, b.fold_in(self.key, step + index), size)
 
     def _update(self) -> Any:
         update, decay = self.learner.update, self.ema_decay

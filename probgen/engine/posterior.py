@@ -5,8 +5,9 @@ With u the unconstrained latents and theta = T(u), where T is the bijection of e
 
     log p(u | data) = sum of every site's log p(theta, data) + log |det dT/du| + const,   nats
 
-All data are one batch, and nothing is scaled. Data and inputs are arguments, so that what was
-compiled for one data set serves the next. No sampler here: see `probgen.inference.sample.mcmc`.
+All data are one batch, and nothing is scaled, unless they stand for more data than they are. Data
+and inputs are arguments, so that what was compiled for one data set serves the next. No sampler
+here: see `probgen.inference.sample`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ import numpy as np
 from probgen.backends.chains import NUM_STARTS, Chains, Start
 from probgen.engine.bound import Bound
 from probgen.engine.data_types import cure
+from probgen.engine.target import Target
 from probgen.errors import AlgorithmError, NonFiniteError, SupportError
+from probgen.language.program import DATA_PLATE
 from probgen.trees import tree_leaves, tree_map
 
 Array = Any
@@ -61,6 +64,13 @@ class Posterior:
     num_rows: int | None
 
     @property
+    def scale(self) -> float:
+        """How many data each row of the data plate stands for."""
+        if self.num_rows is None or self.bound.num_data is None:
+            return 1.0
+        return self.bound.num_data / self.num_rows
+
+    @property
     def latents(self) -> tuple[str, ...]:
         return self.bound.latents
 
@@ -80,6 +90,13 @@ class Posterior:
             raise AlgorithmError(
                 f"infer: the data observe all sites of {name!r}, {sorted(self.observed)}, expected "
                 "at least one latent to infer; leave its data out, or use pg.evaluate."
+            )
+        shared = [n for n in self.latents if sites[n].is_local]
+        if self.scale != 1.0 and shared:
+            raise AlgorithmError(
+                f"infer: got num_data={self.bound.num_data} for {self.num_rows} rows of data and "
+                f"the latents {shared} of {name!r}, one a datum, expected global ones alone, since "
+                "each row would stand for several; leave num_data out."
             )
         for latent in self.latents:
             if sites[latent].is_discrete:
@@ -115,7 +132,11 @@ class Posterior:
             key=key,
             batch_size=self.num_rows,
         )
-        sums = {n: b.ops.sum(s.log_prob) for n, s in sites.items() if s.log_prob is not None}
+        sums = {
+            n: b.ops.sum(s.log_prob) * (self.scale if s.is_local else 1.0)
+            for n, s in sites.items()
+            if s.log_prob is not None
+        }
         total: Any = 0.0
         for value in [*sums.values(), *(b.ops.sum(v) for v in log_det.values())]:
             total = total + value
@@ -140,6 +161,41 @@ class Posterior:
             n: s.value for n, s in sites.items() if n in self.latents or s.kind == "deterministic"
         }
         return Point(dict(free), total, values, likelihood, sums, outside)
+
+    def points(self, x: Mapping, params: Mapping, rows: Mapping) -> Point:
+        """`point` at each of n positions, every field with that axis in front."""
+        one = self.bound.backend.vmap(
+            lambda free, params, rows: self.point(params, rows, free), in_axes=(0, None, None)
+        )
+        return one(dict(x), params, rows)
+
+    def target(self) -> Target:
+        """What a sampler's kernel climbs: n chains of all latents on the real line, which start
+        uniform in (-2, 2) there."""
+        b = self.bound.backend
+
+        def init(params: Mapping, rows: Mapping, key: Any, n: int) -> dict:
+            k_form, k_draw = b.split(key, 2)
+            free = self.point(params, rows, key=k_form, strategy="init_to_feasible").free
+            keys = b.split(k_draw, len(free))
+            return {
+                name: 4.0 * b.uniform(k, (n, *value.shape)) - 2.0
+                for k, (name, value) in zip(keys, sorted(free.items()), strict=True)
+            }
+
+        return Target(
+            self.latents, init,
+            lambda x, params, rows: self.points(x, params, rows).log_density, None,
+            lambda x, params, rows: self.points(x, params, rows).values, False,
+        )  # fmt: skip
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Of a latent's value, [*plates, *event]."""
+        structure = self.bound.structure
+        site = structure.sites[name]
+        sizes = {**structure.plate_sizes, DATA_PLATE: self.num_rows or 1}
+        # Plates are opened from the right: the outermost is an array's last plate axis.
+        return (*(sizes[p] for p in site.plates[::-1]), *site.event_shape)
 
     def check_start(self, start: Start) -> None:
         """Refuses starting points of which one is not good.

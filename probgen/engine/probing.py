@@ -18,8 +18,8 @@ import numpy as np
 from probgen.backends.protocol import Backend, Key, Site
 from probgen.data.checks import on_device
 from probgen.engine.data_types import check_types
-from probgen.engine.structure import SiteInfo, Structure, structure_of
-from probgen.errors import DeclarationError, ProbgenError, UnknownName
+from probgen.engine.structure import SiteInfo, Structure, expanded, structure_of
+from probgen.errors import AlgorithmError, DeclarationError, ProbgenError, UnknownName
 from probgen.language.dist import did_you_mean
 from probgen.language.model import Model, arguments, call_arguments
 from probgen.language.program import DATA_PLATE
@@ -82,16 +82,21 @@ class Probe:
                 )  # fmt: skip
         return Seen(self._with_rows(structure, sites, rows), sites, observed, rows, 1)
 
-    def all_rows(self, data: Arrays) -> Seen:
+    def all_rows(self, data: Arrays, num_data: int | None = None) -> Seen:
         """The structure as all the data show it, taken as one batch, and the data held against it.
 
+        Args:
+            num_data: the size of the data plate where data and inputs do not tell it, or how many
+                data they stand for.
+
         Raises:
-            as `one_row`; DeclarationError: nothing tells the size of the data plate.
+            as `one_row`; DeclarationError: nothing tells the size of the data plate;
+            AlgorithmError: a `num_data` below it, or without such a plate.
         """
         rows = on_device(self.backend, {k: np.asarray(v) for k, v in data.items()})
         errors: list[Exception] = []
         given, inputs = self.params, self._inputs(data)
-        for size in _sizes(inputs, {k: v for k, v in data.items() if k not in inputs}):
+        for size in _sizes(inputs, {k: v for k, v in data.items() if k not in inputs}, num_data):
             self.params = dict(given)
             try:
                 structure, sites = self.run(rows, size)
@@ -107,18 +112,21 @@ class Probe:
                 errors.append(error)
                 continue
             if DATA_PLATE not in structure.plate_axes:
+                _check_num_data(self.model.name, num_data, None)
                 return Seen(structure, sites, observed, rows, None)
             known = {n for n, s in structure.sites.items() if s.is_fixed or n in observed}
-            if size in [len(v) for v in inputs.values()] or any(
+            if size in [num_data, *(len(v) for v in inputs.values())] or any(
                 structure.sites[n].is_local for n in known
             ):
+                _check_num_data(self.model.name, num_data, size)
                 return Seen(structure, sites, observed, rows, size)
             errors.append(DeclarationError(NO_SIZE))
         raise errors[0]
 
     def run(self, rows: Arrays, size: int | None) -> tuple[Structure, dict[str, Site]]:
         """One run with no site observed."""
-        program, b = self.model.program, self.backend
+        small = self.model.sketch()
+        program, b = small.model.program, self.backend
         names = arguments(program)
         inputs = call_arguments(program, {**self.constants, **rows}, f"model {self.model.name!r}")
 
@@ -141,7 +149,8 @@ class Probe:
                 found, sites = once(values)
             except Exception:
                 raise error from None
-        structure = structure_of(b, found, sites)
+        structure = structure_of(b, found, sites, small.sites)
+        sites = expanded(sites, small.sites)
         for name, site in structure.sites.items():
             if site.is_fixed and name not in rows:
                 _check_counts(structure, name, size)
@@ -204,7 +213,7 @@ class Probe:
 
 NO_SIZE = (
     "pg.data_plate: nothing tells how many data there are, expected data of a site inside it, or "
-    "an input with one row a datum; give one of them."
+    "an input with one row a datum; give one of them, or num_data= of pg.infer."
 )
 
 
@@ -236,9 +245,19 @@ def _shape(value: Any) -> tuple[int, ...]:
     return tuple(getattr(value, "shape", ()))
 
 
-def _sizes(inputs: Arrays, data: Arrays) -> list[int | None]:
+def _check_num_data(model: str, num_data: int | None, size: int | None) -> None:
+    if num_data is None or (size is not None and num_data >= size):
+        return
+    there = "no data plate" if size is None else f"{size} data"
+    raise AlgorithmError(
+        f"infer: got num_data={num_data} for {model!r} with {there}, expected the size of its data "
+        "plate, or at least as many as the data given, which stand for them; leave num_data out."
+    )
+
+
+def _sizes(inputs: Arrays, data: Arrays, num_data: int | None) -> list[int | None]:
     """Sizes that the data plate may have, the likeliest first."""
     lengths = [len(v) for v in inputs.values()]
     shapes = [np.shape(v) for v in data.values()]
     lengths += [s[0] for s in shapes if s] + [n for s in shapes for n in s[1:]]
-    return list(dict.fromkeys(lengths)) or [None]
+    return list(dict.fromkeys([*lengths, *([] if num_data is None else [num_data])])) or [None]

@@ -17,9 +17,9 @@ import numpy as np
 from probgen.backends.protocol import Backend
 from probgen.data.sources import ArraySource, LazySource
 from probgen.engine.fitted import Fitted
-from probgen.language.content import content
-from probgen.language.identity import identity
 from probgen.language.model import Model
+from probgen.records.content import content
+from probgen.records.identity import identity
 from probgen.records.store import flatten
 from probgen.trees import tree_map
 from probgen.version import __version__
@@ -30,9 +30,11 @@ PROBED = 16  # data of a map-style data set that are read to tell it from anothe
 def of_fit(
     model: Model, algorithm: Any, backend: Backend, *, source: Any, seed: int,
     constants: Mapping[str, Any], given: Any, held_out: Mapping[str, np.ndarray] | None,
-    ema_decay: float | None, accumulate: int,
+    ema_decay: float | None, accumulate: int, freeze: Sequence[str] = (), extras: Any = None,
 ) -> dict[str, Any]:  # fmt: skip
     """What a fit is, but for its number of steps: another entry gives another fit.
+
+    `freeze` and `extras` have an entry where there are some.
 
     Raises:
         DeclarationError: something in model, algorithm or inputs cannot be told by its content.
@@ -50,6 +52,8 @@ def of_fit(
         "inputs": of_inputs(constants),
         "validation": None if held_out is None else content(held_out),
         "given parameters": content(flatten({**model.fitted_params(), **(given or {})})),
+        **({"freeze": sorted(freeze)} if freeze else {}),
+        **({"given extras": content(flatten(extras))} if extras else {}),
     }
 
 
@@ -85,7 +89,7 @@ def of_evaluation(
 
 def of_posterior(
     model: Model, method: Any, backend: Backend, *, seed: int, rows: Mapping[str, np.ndarray],
-    constants: Mapping[str, Any], params: Any,
+    constants: Mapping[str, Any], params: Any, num_data: int | None,
 ) -> dict[str, Any]:  # fmt: skip
     """What draws of chains are of: equal entries give equal draws.
 
@@ -103,6 +107,30 @@ def of_posterior(
         "observed data": content(rows),
         "inputs": of_inputs(constants),
         "parameters": content(flatten(tree_map(backend.to_numpy, params))),
+        **({} if num_data is None else {"num_data": num_data}),
+    }
+
+
+def of_samples(
+    fitted: Fitted, backend: Backend, *, seed: int, method: Any, inputs: Mapping[str, Any],
+    **settings: Any,
+) -> dict[str, Any]:  # fmt: skip
+    """What samples are of: equal entries give equal samples.
+
+    Raises:
+        DeclarationError: something in model, method or inputs cannot be told by its content.
+    """
+    return {
+        "probgen": __version__,
+        "versions": backend.versions(),
+        "model": _named(fitted.model, fitted.model.name),
+        "method": _named(method, "method"),
+        "seed": seed,
+        "backend": backend.name,
+        "float": float_width(backend),
+        "inputs": of_inputs({**fitted.constants, **inputs}),
+        "parameters": content(flatten(fitted.params)),
+        **settings,
     }
 
 
@@ -129,6 +157,8 @@ def _of_data(source: Any) -> str:
     is known by size and form alone, and a stream by the form of its batches.
     """
     example = source.example()
+    if not example:
+        return "none"
     form = ", ".join(f"{k} {v.dtype} {list(v.shape[1:])}" for k, v in sorted(example.items()))
     text = f"{source.size} x ({form})"
     if isinstance(source, ArraySource):

@@ -13,7 +13,6 @@ import numpy as np
 
 from probgen.backends.lowering import axis_sizes
 from probgen.backends.protocol import Backend, Site
-from probgen.language.identity import Form
 from probgen.language.program import DATA_PLATE
 from probgen.language.supports import support_of
 
@@ -25,7 +24,8 @@ class SiteInfo(NamedTuple):
     event_shape and support: of its distribution; distribution: the declaration as text;
     is_fixed: the program itself gives its value (`obs=`); declaration: the distribution itself;
     has_rows: such a value has as many rows as there are data; shape: of the value in that run;
-    batch_shape: of the distribution, within the plates but for native programs.
+    batch_shape: of the distribution, within the plates but for native programs;
+    noise_shape: of the normal noise that one event is a function of, None where it is not one.
     """
 
     kind: str
@@ -39,11 +39,7 @@ class SiteInfo(NamedTuple):
     has_rows: bool = False
     shape: tuple[int, ...] = ()
     batch_shape: tuple[int, ...] = ()
-
-    def __identity__(self) -> dict[str, Any]:
-        """Without the numbers that the run had."""
-        mine = {**self._asdict(), "distribution": self.family}
-        return {**mine, "declaration": Form(self.declaration)}
+    noise_shape: tuple[int, ...] | None = None
 
     @property
     def is_local(self) -> bool:
@@ -79,14 +75,34 @@ class Structure(NamedTuple):
         """Names of what multiplies the density beside distributions."""
         return [n for n, s in self.sites.items() if s.kind == "factor"]
 
+    @property
+    def improper(self) -> list[str]:
+        """Names of sites whose density does not integrate to one, by its author's word."""
+        drawn = {n: s.declaration for n, s in self.sites.items() if s.kind == "sample"}
+        return [n for n, d in drawn.items() if not getattr(d, "is_normalized", True)]
+
     def plate_shape(self, name: str, num_rows: int) -> tuple[int, ...]:
         """Sizes of a site's plates from left to right, 1 where none lies."""
         sizes = {**self.plate_sizes, DATA_PLATE: num_rows}
         return axis_sizes({self.plate_axes[p]: sizes[p] for p in self.sites[name].plates})
 
 
-def structure_of(backend: Backend, run: Any, sites: Mapping[str, Site]) -> Structure:
-    """The structure of a program from a run of it (`Backend.probe`)."""
+def expanded(sites: Mapping[str, Any], like: Mapping[str, str]) -> dict[str, Any]:
+    """Sites of a sketch as those of the large model (`probgen.language.model.Sketch.sites`)."""
+    if not like:
+        return dict(sites)
+    out: dict[str, Any] = {}
+    small = set(like.values())
+    for name, site in sites.items():
+        out.update({k: sites[v] for k, v in like.items()} if name in small else {name: site})
+    return out
+
+
+def structure_of(
+    backend: Backend, run: Any, sites: Mapping[str, Site], like: Mapping[str, str] | None = None
+) -> Structure:
+    """The structure of a program from a run of it (`Backend.probe`), or of its sketch, where `like`
+    says which of the sketch's sites each repeated site is like."""
     infos = {}
     for name, known in run.sites.items():
         fn = sites[name].fn
@@ -101,8 +117,10 @@ def structure_of(backend: Backend, run: Any, sites: Mapping[str, Site]) -> Struc
             known.get("distribution"),
             shape=tuple(np.shape(sites[name].value)),
             batch_shape=tuple(fn.batch_shape) if fn is not None else (),
+            noise_shape=backend.noise_shape(fn) if fn is not None else None,
         )
     axes = {name: dim for name, (dim, _) in run.plates.items()}
     sizes = {name: plate.size for name, (_, plate) in run.plates.items() if name != DATA_PLATE}
     depth = max((-axis for axis in axes.values()), default=0)
+    infos = expanded(infos, like or {})
     return Structure(infos, dict(run.nets), depth, sizes, axes)

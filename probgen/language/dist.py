@@ -11,18 +11,32 @@ Densities are ours (`probgen.densities`), edges of supports included, where the 
 be scipy's. What keeps the library's own: ContinuousBernoulli, LKJ and LKJCholesky (edges have no
 mass), LowRankMultivariateNormal (Pyro factorises it where it is built, and refuses there what is
 not positive definite) and Stable (Pyro has draws of it and no density).
+
+Three are written by their user, in `ops`, and run on both backends:
+
+    dist.Transformed(base, forward, inverse_and_log_det)    y = forward(x), x ~ base
+    dist.Density(log_prob, draw=None)                       a density by its formula
+    dist.ImproperUniform(support)                           flat, and no density: 1 everywhere
+
+Their functions may call `pg.net`. `inverse_and_log_det(y)` gives x and log |det dx/dy| [*batch], so
+that log p(y) = log p_base(x) + log_det; `forward` may also be one object with both methods, or
+`dist.BijectTo("ordered_vector")`. `draw(noise)` makes a value of standard normal noise [*batch,
+*noise_shape] (the event's shape by default); without it there are no draws. `support` is one of the
+words of `probgen.language.constraints`. A Density is taken to integrate to one unless
+is_normalized=False; an ImproperUniform never does.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from probgen.errors import DeclarationError, UnknownDistribution, UnknownName
+from probgen.language.constraints import BijectTo, SupportWord
 from probgen.language.declared import argument
-from probgen.language.kinds import Axes, Size
+from probgen.language.kinds import Axes, Shape, Size
 from probgen.language.masked import refuse_masked
 from probgen.language.wording import did_you_mean
 
@@ -74,6 +88,10 @@ SIGNATURES: dict[str, str] = {
     "VonMises": "loc concentration",
     "Weibull": "scale concentration",
     "ZeroInflatedPoisson": "rate gate",
+    # written by their user; see `probgen.backends.written`
+    "Density": "log_prob draw? event_shape? support? noise_shape? is_normalized?",
+    "ImproperUniform": "support event_shape?",
+    "Transformed": "base forward inverse_and_log_det? event_shape? support?",
     # one backend only: declared here so that the other can say so
     "AffineBeta": "concentration1 concentration0 loc scale",
     "FisherSnedecor": "df1 df2",
@@ -132,6 +150,22 @@ class Deferred:
         for _, value in self.arguments:
             yield from value.leaves() if isinstance(value, Deferred) else (value,)
 
+    @property
+    def is_normalized(self) -> bool:
+        """Whether its density integrates to one, by its author's word."""
+        given = dict(self.arguments)
+        if self.name == "ImproperUniform" or given.get("is_normalized") is False:
+            return False
+        return all(v.is_normalized for v in given.values() if isinstance(v, Deferred))
+
+    @property
+    def has_draw(self) -> bool:
+        """Whether it can be drawn from: a density by its formula alone cannot."""
+        given = dict(self.arguments)
+        if self.name == "ImproperUniform" or (self.name == "Density" and "draw" not in given):
+            return False
+        return all(v.has_draw for v in given.values() if isinstance(v, Deferred))
+
     def _call(self, method: str, *args: Any) -> Deferred:
         return dataclasses.replace(self, calls=(*self.calls, (method, args)))
 
@@ -142,7 +176,10 @@ class Deferred:
 
 
 def _shown(value: Any) -> str:
-    """An argument in a declaration's text: a framework's array by its shape, not its numbers."""
+    """An argument in a declaration's text: a framework's array by its shape, not its numbers, a
+    function by its name."""
+    if callable(value) and hasattr(value, "__name__"):
+        return value.__name__
     shape = getattr(value, "shape", ())
     if math.prod(shape) > 1 and not type(value).__module__.startswith("numpy"):
         return f"<array {tuple(shape)}>"
@@ -179,12 +216,41 @@ class Family:
                 f"dist.{self.name}({', '.join(names)})."
             )
         full = {k: given.get(k, default) for k, default in names.items()}
+        if self.name in _WRITTEN:
+            full = _checked(self.name, full)
         for key, value in full.items():
             refuse_masked(value, f"dist.{self.name}, {key}")
         return Deferred(self.name, tuple((k, v) for k, v in full.items() if v is not None))
 
     def __repr__(self) -> str:
         return f"dist.{self.name}"
+
+
+_WRITTEN = ("Density", "ImproperUniform", "Transformed")
+_KINDS: dict[str, Any] = {
+    "base": Deferred, "log_prob": Callable, "draw": Callable, "inverse_and_log_det": Callable,
+    "event_shape": Shape, "noise_shape": Shape, "support": SupportWord, "is_normalized": bool,
+}  # fmt: skip
+
+
+def _checked(name: str, full: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of what its user writes, held against their kinds."""
+    where = f"dist.{name}"
+    for key, value in full.items():
+        if value is not None and key in _KINDS:
+            shape = (value,) if key.endswith("_shape") and isinstance(value, int) else value
+            full[key] = argument(where, _KINDS[key], **{key: shape})
+    if name == "Transformed":
+        forward, inverse = full["forward"], full["inverse_and_log_det"]
+        is_pair = hasattr(forward, "forward") and hasattr(forward, "inverse_and_log_det")
+        is_whole = isinstance(forward, BijectTo) or is_pair
+        if is_whole != (inverse is None) or not (is_whole or callable(forward)):
+            raise DeclarationError(
+                f"{where}: got forward={_shown(forward)} and inverse_and_log_det="
+                f"{_shown(inverse)}, expected two functions, or in place of both an object with "
+                "the methods `forward` and `inverse_and_log_det`, or dist.BijectTo(support)."
+            )
+    return full
 
 
 def __getattr__(name: str) -> Family:
@@ -199,4 +265,4 @@ def __getattr__(name: str) -> Family:
 
 
 def __dir__() -> list[str]:
-    return sorted([*SIGNATURES, "Deferred", "Family", "SIGNATURES", "signature"])
+    return sorted([*SIGNATURES, "BijectTo", "Deferred", "Family", "SIGNATURES", "signature"])

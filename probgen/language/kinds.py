@@ -93,6 +93,21 @@ Width = Annotated[int, between(1, 10**8)]  # of a layer or an axis
 Size = Annotated[int, between(0, 10**8)]
 Positive = Annotated[float, above_zero]
 NonNegative = Annotated[float, at_least(0)]
+StepSize = (
+    Positive
+    | Annotated[
+        Mapping,
+        Rule(
+            "by site, of steps above 0",
+            lambda v: (
+                len(v) > 0
+                and all(
+                    isinstance(n, str) and _finite(h) is not REFUSED and h > 0 for n, h in v.items()
+                )
+            ),
+        ),
+    ]
+)  # of a chain, one number or one of each site
 Share = Annotated[float, within(0, 1)]
 OpenShare = Annotated[float, within(0, 1, "()")]
 BelowOne = Annotated[float, within(0, 1, "[)")]
@@ -105,8 +120,24 @@ Limit = Annotated[float, Unbounded()]  # an end of a range, which may be open
 PathLike = str | os.PathLike
 Inputs = Mapping[str, Any] | None
 Names = tuple[str, ...] | None
+
+
+def _is_net(v: Any) -> bool:
+    """Has `init` and `apply`, and is no bare module of a framework, whose own mean other things."""
+    has_both = callable(getattr(v, "init", None)) and callable(getattr(v, "apply", None))
+    rooms = {cls.__module__.split(".")[0] for cls in type(v).__mro__}
+    return has_both and not rooms & {"torch", "flax", "equinox"}
+
+
 AnyNet = Annotated[
-    Any, having("a net: an object with `init` and `apply`, such as nets.MLP()", "init", "apply")
+    Any,
+    Rule(
+        "a net: an object with `init` and `apply`, such as nets.MLP(), or a module of another "
+        "library in its wrapper: nets.from_torch(module, in_ndim=1), from_flax or from_equinox, "
+        "in_ndim the number of axes of one input",
+        _is_net,
+        alone=True,
+    ),
 ]
 
 # ---- from annotations to checks ------------------------------------------------------------------

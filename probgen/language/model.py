@@ -16,11 +16,14 @@ or observed sites.
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
+import types
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 from probgen.errors import DeclarationError, UnknownName
+from probgen.language.capabilities import Ancestral
 from probgen.language.dist import Deferred
 from probgen.language.kinds import Rule
 from probgen.language.viewed import Viewed
@@ -30,6 +33,25 @@ Distribution = Annotated[
     Deferred,
     Rule("a distribution such as dist.Normal(0, 1).expand([2]).to_event(1)", alone=True),
 ]
+
+
+class Sketch(NamedTuple):
+    """A small model that shows the structure of a large one, such as a few steps of a long chain.
+
+    Attributes:
+        model: with the same nets.
+        left_out: what it leaves out, in words; "" when it is the model itself.
+        sites: of the large model's repeated sites, in their order, the small one's that each is
+            like; sites with no place here are the same in both.
+    """
+
+    model: Model
+    left_out: str = ""
+    sites: Mapping[str, str] = {}
+
+    def within(self, model: Model, prefix: str = "") -> Sketch:
+        """The sketch of a model whose part, with that prefix, this is the sketch of."""
+        return Sketch(model, self.left_out, {prefix + k: prefix + v for k, v in self.sites.items()})
 
 
 class Model(Viewed):
@@ -44,7 +66,11 @@ class Model(Viewed):
 
     guide: Callable | None = None
     is_normalized: bool = True
-    backend: str = ""
+
+    @property
+    def backend(self) -> str:
+        """The framework of the first net in the declaration that has one of its own."""
+        return framework_of(self)
 
     @property
     def program(self) -> Callable:
@@ -67,9 +93,14 @@ class Model(Viewed):
         """The density in LaTeX where the family knows a nicer one than the sites give."""
         return None
 
-    def sketch(self) -> tuple[Model, str]:
-        """A small stand-in to draw, and what it leaves out ("" when it is the model itself)."""
-        return self, ""
+    def sketch(self) -> Sketch:
+        """What `bind` runs to know the structure, and a picture shows: the model itself, or fewer
+        steps of a long chain."""
+        return Sketch(self)
+
+    def ancestral(self) -> Ancestral | None:
+        """Who draws from the model where its program is not the best way to; else None."""
+        return self if isinstance(self, Ancestral) else None
 
 
 class ProgramModel(Model):
@@ -89,7 +120,8 @@ class ProgramModel(Model):
         return self._fn.__name__
 
     def with_guide(self, guide: Callable) -> ProgramModel:
-        """The same model with a guide: a program of its latent sites; use it as a decorator."""
+        """The same model with a guide: a program of its latent sites (use it as a decorator), or an
+        automatic one, such as `AutoNormal()`."""
         return ProgramModel(self._fn, guide)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -97,6 +129,36 @@ class ProgramModel(Model):
 
     def __repr__(self) -> str:
         return f"pg.model({self.name})"
+
+
+def framework_of(thing: Any) -> str:
+    """The framework that a declaration's nets run on, "" where they run on both.
+
+    Looked for in fields of dataclasses, in containers, and in what functions close over or read by
+    name; a net that a program makes as it runs is not seen.
+    """
+    waiting: list[Any] = [thing]
+    seen: set[int] = set()
+    while waiting and len(seen) < 10_000:
+        part = waiting.pop()
+        if id(part) in seen:
+            continue
+        seen.add(id(part))
+        found = getattr(type(part), "framework", "")
+        if isinstance(found, str) and found:
+            return found
+        if isinstance(part, list | tuple):
+            waiting += part
+        elif isinstance(part, Mapping):
+            waiting += part.values()
+        elif dataclasses.is_dataclass(part) and not isinstance(part, type):
+            waiting += [getattr(part, f.name) for f in dataclasses.fields(part)]
+        elif isinstance(part, ProgramModel):
+            waiting += [part._fn, part.guide]
+        elif isinstance(part, types.FunctionType):
+            closed = inspect.getclosurevars(part)
+            waiting += [*closed.nonlocals.values(), *closed.globals.values()]
+    return ""
 
 
 def model(fn: Callable) -> ProgramModel:

@@ -247,6 +247,11 @@ def squeeze(x: ArrayLike, axis: Axis = None) -> Array:
     return ops_for(x).squeeze(x, axis)
 
 
+def pad(x: ArrayLike, widths: Sequence[tuple[int, int]], value: float = 0.0) -> Array:
+    """`x` with `value` around it: widths[i] = (before, after) on axis i."""
+    return ops_for(x).pad(x, widths, value)
+
+
 def flip(x: ArrayLike, axis: Axis = None) -> Array:
     """In reverse order along `axis`."""
     return ops_for(x).flip(x, axis)
@@ -304,6 +309,14 @@ def take_along_axis(x: ArrayLike, idx: ArrayLike, axis: int) -> Array:
     return ops_for(x, idx).take_along_axis(x, idx, axis)
 
 
+def put(x: ArrayLike, idx: ArrayLike, rows: ArrayLike) -> Array:
+    """`x` with `rows` [m, ...] at the indices `idx` [m] of its first axis, each at most once.
+
+    Indices are 0 ... n - 1. Outside them torch raises, and JAX, which cannot, leaves the row out.
+    """
+    return ops_for(x, rows).put(x, idx, rows)
+
+
 def matmul(a: ArrayLike, b: ArrayLike) -> Array:
     """Matrix product over the last two axes; leading axes broadcast. The operator `@` is equal."""
     return ops_for(a, b).matmul(a, b)
@@ -330,6 +343,11 @@ def cholesky(x: ArrayLike) -> Array:
     NaN rather than an exception on both backends: a traced program cannot raise on a value.
     """
     return ops_for(x).cholesky(x)
+
+
+def slogdet(x: ArrayLike) -> tuple[Array, Array]:
+    """Sign and log |det| of [..., n, n]; (0, -inf) of a singular matrix."""
+    return ops_for(x).slogdet(x)
 
 
 def solve_triangular(a: ArrayLike, b: ArrayLike, lower: bool = True) -> Array:

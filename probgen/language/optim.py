@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from probgen.language import ops
-from probgen.language.declared import declaration, require
-from probgen.language.kinds import BelowOne, Count, CountOrZero, NonNegative, Positive
+from probgen.language.declared import argument, declaration, require
+from probgen.language.kinds import BelowOne, Count, CountOrZero, NonNegative, Positive, Text
 
 
 @declaration
@@ -126,3 +127,46 @@ class SGD(OptimizerDeclaration):
     @property
     def num_moments(self) -> int:
         return 1 if self.momentum else 0
+
+
+@declaration
+class Groups:
+    """Another optimiser for some nets: `Groups({"decoder": Adam(1e-3), "encoder": SGD(1e-2)})`.
+
+    A name stands for the net of that name and for all nets of the part of that name ("prior" for
+    "prior/energy"); of several that fit, the longest. Each group clips the norm of its own gradient
+    and has its own moments; nets of one optimiser may be named one by one.
+
+    Attributes:
+        groups: optimisers by name.
+        rest: the optimiser of all other nets; None where there are none.
+    """
+
+    groups: Mapping[str, OptimizerDeclaration] | tuple[tuple[Text, OptimizerDeclaration], ...]
+    rest: OptimizerDeclaration | None = None
+
+    def __post_init__(self) -> None:
+        pairs = self.groups.items() if isinstance(self.groups, Mapping) else self.groups
+        kept = tuple(
+            (n, argument("Groups", OptimizerDeclaration, **{f"groups[{n!r}]": o})) for n, o in pairs
+        )
+        require(kept or self.rest, self, "an optimiser for at least one net", "groups")
+        object.__setattr__(self, "groups", kept)
+
+    def optimizers(self) -> dict[str, OptimizerDeclaration]:
+        """Optimisers by name; "*" is the name of all other nets."""
+        return dict(self.groups) | ({} if self.rest is None else {"*": self.rest})
+
+
+AnyOptimizer = OptimizerDeclaration | Groups
+
+
+def stands_for(names: Iterable[str], net: str) -> str | None:
+    """Which of the names, of nets or of parts with several, means this net; the longest that does.
+
+    Examples:
+        >>> stands_for(("prior", "decoder"), "prior/energy")
+        'prior'
+    """
+    fits = [n for n in names if net == n or net.startswith(f"{n}/")]
+    return max(fits, key=len, default=None)

@@ -15,10 +15,16 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from probgen.errors import DeclarationError, DuplicateSite, ShapeError, UnknownName
+from probgen.errors import (
+    BackendError,
+    DeclarationError,
+    DuplicateSite,
+    ShapeError,
+    UnknownName,
+)
 from probgen.language.declared import argument
 from probgen.language.dist import Deferred, did_you_mean
-from probgen.language.kinds import Width
+from probgen.language.kinds import AnyNet, Width
 from probgen.language.masked import refuse_masked
 from probgen.language.ops import running_ops
 from probgen.language.site_shapes import check_value
@@ -27,7 +33,8 @@ DATA_PLATE = "data"
 PARTICLES = "_particles"
 NOT_NORMAL = (
     "site {name!r}: got noise for a {kind}, which is not a function of normal noise, expected a "
-    "Normal or MultivariateNormal; use space='data' or another distribution."
+    "Normal, a LogNormal, a dist.Transformed of one, or another of probgen.language.noise; use "
+    "space='data' or another distribution."
 )
 NO_BIJECTION = (
     "site {name!r}: got a latent of support {support}, which has no map from the real line, "
@@ -76,6 +83,9 @@ class Run:
 
 
 _run: contextvars.ContextVar[Run | None] = contextvars.ContextVar("probgen_run", default=None)
+# Asked at each call of a net, (name, declaration, event shapes, inputs) -> parameters, or None for
+# those of the run: how nets start from a first batch of their inputs (`probgen.engine.data_init`).
+on_call: contextvars.ContextVar[Callable | None] = contextvars.ContextVar("on_call", default=None)
 # Values in place of deterministic sites: how `probgen.views.describe` asks what depends on them.
 held: contextvars.ContextVar[dict] = contextvars.ContextVar("probgen_held", default={})  # noqa: B039
 
@@ -94,6 +104,27 @@ def running(run: Run) -> Iterator[Run]:
     finally:
         running_ops.reset(ops_token)
         _run.reset(token)
+
+
+def within_run(fn: Callable) -> Callable:
+    """`fn` as if it were called here: `pg.net` in it finds this run, its names and open plates.
+
+    A distribution's own functions are also called when the run has ended, for log densities.
+    """
+    run = _run.get()
+    if run is None:
+        return fn
+    here = dataclasses.replace(run, rename=dict(run.rename), active=dict(run.active))
+
+    def call(*args: Any) -> Any:
+        token, ops_token = _run.set(here), running_ops.set(here.lower.ops)
+        try:
+            return fn(*args)
+        finally:
+            running_ops.reset(ops_token)
+            _run.reset(token)
+
+    return call
 
 
 def current(word: str) -> Run:
@@ -306,6 +337,8 @@ def net(name: str, declaration: Any) -> Callable:
     """
     run = current("net")
     full = run.full_name(name)
+    declaration = argument(f"pg.net({full!r})", AnyNet, declaration=declaration)
+    _check_framework(run, full, declaration)
     known = run.nets.get(full)
     if known is not None and known != declaration:
         raise DeclarationError(
@@ -315,19 +348,45 @@ def net(name: str, declaration: Any) -> Callable:
     run.nets[full] = declaration
 
     def call(*inputs: Any, **options: Any) -> Any:
+        ask = on_call.get()
+        if ask is not None:
+            found = ask(full, declaration, _event_shapes(run, declaration, inputs), inputs)
+            if found is not None:
+                run.params[full] = found
         if full not in run.params:
             if run.initialise is None:
                 raise UnknownName(
                     f"net {full!r}: no parameters of that name, expected one of "
                     f"{sorted(run.params)}{did_you_mean(full, run.params)}."
                 )
-            shapes = [_event_shape(run, x) for x in inputs]
+            shapes = _event_shapes(run, declaration, inputs)
             run.params[full] = run.initialise(full, declaration, shapes)
         if run.initialise is not None and hasattr(declaration, "check"):
             declaration.check(run.params[full], *inputs)
         return declaration.apply(run.params[full], *inputs, **options)
 
     return call
+
+
+def _check_framework(run: Run, name: str, declaration: Any) -> None:
+    """Refuses a module of the other framework."""
+    wanted, here = getattr(declaration, "framework", ""), run.lower.framework
+    if wanted and wanted != here:
+        raise BackendError(
+            f"net {name!r}: got a module of {wanted} in a run on {here}, expected "
+            f"backend={wanted!r}; leave backend= out, since 'auto' follows the nets, or use a net "
+            "of probgen.nets, which runs on both."
+        )
+
+
+def _event_shapes(run: Run, declaration: Any, inputs: tuple) -> list[tuple[int, ...]]:
+    """Shapes of one datum's inputs: by the net's `in_ndim` where it has one, else by the plates."""
+    ndims = getattr(declaration, "in_ndim", None)
+    if isinstance(ndims, int):
+        ndims = (ndims,) * len(inputs)
+    if ndims is None or len(ndims) != len(inputs):
+        return [_event_shape(run, x) for x in inputs]
+    return [tuple(x.shape[max(0, len(x.shape) - n) :]) for x, n in zip(inputs, ndims, strict=True)]
 
 
 def _event_shape(run: Run, x: Any) -> tuple[int, ...]:

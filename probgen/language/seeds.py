@@ -1,9 +1,12 @@
-"""The one check of a seed: an integer that the user gives, never a default."""
+"""Seeds: an integer that the user gives, never a default; and what is drawn from it by name."""
 
 from __future__ import annotations
 
 import numbers
+import zlib
 from typing import Any
+
+import numpy as np
 
 from probgen.errors import MissingSeed
 
@@ -19,3 +22,9 @@ def check_seed(seed: Any, where: str) -> int:
     if not isinstance(seed, numbers.Integral) or isinstance(seed, bool) or seed < 0:
         raise MissingSeed(f"{where}: got seed={seed!r}, expected an integer of at least 0.")
     return int(seed)
+
+
+def named(seed: int, name: str) -> np.random.Generator:
+    """A generator of a net's initial values: a pure function of (seed, name) on every machine."""
+    key = [seed & (2**64 - 1), zlib.crc32(name.encode())]
+    return np.random.Generator(np.random.Philox(key=key))

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from probgen.language import ops
+from probgen.language.constraints import Constraint, constraint
 from probgen.language.domains import constant
 
 Array = Any
@@ -149,6 +150,12 @@ def support_of(declaration: Any) -> Support | None:
     name, given = declaration.name, dict(getattr(declaration, "arguments", ()))
     if name == "MixtureSameFamily" and "component_distribution" in given:
         return support_of(given["component_distribution"])
+    like = getattr(given.get("forward"), "like", None)
+    if like is not None:  # the support of another distribution, such as a latent's prior
+        return support_of(like)
+    if name in ("Transformed", "Density", "ImproperUniform") and given:
+        found = constraint_of(declaration)
+        return Support(found.words, found.low, found.high)
     region = TABLE.get(name)
     if region is None or (region.words is None and not given):
         return None
@@ -158,6 +165,13 @@ def support_of(declaration: Any) -> Support | None:
     low, high = _end(region.low, plain, -INF), _end(region.high, plain, INF)
     shown = [f"{v:g}" if np.ndim(v) == 0 and not np.isnan(v) else "?" for v in (low, high)]
     return Support(region.words or f"[{shown[0]}, {shown[1]}]", low, high)
+
+
+def constraint_of(declaration: Any) -> Constraint:
+    """The support of a declaration that its user wrote, such as a dist.Density."""
+    given = dict(declaration.arguments)
+    word = given.get("support") or getattr(given.get("forward"), "support", "real")
+    return constraint(word)
 
 
 def _number(value: Any) -> np.ndarray:

@@ -76,18 +76,20 @@ def log_prob(x: Array, loc: Array, scale: Array, low: Array, high: Array) -> Arr
 
 
 def quantile(u: Array, loc: Array, scale: Array, low: Array, high: Array) -> Array:
-    """The value drawn by u ~ Uniform(0, 1); never outside [low, high].
+    """The value below which a share u of the mass lies; never outside [low, high].
 
     The fall of the survival function is convex, and sqrt(a^2 + 2 E) lies right of its root:
     Newton's steps from there come down to it.
     """
     a, b, c, d = _sides(loc, scale, low, high)
     right, left = _log_one_side(a, b), _log_one_side(c, d)
-    share = 1.0 / (1.0 + ops.exp(ops.clip(left - right, -80.0, 80.0)))
-    is_right = u < share
-    tiny = 1e-30 + 0.0 * share
+    below = 1.0 / (1.0 + ops.exp(ops.clip(right - left, -80.0, 80.0)))  # the mean
+    is_right = u >= below
+    tiny = 1e-30 + 0.0 * below
     v = ops.where(
-        is_right, u / ops.maximum(share, tiny), (u - share) / ops.maximum(1.0 - share, tiny)
+        is_right,
+        (u - below) / ops.maximum(1.0 - below, tiny),
+        (below - u) / ops.maximum(below, tiny),
     )
     near, end = ops.where(is_right, a, c), ops.where(is_right, b, d)
     wanted = -ops.log1p(v * ops.expm1(-_fall(near, end)))

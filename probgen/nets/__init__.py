@@ -27,13 +27,15 @@ from probgen.nets.mlp import MLP, MLPEnergy
 from probgen.nets.norms import GroupNorm, LayerNorm, SpectralNorm, power_iterate
 from probgen.nets.time import TimeEmbedding
 from probgen.nets.unet import AttentionBlock, UNet
+from probgen.nets.weight_norm import WeightNorm
 
 __all__ = [
     # the protocol
     "Net", "count", "out_shape", "activation", "ACTIVATIONS",
     # layers
     "Dense", "Conv", "ConvTranspose", "Upsample", "Reshape", "Embedding", "Parameter",
-    "TimeEmbedding", "GroupNorm", "LayerNorm", "SpectralNorm", "power_iterate",
+    "TimeEmbedding", "GroupNorm", "LayerNorm", "SpectralNorm", "WeightNorm",
+    "power_iterate",
     "SelfAttention", "CrossAttention", "AttentionBlock",
     # compositions
     "Sequential", "ResidualBlock", "MLP", "ConvEncoder", "ConvDecoder", "UNet",

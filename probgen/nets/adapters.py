@@ -9,14 +9,13 @@ its framework when called.
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 
 from probgen.errors import DeclarationError, ShapeError
 from probgen.language import ops
 from probgen.language.declared import declaration
-from probgen.language.identity import Form
 from probgen.language.kinds import Axes, having
 from probgen.nets.base import Array, EventAxes, Key, Params, Shape
 from probgen.trees import tree_items, tree_map
@@ -52,14 +51,17 @@ def from_torch(module: Any, in_ndim: int | tuple[int, ...] | None = None) -> Tor
     return net
 
 
-def from_flax(module: Any, in_ndim: int | tuple[int, ...] | None = None) -> FlaxNet:
-    """A `flax.linen.Module` as a net.
+def from_flax(module: Any, in_ndim: int | tuple[int, ...] | None = None) -> FlaxNet | NnxNet:
+    """A `flax.linen.Module` or a `flax.nnx.Module` as a net.
 
     Args:
-        module: a linen module whose only variables are "params".
+        module: a linen module whose only variables are "params"; or an nnx module, whose
+            `nnx.Param` are the initial parameters, so that `init` ignores the key, and which has no
+            other state (no batch statistics, no stream of random numbers).
         in_ndim: as in `from_torch`.
     """
-    return FlaxNet(module, in_ndim)
+    is_nnx = any(cls.__module__.startswith("flax.nnx") for cls in type(module).__mro__)
+    return NnxNet(module, in_ndim) if is_nnx else FlaxNet(module, in_ndim)
 
 
 def from_equinox(module: Any, in_ndim: int | tuple[int, ...]) -> EquinoxNet:
@@ -78,6 +80,7 @@ class TorchNet:
 
     module: Annotated[Any, having("a torch.nn.Module", "named_parameters", "named_buffers")]
     in_ndim: EventAxes = None
+    framework: ClassVar = "torch"
 
     def init(self, key: Key, *shapes: Shape) -> Params:
         weights = {name: p.detach().cpu().numpy() for name, p in self.module.named_parameters()}
@@ -93,11 +96,6 @@ class TorchNet:
         return with_one_batch_axis(
             lambda *xs: functional_call(self.module, weights, xs), inputs, self.in_ndim
         )
-
-    def __identity__(self) -> dict[str, Any]:
-        """Settings and buffers; the fit's parameters take the place of the module's."""
-        given = tuple(self.module.parameters())
-        return {"module": Form(self.module, given), "in_ndim": self.in_ndim}
 
     def check(self, params: Params, *inputs: Array) -> None:
         """Runs the module once, and refuses one that does more than compute its output.
@@ -141,6 +139,7 @@ class FlaxNet:
 
     module: Annotated[Any, having("a flax.linen.Module", "init", "apply")]
     in_ndim: EventAxes = None
+    framework: ClassVar = "jax"
 
     def init(self, key: Key, *shapes: Shape) -> Params:
         import jax
@@ -173,11 +172,53 @@ class FlaxNet:
 
 
 @declaration(eq=False)
+class NnxNet:
+    """See `from_flax`."""
+
+    module: Annotated[Any, having("a flax.nnx.Module", "__call__")]
+    in_ndim: EventAxes = None
+    framework: ClassVar = "jax"
+
+    def _parts(self) -> tuple[Any, Any]:
+        """(what the module is, its parameters as a nested dict of `nnx.Param`)."""
+        from flax import nnx
+
+        graph, params, rest = nnx.split(self.module, nnx.Param, ...)
+        if nnx.to_flat_state(rest):
+            kinds = sorted({type(v).__name__ for _, v in nnx.to_flat_state(rest)})
+            raise DeclarationError(
+                f"from_flax: got an nnx module with {', '.join(kinds)} beside nnx.Param, expected "
+                "parameters alone: `apply` is pure; use a group norm in place of batch statistics, "
+                "and draw with pg.sample in place of Dropout."
+            )
+        return graph, params
+
+    def init(self, key: Key, *shapes: Shape) -> Params:
+        from flax import nnx
+
+        pure = nnx.to_pure_dict(self._parts()[1])
+        return nested({tuple(map(str, path)): np.asarray(x) for path, x in tree_items(pure)})
+
+    def apply(self, params: Params, *inputs: Array) -> Any:
+        from flax import nnx
+
+        graph, own = self._parts()
+        weights = dict(tree_items(params))
+        leaves = [
+            (path, leaf.replace(weights[tuple(map(str, path))]))
+            for path, leaf in nnx.to_flat_state(own)
+        ]
+        module = nnx.merge(graph, nnx.from_flat_state(leaves))
+        return with_one_batch_axis(module, inputs, self.in_ndim)
+
+
+@declaration(eq=False)
 class EquinoxNet:
     """See `from_equinox`."""
 
     module: Annotated[Any, having("an equinox.Module, a function of one datum", "__call__")]
     in_ndim: Axes | tuple[Axes, ...]
+    framework: ClassVar = "jax"
 
     def init(self, key: Key, *shapes: Shape) -> Params:
         import equinox
@@ -241,18 +282,24 @@ def with_one_batch_axis(
 ) -> Any:
     """fn on inputs [n, *event] for inputs [*lead, *event]; outputs get the leading axes back.
 
+    Leading axes broadcast, as when one of several inputs has particles.
+
     Raises:
-        ShapeError: the inputs' leading axes differ.
+        ShapeError: they do not.
     """
     if in_ndim is None:
         return fn(*inputs)
     ndims = (in_ndim,) * len(inputs) if isinstance(in_ndim, int) else in_ndim
     leads = [tuple(x.shape[: len(x.shape) - n]) for x, n in zip(inputs, ndims, strict=True)]
-    if len(set(leads)) > 1:
+    try:
+        lead = np.broadcast_shapes(*leads)
+    except ValueError:
         raise ShapeError(
-            f"net: got leading axes {leads} for in_ndim={in_ndim}, expected the same for every "
-            "input; broadcast the inputs first, or correct in_ndim."
-        )
-    lead = leads[0]
-    flat = [ops.reshape(x, (math.prod(lead), *x.shape[len(lead) :])) for x in inputs]
+            f"net: got leading axes {leads} for in_ndim={in_ndim}, expected axes that broadcast; "
+            "reshape the inputs, or correct in_ndim."
+        ) from None
+    events = [tuple(x.shape[len(x.shape) - n :]) for x, n in zip(inputs, ndims, strict=True)]
+    same = [x if tuple(x.shape) == (*lead, *e) else ops.broadcast_to(x, (*lead, *e))
+            for x, e in zip(inputs, events, strict=True)]  # fmt: skip
+    flat = [ops.reshape(x, (math.prod(lead), *e)) for x, e in zip(same, events, strict=True)]
     return tree_map(lambda y: ops.reshape(y, (*lead, *y.shape[1:])), fn(*flat))

@@ -6,7 +6,9 @@ A network is a frozen dataclass of plain options with two methods:
     apply(params, *inputs) -> output
 
 `key` is a `numpy.random.Generator`, so both backends start from the same numbers; `shapes` are the
-event shapes of the inputs, without batch axes; `apply` takes any number of leading batch axes. One
+event shapes of the inputs, without batch axes; `apply` takes any number of leading batch axes. A
+net may have more: `buffers`, `after_update`, `penalty` (`probgen.nets.buffers`), `out_shape`, and
+an `init(key, *shapes, data=None)` that looks at a first batch of its inputs (`wants_data`). One
 parameter layout serves both backends: dense {"weight": [in, out], "bias": [out]}, convolution
 {"weight": [kh, kw, cin, cout], "bias": [cout]}, norm {"scale", "offset"}, embedding {"table"}.
 
@@ -20,6 +22,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import importlib
+import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Any, Protocol, runtime_checkable
@@ -94,6 +97,26 @@ def draw_weight(key: Key, shape: Shape, fan_in: int, init_scale: float) -> np.nd
     _take(shape)
     std = math.sqrt(init_scale / max(fan_in, 1))
     return (key.standard_normal(shape) * std).astype(np.float32)
+
+
+def wants_data(net: Any) -> bool:
+    """Whether a net starts from a first batch of its inputs: it says so by `wants_data`, or its
+    `init` takes `data`, a tuple of arrays of the backend, [n, *event] for each input."""
+    said = getattr(net, "wants_data", None)
+    return "data" in inspect.signature(net.init).parameters if said is None else bool(said)
+
+
+def init_layer(
+    layer: Any, key: Key, shapes: Sequence[Shape], data: Sequence[Array] | None
+) -> tuple[Params, tuple[Array, ...] | None]:
+    """A layer's first parameters, and its outputs on the batch, which the next layer starts from;
+    None where there is no batch."""
+    if data is None:
+        return layer.init(key, *shapes), None
+    more = {"data": data} if wants_data(layer) else {}
+    params = layer.init(key, *shapes, **more)
+    on_device = tree_map(lambda leaf: ops.asarray_like(leaf, data[0]), params)
+    return params, (layer.apply(on_device, *data),)
 
 
 def zeros(*shape: int) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 
 from probgen.errors import ShapeError
@@ -15,10 +16,12 @@ from probgen.nets.base import (
     Shape,
     activation,
     check_last,
+    init_layer,
     numbered,
     one_shape,
     out_shape,
     scale_before,
+    wants_data,
 )
 from probgen.nets.layers import Conv, Dense
 from probgen.nets.norms import GroupNorm, groups_for
@@ -42,12 +45,17 @@ class Sequential:
     def _names(self) -> list[str]:
         return [numbered("layer", i, len(self.layers)) for i in range(len(self.layers))]
 
-    def init(self, key: Key, *shapes: Shape) -> Params:
+    @property
+    def wants_data(self) -> bool:
+        return any(wants_data(layer) for layer in self.layers if not isinstance(layer, str))
+
+    def init(self, key: Key, *shapes: Shape, data: Sequence[Array] | None = None) -> Params:
         params = {}
         for name, layer in zip(self._names(), self.layers, strict=True):
             if isinstance(layer, str):
+                data = None if data is None else (activation(layer)(*data),)
                 continue
-            params[name] = layer.init(key, *shapes)
+            params[name], data = init_layer(layer, key, shapes, data)
             shapes = (out_shape(layer, params[name], *shapes),)
         return params
 

@@ -6,15 +6,15 @@ nothing. A net may say which of its parameters are buffers and how they move:
 
     buffers(params) -> [path, ...]        a path is a tuple of names, ("layer0", "u")
     after_update(params) -> params        after each step: a power iteration, a projection
+    penalty(params) -> scalar             added to the loss, nats per datum: a prior of weights
 
-A net that says neither has the buffers of the spectral norms in it, wherever they stand, and their
-power iteration. `Bound.optimizer` is the one place that asks.
+A net that says neither of the first two has the buffers of the spectral norms in it, wherever they
+stand, and their power iteration. `Bound.optimizer` is the one place that asks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from functools import partial
 from typing import Any
 
 from probgen.backends.protocol import Optimizer
@@ -82,18 +82,22 @@ def keeping_up(optimizer: Optimizer, nets: Mapping[str, Any], compiled: Callable
 
     Args:
         optimizer: of the backend.
-        nets: declarations by name, those of which `has_upkeep` is true; others pass through.
+        nets: declarations by name, those of which `has_upkeep` is true; others pass through. Looked
+            at when a step is made, so that nets may join.
         compiled: `Backend.compile`.
     """
-    if not nets:
-        return optimizer
-    upkeep = compiled(partial(kept_up, nets))
+    upkeep = compiled(lambda moved, params: kept_up(nets, moved, params))
+
+    def init(params: Params) -> Any:
+        return optimizer.init(bare(nets, params))
 
     def update(grads: Params, state: Any, params: Params) -> tuple[Params, Any]:
+        if not any(name in nets for name in params):
+            return optimizer.update(grads, state, params)
         moved, state = optimizer.update(bare(nets, grads), state, bare(nets, params))
         return upkeep(moved, params), state
 
-    return Optimizer(lambda params: optimizer.init(bare(nets, params)), update)
+    return Optimizer(init, update)
 
 
 def _without(tree: Params, paths: Collection[Path], here: Path = ()) -> Params:

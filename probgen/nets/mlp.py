@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
 
 from probgen.errors import DeclarationError, ShapeError
 from probgen.language import ops
-from probgen.language.declared import declaration
+from probgen.language.declared import declaration, require
 from probgen.language.kinds import NonNegative, Width
 from probgen.nets.base import (
     Activation,
@@ -19,11 +20,13 @@ from probgen.nets.base import (
     Params,
     Shape,
     activation,
+    init_layer,
     numbered,
     scale_before,
 )
 from probgen.nets.layers import Dense
 from probgen.nets.norms import SpectralNorm
+from probgen.nets.weight_norm import WeightNorm
 
 
 @declaration
@@ -31,8 +34,9 @@ class MLP:
     """Dense layers with an activation between them: inputs flattened and concatenated -> `out`.
 
     Without `in_ndim` an input's event axes are found from the right: as many trailing axes as
-    multiply to the first layer's size; several inputs must then have the same leading axes. Give
-    `in_ndim` where that is ambiguous: a scalar event, or event axes of size one on the left.
+    multiply to the first layer's size; leading axes of several inputs broadcast (particles of one
+    of them). Give `in_ndim` where that is ambiguous: a scalar event, event axes of size one on the
+    left, or a net called outside the data plate on several vectors.
 
     Attributes:
         hidden: widths of the hidden layers; () is one affine map.
@@ -42,6 +46,7 @@ class MLP:
         in_ndim: number of event axes, of every input or of each.
         out_scale: `init_scale` of the last layer.
         spectral: divide every weight by its largest singular value; see `SpectralNorm`.
+        weight_norm: length and direction of weights apart, started from data; see `WeightNorm`.
     """
 
     hidden: tuple[Width, ...] = (256, 256)
@@ -51,6 +56,15 @@ class MLP:
     in_ndim: EventAxes = None
     out_scale: NonNegative = 1.0
     spectral: bool = False
+    weight_norm: bool = False
+
+    def __post_init__(self) -> None:
+        fits = not (self.spectral and self.weight_norm)
+        require(fits, self, "at most one of them", "spectral", "weight_norm")
+
+    @property
+    def wants_data(self) -> bool:
+        return self.weight_norm
 
     def _layers(self) -> list[tuple[str, Any]]:
         """(name, layer) in order; activations go between."""
@@ -61,13 +75,19 @@ class MLP:
         ]
         size = head_size(self.out, self.heads)
         layers.append(("out", Dense(size, init_scale=self.out_scale)))
+        if self.weight_norm:
+            return [(name, WeightNorm(layer)) for name, layer in layers]
         return [(name, SpectralNorm(layer) if self.spectral else layer) for name, layer in layers]
 
-    def init(self, key: Key, *shapes: Shape) -> Params:
+    def init(self, key: Key, *shapes: Shape, data: Sequence[Array] | None = None) -> Params:
         size = sum(math.prod(shape) for shape in shapes)
+        h: Any = None
+        if data is not None:
+            h = (join(f"{type(self).__name__}.init", data, size, self.in_ndim),)
         params = {}
         for name, layer in self._layers():
-            params[name] = layer.init(key, (size,))
+            params[name], h = init_layer(layer, key, ((size,),), h)
+            h = None if h is None else (activation(self.activation)(*h),)
             size = layer.out_shape((size,))[0]
         return params
 
@@ -90,12 +110,12 @@ class MLP:
         that stay: `apply` takes {..., first layer: {"folded": output}} and asks no more for x.
 
         Raises:
-            DeclarationError: a spectral first layer, whose output is not linear in its weights.
+            DeclarationError: a first layer whose output is not linear in its weights.
         """
         name, layer = self._layers()[0]
-        if self.spectral:
+        if self.spectral or self.weight_norm:
             raise DeclarationError(
-                "MLP.fold: got spectral=True, expected a plain linear first layer."
+                "MLP.fold: got spectral or weight_norm, expected a plain linear first layer."
             )
         where, size = f"{type(self).__name__}.fold", params[name]["weight"].shape[0]
         h = layer.apply(params[name], join(where, inputs, size, self.in_ndim))
@@ -174,18 +194,19 @@ def join(
 ) -> Array:
     """Inputs with their event axes flattened, side by side: [*lead, size].
 
-    With `in_ndim` leading axes broadcast; without it they must be equal.
+    Leading axes broadcast. Without `in_ndim` they are taken to be equal where that fits, and else
+    the one way in which the event axes have `size` numbers in all.
 
     Raises:
-        ShapeError: the event axes do not multiply to `size`.
+        ShapeError: the event axes do not multiply to `size`, or do so in several ways.
     """
     shapes = [tuple(x.shape) for x in inputs]
     ndims = _event_ndims(shapes, size, in_ndim)
     if ndims is None:
         raise ShapeError(
-            f"{where}: got inputs of shapes {shapes}, expected leading axes in common and trailing "
-            f"axes of {size} numbers in all, as declared by `init`; reshape the inputs, or say how "
-            "many axes an event has (in_ndim)."
+            f"{where}: got inputs of shapes {shapes}, expected leading axes that broadcast and "
+            f"trailing axes of {size} numbers in all, as declared by `init`; reshape the inputs, "
+            "or say how many axes an event has (in_ndim)."
         )
     leads = [shape[: len(shape) - n] for shape, n in zip(shapes, ndims, strict=True)]
     flat = [
@@ -211,18 +232,30 @@ def _event_ndims(
         fits = len(ndims) == len(shapes) and all(
             n <= len(s) for n, s in zip(ndims, shapes, strict=True)
         )
-        candidates = [ndims] if fits else []
-    else:
-        # Most leading axes first, but an event of one number as the last axis before none at all.
-        leads = range(min(len(s) for s in shapes), -1, -1) if shapes else ()
-        candidates = [[len(s) - b for s in shapes] for b in leads]
-        candidates.sort(key=lambda ndims: len(shapes) == 1 and ndims[0] == 0)
+        return ndims if fits and _numbers(shapes, ndims) == size else None
+    # Most leading axes first, but an event of one number as the last axis before none at all.
+    leads = range(min(len(s) for s in shapes), -1, -1) if shapes else ()
+    candidates = [[len(s) - b for s in shapes] for b in leads]
+    candidates.sort(key=lambda ndims: len(shapes) == 1 and ndims[0] == 0)
     for ndims in candidates:
-        tails = [s[len(s) - n :] for s, n in zip(shapes, ndims, strict=True)]
         heads = {s[: len(s) - n] for s, n in zip(shapes, ndims, strict=True)}
-        if sum(map(math.prod, tails)) == size and (in_ndim is not None or len(heads) == 1):
+        if _numbers(shapes, ndims) == size and len(heads) == 1:
             return ndims
-    return None
+    if len(shapes) == 1:
+        return None
+    every = map(list, itertools.product(*(range(len(s) + 1) for s in shapes)))
+    fitting = [n for n in every if _numbers(shapes, n) == size and _leads_fit(shapes, n)]
+    return fitting[0] if len(fitting) == 1 else None
+
+
+def _numbers(shapes: list[Shape], ndims: list[int]) -> int:
+    """How many numbers the events have in all."""
+    return sum(math.prod(s[len(s) - n :]) for s, n in zip(shapes, ndims, strict=True))
+
+
+def _leads_fit(shapes: list[Shape], ndims: list[int]) -> bool:
+    leads = [s[: len(s) - n] for s, n in zip(shapes, ndims, strict=True)]
+    return _broadcast(leads) is not None
 
 
 def _broadcast(leads: list[Shape]) -> Shape | None:

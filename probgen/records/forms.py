@@ -60,7 +60,7 @@ KINDS = {
         "a fitted model",
         Fields({"model": Anything, "model_name": str, "info": dict, "inputs": dict},
                {"events": [str]}),
-        frozenset({"model"}), frozenset({"history", "parts"}),
+        frozenset({"model"}), frozenset({"history", "parts", "extras"}),
     ),
     "checkpoint": Kind(
         "a checkpoint",
@@ -90,6 +90,12 @@ KINDS = {
         Fields({"made": dict, "num_warmup": Count,
                 "order": Fields({"free": [str], "stats": [str]})}),
         frozenset({"free", "stats"}), since=2,
+    ),
+    "samples": Kind(
+        "samples of a model",
+        Fields({"made": dict,
+                "order": Fields({"values": [str], "stats": [str], "chain": [str]})}),
+        frozenset({"values"}), frozenset({"stats", "chain"}), since=2,
     ),
 }  # fmt: skip
 NUMBERS = sorted(str(np.dtype(t)) for t in TYPES.values())

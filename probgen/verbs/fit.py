@@ -17,14 +17,15 @@ import numpy as np
 from probgen.backends import resolve
 from probgen.backends.protocol import Backend
 from probgen.data.sources import ArraySource, as_arrays, as_source
-from probgen.data.streams import StreamSource
-from probgen.engine import provenance
-from probgen.engine.batches import Feed, merge_inputs
+from probgen.engine import provenance, starting
+from probgen.engine.auto_guide import ROW_INPUT, automatic
+from probgen.engine.batches import Feed, NoData, merge_inputs
 from probgen.engine.bind import bind
 from probgen.engine.callbacks import Callback
+from probgen.engine.data_init import from_data
 from probgen.engine.data_support import SupportCheck
 from probgen.engine.fitted import AnyModel, Fitted
-from probgen.engine.learner import AnyAlgorithm
+from probgen.engine.learner import AnyAlgorithm, Learner
 from probgen.engine.loop import Loop, numpy_copy, result_params
 from probgen.errors import AlgorithmError, DataError, SaveError, ShapeError, UnknownName
 from probgen.language.declared import checked
@@ -32,14 +33,15 @@ from probgen.language.kinds import Count, CountOrZero, Inputs, Names, OpenShare,
 from probgen.language.model import Model
 from probgen.language.seeds import check_seed
 from probgen.progress import log
-from probgen.records import atomic
+from probgen.records import atomic, store
 from probgen.records import checkpoint as checkpoints
 from probgen.records.checkpoint import Kept
 from probgen.records.entries import changes
 from probgen.records.history import History
+from probgen.trees import tree_map
 
 BATCH = 128
-INIT, REPORT = 2**31 - 1, 2**31 - 3  # streams of keys beside those of steps
+INIT, REPORT, DATA_INIT = 2**31 - 1, 2**31 - 3, 2**31 - 4  # streams of keys beside those of steps
 
 
 @checked
@@ -54,6 +56,8 @@ def fit(
     seed: int | None = None,
     backend: str | Backend = "auto",
     device: str = "auto",
+    init: Mapping[str, Any] | None = None,
+    freeze: Names = None,
     inputs: Inputs = None,
     names: Names = None,
     validation: Any = None,
@@ -72,13 +76,17 @@ def fit(
     Args:
         model: a declaration, or a `Fitted` whose parameters are the start.
         data: array [n, ...] (observes the site "x"), dict of arrays by site name, torch `Dataset`,
-            Hugging Face data set, or an iterable of batches; see `probgen.data.as_source`.
+            Hugging Face data set, or an iterable of batches; see `probgen.data.as_source`. None for
+            an algorithm that needs none: `batch_size` then says how many draws a step is made of.
         algorithm: such as `SVI(ELBO(), pg.Adam(1e-3))`.
         num_epochs, num_steps: how long; exactly one of them (data without a size need num_steps).
         batch_size: data per step. "auto": 128, or all where there are fewer, and what a stream of
             batches yields; None: all of them; a number larger than the data is refused.
         seed: an integer of at least 0; same seed, same backend, same machine: same result.
         backend, device: "auto", "torch" or "jax", or a loaded backend; "cpu", "cuda:0".
+        init: parameters to start from, by net; nets that it does not name start as they would. One
+            tree of arrays a net, of the form of `fitted.params[net]`.
+        freeze: names of nets that stay as they start, or of parts all of whose nets do ("prior").
         inputs: what the program conditions on. Arrays with one row a datum go along with the data
             (held-out data then carry their own, as entries of the dict); the others are shared.
         names: which entries of a data set observe which sites.
@@ -108,14 +116,15 @@ def fit(
 
     Raises:
         MissingSeed, DataError, ShapeError, SupportError, UnknownName, AlgorithmError, SaveError,
-        NonFiniteError, DeclarationError (a `checkpoint`, and a model or algorithm that cannot be
-        told by its content): each says what was got, what was expected and what to do.
+        NonFiniteError, DivergedError (by the algorithm's own watch), DeclarationError (a
+        `checkpoint`, and a model or algorithm that cannot be told by its content): each says what
+        was got, what was expected and what to do.
         KeyboardInterrupt, Terminated: after Ctrl-C or SIGTERM.
     """
     seed = check_seed(seed, "fit")
     root = None if checkpoint is None else atomic.at(checkpoint)
-    b, declared, params = _start(model, backend, device)
-    source, constants = _source(declared, data, inputs, names, batch_size, seed)
+    b, declared, params, extras = _start(model, backend, device)
+    source, constants = _source(declared, data, inputs, names, batch_size, seed, validation)
     if isinstance(model, Fitted):
         constants = {**model.constants, **constants}
     total = _num_steps(source, num_epochs, num_steps)
@@ -129,16 +138,26 @@ def fit(
     bound, initial = bind(
         declared, b, data=example, constants=constants, params=params, seed=seed,
         num_data=source.size, num_steps=total, accumulate=gradient_accumulation,
+        num_draws=size if data is None else None, freeze=freeze or (),
     )  # fmt: skip
     bound.require_rows("fit")
+    params = {**(params or {}), **starting.given(b, initial, init)}
+    initial = {**initial, **tree_map(b.asarray, {k: params[k] for k in init or {}})}
+    starting.check_freeze(bound)
+    known = {*declared.fitted_params(), *params}
     root_key = b.key(seed)
     check = SupportCheck(bound, initial, root_key)
     feed = Feed(source, b, check)
     held_out = None if validation is None else _held_out(validation, names, example, check)
     learner = algorithm.bind(bound)
-    first = {k: b.asarray(v) for k, v in example.items()}
-    # A copy, since an update may work in place and the model's own arrays are not ours to change.
-    state = {"learner": learner.init(b.copy(initial), b.fold_in(root_key, INIT), first)}
+    starting.check_feed(learner, algorithm, source, gradient_accumulation)
+    if learner.needs_rows:
+        feed.number_rows()
+    initial = from_data(bound, initial, feed.first(), b.fold_in(root_key, DATA_INIT), known)
+    # Copies, since an update may work in place and the model's own arrays are not ours to change.
+    found = tree_map(b.asarray, extras) if extras else None
+    k_init = b.fold_in(root_key, INIT)
+    state = {"learner": learner.init(b.copy(initial), k_init, feed.first(), b.copy(found))}
     if ema_decay is not None:
         state["ema"] = b.copy(state["learner"]["params"])
     folder = None
@@ -146,6 +165,7 @@ def fit(
         identity = provenance.of_fit(
             declared, algorithm, b, source=source, seed=seed, constants=constants, given=params,
             held_out=held_out, ema_decay=ema_decay, accumulate=gradient_accumulation,
+            freeze=freeze or (), extras=extras,
         )  # fmt: skip
         folder = checkpoints.Checkpoints(root, identity, provenance.beside_fit(b, initial))
     every = eval_every or getattr(source, "steps_per_epoch", None) or 1000
@@ -183,13 +203,23 @@ def fit(
         declared, numpy_copy(b, result), history, report, info,
         {k: tuple(v.shape[1:]) for k, v in example.items()}, constants,
         {k: str(v.dtype) for k, v in example.items()},
+        _extras(learner, state, b),
     )  # fmt: skip
 
 
-def _start(model: Any, backend: Any, device: str) -> tuple[Backend, Model, Any]:
+def _start(model: Any, backend: Any, device: str) -> tuple[Backend, Model, Any, Any]:
+    """(backend, model, parameters and extras that exist already)."""
     if isinstance(model, Fitted):
-        return model.resolve(backend, device), model.model, model.params
-    return resolve(backend, device, prefer=model.backend), model, None
+        return model.resolve(backend, device), model.model, model.params, model.extras
+    return resolve(backend, device, prefer=model.backend), model, None, None
+
+
+def _extras(learner: Learner, state: Any, backend: Backend) -> dict:
+    """What the algorithm has beside the model, numpy; containers become dicts, as when loaded."""
+    if learner.extras is None:
+        return {}
+    tree = numpy_copy(backend, learner.extras(state["learner"]))
+    return store.unflatten(store.flatten(tree))
 
 
 def _source(
@@ -199,8 +229,12 @@ def _source(
     names: tuple[str, ...] | None,
     batch_size: int | str | None,
     seed: int,
+    validation: Any,
 ) -> tuple[Any, dict]:
     """(source, inputs shared by all data); inputs with one row a datum join the source."""
+    if data is None:
+        shared, _ = merge_inputs(model, None, inputs)
+        return NoData(starting.draws(batch_size, names, validation)), shared
     wanted: Any = None if batch_size == "auto" else batch_size
     single = hasattr(data, "column_names") and not hasattr(data, "__len__")
     if batch_size == "auto" and single:
@@ -209,6 +243,8 @@ def _source(
     if batch_size == "auto" and source is not data and source.size is not None:
         source.set_batch_size(min(BATCH, source.size))
     constants, per_datum = merge_inputs(model, data, inputs, source.size)
+    if automatic(model) and isinstance(source, ArraySource) and ROW_INPUT not in source.arrays:
+        per_datum[ROW_INPUT] = np.arange(source.size)
     if not per_datum:
         return source, constants
     if not isinstance(source, ArraySource):
@@ -247,7 +283,7 @@ def _num_steps(source: Any, num_epochs: int | None, num_steps: int | None) -> in
             f"fit: got num_epochs={num_epochs} and num_steps={num_steps}, expected one of them."
         )
     if num_steps is None:
-        if isinstance(source, StreamSource):
+        if source.size is None:
             raise AlgorithmError("fit: data without a size have no epochs; give num_steps instead.")
         num_steps = num_epochs * source.steps_per_epoch
     return num_steps

@@ -12,48 +12,30 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Annotated, Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 
 from probgen.backends.protocol import Backend
+from probgen.engine import provenance
 from probgen.engine.batches import merge_inputs
 from probgen.engine.bound import Bound
 from probgen.engine.draws import check_draws, samples_first, without_data_axis
 from probgen.engine.explain import check_ancestral
 from probgen.engine.fitted import AnyFitted, Fitted
+from probgen.engine.markov import chain_ends
+from probgen.engine.sample_chunks import in_chunks
+from probgen.engine.spaces import model_target
+from probgen.engine.target import AnySampler, Sampler, transitions
 from probgen.errors import AlgorithmError, DataError, DeclarationError
 from probgen.language.declared import checked
-from probgen.language.kinds import Count, Inputs, having
+from probgen.language.kinds import Count, Inputs, PathLike
 from probgen.language.memory import ask
 from probgen.language.model import arguments
 from probgen.language.seeds import check_seed
 from probgen.trees import tree_map
-
-
-class Sampler(Protocol):
-    """A method of drawing from a model, such as `Langevin`: used where ancestral draws cannot be.
-
-    `generate` gives (values by site, the chain or None, statistics [chains] by name); `batch` are
-    the inputs with one row a sample. `note` says what the draws target and how the chains went;
-    `cure` what to do where they end at NaN.
-    """
-
-    def generate(
-        self, bound: Bound, params: Any, batch: Any, key: Any, num_samples: int, space: str | None,
-        *, keep_chain: bool,
-    ) -> tuple[dict, dict | None, dict]: ...  # fmt: skip
-
-    def note(self, stats: Mapping[str, np.ndarray] | None = None) -> str: ...
-
-    def cure(self) -> str: ...
-
-
-AnySampler = Annotated[
-    Sampler, having("a sampler such as Langevin(step_size=1e-2, num_steps=100)", "generate")
-]
 
 
 class Samples(dict):
@@ -86,6 +68,7 @@ def generate(
     inputs: Inputs = None,
     chunk_size: Count = 1000,
     return_chain: bool = False,
+    path: PathLike | None = None,
     backend: str | Backend = "auto",
     device: str = "auto",
 ) -> Samples:
@@ -100,10 +83,14 @@ def generate(
             reads the data gets them by `inputs` (all of them, under the site's name).
         method: a sampler such as `Langevin(step_size, num_steps)`; needed for densities that are
             known up to a constant, which have no ancestral draws.
-        space: where the sampler lives: "data" or "noise" (its default).
+        space: where the chains live: "data", the default without latents, or "noise", with them.
         inputs: arrays with one row per sample, or constants.
-        chunk_size: samples drawn at a time, for memory.
+        chunk_size: samples drawn at a time, for memory; noise belongs to the chunk, so that others
+            give other draws.
         return_chain: also keep the sampler's values along the way, in `Samples.chain`.
+        path: a folder for the samples. Chunks are kept beside it as they come, and the same call
+            after a kill goes on from there, to the same samples, to the bit; the samples stand
+            there when the call returns, and a further call of the same reads them.
         backend, device: those of the fit by default.
 
     Returns:
@@ -115,6 +102,8 @@ def generate(
             is no guide to draw globals from.
         DataError: an input that the model does not take, or that is one of its sites.
         NonFiniteError: draws that are NaN or infinite; says what to do.
+        SaveError: `path` cannot be written, or holds something else, or samples of another call
+            (says what differs); another process is writing there.
     """
     seed = check_seed(seed, "generate")
     if method is None and (space is not None or return_chain):
@@ -136,45 +125,53 @@ def generate(
     ask(f"generate: num_samples={num_samples}", 8 * numbers * num_samples, cure, DeclarationError)
     # Of two data it can be told which axis of a computed value is theirs.
     least = 2 if any(s.kind == "deterministic" for s in sites.values()) and source is None else 1
-    parts, chains, stats = [], [], []
-    for start in range(0, num_samples, chunk_size):
-        kept = min(chunk_size, num_samples - start)
+    ends = None
+    if method is not None:
+        num_chunks = -(-num_samples // chunk_size)
+        ends = _chains(bound, method, space, num_chunks, return_chain)
+
+    def draw(start: int, stop: int) -> dict[str, dict[str, np.ndarray]]:
+        kept = stop - start
         count = max(kept, least)
         index = np.minimum(np.arange(start, start + count), num_samples - 1)
         batch = {k: b.asarray(v[index]) for k, v in rows.items()}
-        k = b.fold_in(key, start)
-        if method is not None:
-            values, chain, run = method.generate(
-                bound, params, batch, k, count, space, keep_chain=return_chain
-            )
-            stats.append(tree_map(lambda v, n=kept: b.to_numpy(v)[:n], run))
-            chains.append(tree_map(lambda v, n=kept: b.to_numpy(v)[:, :n], chain or {}))
+        k, stats, chain = b.fold_in(key, start), {}, {}
+        if ends is not None:
+            values, chain, stats = ends(params, batch, k, count)
         elif source is not None:
             values = _each(bound, params, batch, k, count, source)
-        elif hasattr(model, "generate"):
-            values = model.generate(bound, params, batch, k, count)
+        elif (maker := model.ancestral()) is not None:
+            values = maker.generate(bound, params, k, count, batch)
         else:
-            draw = partial(_together, bound, params, batch, k, count)
-            values = check_ancestral(bound, params, batch, k, count, draw)
-        found = tree_map(b.to_numpy, values)
-        parts.append({
-            n: samples_first(sites[n], v, count)[:kept] if source is None
-            else without_data_axis(sites[n], v) for n, v in found.items()
-        })  # fmt: skip
-    out = Samples(_joined(parts, 0))
+            once = partial(_together, bound, params, batch, k, count)
+            values = check_ancestral(bound, params, batch, k, count, once)
+        return {
+            "values": {
+                n: samples_first(sites[n], v, count)[:kept] if source is None
+                else without_data_axis(sites[n], v)
+                for n, v in tree_map(b.to_numpy, values).items()
+            },
+            "stats": tree_map(lambda v: b.to_numpy(v)[:kept], stats),
+            "chain": tree_map(lambda v: b.to_numpy(v)[:, :kept], chain or {}),
+        }  # fmt: skip
+
+    def made() -> dict[str, Any]:
+        return provenance.of_samples(
+            fitted, b, seed=seed, method=method, inputs=inputs or {}, num_samples=num_samples,
+            chunk_size=chunk_size, predictive=predictive, space=space, return_chain=return_chain,
+        )  # fmt: skip
+
+    found = in_chunks(path, made, num_samples, chunk_size, draw)
+    out = Samples(found["values"])
     if method is None:
         cure = "look at the parameters for NaN, and at the scales of the model's distributions"
         check_draws("generate", out, sites, 1, cure)
         out.note = "ancestral" if source is None else source.note(bound)
     else:
         check_draws(f"generate, chains of {method!r}", out, sites, 1, method.cure())
-        out.note = method.note(_joined(stats, 0))
-        out.chain = _joined(chains, 1) if return_chain else None
+        out.note = method.note(found["stats"])
+        out.chain = found["chain"] if return_chain else None
     return out
-
-
-def _joined(parts: list[dict], axis: int) -> dict[str, np.ndarray]:
-    return {n: np.concatenate([p[n] for p in parts], axis=axis) for n in parts[0]}
 
 
 def _bind(
@@ -275,6 +272,24 @@ def _check_guide(fitted: Fitted, bound: Bound, drawn: tuple[str, ...]) -> None:
             f"expected them: inputs={{{wanted[0]!r}: the data of the fit}}; or ask for "
             "predictive='prior'."
         )
+
+
+def _chains(
+    bound: Bound, method: Sampler, space: str | None, num_chunks: int, return_chain: bool
+) -> Callable:
+    """The chains' ends, in noise space for a model with latents and in data space without, unless
+    the space is given; along a chain in noise space the noise is kept."""
+    where = space or ("noise" if bound.latents else "data")
+    target = model_target(bound, where)
+
+    def shown(x: Mapping, params: Any, batch: Any) -> dict:
+        values = x if where == "noise" else target.values(x, params, batch)
+        return {n: values[n] for n in target.names}
+
+    return chain_ends(
+        bound.backend, method, target, num_calls=num_chunks * transitions(method),
+        keep=shown if return_chain else None,
+    )  # fmt: skip
 
 
 def _values(sites: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import Annotated, Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -29,38 +29,27 @@ from probgen.engine.data_support import check_plain
 from probgen.engine.draws import check_draws
 from probgen.engine.explain import explain
 from probgen.engine.fitted import AnyModel, Fitted
+from probgen.engine.markov import draw_posterior
 from probgen.engine.posterior import Posterior
+from probgen.engine.target import AnySampler
 from probgen.errors import AlgorithmError, NonFiniteError
 from probgen.language.declared import checked
-from probgen.language.kinds import Count, Inputs, Names, PathLike, having
+from probgen.language.kinds import Count, Inputs, Names, PathLike
 from probgen.language.model import Model
 from probgen.language.program import DATA_PLATE
 from probgen.language.seeds import check_seed
 from probgen.records import atomic, store
 
 
-class Method(Protocol):
-    """A sampler such as `NUTS(...)`; `token` is the posterior's, for `compile`."""
-
-    def draws(
-        self, posterior: Posterior, params: Any, rows: Any, key: Any, token: Any,
-        progress_bar: bool, pieces: Pieces,
-    ) -> Chains: ...  # fmt: skip
-
-
-AnyMethod = Annotated[
-    Method, having("a method such as NUTS(num_warmup=500, num_samples=1000)", "draws")
-]
-
-
 @checked
 def infer(
     model: AnyModel,
     data: Any,
-    method: AnyMethod,
+    method: AnySampler,
     *,
     inputs: Inputs = None,
     names: Names = None,
+    num_data: Count | None = None,
     seed: int | None = None,
     backend: str | Backend = "auto",
     device: str = "auto",
@@ -69,7 +58,7 @@ def infer(
     path: PathLike | None = None,
     progress_bar: bool = True,
 ) -> Any:
-    """Draws from p(latents | data), by Markov chains.
+    """Draws from p(latents | data), by Markov chains or by the model's guide.
 
     Args:
         model: a declaration, or a `Fitted` (whose parameters are held: only latents are inferred).
@@ -77,9 +66,14 @@ def infer(
             a program that is itself the density, or observes by `obs=`. All are one batch, so a
             site in further plates, [*plates, data, *event], or outside the data plate, [*event],
             may be observed too.
-        method: such as `NUTS(num_warmup=500, num_samples=1000, num_chains=4)`.
+        method: a sampler: `NUTS(num_warmup=500, num_samples=1000, num_chains=4)` and `HMC`, the
+            backend's own; `Langevin`, plain or with metropolis=True; `Guide(num_samples=1000)`, the
+            model's own guide, for a `Fitted`.
         inputs: what the program conditions on; arrays as long as the data have one row a datum.
         names: which entries of a data set observe which sites.
+        num_data: size of the data plate where neither data nor inputs set it; or, above the number
+            of data given, how many they stand for: what is observed in the data plate then counts
+            num_data / (rows given) times, for a model without latents of single data.
         seed: an integer; same seed, same backend, same machine: same draws.
         backend, device: "auto" is the fit's own for a `Fitted`, else JAX where it is installed.
         log_likelihood: also give each observed value's log density at each draw, nats.
@@ -87,9 +81,10 @@ def infer(
             as many as memory easily holds. It changes no number.
         path: a folder for the chains. Draws are kept beside it as they come, and the same call
             after a kill goes on from there, to the same draws, to the bit, where model, data,
-            inputs, method and seed are the same by their content (`probgen.language.identity`). On
-            JAX all chains go on from the last of about forty pieces; on torch, whose kernels run
-            one chain after another, finished chains are kept and an unfinished one begins again.
+            inputs, method and seed are the same by their content (`probgen.records.identity`). On
+            torch, whose NUTS and HMC run one chain after another, their finished chains are kept
+            and an unfinished one begins again; all else goes on from the last of some twenty
+            pieces.
             The chains stand there when the call returns, and a further call of the same reads them.
         progress_bar: shows one on a terminal.
 
@@ -121,9 +116,10 @@ def infer(
     constants = {**constants, **shared}
     rows = {**arrays, **per_datum}
     bound, params = bind(
-        declared, b, data=rows, constants=constants, params=given, seed=seed, whole=True
-    )
-    _check_nets(bound, given)
+        declared, b, data=rows, constants=constants, params=given, seed=seed, whole=True,
+        num_data=num_data,
+    )  # fmt: skip
+    _check_nets(bound, given, getattr(method, "reads_guide", False))
     _check_names(bound)
     posterior = Posterior(bound, bound.num_rows)
     posterior.check()
@@ -137,7 +133,9 @@ def infer(
 
     def sample(pieces: Pieces) -> Chains:
         try:
-            return method.draws(posterior, params, placed, key, token, progress_bar, pieces)
+            return draw_posterior(
+                method, posterior, params, placed, key, token, progress_bar, pieces
+            )
         except NonFiniteError as error:
             why = explain(bound, params, placed, key, posterior.num_rows)
             raise NonFiniteError(f"{str(error).rstrip('.')}{why}.") from error
@@ -146,8 +144,9 @@ def infer(
         chains = sample(Pieces())
     else:
         made = provenance.of_posterior(
-            declared, method, b, seed=seed, rows=rows, constants=constants, params=params
-        )
+            declared, method, b, seed=seed, rows=rows, constants=constants, params=params,
+            num_data=num_data,
+        )  # fmt: skip
         chains = kept_chains(path, made, sample)
     seconds = time.perf_counter() - began
 
@@ -157,7 +156,7 @@ def infer(
     values = mapped("values")
     check_draws(
         f"infer, {type(method).__name__}", values, bound.structure.sites, 2,
-        "look at the scale of its prior, or lower the step size (a higher target_accept_prob)",
+        method.cure(),
     )  # fmt: skip
     groups = {"posterior": values, "sample_stats": chains.stats}
     if log_likelihood:
@@ -169,7 +168,8 @@ def infer(
     }
     versions = {**b.versions(), "probgen": probgen.__version__}
     attributes = {
-        "model": declared.name, "method": repr(method), "backend": b.name, "device": b.device,
+        "model": declared.name, "method": repr(method), "note": method.note(),
+        "backend": b.name, "device": b.device,
         "versions": ", ".join(f"{k} {v}" for k, v in versions.items()), "seed": seed,
         "sums": b.info()["sums"],
         "sampling_time": seconds, "tuning_steps": chains.num_warmup,
@@ -188,9 +188,12 @@ def _start(
     return resolve(backend, device, prefer=model.backend or "jax"), model, None, {}
 
 
-def _check_nets(bound: Bound, params: Any) -> None:
+def _check_nets(bound: Bound, params: Any, with_guide: bool) -> None:
     known = {*bound.model.fitted_params(), *(params or {})}
-    missing = sorted(set(bound.structure.nets) - known)
+    nets = set(bound.structure.nets)
+    if with_guide and bound.guide_structure is not None:
+        nets |= set(bound.guide_structure.nets)
+    missing = sorted(nets - known)
     if missing:
         raise AlgorithmError(
             f"infer: the nets {missing} of {bound.model.name!r} have no parameters, expected "

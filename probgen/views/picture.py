@@ -76,7 +76,7 @@ def draw(
         given = given or {k: np.zeros(n, model.dtypes.get(k, "float32")) for k, n in seen.items()}
         model = model.model
     note = ""
-    small, words = model.sketch()
+    small, words, _ = model.sketch()
     if sketch and words:
         model, note = small, words
     backend = resolve("auto", "cpu", prefer=model.backend or "torch")

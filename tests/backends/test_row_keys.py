@@ -8,6 +8,7 @@ would draw. `compile(over="rows")` and `minimise_rows` keep that law for whole f
 
 import numpy as np
 import pytest
+from floats import float64
 
 import probgen as pg
 from probgen import dist, nets
@@ -227,7 +228,7 @@ def test_every_optimiser_is_the_same_in_stacks_and_alone(b, optimizer):
     And a datum whose pull is a hundred times as strong changes nothing for the others.
     """
     strong = X * np.array([[1], [1], [100], [1], [1]])
-    with b.float64():
+    with float64(b):
         shared, keys = {"s": b.asarray(np.array([0.5, -0.5]))}, b.row_keys(b.key(1), IDS5)
 
         def end(rows_at_once, x):

@@ -46,6 +46,24 @@ def test_a_step_too_large_is_taken_back_and_tried_at_half_until_it_holds(b):
     assert fitted.history.num_steps == 6
 
 
+def test_a_start_that_no_learning_rate_mends_is_told_apart(b):
+    """Before: four halvings of the step, and the advice to lower the learning rate."""
+
+    @pg.model
+    def model():
+        w = pg.net("w", nets.Parameter(()))()  # 0
+        with pg.data_plate():
+            pg.sample("x", dist.Normal(pg.ops.sqrt(w), 1.0).expand([4]).to_event(1))
+
+    with pytest.raises(
+        NonFiniteError, match="the gradient at step 0 is .*initial param.*out_scale=0.01"
+    ):
+        pg.fit(
+            model, np.ones((8, 4), np.float32), SVI(ELBO(), pg.SGD(1e-3)), num_steps=4, seed=0,
+            batch_size=8, backend=b, progress_bar=False,
+        )  # fmt: skip
+
+
 def test_a_term_that_stays_nan_is_an_error_that_names_it(b):
     @pg.model
     def broken():
@@ -58,7 +76,7 @@ def test_a_term_that_stays_nan_is_an_error_that_names_it(b):
     def broken():
         pass
 
-    with pytest.raises(NonFiniteError, match="log_prob/hole at step 0 is NaN.*lowering the step"):
+    with pytest.raises(NonFiniteError, match="log_prob/hole at step 0 is NaN.*initial parameters"):
         pg.fit(
             broken, binary_data(), SVI(ELBO(), pg.Adam()), num_steps=5, batch_size=16, seed=0,
             backend=b, max_retries=2,
@@ -77,7 +95,7 @@ class Trap:
     def bind(self, bound):
         b, optimizer = bound.backend, bound.backend.optimizer(pg.SGD(1.0))
 
-        def init(params, key, batch):
+        def init(params, key, batch, extras):
             return {"params": params, "opt": optimizer.init(params), "seen": b.asarray(0.0)}
 
         def update(state, batch, key):

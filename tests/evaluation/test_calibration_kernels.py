@@ -126,11 +126,11 @@ class Spoilt:
 
     spoil: object
 
-    def kernel(self, backend, log_density):
+    def kernel(self, backend, target):
         def other(x, params, batch):
-            return self.spoil(log_density(x, params, batch), x["z"], batch["x"])
+            return self.spoil(target.log_density(x, params, batch), x["z"], batch["x"])
 
-        return Langevin(0.1, metropolis=True).kernel(backend, other)
+        return Langevin(0.1, metropolis=True).kernel(backend, target._replace(log_density=other))
 
 
 SPOILS = {

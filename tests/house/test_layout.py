@@ -14,9 +14,10 @@ import graphlib
 import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
+
+from tools.imports import Source, imports, is_under, parse, top
 
 ROOT = Path(__file__).resolve().parents[2]
 ROOMS = ("probgen", "models", "inference", "evaluation")
@@ -42,80 +43,7 @@ REACHES_UP = {"probgen/cli.py"}
 MAX_LINES = 450
 
 
-class Source(NamedTuple):
-    """One parsed file; `path` is relative to the repository, with forward slashes."""
-
-    path: str
-    tree: ast.Module
-
-    @property
-    def room(self) -> str:
-        return self.path.split("/", 1)[0]
-
-    @property
-    def is_backend(self) -> bool:
-        return self.path.startswith("probgen/backends/")
-
-    @property
-    def package(self) -> str:
-        """The dotted package that a relative import in this file starts from."""
-        folders = self.path.split("/")[:-1]
-        return ".".join(folders if self.room == "probgen" else ["probgen", *folders])
-
-
-class Import(NamedTuple):
-    """`name` is the module as far as the line tells, `probgen.models.VAE` for `from .. import`."""
-
-    name: str
-    line: int
-    is_lazy: bool  # inside a function, or for the type checker alone
-
-
 Rule = Callable[[Source], Iterator[tuple[int, str]]]
-
-
-def parse(path: str, text: str) -> Source:
-    return Source(path, ast.parse(text, filename=path))
-
-
-def imports(source: Source) -> list[Import]:
-    """Every import of the file, relative ones resolved, `import_module("...")` included."""
-    found = []
-
-    def visit(node: ast.AST, is_lazy: bool) -> None:
-        if isinstance(node, ast.Import):
-            found.extend(Import(alias.name, node.lineno, is_lazy) for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            base = node.module or ""
-            if node.level:
-                parents = source.package.split(".")
-                parents = parents[: len(parents) - node.level + 1]
-                base = ".".join([*parents, *filter(None, [node.module])])
-            found.extend(
-                Import(f"{base}.{alias.name}", node.lineno, is_lazy) for alias in node.names
-            )
-        elif isinstance(node, ast.Call) and node.args:
-            called = node.func.attr if isinstance(node.func, ast.Attribute) else None
-            called = node.func.id if isinstance(node.func, ast.Name) else called
-            name = node.args[0]
-            if called in {"import_module", "__import__"} and isinstance(name, ast.Constant):
-                found.append(Import(str(name.value), node.lineno, is_lazy))
-        elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
-            is_lazy = True
-        is_lazy |= isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
-        for child in ast.iter_child_nodes(node):
-            visit(child, is_lazy)
-
-    visit(source.tree, False)
-    return found
-
-
-def is_under(name: str, package: str) -> bool:
-    return name == package or name.startswith(f"{package}.")
-
-
-def top(name: str) -> str:
-    return name.split(".", 1)[0]
 
 
 # --- the rules -------------------------------------------------------------------------------

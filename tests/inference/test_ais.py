@@ -15,6 +15,7 @@ from ais_cases import (
     ppca_data,
     within,
 )
+from floats import float64
 
 import probgen as pg
 from probgen import dist
@@ -68,7 +69,7 @@ def test_a_datum_does_not_see_its_neighbours(b):
     """With a key for each datum the numbers do not depend on how the data are cut: step sizes are
     each datum's own. In float64, where no rounding turns a Metropolis test."""
     x, method = ppca_data(6), AIS(15, num_chains=3, num_leapfrog=3, num_pilot_steps=20)
-    with b.float64():
+    with float64(b):
         bound, params = ppca().bind(b, {"x": x})
         measure = b.loop(method.bind_measure(bound))
 

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 from ais_cases import CASES, ppca, ppca_exact, within
+from floats import float64
 
 from probgen.errors import AlgorithmError, DeclarationError, MissingSeed
 from probgen.inference.likelihood.ais import AIS
@@ -56,7 +57,7 @@ def test_gap_falls_at_each_number_of_temperatures(b):
 def test_results_do_not_depend_on_the_chunks(b):
     """In float64: in float32 the rounding of another chunk now and then turns a Metropolis test."""
     method = AIS(15, num_chains=3, num_leapfrog=3, num_pilot_steps=20)
-    with b.float64():
+    with float64(b):
         whole = bdmc(ppca(), 6, method, seed=2, backend=b)
         parts = bdmc(ppca(), 6, method, seed=2, backend=b, chunk_size=3)
     for name in ("forward", "reverse", "gap"):

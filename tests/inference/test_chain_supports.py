@@ -8,10 +8,10 @@ import probgen as pg
 from probgen import dist, nets
 from probgen.engine.bind import bind
 from probgen.engine.fitted import Fitted
+from probgen.engine.spaces import model_target
+from probgen.engine.target import run_chain
 from probgen.errors import AlgorithmError
 from probgen.inference import Langevin, MaximumLikelihood
-from probgen.inference.sample.kernels import run_chain
-from probgen.inference.sample.spaces import bind_space
 
 CHAINS = 4000
 MALA = Langevin(0.1, num_steps=60, metropolis=True)
@@ -74,8 +74,8 @@ def test_a_positive_latent_keeps_its_posterior(b):
 
     x = np.full(CHAINS, 3.0, np.float32)
     bound, params = bind(counts, b, data={"x": x})
-    space = bind_space(bound, "latent")
-    kernel = MALA.kernel(b, space.log_density, num_calls=MALA.num_steps)
+    space = model_target(bound, "latent")
+    kernel = MALA.kernel(b, space, num_calls=MALA.num_steps)
     law = scipy.stats.gamma(5.0, scale=0.5)
     z = law.rvs(CHAINS, random_state=1).astype(np.float32)
 
@@ -164,6 +164,6 @@ def test_what_no_chain_can_move_is_refused(b):
 
     bound, _ = bind(inner, b)
     with pytest.raises(AlgorithmError, match="stands in the plates \\['parts'\\].*to_event"):
-        bind_space(bound, "data")
-    with pytest.raises(AlgorithmError, match="'e': got noise for a Exp.*space='data'"):
+        model_target(bound, "data")
+    with pytest.raises(AlgorithmError, match="'g': got noise for a Gamma.*space='data'"):
         pg.generate(Fitted(bases, {}), 3, seed=0, method=MALA, space="noise", backend=b)

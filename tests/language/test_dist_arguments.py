@@ -78,7 +78,8 @@ def test_every_argument_has_a_domain():
     """By name, or by family and name; `base_dist` and the like are looked into."""
     named = set(domains.BY_NAME) | {n for _, n in domains.BY_FAMILY}
     parts = {"base_dist", "mixing_distribution", "component_distribution"}
-    for family in SIGNATURES:
+    written = {"Density", "ImproperUniform", "Transformed"}  # functions, words and shapes
+    for family in set(SIGNATURES) - written:
         assert set(signature(family)) <= named | parts, family
 
 

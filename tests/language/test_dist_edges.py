@@ -18,6 +18,7 @@ from probgen.language.dist import SIGNATURES, Family
 IDS = [f"{i}-{each.family}" for i, each in enumerate(INSTANCES)]
 # What has no edge, and tails that say no more than test_dist.py does.
 ELSEWHERE = {"DiscretizedLogistic", "LKJ", "LKJCholesky", "Stable", "Unit"}
+ELSEWHERE |= {"Density", "ImproperUniform", "Transformed"}  # `test_written_distributions.py`
 CLASSES = {"Categorical", "OrderedLogistic"}
 
 

@@ -5,7 +5,7 @@ import pytest
 import scipy.stats as st
 
 import probgen as pg
-from probgen import dist, nets, ops
+from probgen import dist, nets
 from probgen.engine.bind import bind
 from probgen.errors import DeclarationError, DuplicateSite, ShapeError, UnknownName
 from probgen.models import Generator
@@ -370,53 +370,3 @@ def test_a_site_with_obs_is_no_latent(backend):
 
     bound, _ = bind(model, backend, data={"y": np.zeros(3, np.float32)})
     assert bound.latents == ("mu",)
-
-
-# ---- numpy in a program --------------------------------------------------------------------------
-
-TABLE = np.float32([-1.0, 1.0])
-
-
-def switched(loc):
-    """z ~ Bernoulli(1/2) as a class, x ~ Normal(loc(z), 1)."""
-
-    @pg.model
-    def model():
-        with pg.data_plate():
-            z = pg.sample("z", dist.Categorical(logits=np.zeros(2, np.float32)))
-            pg.sample("x", dist.Normal(loc(z), 1.0))
-
-    return model
-
-
-@pytest.mark.parametrize(
-    "loc",
-    [lambda z: TABLE[z], lambda z: np.exp(1.0 * z), lambda z: np.asarray(z) * 1.0],
-    ids=["table", "function", "asarray"],
-)
-def test_numpys_hold_on_a_value_of_the_run_is_refused_in_words(backend, loc):
-    """Before: numpy's own error on JAX; on torch a compiled program kept the first run's number."""
-    words = r"(?s)test_program.py:\d+: got a numpy array or function .*pg\.ops\.asarray\(table\)"
-    with pytest.raises(DeclarationError, match=words):
-        bind(switched(loc), backend, data={"x": np.zeros(1, np.float32)})
-
-
-@pytest.mark.parametrize("kind", ["asarray", "net"])
-def test_a_table_indexed_by_a_discrete_latent_is_read_anew_in_every_run(backend, kind):
-    """Compiled too; a net's table in the first run, where it is fresh, too."""
-    table = {
-        "asarray": lambda: ops.asarray(TABLE),
-        "net": lambda: pg.net("table", nets.Parameter((2,)))(),
-    }[kind]
-    x = np.float32([0.5, -0.5])
-    bound, params = bind(switched(lambda z: table()[z]), backend, data={"x": x})
-    if kind == "net":
-        params = backend.tree_map(lambda _: backend.asarray(TABLE), params)
-    log_prob = backend.compile(
-        lambda z: bound.trace(params, {"x": backend.asarray(x)}, {"z": z})["x"].log_prob,
-        num_calls=1000,
-    )
-    for z in ([0, 1], [1, 0]):
-        want = st.norm(TABLE[z]).logpdf(x)
-        got = backend.to_numpy(log_prob(backend.asarray(np.array(z, np.int32))))
-        np.testing.assert_allclose(got, want, rtol=1e-6)

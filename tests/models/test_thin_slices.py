@@ -70,13 +70,13 @@ def linear_vae(scale):
 def test_a_tilted_vae_has_the_density_of_its_noise(b):
     """log N(eps; 0, I) - E(x(eps)), by hand in numpy, for the space that the chain lives in."""
     from probgen.engine.bind import bind
-    from probgen.inference.sample.spaces import bind_space
+    from probgen.engine.spaces import model_target
 
     rng = np.random.default_rng(0)
     model = Tilted(linear_vae(0.5), energy=nets.MLP(hidden=(), out=()))
     bound, params = bind(model, b, data={"x": np.zeros((1, 2), np.float32)}, seed=3)
     eps = {"z": rng.normal(size=(5, 1)), "x": rng.normal(size=(5, 2))}
-    space = bind_space(bound, "noise")
+    space = model_target(bound, "noise")
     got = space.log_density({k: b.asarray(v) for k, v in eps.items()}, params, {})
     leaf = {k: {n: b.to_numpy(a) for n, a in p["out"].items()} for k, p in params.items()}
     mean = eps["z"] @ leaf["decoder"]["weight"] + leaf["decoder"]["bias"]

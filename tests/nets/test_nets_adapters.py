@@ -111,11 +111,12 @@ def test_adapted_nets_are_layers_of_a_sequential():
     assert y.shape == (2, 3, 2)
 
 
-def test_leading_axes_that_differ_are_refused():
+def test_leading_axes_broadcast_or_are_refused():
     torch = pytest.importorskip("torch")
     net = nets.from_torch(torch.nn.Bilinear(5, 5, 2), in_ndim=1)
     weights = tree_map(torch.as_tensor, net.init(np.random.default_rng(0), (5,), (5,)))
     x = torch.as_tensor(X)
     assert net.apply(weights, x, x).shape == (2, 3, 2)
-    with pytest.raises(ShapeError, match="the same for every"):
-        net.apply(weights, x, x[0])
+    torch.testing.assert_close(net.apply(weights, x, x[0]), net.apply(weights, x, x[:1] + 0 * x))
+    with pytest.raises(ShapeError, match="expected axes that broadcast"):
+        net.apply(weights, x, x[:, :2])

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from fit_cases import assert_same_bits, binary_data, coins, svi
+from floats import float64
 from test_guard import Trap
 
 import probgen as pg
@@ -108,7 +109,7 @@ def test_an_algorithm_is_known_by_its_settings_not_by_what_it_prints(b, tmp_path
 
 
 def test_float32_and_float64_are_not_mixed(b, begun):
-    with b.float64(), pytest.raises(SaveError, match=r"another float \(float32, expected float64"):
+    with float64(b), pytest.raises(SaveError, match=r"another float \(float32, expected float64"):
         begin(b, begun[0])
 
 

@@ -7,6 +7,7 @@ from fit_cases import binary_data, coins, quick, small_vae, svi
 import probgen as pg
 from probgen import backends, dist, nets
 from probgen.errors import (
+    AlgorithmError,
     BackendError,
     DataError,
     DeclarationError,
@@ -17,6 +18,7 @@ from probgen.errors import (
     SupportError,
     UnknownName,
 )
+from probgen.inference import ELBO, SVI
 
 
 @pytest.fixture(scope="module")
@@ -264,3 +266,32 @@ def test_both_backends_refuse_in_the_same_words():
                 fit(quick(name), data=data)
             said.append(str(caught.value))
         assert said[0] == said[1]
+
+
+def test_a_guide_that_draws_what_data_observe_is_refused_in_words(b):
+    @pg.model
+    def labelled():
+        with pg.data_plate():
+            pg.sample("z", dist.Normal(0.0, 1.0))
+            pg.sample("y", dist.Bernoulli(0.5))
+
+    @labelled.with_guide
+    def model():
+        with pg.data_plate():
+            pg.sample("y", dist.Bernoulli(0.5))
+            pg.sample("z", dist.Normal(0.0, 1.0))
+
+    y = np.zeros(4, np.float32)
+    words = r"the guide of 'labelled' draws \['y'\], which the data observe, expected latents alone"
+    with pytest.raises(AlgorithmError, match=words):
+        pg.fit(model, {"y": y}, SVI(ELBO()), num_steps=1, seed=0, backend=b, progress_bar=False)
+
+
+@pytest.mark.parametrize(("name", "way"), [
+    ("param", r"use pg\.net\("), ("VAE", r"it is probgen\.models\.VAE"),
+    ("sampel", "mean 'sample'"),
+    ("NUTS", r"it is probgen\.inference\.NUTS"), ("Trace_ELBO", r"use probgen\.inference\.ELBO"),
+])  # fmt: skip
+def test_a_name_that_is_elsewhere_is_told(name, way):
+    with pytest.raises(AttributeError, match=way):
+        getattr(pg, name)

@@ -8,6 +8,7 @@ its own KL, and one that is off by half a standard deviation.
 
 import numpy as np
 import pytest
+from floats import float64
 from regret_cases import PPCA, as_float64
 
 import probgen as pg
@@ -35,7 +36,7 @@ def error(values):
 @pytest.mark.parametrize("faults", [{}, {"shift": 0.5, "widen": 1.3}], ids=["best", "off"])
 def test_a_thousand_particles_give_log_p(b, faults):
     """|mean L_1000 - log p| < .01 nats; each of the standard errors that are given covers."""
-    with b.float64():
+    with float64(b):
         ((value, own),) = estimates(b, MODEL.fitted(**faults), [IWAE(1000, 250)])
     off = value - MODEL.log_prob(X)
     assert abs(off.mean()) < 0.01
@@ -55,7 +56,7 @@ def test_the_gap_of_one_particle_is_the_divergence_of_the_guide(b, faults, dtype
     fitted = MODEL.fitted(**faults, dtype=dtype)
     measures = [ELBO(1), IWAE(1), ELBO(100)]
     if dtype == np.float64:
-        with b.float64():
+        with float64(b):
             found = estimates(b, fitted, measures)
     else:
         table = pg.evaluate(
@@ -72,7 +73,7 @@ def test_the_gap_of_one_particle_is_the_divergence_of_the_guide(b, faults, dtype
 def test_the_bound_rises_with_the_number_of_particles(b):
     """Monotone in K within Monte Carlo error, strictly where the bound is loose; below log p."""
     counts = (1, 10, 100, 1000)
-    with b.float64():
+    with float64(b):
         fitted = MODEL.fitted(shift=0.5, widen=1.3)
         found = estimates(b, fitted, [IWAE(k, 250) for k in counts])
     values = np.array([value for value, _ in found])

@@ -5,6 +5,7 @@ import threading
 
 import numpy as np
 import pytest
+from floats import float64
 from identity_cases import SAME, X, edited, vae
 
 import probgen as pg
@@ -111,10 +112,10 @@ def test_chunks_of_another_float_width_are_not_gone_on_with(b, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         evaluate(b, vae(), tmp_path / "t", IWAE(3), stop=True)
     words = r"another float \(float32, expected float64\)"
-    with b.float64(), pytest.raises(SaveError, match=words):
+    with float64(b), pytest.raises(SaveError, match=words):
         evaluate(b, vae(), tmp_path / "t", IWAE(3))
     assert evaluate(b, vae(), tmp_path / "t", IWAE(3)) == 1
-    with b.float64(), pytest.raises(SaveError, match=words):
+    with float64(b), pytest.raises(SaveError, match=words):
         evaluate(b, vae(), tmp_path / "t", IWAE(3))
 
 

@@ -109,7 +109,7 @@ def test_calls_that_lack_something_are_refused(small):
         run(counts, {"events": EVENTS}, small, seed=None)
     with pytest.raises(MissingSeed, match="seed='a'"):
         run(counts, {"events": EVENTS}, small, seed="a")
-    with pytest.raises(DeclarationError, match="expected a method such as"):
+    with pytest.raises(DeclarationError, match="expected a sampler such as"):
         run(counts, {"events": EVENTS}, small, NUTS)
     with pytest.raises(DeclarationError, match=r"decorate it with @pg\.model"):
         run(lambda: None, None, small)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import jax
@@ -16,9 +15,9 @@ import optax
 from probgen.backends.jax import mcmc, probe, rows
 from probgen.backends.jax import ops as jax_ops
 from probgen.backends.jax.compile import Compiled, fingerprint
+from probgen.backends.jax.distributions import like_multivariate, noise_map, normal_base, unexpanded
 from probgen.backends.jax.lowering import (
     Lowering,
-    normal_base,
     probe_program,
     read_arguments,
     run_program,
@@ -62,9 +61,6 @@ class JaxBackend:
                 "device='cpu', or install jax with support for your GPU."
             ) from error
 
-    def __identity__(self) -> str:
-        return self.name
-
     def __repr__(self) -> str:
         return f"JaxBackend(device={self.device!r})"
 
@@ -82,11 +78,6 @@ class JaxBackend:
         if isinstance(out, jax.core.Tracer):
             return out
         return jax.device_put(out, self._device)
-
-    @contextlib.contextmanager
-    def float64(self) -> Iterator[None]:
-        with jax.enable_x64(True):
-            yield
 
     def to_numpy(self, x: Any) -> np.ndarray:
         return np.asarray(x)
@@ -165,6 +156,8 @@ class JaxBackend:
 
     def scan(self, step: Callable, carry: Any, xs: Any = None, length: int | None = None) -> Any:
         return jax.lax.scan(step, carry, xs, length=length)
+
+    cond = staticmethod(jax.lax.cond)
 
     def loop(self, fn: Callable) -> Callable:
         """A function that holds a `scan`, compiled whole."""
@@ -262,8 +255,8 @@ class JaxBackend:
         if closed is not None:
             return closed
         try:
-            q = _unexpanded(q)
-            return numpyro_dist.kl_divergence(q, _like_multivariate(_unexpanded(p), q))
+            q = unexpanded(q)
+            return numpyro_dist.kl_divergence(q, like_multivariate(unexpanded(p), q))
         except NotImplementedError:
             return None
 
@@ -314,7 +307,11 @@ class JaxBackend:
         return bool(fn.support.is_discrete)
 
     def is_reparametrised(self, fn: Any) -> bool:
-        return bool(fn.has_rsample)
+        return noise_map(fn) is not None or bool(fn.has_rsample)
+
+    def noise_shape(self, fn: Any) -> tuple[int, ...] | None:
+        found = noise_map(fn)
+        return None if found is None else found.shape
 
     def mean(self, fn: Any) -> jax.Array:
         return fn.mean
@@ -388,28 +385,6 @@ def _draw(draw: Callable, key: Any, shape: tuple[int, ...]) -> jax.Array:
             "expected the data's axis first."
         )
     return jax.vmap(lambda k: draw(k, tuple(shape[1:])))(key)
-
-
-def _unexpanded(fn: Any) -> Any:
-    """A multivariate Gaussian expanded by plates as one of that batch shape, as torch has it."""
-    base: Any = getattr(fn, "base_dist", None)
-    is_expanded = isinstance(fn, numpyro_dist.ExpandedDistribution)
-    if not (is_expanded and type(base) is numpyro_dist.MultivariateNormal):
-        return fn
-    loc = jnp.broadcast_to(base.loc, (*fn.batch_shape, *base.event_shape))
-    tril = jnp.broadcast_to(base.scale_tril, (*loc.shape, loc.shape[-1]))
-    return numpyro_dist.MultivariateNormal(loc, scale_tril=tril)
-
-
-def _like_multivariate(p: Any, q: Any) -> Any:
-    """A diagonal Gaussian as a multivariate one where the other side is one."""
-    base = normal_base(p)
-    if type(q) is numpyro_dist.MultivariateNormal and base is not None and len(p.event_shape) == 1:
-        shape = (*p.batch_shape, *p.event_shape)
-        scale = jnp.broadcast_to(base.scale, shape)
-        tril = scale[..., None] * jnp.eye(shape[-1])
-        return numpyro_dist.MultivariateNormal(jnp.broadcast_to(base.loc, shape), scale_tril=tril)
-    return p
 
 
 def _optimizer(declaration: optim.OptimizerDeclaration) -> Optimizer:

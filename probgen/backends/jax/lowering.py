@@ -11,132 +11,30 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as numpyro_dist
-from numpyro.distributions import constraints
 
+from probgen.backends import constants
 from probgen.backends.jax import ops as jax_ops
+from probgen.backends.jax.distributions import (
+    BERNOULLI,
+    OWN,
+    WrittenLaw,
+    bijection,
+    noise_map,
+    under,
+)
 from probgen.backends.lowering import (
     STRUCTURE,
     BaseLowering,
     as_site,
     declarations,
     numpy_in_words,
-    own_classes,
 )
 from probgen.backends.protocol import Site
 from probgen.backends.turns import numpyro_turn
-from probgen.language import densities, discretized, domains, truncated
-from probgen.language.program import Run, running
-
-
-class _Levels(constraints._SingletonConstraint):
-    is_discrete = True
-
-    def __init__(self, low: float, high: float, num_levels: int):
-        self.levels = (low, high, num_levels)
-
-    def __new__(cls, *args: Any) -> _Levels:
-        return object.__new__(cls)
-
-    def __call__(self, x: Any) -> Any:
-        return discretized.is_level(x, *self.levels)
-
-
-class DiscretizedLogistic(numpyro_dist.Distribution):
-    """NumPyro's side of `probgen.language.discretized`."""
-
-    arg_constraints: ClassVar = {"loc": constraints.real, "scale": constraints.positive}
-    pytree_data_fields = ("loc", "scale")
-    pytree_aux_fields = ("levels",)
-
-    def __init__(self, loc: Any, scale: Any, low: float, high: float, num_levels: int):
-        self.loc, self.scale = jnp.broadcast_arrays(loc, scale)
-        self.levels = (float(low), float(high), int(num_levels))
-        super().__init__(jnp.shape(self.loc), validate_args=False)
-
-    @property
-    def support(self) -> _Levels:
-        return _Levels(*self.levels)
-
-    def log_prob(self, value: Any, intermediates: Any = None) -> Any:
-        return discretized.log_prob(value, self.loc, self.scale, *self.levels)
-
-    def sample(self, key: Any, sample_shape: tuple = ()) -> Any:
-        shape = tuple(sample_shape) + self.batch_shape
-        u = jax.random.uniform(key, shape, minval=1e-7, maxval=1 - 1e-7)
-        return discretized.quantile(u, self.loc, self.scale, *self.levels)
-
-
-class TruncatedNormal(numpyro_dist.Distribution):
-    """NumPyro's side of `language.truncated`: NumPyro's own draws leave the bounds far out."""
-
-    arg_constraints: ClassVar = {"loc": constraints.real, "scale": constraints.positive}
-    pytree_data_fields = ("loc", "scale", "low", "high")
-    reparametrized_params: ClassVar = ["loc", "scale", "low", "high"]
-    density = "TruncatedNormal"
-
-    def __init__(self, loc: Any, scale: Any, low: Any = None, high: Any = None):
-        self.low, self.high = low, high
-        shapes = [jnp.shape(x) for x in (loc, scale, low, high) if x is not None]
-        shape = jnp.broadcast_shapes(*shapes)
-        self.loc, self.scale = (jnp.broadcast_to(x, shape) for x in (loc, scale))
-        super().__init__(shape, validate_args=False)
-
-    def _arguments(self) -> tuple:
-        low = -jnp.inf if self.low is None else self.low
-        return self.loc, self.scale, low, jnp.inf if self.high is None else self.high
-
-    @property
-    def support(self) -> Any:
-        if self.low is None:
-            return constraints.real if self.high is None else constraints.less_than(self.high)
-        if self.high is None:
-            return constraints.greater_than(self.low)
-        return constraints.interval(self.low, self.high)
-
-    @property
-    def mean(self) -> Any:
-        """loc + scale^2 (p(low) - p(high))."""
-        _, _, low, high = self._arguments()
-        at = [jnp.where(jnp.isinf(x), 0.0, jnp.exp(self.log_prob(x))) for x in (low, high)]
-        return self.loc + self.scale**2 * (at[0] - at[1])
-
-    def log_prob(self, value: Any, *intermediates: Any) -> Any:
-        return densities.log_prob(self.density, jnp.asarray(value), self._arguments())
-
-    def holds(self, value: Any) -> Any:
-        return densities.inside(self.density, value, self._arguments())
-
-    def sample(self, key: Any, sample_shape: tuple = ()) -> Any:
-        shape = tuple(sample_shape) + self.batch_shape
-        return truncated.quantile(
-            jax.random.uniform(key, shape), *map(jnp.asarray, self._arguments())
-        )
-
-
-_BERNOULLI = (numpyro_dist.BernoulliLogits, numpyro_dist.BernoulliProbs)
-
-
-def _under(fn: Any) -> Any:
-    """The distribution under expansions and events."""
-    while isinstance(fn, numpyro_dist.Independent | numpyro_dist.ExpandedDistribution):
-        fn = fn.base_dist
-    return fn
-
-
-def normal_base(fn: Any) -> Any:
-    """The Normal under expansions and events, or None: such a site is loc + scale * noise."""
-    fn = _under(fn)
-    return fn if type(fn) is numpyro_dist.Normal else None
-
-
-def noise_transform(fn: Any) -> Callable | None:
-    """The map from standard normal noise to the site's value, where it is one of noise."""
-    base = normal_base(fn)
-    if base is not None:
-        return lambda eps: base.loc + base.scale * eps
-    if type(fn) is numpyro_dist.MultivariateNormal:
-        return lambda eps: fn.loc + (fn.scale_tril @ eps[..., None])[..., 0]
-    return None
+from probgen.backends.written import stand_in
+from probgen.errors import AlgorithmError
+from probgen.language import domains
+from probgen.language.program import NO_BIJECTION, Run, running
 
 
 class Lowering(BaseLowering):
@@ -144,12 +42,11 @@ class Lowering(BaseLowering):
 
     ops = jax_ops
     library = "NumPyro"
+    framework = "jax"
     classes = numpyro_dist
-    own: ClassVar = {
-        **own_classes(lambda family: getattr(numpyro_dist, family, None)),
-        "DiscretizedLogistic": DiscretizedLogistic,
-        "TruncatedNormal": TruncatedNormal,
-    }
+    written_class = WrittenLaw
+    bijection = staticmethod(bijection)
+    own = OWN
     renamed: ClassVar = {
         "LKJ": {"dim": "dimension"},
         "LKJCholesky": {"dim": "dimension"},
@@ -168,35 +65,49 @@ class Lowering(BaseLowering):
     def sample(self, name: str, fn: Any, obs: Any) -> Any:
         return numpyro.sample(name, fn, obs=self.value_of(name, fn, obs))
 
+    def onto_support(self, name: str, fn: Any) -> Any:
+        """NumPyro's bijection from the real line onto a distribution's support.
+
+        Raises:
+            AlgorithmError: there is none.
+        """
+        try:
+            return numpyro_dist.biject_to(fn.support)
+        except NotImplementedError as error:
+            raise AlgorithmError(NO_BIJECTION.format(name=name, support=fn.support)) from error
+
     def value_of(self, name: str, fn: Any, obs: Any) -> Any:
         """A site's value: the one that is given, else its own `obs`, else a draw."""
         value = self.values.get(name, obs)
         return self._draw(name, fn) if value is None else value
 
     def _draw(self, name: str, fn: Any) -> Any:
-        transform = noise_transform(fn)
-        eps = self.needed_noise(name, fn, transform)
-        if transform is not None and eps is not None:
-            return transform(eps)
+        found = noise_map(fn)
+        eps = self.needed_noise(name, fn, found)
+        if found is not None and eps is not None:
+            return found.value(eps)
         batch = jnp.broadcast_shapes(self._plates(), fn.batch_shape)
+        if found is None and self.undrawn(fn):
+            return stand_in(fn, jnp.zeros(()), batch)
         fold = jax.random.fold_in
         by_row = self.key.ndim == 1
         number = zlib.crc32(name.encode()) & 0x7FFFFFFF
         key = jax.vmap(lambda k: fold(k, number))(self.key) if by_row else fold(self.key, number)
-        if by_row and transform is None:
-            self.data_axis(name, fn, transform, 0)
-        if transform is None:
+        if found is None:
+            if by_row:
+                self.data_axis(name, fn, found, 0)
             draw = fn.expand(batch).sample(key)
-            if isinstance(_under(fn), _BERNOULLI):
+            if isinstance(under(fn), BERNOULLI):
                 draw = draw.astype(jnp.result_type(float))  # as on torch: data again, for a verb
             # A mixture's draw has a derivative, but not that of the expectation.
             return draw if fn.has_rsample else jax.lax.stop_gradient(draw)
-        shape = (*batch, *fn.event_shape)
+        shape = (*batch, *found.shape)
         if by_row:
-            axis = self.data_axis(name, fn, transform, len(shape))
+            axis = self.data_axis(name, fn, found, len(shape))
             rest = shape[:axis] + shape[axis + 1 :]
-            return transform(jax.vmap(lambda k: jax.random.normal(k, rest), out_axes=axis)(key))
-        return transform(jax.random.normal(key, shape))
+            rows = jax.vmap(lambda k: jax.random.normal(k, rest), out_axes=axis)(key)
+            return found.value(rows)
+        return found.value(jax.random.normal(key, shape))
 
     def factor(self, name: str, value: Any) -> None:
         numpyro.factor(name, jnp.asarray(value))
@@ -206,6 +117,17 @@ class Lowering(BaseLowering):
 
     def plate(self, name: str, size: int, dim: int) -> Any:
         return numpyro.plate(name, size, dim=dim)
+
+
+class Constant(constants.Constant):
+    """A numpy array that a program closes over, on JAX."""
+
+    def to_backend(self) -> jax.Array:
+        return jnp.asarray(self.view(np.ndarray))
+
+    @staticmethod
+    def is_value(x: Any) -> bool:
+        return isinstance(x, jax.Array)
 
 
 def run_program(
@@ -221,7 +143,8 @@ def run_program(
     run = Run(lower, params, batch_size, initialise, particles)
     lower.run = run
     with numpyro_turn, numpyro.validation_enabled(False):
-        with numpyro.handlers.trace() as trace, running(run):
+        known = constants.constants_of(program, Constant)
+        with numpyro.handlers.trace() as trace, running(run), known:
             program(**inputs)
         sites = {}
         for name, node in trace.items():

@@ -16,7 +16,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpyro.distributions as numpyro_dist
 from numpyro.infer import HMC, NUTS
 from numpyro.infer.hmc import HMCState
 from numpyro.infer.hmc_util import HMCAdaptState
@@ -27,8 +26,7 @@ from probgen.backends.jax.compile import Compiled
 from probgen.backends.jax.lowering import Lowering, broadcast_plates, run_program
 from probgen.backends.lowering import per_datum
 from probgen.backends.protocol import Site
-from probgen.errors import AlgorithmError, SaveError
-from probgen.language.program import NO_BIJECTION
+from probgen.errors import SaveError
 
 NUM_CHUNKS = 20  # about how often the progress bar moves in a phase
 
@@ -47,10 +45,7 @@ class FreeLowering(Lowering):
     def value_of(self, name: str, fn: Any, obs: Any) -> Any:
         if name not in self.names:
             return super().value_of(name, fn, obs)
-        try:
-            transform = numpyro_dist.biject_to(fn.support)
-        except NotImplementedError as error:
-            raise AlgorithmError(NO_BIJECTION.format(name=name, support=fn.support)) from error
+        transform = self.onto_support(name, fn)
         if name not in self.free:
             self.free[name] = self._start(name, fn, transform)
         u = self.free[name]

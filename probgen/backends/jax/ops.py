@@ -192,6 +192,10 @@ def squeeze(x: Any, axis: Axis = None) -> Array:
     return jnp.squeeze(asarray(x), axis)
 
 
+def pad(x: Any, widths: Sequence[tuple[int, int]], value: float = 0.0) -> Array:
+    return jnp.pad(asarray(x), tuple(widths), constant_values=value)
+
+
 def flip(x: Any, axis: Axis = None) -> Array:
     return jnp.flip(asarray(x), axis)
 
@@ -227,6 +231,11 @@ def take_along_axis(x: Any, idx: Any, axis: int) -> Array:
     return jnp.take_along_axis(asarray(x), asarray(idx), axis)
 
 
+def put(x: Any, idx: Any, rows: Any) -> Array:
+    x, rows = _pull(x, rows)
+    return x.at[asarray(idx)].set(rows)
+
+
 def matmul(a: Any, b: Any) -> Array:
     return jnp.matmul(*_pull(a, b))
 
@@ -246,6 +255,11 @@ def diagonal(x: Any) -> Array:
 def cholesky(x: Any) -> Array:
     # Only the lower triangle is read, as by numpy and torch; JAX would average with the upper one.
     return lax.linalg.cholesky(_floating(x), symmetrize_input=False)
+
+
+def slogdet(x: Any) -> tuple[Array, Array]:
+    sign, log_det = jnp.linalg.slogdet(_floating(x))
+    return sign, log_det
 
 
 def solve_triangular(a: Any, b: Any, lower: bool = True) -> Array:

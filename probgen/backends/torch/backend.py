@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import contextvars
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -17,10 +16,10 @@ from probgen.backends.lowering import edges, gaussian_kl, held_integers, in_supp
 from probgen.backends.protocol import Optimizer, Site
 from probgen.backends.torch import mcmc, optimizers, random, rows
 from probgen.backends.torch import ops as torch_ops
-from probgen.backends.torch.compile import Compiled, Seen
+from probgen.backends.torch.compile import Compiled, cond
+from probgen.backends.torch.distributions import like_multivariate, noise_map, normal_base
 from probgen.backends.torch.lowering import (
     Lowering,
-    normal_base,
     probe_program,
     read_arguments,
     run_program,
@@ -57,7 +56,7 @@ class TorchBackend:
             raise BackendError(f"compile: got {compile!r}, expected one of {', '.join(_COMPILE)}.")
         self.policy = compile
         self.device = self._device(device)
-        self._seen = Seen()
+        self.compiled: list[Compiled] = []
 
     @staticmethod
     def _device(device: str) -> str:
@@ -79,9 +78,6 @@ class TorchBackend:
             raise BackendError(f"device {device!r}: expected 'cpu' or 'cuda:N'.")
         return "cpu"
 
-    def __identity__(self) -> str:
-        return self.name
-
     def __repr__(self) -> str:
         return f"TorchBackend(device={self.device!r}, compile={self.policy!r})"
 
@@ -99,15 +95,6 @@ class TorchBackend:
             return out.to(getattr(torch, dtype))
         is_float = out.dtype in (torch.float32, torch.float64)
         return out.to(torch.get_default_dtype()) if is_float else out
-
-    @contextlib.contextmanager
-    def float64(self) -> Iterator[None]:
-        before = torch.get_default_dtype()
-        torch.set_default_dtype(torch.float64)
-        try:
-            yield
-        finally:
-            torch.set_default_dtype(before)
 
     def to_numpy(self, x: Any) -> np.ndarray:
         return x.detach().cpu().numpy() if isinstance(x, torch.Tensor) else np.asarray(x)
@@ -213,7 +200,9 @@ class TorchBackend:
             return self._by_row(fn, num_calls)
         if over == "leading":
             return self._over_leading(fn, num_calls)
-        return Compiled(fn, self.device, self.policy, num_calls, self._seen)
+        out = Compiled(fn, self.device, self.policy, num_calls)
+        self.compiled.append(out)
+        return out
 
     def _by_row(self, fn: Callable, num_calls: int | None) -> Callable:
         """`fn(params, batch, row_keys)`; one datum at a time where it must be."""
@@ -260,6 +249,8 @@ class TorchBackend:
             carry, y = step(carry, None if xs is None else _take(xs, i))
             ys.append(y)
         return carry, _stack(ys)
+
+    cond = staticmethod(cond)
 
     def loop(self, fn: Callable) -> Callable:
         """A function that holds a `scan`: compiled whole on JAX, run as it is here, where the loop
@@ -328,7 +319,7 @@ class TorchBackend:
             return closed
         try:
             with pyro_turn, pyro.validation_enabled(False):
-                return torch.distributions.kl_divergence(q, _like_multivariate(p, q))
+                return torch.distributions.kl_divergence(q, like_multivariate(p, q))
         except NotImplementedError:
             return None
 
@@ -369,7 +360,11 @@ class TorchBackend:
         return bool(fn.support.is_discrete)
 
     def is_reparametrised(self, fn: Any) -> bool:
-        return bool(fn.has_rsample)
+        return noise_map(fn) is not None or bool(fn.has_rsample)
+
+    def noise_shape(self, fn: Any) -> tuple[int, ...] | None:
+        found = noise_map(fn)
+        return None if found is None else found.shape
 
     def mean(self, fn: Any) -> torch.Tensor:
         return fn.mean
@@ -405,20 +400,12 @@ class TorchBackend:
 
     def info(self) -> dict[str, Any]:
         """What ran: device, versions and the routes of compiled functions."""
+        routes = sorted({c.route for c in self.compiled if c.graphs})
+        reasons = [c.reason for c in self.compiled if c.reason]
         return {
-            "device": self.device, **self.versions(), "routes": sorted(self._seen.routes),
-            "fallbacks": list(self._seen.reasons), "sums": "torch",
+            "device": self.device, **self.versions(), "routes": routes, "fallbacks": reasons,
+            "sums": "torch",
         }  # fmt: skip
-
-
-def _like_multivariate(p: Any, q: Any) -> Any:
-    """A diagonal Gaussian as a multivariate one where the other side is one."""
-    base = normal_base(p)
-    if type(q) is pyro_dist.MultivariateNormal and base is not None and len(p.event_shape) == 1:
-        loc = base.loc.expand((*p.batch_shape, *p.event_shape))
-        scale = base.scale.expand((*p.batch_shape, *p.event_shape))
-        return pyro_dist.MultivariateNormal(loc, scale_tril=torch.diag_embed(scale))
-    return p
 
 
 def _is_keys(tree: Any) -> bool:

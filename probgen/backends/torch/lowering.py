@@ -11,12 +11,11 @@ import numpy as np
 import pyro
 import pyro.distributions as pyro_dist
 import torch
-from pyro.distributions.torch_distribution import TorchDistribution
+from pyro.distributions.transforms import biject_to
 from pyro.poutine.trace_messenger import TraceMessenger
-from torch.distributions import constraints
 from torch.overrides import TorchFunctionMode
 
-from probgen.backends import keys
+from probgen.backends import constants, keys
 from probgen.backends.lowering import (
     STRUCTURE,
     BaseLowering,
@@ -24,83 +23,16 @@ from probgen.backends.lowering import (
     as_site,
     declarations,
     numpy_in_words,
-    own_classes,
 )
 from probgen.backends.protocol import Site
 from probgen.backends.torch import ops as torch_ops
 from probgen.backends.torch import random
+from probgen.backends.torch.distributions import OWN, WrittenLaw, bijection, noise_map
 from probgen.backends.turns import pyro_turn
-from probgen.language import densities, discretized, domains
-from probgen.language.program import Run, running
-
-
-class _Levels(constraints.Constraint):
-    is_discrete = True
-    event_dim = 0
-
-    def __init__(self, low: float, high: float, num_levels: int):
-        self.low, self.high, self.num_levels = low, high, num_levels
-        super().__init__()
-
-    def check(self, value: torch.Tensor) -> torch.Tensor:
-        return discretized.is_level(value, self.low, self.high, self.num_levels)
-
-
-class DiscretizedLogistic(TorchDistribution):
-    """Pyro's side of `probgen.language.discretized`."""
-
-    arg_constraints: ClassVar = {"loc": constraints.real, "scale": constraints.positive}
-    has_rsample = False
-
-    def __init__(self, loc: Any, scale: Any, low: float, high: float, num_levels: int):
-        self.loc, self.scale = torch.broadcast_tensors(torch.as_tensor(loc), torch.as_tensor(scale))
-        self.levels = (float(low), float(high), int(num_levels))
-        super().__init__(self.loc.shape, validate_args=False)
-
-    @property
-    def support(self) -> _Levels:
-        return _Levels(*self.levels)
-
-    def expand(self, batch_shape: Any, _instance: Any = None) -> DiscretizedLogistic:
-        shape = torch.Size(batch_shape)
-        return DiscretizedLogistic(self.loc.expand(shape), self.scale.expand(shape), *self.levels)
-
-    def log_prob(self, value: torch.Tensor) -> torch.Tensor:
-        return discretized.log_prob(value, self.loc, self.scale, *self.levels)
-
-    def sample(self, sample_shape: Any = ()) -> torch.Tensor:
-        shape = torch.Size(sample_shape) + self.loc.shape
-        u = torch.rand(shape, device=self.loc.device).clamp(1e-7, 1 - 1e-7)
-        with torch.no_grad():
-            return discretized.quantile(u, self.loc, self.scale, *self.levels)
-
-
-class LKJ(pyro_dist.LKJ):
-    """Pyro's, whose own `expand` asks the wrong class for it (pyro 1.9)."""
-
-    def expand(self, batch_shape: Any, _instance: Any = None) -> LKJ:
-        return LKJ(self.dim, self.concentration.expand(torch.Size(batch_shape)))
-
-
-def normal_base(fn: Any) -> Any:
-    """The Normal under expansions and events, or None: such a site is loc + scale * noise."""
-    while isinstance(fn, torch.distributions.Independent):
-        fn = fn.base_dist
-    return fn if type(fn) is pyro_dist.Normal else None
-
-
-def noise_transform(fn: Any) -> Callable | None:
-    """The map from standard normal noise to the site's value, where it is one of noise."""
-    base = normal_base(fn)
-    if base is not None:
-        return lambda eps: base.loc + base.scale * eps
-    if type(fn) is pyro_dist.MultivariateNormal:
-        return lambda eps: fn.loc + (fn._unbroadcasted_scale_tril @ eps[..., None])[..., 0]
-    return None
-
-
-def _owned() -> dict[str, type]:
-    return own_classes(lambda key: getattr(pyro_dist, densities.family(key), None))
+from probgen.backends.written import stand_in
+from probgen.errors import AlgorithmError
+from probgen.language import domains
+from probgen.language.program import NO_BIJECTION, Run, running
 
 
 class Lowering(BaseLowering):
@@ -108,8 +40,11 @@ class Lowering(BaseLowering):
 
     ops = torch_ops
     library = "Pyro"
+    framework = "torch"
     classes = pyro_dist
-    own: ClassVar = {**_owned(), "DiscretizedLogistic": DiscretizedLogistic, "LKJ": LKJ}
+    written_class = WrittenLaw
+    bijection = staticmethod(bijection)
+    own = OWN
     renamed: ClassVar = {
         "MixtureSameFamily": {"mixing_distribution": "mixture_distribution"},
     }
@@ -139,33 +74,45 @@ class Lowering(BaseLowering):
     def sample(self, name: str, fn: Any, obs: Any) -> Any:
         return pyro.sample(name, fn, obs=self.value_of(name, fn, obs))
 
+    def onto_support(self, name: str, fn: Any) -> Any:
+        """Pyro's bijection from the real line onto a distribution's support.
+
+        Raises:
+            AlgorithmError: there is none.
+        """
+        try:
+            return biject_to(fn.support)
+        except NotImplementedError as error:
+            raise AlgorithmError(NO_BIJECTION.format(name=name, support=fn.support)) from error
+
     def value_of(self, name: str, fn: Any, obs: Any) -> Any:
         """A site's value: the one that is given, else its own `obs`, else a draw."""
         value = self.values.get(name, obs)
         return self._draw(name, fn) if value is None else value
 
     def _draw(self, name: str, fn: Any) -> Any:
-        transform = noise_transform(fn)
-        eps = self.needed_noise(name, fn, transform)
+        found = noise_map(fn)
+        eps = self.needed_noise(name, fn, found)
         batch = torch.broadcast_shapes(self._plates(), fn.batch_shape)
+        if found is None and self.undrawn(fn):
+            return stand_in(fn, torch.zeros((), device=self.device), tuple(batch))
         rows = eps is None and isinstance(self.key.seed, tuple)
-        if rows and transform is None:
-            self.data_axis(name, fn, transform, 0)
+        if rows and found is None:
+            self.data_axis(name, fn, found, 0)
         by_row = rows and not random.in_vmap()
-        axis = (
-            self.data_axis(name, fn, transform, len(batch) + len(fn.event_shape)) if by_row else 0
-        )
-        if transform is None:
+        ndim = len(batch) + (0 if found is None else len(found.shape))
+        axis = self.data_axis(name, fn, found, ndim) if by_row else 0
+        if found is None:
             fn = fn.expand(batch)
             return fn.rsample() if fn.has_rsample and torch.is_grad_enabled() else fn.sample()
         if eps is None:
             key = keys.fold_in(self.key, zlib.crc32(name.encode()))
-            shape = [*batch, *fn.event_shape]
+            shape = [*batch, *found.shape]
             if axis:
                 shape.insert(0, shape.pop(axis))
             eps = random.noise("normal", key, tuple(shape), self.device)
             eps = eps.movedim(0, axis) if axis else eps
-        return transform(eps)
+        return found.value(eps)
 
     def factor(self, name: str, value: Any) -> None:
         value = torch.as_tensor(value, device=self.device)
@@ -178,6 +125,40 @@ class Lowering(BaseLowering):
 
     def plate(self, name: str, size: int, dim: int) -> Any:
         return pyro.plate(name, size, dim=dim)
+
+
+class Constant(constants.Constant):
+    """A numpy array that a program closes over, on torch."""
+
+    def to_backend(self) -> torch.Tensor:
+        out = torch.as_tensor(self.view(np.ndarray))
+        return out.to(torch.get_default_dtype()) if out.is_floating_point() else out
+
+    @staticmethod
+    def is_value(x: Any) -> bool:
+        return isinstance(x, torch.Tensor)
+
+    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **options: Any) -> Any:
+        """numpy's, unless a tensor is among them, which then computes (`__torch_function__`)."""
+        if any(map(self.is_value, inputs)):
+            return NotImplemented
+        plain = [x.view(np.ndarray) if isinstance(x, Constant) else x for x in inputs]
+        return getattr(ufunc, method)(*plain, **options)
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        def taken(x: Any) -> Any:
+            if isinstance(x, list | tuple) and any(isinstance(e, Constant) for e in x):
+                return type(x)(map(taken, x))
+            return x.to_backend() if isinstance(x, Constant) else x
+
+        device = next((x.device for x in args if isinstance(x, torch.Tensor)), None)
+        new = [taken(x) if device is None else _moved(taken(x), device) for x in args]
+        return func(*new, **{k: taken(v) for k, v in (kwargs or {}).items()})
+
+
+def _moved(x: Any, device: torch.device) -> Any:
+    return x.to(device) if isinstance(x, torch.Tensor) and x.device != device else x
 
 
 _AS_NUMBERS = (
@@ -226,7 +207,7 @@ def run_program(
     if isinstance(seed, int) and random.planner.get() is None:
         draws = random.seeded(keys.mix(seed, 0x5EED), lower.device)
     with pyro_turn, pyro.validation_enabled(False):
-        with draws, messenger, running(run):
+        with draws, messenger, running(run), constants.constants_of(program, Constant):
             program(**inputs)
         sites = {}
         # log_prob validates too, and its check of a value cannot be traced.

@@ -15,19 +15,15 @@ from typing import Any
 import numpy as np
 import pyro
 import torch
-from pyro.distributions.transforms import biject_to
 from pyro.infer.mcmc import HMC, NUTS
 from torch.distributions import constraints
 
 from probgen.backends import keys
-from probgen.backends.chains import NUM_STARTS, Chains, LogDensity, Start
+from probgen.backends.chains import Chains, LogDensity, Start, find_start
 from probgen.backends.lowering import per_datum
 from probgen.backends.protocol import Site
 from probgen.backends.torch import random
 from probgen.backends.torch.lowering import Lowering, broadcast_plates, run_program
-from probgen.errors import AlgorithmError
-from probgen.language.program import NO_BIJECTION
-from probgen.trees import tree_map
 
 LEAPFROGS = 7  # of a usual NUTS transition, to judge whether compilation pays
 _SHOWN_EVERY = 10
@@ -47,10 +43,7 @@ class FreeLowering(Lowering):
     def value_of(self, name: str, fn: Any, obs: Any) -> Any:
         if name not in self.names:
             return super().value_of(name, fn, obs)
-        try:
-            transform = biject_to(fn.support)
-        except NotImplementedError as error:
-            raise AlgorithmError(NO_BIJECTION.format(name=name, support=fn.support)) from error
+        transform = self.onto_support(name, fn)
         if name not in self.free:
             self.free[name] = self._start(name, fn, transform)
         u = self.free[name]
@@ -224,7 +217,7 @@ def run(
             tried.append(Start(p.free, ok, p.site_log_prob, p.outside))
         return b.tree_map(lambda *x: np.stack([b.to_numpy(v) for v in x]), *tried)
 
-    starts = _find_start(posterior, attempt)
+    starts = find_start(posterior, attempt)
 
     def moved(count: int) -> None:
         shown(count)
@@ -242,22 +235,6 @@ def run(
     draws = {k: np.stack([c["free"][k] for c in chains]) for k in layout.blocks}
     stats = {k: np.stack([c["stats"][k] for c in chains]) for k in sorted(chains[0]["stats"])}
     return Chains(layout.unpack(draws), stats, method.num_warmup)
-
-
-def _find_start(posterior: LogDensity, attempt: Callable[[int], Start]) -> dict[str, np.ndarray]:
-    """Starting points, tried until each chain has a good one."""
-    best = attempt(0)
-    for i in range(1, NUM_STARTS):
-        if best.ok.all():
-            break
-        good = best.ok
-        best = tree_map(
-            lambda a, c, g=good: np.where(g.reshape(-1, *[1] * (a.ndim - 1)), a, c),
-            best,
-            attempt(i),
-        )
-    posterior.check_start(best)
-    return best.free
 
 
 def _chain(

@@ -277,6 +277,11 @@ def squeeze(x: Any, axis: Axis = None) -> Array:
     return torch.squeeze(x, axes)
 
 
+def pad(x: Any, widths: Sequence[tuple[int, int]], value: float = 0.0) -> Array:
+    last_first = [n for pair in reversed(tuple(widths)) for n in pair]
+    return F.pad(asarray(x), last_first, value=value)
+
+
 def flip(x: Any, axis: Axis = None) -> Array:
     x = asarray(x)
     axes = tuple(range(x.ndim)) if axis is None else (axis,) if isinstance(axis, int) else axis
@@ -323,6 +328,11 @@ def take_along_axis(x: Any, idx: Any, axis: int) -> Array:
     return torch.take_along_dim(x, idx.to(torch.int64), axis)
 
 
+def put(x: Any, idx: Any, rows: Any) -> Array:
+    x, rows = _pull(x, rows)
+    return torch.index_copy(x, 0, asarray(idx).to(device=x.device, dtype=torch.int64), rows)
+
+
 def matmul(a: Any, b: Any) -> Array:
     return torch.matmul(*_pull(a, b))
 
@@ -344,6 +354,11 @@ def cholesky(x: Any) -> Array:
     factor, info = torch.linalg.cholesky_ex(_floating(x))
     missing = torch.tril(torch.full_like(factor, math.nan))
     return torch.where((info == 0)[..., None, None], factor, missing)
+
+
+def slogdet(x: Any) -> tuple[Array, Array]:
+    sign, log_det = torch.linalg.slogdet(_floating(x))
+    return sign, log_det
 
 
 def solve_triangular(a: Any, b: Any, lower: bool = True) -> Array:

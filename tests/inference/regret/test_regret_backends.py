@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from floats import float64
 
 import probgen as pg
 from probgen import backends, dist, nets
@@ -76,7 +77,7 @@ def test_backends_agree_for_the_same_weights_and_noise(same_noise, which, kind, 
             b = backends.load(name, "cpu", **options)
             if dtype == np.float64:
                 # torch draws by JAX's numbers, so both are in float64 for either backend.
-                with backends.load("torch", "cpu").float64(), backends.load("jax", "cpu").float64():
+                with float64(*(backends.load(name, "cpu") for name in ("torch", "jax"))):
                     table = pg.evaluate(
                         fitted, data, [measure], seed=1, backend=b, progress_bar=False
                     )

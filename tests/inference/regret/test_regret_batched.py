@@ -12,6 +12,7 @@ import zlib
 
 import numpy as np
 import pytest
+from floats import float64
 from regret_cases import as_float64, measure_key
 from scipy import stats
 
@@ -197,7 +198,7 @@ def test_batched_equals_looped(b, encoder):
     """100 steps of the published search: to 1e-10 in float64, in stacks of any size and chunks of
     any size, and to 1e-5 in float32."""
     measure = LikelihoodRegret(search="guide", num_draws=DRAWS)
-    with b.float64():
+    with float64(b):
         fitted, x = vae(ENCODERS[encoder]), data(6)
         plain = LOOPS[b.name](b, fitted, x, measure, 3)
         assert np.abs(plain[:, 1] - plain[:, 0]).min() > 1e-3
@@ -221,7 +222,7 @@ def test_batched_equals_looped(b, encoder):
 def test_no_cut_of_the_data_changes_a_number(b, search):
     """rows_at_once and chunk size: every quantity of the table to 1e-10 in float64."""
     measure = LikelihoodRegret(search=search, num_steps=12, num_draws=8)
-    with b.float64():
+    with float64(b):
         fitted, x = vae(ENCODERS["mlp"]), data(9)
         first = None
         cuts = ((8, 64), (1, 7), (64, 1)) if search == "guide" else ((None, 64), (1, 7))
@@ -282,7 +283,7 @@ def test_rank_1_is_the_exact_search_without_weight_decay(b, hidden):
     very small here, what is left is 1e-6 of the regret. Pixels that are zero do not move.
     """
     encoder = dataclasses.replace(ENCODERS["mlp"], hidden=hidden)
-    with b.float64():
+    with float64(b):
         fitted, x = vae(encoder), data(6) * 0.7 - 0.1
         fitted = dataclasses.replace(
             fitted, model=dataclasses.replace(fitted.model, likelihood=likelihoods.Normal(0.5))
@@ -306,7 +307,7 @@ def test_rank_1_is_the_exact_search_without_weight_decay(b, hidden):
 
 def test_rank_1_ranks_as_the_exact_search_with_its_published_optimiser(b):
     """Weight decay of that layer and Adam's eps are all that differ: Spearman's rho >= 0.999."""
-    with b.float64():
+    with float64(b):
         fitted, x = vae(ENCODERS["mlp"]), data(40)
         x[20:] = 1 - x[20:]
         bound, params = fitted.bind(b, {"x": x[:1]}, num_data=40)

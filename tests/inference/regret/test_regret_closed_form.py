@@ -7,12 +7,13 @@ import dataclasses
 
 import numpy as np
 import pytest
+from floats import float64
 from regret_cases import PPCA, auroc, fitted_tau, free_gaussian, measure_key, scored, settled
 
 
 @pytest.fixture(autouse=True)
-def float64(b):
-    with b.float64():
+def in_float64(b):
+    with float64(b):
         yield
 
 

@@ -7,6 +7,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+from floats import float64
 from regret_cases import PPCA, fitted_tau, free_gaussian, scored, settled
 
 import probgen as pg
@@ -14,8 +15,8 @@ from probgen.inference.regret.likelihood_regret import LikelihoodRegret, regret
 
 
 @pytest.fixture(autouse=True)
-def float64(b):
-    with b.float64():
+def in_float64(b):
+    with float64(b):
         yield
 
 

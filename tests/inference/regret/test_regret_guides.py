@@ -185,7 +185,7 @@ RANK_1 = LikelihoodRegret(num_steps=2, rank_1=True)
         (
             lambda: EBM(nets.MLPEnergy(hidden=(4,)), dist.Normal(0, 1).expand([2]).to_event(1)),
             GUIDE,
-            r"has no guide.*expected one",
+            r"known up to a constant.*expected a normalised one",
         ),
         (lambda: with_global, GUIDE, r"outside the data plate.*expected local"),
         (lambda: with_global, POSTERIOR, r"outside the data plate.*expected"),

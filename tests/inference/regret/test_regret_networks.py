@@ -10,6 +10,7 @@ import itertools
 
 import numpy as np
 import pytest
+from floats import float64
 from shared_noise import agree, each_backend
 from test_regret_batched import DRAWS, ENCODERS, LOOPS, SHAPE, UNITS, data, measured, vae
 
@@ -39,7 +40,7 @@ def test_no_cut_of_the_data_changes_a_convolution(b, dtype):
     for rows, chunk in CUTS:
         measure = LikelihoodRegret(num_steps=10, num_draws=8, rows_at_once=rows)
         if dtype == np.float64:
-            with b.float64():
+            with float64(b):
                 found.append(measured(b, fitted, x, measure, chunk_size=chunk))
         else:
             found.append(measured(b, fitted, x, measure, chunk_size=chunk))
@@ -72,7 +73,7 @@ def test_more_steps_never_lower_the_bound(b, encoder):
     the mean (to 1 % of what is gained), and for 95 % of the data no bound falls."""
     fitted, x = vae(ENCODERS[encoder]), data(30)
     found = []
-    with b.float64():
+    with float64(b):
         for steps in (10, 80):
             measure = LikelihoodRegret(search="guide", num_steps=steps, num_draws=100)
             found.append(measured(b, fitted, x, measure))
@@ -134,7 +135,7 @@ def test_running_statistics_stay_as_they_were(normalised):
     assert float(before["norm.running_mean"].abs().min()) > 1e-3
     given = [np.array(a) for a in tree_leaves(fitted.params)]
     measure = LikelihoodRegret(num_steps=8, num_draws=8, optimizer=pg.Adam(1e-2), rows_at_once=3)
-    with b.float64():
+    with float64(b):
         first, second = (measured(b, fitted, data(5), measure) for _ in range(2))
     assert first["estimate"].min() > 1e-2
     agree(first, second, atol=0, rtol=0)
@@ -150,7 +151,7 @@ def test_batch_normalisation_does_not_couple_data(normalised, search):
     """Chunks of 1 and 5, one or five side by side: the same scores to 1e-10."""
     b, fitted, _ = normalised
     x, found = data(5), []
-    with b.float64():
+    with float64(b):
         for chunk, rows in ((1, 1), (5, 1), (5, 5)):
             measure = LikelihoodRegret(
                 search, num_steps=8, num_draws=8, optimizer=pg.Adam(1e-2), rows_at_once=rows

@@ -1,4 +1,4 @@
-"""Where a chain lives, and the log density that it climbs there.
+"""The targets of a model: where a chain lives, and the log density that it climbs there.
 
     data     the sites' own values:     log p~(x) = sum of all sites and factors
     latent   latents given data:        log p~(z, x) with x held
@@ -17,43 +17,21 @@ a constant; all are nats, one per chain. What the program fixes by `obs=` does n
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from probgen.engine.bound import Bound
+from probgen.engine.target import Target
 from probgen.errors import AlgorithmError
-from probgen.language.program import DATA_PLATE
+from probgen.language.program import DATA_PLATE, NOT_NORMAL
 
 Array = Any
 SPACES = ("data", "latent", "noise")
 
 
-@dataclasses.dataclass(frozen=True)
-class Space:
-    """A space bound to a model.
-
-    Attributes:
-        names: the sites that move.
-        init: (params, batch, key, num_chains) -> positions, a dict of arrays [chains, ...].
-        enter: (values in their supports [chains, *event], params, batch) -> positions.
-        log_density: (positions, params, batch) -> [chains].
-        sites: (positions, params, batch) -> the model's trace there.
-        values: (positions, params, batch) -> values of the moving sites, in their supports.
-    """
-
-    kind: str
-    names: tuple[str, ...]
-    init: Callable
-    enter: Callable
-    log_density: Callable
-    sites: Callable
-    values: Callable
-
-
-def bind_space(bound: Bound, kind: str) -> Space:
-    """The space of that name for a model.
+def model_target(bound: Bound, kind: str) -> Target:
+    """A model's target in the space of that name; in "latent" space there is one chain a datum.
 
     Raises:
         AlgorithmError: unknown name, a discrete site where gradients are needed, a global site,
@@ -88,9 +66,11 @@ def bind_space(bound: Bound, kind: str) -> Space:
     return _noise(bound, names) if kind == "noise" else _values(bound, kind, names)
 
 
-def _values(bound: Bound, kind: str, names: tuple[str, ...]) -> Space:
+def _values(bound: Bound, kind: str, names: tuple[str, ...]) -> Target:
     b, condition = bound.backend, kind == "latent"
-    bent = tuple(n for n in names if "Real" not in bound.structure.sites[n].support)
+    structure = bound.structure.sites
+    bent = tuple(n for n in names if "Real" not in structure[n].support)
+    computed = any(s.kind != "factor" and n not in names for n, s in structure.items())
 
     def run(x: Mapping, params: Mapping, batch: Mapping, given: Mapping) -> tuple:
         """(sites, positions of the bent ones, their log Jacobians)."""
@@ -108,9 +88,6 @@ def _values(bound: Bound, kind: str, names: tuple[str, ...]) -> Space:
             key=None, batch_size=size,
         )  # fmt: skip
 
-    def sites(x: Mapping, params: Mapping, batch: Mapping) -> dict:
-        return run(x, params, batch, {})[0]
-
     def log_density(x: Mapping, params: Mapping, batch: Mapping) -> Array:
         at, _, log_det = run(x, params, batch, {})
         out = total(at)
@@ -120,24 +97,24 @@ def _values(bound: Bound, kind: str, names: tuple[str, ...]) -> Space:
 
     def enter(values: Mapping, params: Mapping, batch: Mapping) -> dict:
         if not bent:
-            return dict(values)
-        free = run({}, params, batch, values)[1]
+            return {n: values[n] for n in names}
+        free = run({}, params, batch, {n: values[n] for n in names})[1]
         return {n: free[n] if n in bent else values[n] for n in names}
 
     def init(params: Mapping, batch: Mapping, key: Any, num_chains: int) -> dict:
         drawn = bound.trace(params, batch, key=key, batch_size=num_chains, condition=condition)
-        values = _moving(drawn, names)
+        values = _sites(drawn)
         x = enter(values, params, batch)
         return {n: _inside(b.ops, v, values[n]) if n in bent else v for n, v in x.items()}
 
     def values(x: Mapping, params: Mapping, batch: Mapping) -> dict:
-        return _moving(sites(x, params, batch), names) if bent else dict(x)
+        return _sites(run(x, params, batch, {})[0]) if bent or computed else dict(x)
 
-    return Space(kind, names, init, enter, log_density, sites, values)
+    return Target(names, init, log_density, None, values, bound.is_normalized, enter)
 
 
-def _moving(sites: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Array]:
-    return {n: sites[n].value for n in names}
+def _sites(sites: Mapping[str, Any]) -> dict[str, Array]:
+    return {n: s.value for n, s in sites.items() if s.kind != "factor"}
 
 
 def _inside(ops: Any, u: Array, value: Array) -> Array:
@@ -148,36 +125,39 @@ def _inside(ops: Any, u: Array, value: Array) -> Array:
     return ops.where(ops.isfinite(u), u, nothing)
 
 
-def _noise(bound: Bound, names: tuple[str, ...]) -> Space:
+def _noise(bound: Bound, names: tuple[str, ...]) -> Target:
     b = bound.backend
-    shapes = {n: bound.structure.sites[n].event_shape for n in names}
+    shapes = {}
+    for name in names:
+        site = bound.structure.sites[name]
+        if site.noise_shape is None:
+            raise AlgorithmError(NOT_NORMAL.format(name=name, kind=site.family))
+        shapes[name] = site.noise_shape
     size = sum(math.prod(s) for s in shapes.values())
 
-    def sites(eps: Mapping, params: Mapping, batch: Mapping) -> dict:
+    def run(eps: Mapping, params: Mapping, batch: Mapping) -> dict:
         chains = next(iter(eps.values())).shape[0]
         return bound.trace(params, batch, noise=eps, batch_size=chains, condition=False)
 
-    def log_density(eps: Mapping, params: Mapping, batch: Mapping) -> Array:
+    def terms(eps: Mapping, params: Mapping, batch: Mapping) -> tuple[Array, Array]:
         squares = sum(
             b.ops.sum(b.ops.reshape(e * e, (e.shape[0], -1)), axis=-1) for e in eps.values()
         )
         normal = -0.5 * squares - 0.5 * size * math.log(2.0 * math.pi)
-        return normal + total(sites(eps, params, batch), leave=names)
+        return normal, total(run(eps, params, batch), leave=names)
+
+    def log_density(eps: Mapping, params: Mapping, batch: Mapping) -> Array:
+        normal, factors = terms(eps, params, batch)
+        return normal + factors
 
     def init(params: Mapping, batch: Mapping, key: Any, num_chains: int) -> dict:
         keys = b.split(key, len(names))
         return {n: b.normal(k, (num_chains, *shapes[n])) for n, k in zip(names, keys, strict=True)}
 
-    def enter(values: Mapping, params: Mapping, batch: Mapping) -> dict:
-        raise AlgorithmError(
-            "space 'noise': got values of sites, expected noise, which cannot be read off them; "
-            "use space='data' or 'latent'."
-        )
-
     def values(eps: Mapping, params: Mapping, batch: Mapping) -> dict:
-        return _moving(sites(eps, params, batch), names)
+        return _sites(run(eps, params, batch))
 
-    return Space("noise", names, init, enter, log_density, sites, values)
+    return Target(names, init, log_density, None, values, bound.is_normalized, terms=terms)
 
 
 def total(sites: Mapping[str, Any], leave: Collection[str] = ()) -> Array:

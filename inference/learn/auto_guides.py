@@ -1,0 +1,198 @@
+"""Automatic guides: an approximate posterior over all continuous latents of any program.
+
+    AutoNormal                       u_i ~ N(m_i, s_i^2), each by itself (mean field)
+    AutoMultivariateNormal           u ~ N(m, L L^T)
+    AutoLowRankMultivariateNormal    u ~ N(m, W W^T + diag(s^2))
+
+u are the latents on the real line, by the bijections of their supports. The joint ones are written
+as a chain, q(u_1) q(u_2 | u_1) ..., so that each latent is a site with its own density:
+
+    u_k = m_k + sum_{j <= k} L_kj eps_j,    eps ~ N(0, I)
+
+Global latents have one joint q; latents inside the data plate have a joint q for each datum, with
+parameters of its own (`num_data` times their number), given the globals' nothing: q factorises over
+data and between them and the globals. Names and defaults are NumPyro's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from probgen.engine.auto_guide import AutoGuide, Place, moved
+from probgen.language import dist, ops
+from probgen.language.declared import declaration
+from probgen.language.kinds import Positive, Width
+
+Array = Any
+
+
+@declaration
+class AutoNormal(AutoGuide):
+    """Independent Gaussians on the real line: `model.with_guide(AutoNormal())`.
+
+    Its posteriors are too narrow where latents depend on each other; `AutoMultivariateNormal` is
+    exact where the posterior is Gaussian.
+
+    Args:
+        init_scale: s_i at the start; m_i starts at 0.
+
+    Raises (when bound):
+        AlgorithmError: a discrete latent, or one whose support has no map from the real line.
+
+    Source: Kucukelbir et al. 2017, arXiv:1603.00788.
+    """
+
+    init_scale: Positive = 0.1
+
+    def base(self, place: Place, state: dict) -> tuple[Any, Callable | None]:
+        loc = place.spread(place.parameter("loc", place.shape, 0.0))
+        start = math.log(self.init_scale)
+        scale = ops.exp(place.spread(place.parameter("log_scale", place.shape, start)))
+        return dist.Normal(loc, scale).to_event(len(place.free_event)), None
+
+
+class _Joint(AutoGuide):
+    """q as a chain over the numbers of all latents of a group (the globals, or those of a datum).
+
+    A family says what the rows of L are for the next ones.
+    """
+
+    def rows(self, place: Place, size: int, state: dict) -> Array:
+        """[*batch, size, before + size] the next rows of L, positive on the diagonal."""
+        raise NotImplementedError  # abstract: each family defines it
+
+    def base(self, place: Place, state: dict) -> tuple[Any, Callable | None]:
+        size = math.prod(place.shape)
+        group = state.setdefault("local" if place.data_axis is not None else "global", {})
+        loc, tril = place.parameter("loc", (size,), 0.0), self.rows(place, size, group)
+        chain = _Chain(place, loc, tril, group)
+        plates = [n if i != place.data_axis else loc.shape[0] for i, n in enumerate(place.plates)]
+        noise = dist.Normal(0.0, 1.0).expand([*plates, *place.free_event])
+        q = dist.Transformed(noise.to_event(len(place.free_event)), chain)
+        return q, chain.keep
+
+
+@declaration
+class AutoMultivariateNormal(_Joint):
+    """One Gaussian of full covariance over the latents on the real line.
+
+    Args:
+        init_scale: standard deviations at the start; means start at 0.
+
+    Raises (when bound):
+        as `AutoNormal`.
+
+    Source: Kucukelbir et al. 2017, arXiv:1603.00788, section 2.6.
+    """
+
+    init_scale: Positive = 0.1
+
+    def rows(self, place: Place, size: int, state: dict) -> Array:
+        before = state.get("size", 0)
+        below = place.parameter("below", (size, before + size), 0.0)
+        scale = ops.exp(place.parameter("log_scale", (size,), math.log(self.init_scale)))
+        return scale[..., None] * (ops.tril(below, before - 1) + _last_eye(below, before))
+
+
+@declaration
+class AutoLowRankMultivariateNormal(_Joint):
+    """A Gaussian whose covariance is W W^T + diag(s^2), W of a few columns.
+
+    Args:
+        rank: number of columns; None: the square root of the number of latents, rounded.
+        init_scale: standard deviations at the start; means start at 0.
+
+    Parameters are few, but the density takes the Cholesky factor of the whole covariance: memory
+    grows with the square of the number of latents.
+
+    Source: Ong, Nott & Smith 2018, arXiv:1701.03208.
+    """
+
+    rank: Width | None = None
+    init_scale: Positive = 0.1
+
+    def rows(self, place: Place, size: int, state: dict) -> Array:
+        rank = self.rank or max(1, round(math.sqrt(place.total)))
+        start = self.init_scale * math.sqrt(0.5)
+        # Columns that start alike would stay alike.
+        rng = np.random.default_rng(state.get("size", 0))
+        apart = rng.standard_normal((size, rank)) * start / math.sqrt(rank)
+        factor = place.parameter("factor", (size, rank), 0.0)
+        factor = factor + ops.asarray_like(apart, factor)
+        scale = ops.exp(place.parameter("log_scale", (size,), math.log(start)))
+        parts = [*state.get("parts", []), (factor, scale)]
+        state["parts"] = parts
+        w = ops.concatenate([p[0] for p in parts], axis=-2)
+        s = ops.concatenate([p[1] for p in parts], axis=-1)
+        cov = ops.matmul(w, ops.transpose(w, (*range(w.ndim - 2), w.ndim - 1, w.ndim - 2)))
+        cov = cov + s[..., None] * s[..., None] * ops.eye_like(s.shape[-1], s)
+        return ops.cholesky(cov)[..., -size:, :]
+
+
+class _Chain:
+    """u of one site given the noise of the sites before it, for `dist.Transformed`."""
+
+    def __init__(self, place: Place, loc: Array, tril: Array, group: dict):
+        self.place, self.loc, self.tril, self.group = place, loc, tril, group
+        self.before, self.size = group.get("noise"), loc.shape[-1]
+        self.event_ndim = len(place.free_event)
+
+    def forward(self, noise: Array) -> Array:
+        flat = self._flat(noise)
+        every = flat if self.before is None else ops.concatenate([self.before, flat], axis=-1)
+        u = self.loc + ops.sum(self.tril * every[..., None, :], axis=-1)
+        return self._unflat(u, noise)
+
+    def _noise(self, u: Array) -> Array:
+        left = self._flat(u) - self.loc
+        if self.before is not None:
+            known = self.tril[..., : -self.size]
+            left = left - ops.sum(known * self.before[..., None, :], axis=-1)
+        own = self.tril[..., -self.size :]
+        own = ops.broadcast_to(own, (*left.shape[:-1], *own.shape[-2:]))
+        return ops.solve_triangular(own, left[..., None])[..., 0]
+
+    def inverse_and_log_det(self, u: Array) -> tuple[Array, Array]:
+        scale = self.place.spread(
+            ops.reshape(
+                ops.log(ops.diagonal(self.tril[..., -self.size :])),
+                (*self.loc.shape[:-1], *self.place.shape),
+            )
+        )
+        axes = tuple(range(-self.event_ndim, 0))
+        log_det = -(ops.sum(scale, axis=axes) if axes else scale)
+        lead = tuple(u.shape[: u.ndim - self.event_ndim])
+        return self._unflat(self._noise(u), u), ops.broadcast_to(log_det, lead)
+
+    def keep(self, u: Array) -> None:
+        """Remembers the noise of this site for those after it."""
+        noise = self._noise(u)
+        every = noise if self.before is None else ops.concatenate([self.before, noise], axis=-1)
+        self.group["noise"], self.group["size"] = every, every.shape[-1]
+
+    def _flat(self, x: Array) -> Array:
+        """[*lead, *plates, *free_event] as [particles, (data,) size]."""
+        place = self.place
+        lead = x.ndim - len(place.plates) - self.event_ndim
+        if place.data_axis is not None:
+            x = moved(x, lead + place.data_axis, lead)
+            return ops.reshape(x, (math.prod(x.shape[:lead]), x.shape[lead], self.size))
+        return ops.reshape(x, (math.prod(x.shape[:lead]), self.size))
+
+    def _unflat(self, flat: Array, like: Array) -> Array:
+        place = self.place
+        lead = like.ndim - len(place.plates) - self.event_ndim
+        if place.data_axis is None:
+            return ops.reshape(flat, tuple(like.shape))
+        x = ops.reshape(flat, (*like.shape[:lead], flat.shape[-2], *place.shape))
+        return moved(x, lead, lead + place.data_axis)
+
+
+def _last_eye(like: Array, before: int) -> Array:
+    """[size, before + size] zeros, then the identity."""
+    size = like.shape[-2]
+    return ops.eye_like(before + size, like)[before:, :]

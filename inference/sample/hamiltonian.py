@@ -1,0 +1,179 @@
+"""Hamiltonian dynamics on any target: what annealing and HMC's own kernel share.
+
+    H(x, r) = -log p(x) + r'r / 2,     leapfrog steps of h,     accept by exp(H_0 - H_1)
+
+All chains move at once, with a mass of one. The backends' native samplers, which learn a mass
+matrix, are in `mcmc`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from probgen.backends.protocol import Backend
+from probgen.engine.target import Kernel, Target, acceptance, climb, require_density, step_sizes
+from probgen.errors import AlgorithmError
+
+Array = Any
+Tree = Any
+
+
+class Moved(NamedTuple):
+    """A trajectory: its end, what `visit` gave at its first and last place, and H_0 - H_1."""
+
+    x: Tree
+    first: Tree
+    last: Tree
+    log_ratio: Array
+
+
+def trajectory(
+    backend: Backend, visit: Callable, x: Tree, r: Tree, h: Array | Mapping[str, Array],
+    num_leapfrog: int,
+) -> Moved:  # fmt: skip
+    """Leapfrog steps from position x with momentum r.
+
+    Args:
+        visit: x -> ((log density, and what else of the place), direction to climb in).
+        h: step size, [*lead] as the log density is, [] or by name.
+    """
+    kicks = np.ones(num_leapfrog + 1)
+    kicks[[0, -1]] = 0.5
+    drifts = np.ones(num_leapfrog + 1)
+    drifts[-1] = 0.0  # the last place is where the trajectory ends
+    names = sorted(x)
+    size = h if isinstance(h, Mapping) else dict.fromkeys(names, h)
+
+    def step(carry: tuple, weights: tuple) -> tuple[tuple, Tree]:
+        x, r = carry
+        seen, grad = visit(x)
+        kick, drift = weights
+        r = {n: r[n] + leading(backend.ops, kick * size[n], r[n]) * grad[n] for n in names}
+        x = {n: x[n] + leading(backend.ops, drift * size[n], x[n]) * r[n] for n in names}
+        return (x, r), seen
+
+    # The half kicks are joined: each of the num_leapfrog + 1 places is seen once.
+    weights = (backend.asarray(kicks), backend.asarray(drifts))
+    (end, s), seen = backend.scan(step, (x, r), weights)
+    first = backend.tree_map(lambda v: v[0], seen)
+    last = backend.tree_map(lambda v: v[-1], seen)
+    lead = first[0].ndim
+    before = kinetic(backend.ops, r, lead) - first[0]
+    return Moved(end, first, last, before - (kinetic(backend.ops, s, lead) - last[0]))
+
+
+def kinetic(ops: Any, r: Tree, lead: int) -> Array:
+    """r'r / 2 over all but the first `lead` axes."""
+    parts = [ops.sum(ops.reshape(v * v, (*v.shape[:lead], -1)), axis=-1) for v in r.values()]
+    return 0.5 * sum(parts[1:], parts[0])
+
+
+def leading(ops: Any, factor: Array, like: Array) -> Array:
+    """A factor of the first axes, with an axis of one for each further axis of `like`."""
+    return ops.reshape(factor, (*factor.shape, *([1] * (like.ndim - factor.ndim))))
+
+
+def choose(ops: Any, accept: Array, new: Tree, old: Tree) -> Tree:
+    """Of each chain the new position where it is accepted; NaN in a ratio compares as False."""
+    return {n: ops.where(leading(ops, accept, new[n]), new[n], old[n]) for n in new}
+
+
+class State(NamedTuple):
+    """Position and log density [n]; of the step size's dual averaging: its iterate and average in
+    logs, the mean error so far, and how many steps were taken, each []."""
+
+    x: Tree
+    log_density: Array
+    log_size: Array
+    averaged: Array
+    error: Array
+    count: Array
+
+
+def hamiltonian(
+    backend: Backend, target: Target, *, step_size: float | Mapping[str, float], num_leapfrog: int,
+    num_warmup: int, target_accept_prob: float, num_calls: int | None,
+) -> Kernel:  # fmt: skip
+    """HMC of all chains at once, whose common step size is learned in the first `num_warmup` steps.
+
+    A step size by site is learned as one factor of them all, by the mean acceptance of the chains.
+
+    Source: Hoffman & Gelman 2014, arXiv:1111.4246, section 3.2.
+    """
+    b, ops = backend, backend.ops
+    require_density(target, "HMC")
+    start = step_sizes(step_size, target, "HMC")
+    names, up = sorted(target.names), climb(b, target)
+    shrink = math.log(10.0)  # the iterates are drawn to ten times the size that they start from
+
+    def init(x: Tree, *args: Any) -> State:
+        value = target.log_density(x, *args)  # type: ignore[misc]
+        zero = 0.0 * ops.sum(ops.zeros_like(value))
+        return State(x, value, zero, zero, zero, zero)
+
+    def learned(state: State, rate: Array) -> tuple[Array, Array, Array]:
+        m = state.count + 1.0
+        error = state.error + (target_accept_prob - rate - state.error) / (m + 10.0)
+        log_size = shrink - error * m**0.5 / 0.05
+        weight = m**-0.75
+        averaged = weight * log_size + (1.0 - weight) * state.averaged
+        is_last = m >= num_warmup
+        return ops.where(is_last, averaged, log_size), averaged, error
+
+    def step(key: Any, state: State, *args: Any) -> tuple[State, dict]:
+        k_momentum, k_accept = b.split(key, 2)
+        keys = dict(zip(names, b.split(k_momentum, len(names)), strict=True))
+        r = {n: b.normal(keys[n], tuple(state.x[n].shape)) for n in names}
+        factor = ops.exp(state.log_size)
+
+        def visit(x: Tree) -> tuple[tuple, Tree]:
+            value, grad = up(x, *args)
+            return (value,), grad
+
+        moved = trajectory(
+            b, visit, state.x, r, {n: start[n] * factor for n in names}, num_leapfrog
+        )
+        ratio = moved.log_ratio
+        accept = ops.log(b.uniform(k_accept, tuple(ratio.shape))) < ratio
+        x = choose(ops, accept, moved.x, state.x)
+        value = ops.where(accept, moved.last[0], moved.first[0])
+        kept = (state.log_size, state.averaged, state.error)
+        if num_warmup:
+            new = learned(state, ops.mean(acceptance(ops, ratio)))
+            is_warm = state.count < num_warmup
+            kept = tuple(ops.where(is_warm, a, c) for a, c in zip(new, kept, strict=True))
+        return State(x, value, *kept, state.count + 1.0), {"noise": r, "log_ratio": ratio}
+
+    return Kernel(init, b.compile(step, num_calls=num_calls))
+
+
+def of_chains(stats: Mapping[str, np.ndarray] | None, *, tested: bool) -> str:
+    """How chains went, in words that follow a sampler's own; `stats` are [n] by name."""
+    if not stats:
+        return ""
+    text = ""
+    if "acceptance_rate" in stats:
+        rate = f"acceptance {float(np.mean(stats['acceptance_rate'])):.2f}"
+        text = f", {rate}" if tested else f", {rate} had steps been tested"
+    if "diverged" in stats:
+        diverged = stats["diverged"]
+        text += f", {int(diverged.sum())} of {len(diverged)} chains diverged"
+    return text
+
+
+def fixed_length(num_steps: int | None) -> int:
+    """The number of leapfrog steps.
+
+    Raises:
+        AlgorithmError: only the trajectory's length is given.
+    """
+    if num_steps is None:
+        raise AlgorithmError(
+            "HMC: got a trajectory_length, expected num_steps=10, say, where many chains move at "
+            "once (pg.generate and learners): a fixed number of leapfrog steps."
+        )
+    return num_steps

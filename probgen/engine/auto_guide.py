@@ -1,0 +1,296 @@
+"""Guides that are made of the model's own program: it is walked, and latents come from q.
+
+    u ~ q(u),  z = T(u),     log q(z) = log q(u) - log |det dT/du|
+
+T is the bijection of each latent's support, the one that NUTS climbs with, taken where the walk
+stands, so that a support may depend on other latents. Plates, names and parts are the program's;
+what is observed is no site of the guide, and the walk ends with the last latent. Families of q are
+declared in `probgen.inference.learn.auto_guides`.
+
+A latent inside the data plate has parameters for each of the `num_data` data of the fit; which of
+them a batch means is told by the input `row`, their numbers, which `fit` gives by itself.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from probgen.engine.structure import Structure
+from probgen.errors import AlgorithmError, DeclarationError
+from probgen.language import dist, ops
+from probgen.language.model import Model, arguments
+from probgen.language.program import DATA_PLATE, Run, current, net
+from probgen.language.supports import support_of
+from probgen.nets.layers import Parameter
+
+Array = Any
+ROW_INPUT = "row"
+
+
+class Family(Protocol):
+    """A declared automatic guide, such as `AutoNormal()`."""
+
+    def base(self, place: Place, state: dict) -> tuple[Any, Callable | None]:
+        """(q of the latent on the real line, what to do with its drawn u or None)."""
+
+
+class Place(NamedTuple):
+    """Where a latent stands, and the parameters of q for it.
+
+    Attributes:
+        name: of the site.
+        plates: sizes of the open plates, right-aligned; free_event: shape of one u.
+        data_axis: of the data plate among the plates, None for a global latent.
+        total: how many numbers the latents of its kind have (global, or of one datum).
+        parameter: (what, shape of one, first value) -> [*shape], or [batch, *shape] of the rows at
+            hand for a local latent.
+    """
+
+    name: str
+    plates: tuple[int, ...]
+    free_event: tuple[int, ...]
+    data_axis: int | None
+    total: int
+    parameter: Callable[[str, tuple[int, ...], float], Array]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of u, [*plates, *free_event], without the data's axis."""
+        plates = [n for i, n in enumerate(self.plates) if i != self.data_axis]
+        return (*plates, *self.free_event)
+
+    def spread(self, x: Array) -> Array:
+        """[*shape] or [batch, *shape] as [*plates, *free_event]."""
+        return x if self.data_axis is None else moved(x, 0, self.data_axis)
+
+
+def moved(x: Array, source: int, to: int) -> Array:
+    """One axis put elsewhere."""
+    axes = list(range(x.ndim))
+    axes.insert(to, axes.pop(source))
+    return x if axes == list(range(x.ndim)) else ops.transpose(x, axes)
+
+
+class AutoGuide:
+    """Base of automatic guides: `model.with_guide(AutoNormal())`."""
+
+    def __call__(self, row: Any = None) -> None:
+        raise DeclarationError(
+            f"{type(self).__name__}: was called as a program, expected a guide that fit, evaluate, "
+            "generate and infer make of the model; to use it elsewhere write the guide by hand."
+        )
+
+    def base(self, place: Place, state: dict) -> tuple[Any, Callable | None]:
+        raise NotImplementedError  # abstract: each family defines it
+
+    def program_of(
+        self, model: Model, structure: Structure, observed: tuple[str, ...], num_data: int | None
+    ) -> Callable:
+        """The guide of a model whose structure is known.
+
+        Raises:
+            AlgorithmError: a discrete latent, or none at all.
+        """
+        latents = [
+            n for n, s in structure.sites.items()
+            if s.kind == "sample" and n not in observed and not s.is_fixed
+        ]  # fmt: skip
+        for name in latents:
+            site = structure.sites[name]
+            if site.is_discrete:
+                raise AlgorithmError(
+                    f"{type(self).__name__}: latent {name!r} of {model.name!r} is discrete "
+                    f"({site.distribution}), expected continuous latents, which have a map from "
+                    "the real line; sum it out (dist.MixtureSameFamily for a mixture), or write "
+                    "the guide by hand."
+                )
+        totals = {True: 0, False: 0}
+        for name in latents:
+            site = structure.sites[name]
+            numbers = (*structure.plate_shape(name, 1), *site.event_shape)
+            totals[site.is_local] += math.prod(numbers)
+        wanted = inspect.signature(model.program).parameters
+        if ROW_INPUT in {*wanted, *structure.sites}:
+            raise DeclarationError(
+                f"{type(self).__name__}: {model.name!r} has a site or an input {ROW_INPUT!r}, "
+                "which is the name of the numbers of the data for this guide; rename it."
+            )
+
+        def guide(**inputs: Any) -> None:
+            rows = inputs.pop(ROW_INPUT, None)
+            given = {k: inputs[k] for k in wanted if k in inputs}
+            data = {k: v for k, v in inputs.items() if k in observed}
+            walk(self, model.program, given, data, latents, rows, num_data, totals)
+
+        optional = [
+            inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=None)
+            for n in (*observed, ROW_INPUT) if n not in wanted
+        ]  # fmt: skip
+        own = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in wanted.values()]
+        guide.__signature__ = inspect.Signature([*own, *optional])  # type: ignore[attr-defined]
+        return guide
+
+
+class _Done(Exception):
+    """The last latent is drawn."""
+
+
+def walk(
+    family: Any, program: Callable, inputs: Mapping[str, Any], data: Mapping[str, Any],
+    latents: list[str], rows: Any, num_data: int | None, totals: dict[bool, int],
+) -> None:  # fmt: skip
+    """Runs a program with its latents drawn from a family, as the guide of the run at hand."""
+    run = current("sample")
+    outer = run.lower
+    if not latents:
+        return
+    run.lower = _Hands(family, run, data, set(latents), rows, num_data, totals)
+    try:
+        program(**inputs)
+    except _Done:
+        pass
+    finally:
+        run.lower = outer
+
+
+class _Hands:
+    """A run's lowering under which latents come from q and nothing else is a site."""
+
+    def __init__(
+        self, family: Any, run: Run, data: Mapping[str, Any], left: set[str], rows: Any,
+        num_data: int | None, totals: dict[bool, int],
+    ):  # fmt: skip
+        self.totals = totals
+        self.family, self.run, self.outer = family, run, run.lower
+        self.data, self.left, self.rows, self.num_data = data, left, rows, num_data
+        self.state: dict = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.outer, name)
+
+    def factor(self, name: str, value: Any) -> None:
+        del self.run.sites[name]
+
+    def deterministic(self, name: str, value: Any) -> Any:
+        del self.run.sites[name]
+        return value
+
+    def sample(self, name: str, fn: Any, obs: Any) -> Any:
+        site = self.run.sites.pop(name)
+        if name not in self.left:
+            return self._observed(name, obs)
+        transform = self.outer.onto_support(name, fn)
+        plates = self.run.plate_shape()
+        full = tuple(transform.inverse_shape((*plates, *fn.event_shape)))
+        place = self._place(name, plates, full[len(plates) :])
+        q, seen = self.family.base(place, self.state)
+        is_real = _is_real(site["distribution"])
+        onto = _Onto(transform, site["distribution"], len(place.free_event), is_real)
+        if not is_real:
+            q = dist.Transformed(q, onto, event_shape=tuple(fn.event_shape))
+        self.run.sites[name] = {**site, "distribution": q}
+        value = self.outer.sample(name, self.outer.build(q, name), None)
+        if seen is not None:
+            seen(onto.back(value))
+        self.left.discard(name)
+        if not self.left:
+            raise _Done
+        return value
+
+    def _observed(self, name: str, obs: Any) -> Any:
+        if obs is None and name not in self.data:
+            raise AlgorithmError(
+                f"{type(self.family).__name__}: the program observes {name!r} before its last "
+                f"latent, expected its value; give it: inputs={{{name!r}: the data}}, or declare "
+                "the latents first."
+            )
+        return self.data[name] if obs is None else obs
+
+    def _place(self, name: str, plates: tuple[int, ...], free: tuple[int, ...]) -> Place:
+        is_local = DATA_PLATE in self.run.active
+        axis = len(plates) + self.run.active[DATA_PLATE][0] if is_local else None
+
+        def parameter(what: str, shape: tuple[int, ...], value: float) -> Array:
+            full = f"guide/{name}/{what}"
+            if not is_local:
+                return self._net(full, shape, value)
+            known = full in self.run.params
+            if self.rows is None or (not known and self.num_data is None):
+                raise AlgorithmError(
+                    f"{type(self.family).__name__}: latent {name!r} has a q of its own for each of "
+                    f"the data of the fit, expected the numbers of their rows: "
+                    f"inputs={{{ROW_INPUT!r}: np.arange(n)}} for all n of them; for data that were "
+                    "not fitted write a guide that reads them (an encoder)."
+                )
+            size = 0 if self.num_data is None else self.num_data
+            return ops.take(self._net(full, (size, *shape), value), self.rows)
+
+        return Place(name, plates, free, axis, self.totals[is_local], parameter)
+
+    def _net(self, name: str, shape: tuple[int, ...], value: float) -> Array:
+        """A parameter by its full name, also inside of a part."""
+        before = self.run.prefix, self.run.rename
+        self.run.prefix, self.run.rename = "", {}
+        try:
+            return net(name, Parameter(tuple(map(int, shape)), value))()
+        finally:
+            self.run.prefix, self.run.rename = before
+
+
+def _is_real(declaration: Any) -> bool:
+    found = support_of(declaration)
+    if found is None or found.low is None:
+        return False
+    return bool(np.all(np.isneginf(found.low)) and np.all(np.isposinf(found.high)))
+
+
+class _Onto:
+    """A library's bijection for `dist.Transformed`; `like`: the prior, whose support it maps onto.
+
+    The last value keeps its u, so that log q of a draw does not invert what rounding has flattened.
+    """
+
+    def __init__(self, transform: Any, like: Any, event_ndim: int, is_real: bool):
+        self.transform, self.like, self.event_ndim = transform, like, event_ndim
+        self.is_real = is_real
+        self.last: Any = (None, None)
+
+    def forward(self, u: Array) -> Array:
+        value = self.transform(u)
+        self.last = (value, u)
+        return value
+
+    def back(self, value: Array) -> Array:
+        """u of a value."""
+        if self.is_real:
+            return value
+        return self.last[1] if self.last[0] is value else self.transform.inv(value)
+
+    def inverse_and_log_det(self, value: Array) -> tuple[Array, Array]:
+        u = self.back(value)
+        log_det = self.transform.log_abs_det_jacobian(u, value)
+        more = log_det.ndim - (u.ndim - self.event_ndim)  # some leave axes unsummed
+        return u, -(ops.sum(log_det, axis=tuple(range(-more, 0))) if more else log_det)
+
+
+def automatic(model: Model) -> AutoGuide | None:
+    """The automatic guide that a model declares, if it does."""
+    return model.guide if isinstance(model.guide, AutoGuide) else None
+
+
+def with_program(
+    model: Any, structure: Structure, observed: tuple[str, ...], num_data: int | None
+) -> Any:
+    """The model with an automatic guide made into a program; others as they are."""
+    found = automatic(model)
+    if found is None:
+        return model
+    return model.with_guide(found.program_of(model, structure, observed, num_data))
+
+
+__all__ = ["ROW_INPUT", "AutoGuide", "Place", "arguments", "automatic", "moved", "with_program"]

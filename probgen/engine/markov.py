@@ -1,0 +1,202 @@
+"""Chains of a sampler: their ends, a sample each, and whole chains of a posterior.
+
+`generate` and learners want the end of a chain for each sample, `infer` few chains and all that
+they pass through: in pieces that are kept as they come, from which a run that was killed goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from probgen.backends.chains import Chains, Start, find_start
+from probgen.backends.protocol import Backend
+from probgen.engine.chain_pieces import Pieces
+from probgen.engine.posterior import Posterior
+from probgen.engine.target import (
+    Kernel,
+    Sampler,
+    Target,
+    acceptance,
+    run_chain,
+    transitions,
+    walk,
+)
+from probgen.errors import SaveError
+from probgen.progress import bar
+from probgen.records import store
+from probgen.trees import tree_map
+
+Tree = Any
+DIVERGED = 1000.0  # nats, the energy error at which NUTS and HMC call a transition divergent
+NUM_PIECES = 20  # about how many pieces a run comes in
+
+
+def judged(ops: Any, info: Mapping[str, Any], x: Tree) -> dict[str, Any]:
+    """Statistics of one step to x, [n] by name: `diverging`, `acceptance_rate` where the step has a
+    Metropolis ratio, and whatever else its kernel tells."""
+    more = {n: v for n, v in info.items() if n not in ("noise", "log_ratio")}
+    ratio = info.get("log_ratio")
+    if ratio is None:
+        sums = [ops.sum(ops.reshape(v, (v.shape[0], -1)), axis=-1) for v in x.values()]
+        return {**more, "diverging": ~ops.isfinite(sum(sums[1:], sums[0]))}
+    # NaN compares as False: a step that is not a number diverged, and is not accepted.
+    return {**more, "acceptance_rate": acceptance(ops, ratio), "diverging": ~(ratio > -DIVERGED)}
+
+
+def chain_ends(
+    backend: Backend, sampler: Sampler, target: Target, *, num_calls: int | None = None,
+    keep: Callable | None = None,
+) -> Callable:  # fmt: skip
+    """(params, batch, key, n) -> (sites' values at the ends, what was kept, statistics [n]).
+
+    Args:
+        num_calls: how many steps there will be in all, for `compile`.
+        keep: (x, params, batch) -> what of each step is kept, [steps, n, ...]; None keeps nothing.
+    """
+    b, ops = backend, backend.ops
+    kernel = sampler.kernel(b, target, num_calls)
+
+    def run(params: Any, batch: Any, key: Any, n: int) -> tuple[dict, Tree, dict]:
+        k_start, k_chain = b.split(key, 2)
+
+        def told(state: Any, info: Any) -> tuple[dict, Tree]:
+            shown = None if keep is None else keep(state.x, params, batch)
+            return judged(ops, info, state.x), shown
+
+        x, num_steps = target.init(params, batch, k_start, n), transitions(sampler)
+        end, (stats, chain) = run_chain(b, kernel, x, k_chain, num_steps, params, batch, keep=told)
+        of_chain = {m: ops.mean(v, axis=0) for m, v in stats.items() if m != "diverging"}
+        diverged = ops.sum(ops.where(stats["diverging"], 1.0, 0.0), axis=0) > 0
+        return target.values(end.x, params, batch), chain, {**of_chain, "diverged": diverged}
+
+    loops: dict[int, Callable] = {}
+
+    def ends(params: Any, batch: Any, key: Any, n: int) -> tuple[dict, Tree, dict]:
+        if n not in loops:
+            loops[n] = b.loop(lambda params, batch, key: run(params, batch, key, n))
+        return loops[n](params, batch, key)
+
+    return ends
+
+
+@runtime_checkable
+class RunsPosterior(Protocol):
+    """A sampler that draws from a posterior in a way of its own: the backends' NUTS and HMC, and
+    the model's guide. `token` is the posterior's, for `compile`."""
+
+    def draws(
+        self, posterior: Posterior, params: Any, rows: Any, key: Any, token: Any,
+        progress_bar: bool, pieces: Pieces,
+    ) -> Chains: ...  # fmt: skip
+
+
+def draw_posterior(
+    sampler: Sampler, posterior: Posterior, params: Any, rows: Any, key: Any, token: Any,
+    progress_bar: bool, pieces: Pieces,
+) -> Chains:  # fmt: skip
+    """Draws of any sampler from a posterior.
+
+    Raises:
+        SupportError, NonFiniteError: no good start (`Posterior.check_start`).
+    """
+    if isinstance(sampler, RunsPosterior):
+        return sampler.draws(posterior, params, rows, key, token, progress_bar, pieces)
+    b, n, total = posterior.bound.backend, sampler.num_chains, transitions(sampler)
+    length = -(-total // NUM_PIECES)
+    made = _Compiled(posterior, sampler, length)
+    begin = b.fold_in(key, 0)
+
+    def attempt(i: int) -> Start:
+        return b.tree_map(b.to_numpy, made.attempt(params, rows, b.fold_in(begin, i)))
+
+    start = find_start(posterior, attempt)
+    state = made.kernel.init(tree_map(b.asarray, start), params, rows)
+    if pieces.state:
+        state = _restored(b, state, pieces.state)
+    with bar(total * n, wanted=progress_bar, unit="step") as shown:
+        for i in range(-(-total // length)):
+            done = min((i + 1) * length, total)
+            if i >= len(pieces.parts):
+                state, out = made.piece(state, params, rows, b.fold_in(key, i + 1))
+                # Steps past the last draw are run, so that all pieces have one shape, and dropped.
+                at = np.arange(i * length, done) - sampler.num_warmup
+                index = np.flatnonzero((at >= 0) & ((at + 1) % sampler.thinning == 0))
+                free, stats = tree_map(lambda v, rows=index: b.to_numpy(v)[rows], out)
+                part = {"free": free, "stats": stats} if len(index) else {}
+                pieces.add(part, partial(_arrays, b, state))
+                pieces.pause(f"{done} of {total} transitions of each chain")
+            shown((done - i * length) * n)
+    return joined(pieces, sampler.num_warmup)
+
+
+def joined(pieces: Pieces, num_warmup: int) -> Chains:
+    """Chains [chain, draw, ...] of pieces [draw, chain, ...]."""
+    found = tree_map(
+        lambda *x: np.ascontiguousarray(np.concatenate(x).swapaxes(0, 1)),
+        *(part for part in pieces.parts if part),
+    )
+    return Chains(found["free"], found["stats"], num_warmup)
+
+
+class _Compiled:
+    """The compiled functions of one posterior and sampler; holds no data."""
+
+    def __init__(self, posterior: Posterior, sampler: Sampler, length: int):
+        b = posterior.bound.backend
+        self.posterior, self.target = posterior, posterior.target()
+        self.num_chains, self.length = sampler.num_chains, length
+        self.kernel: Kernel = sampler.kernel(b, self.target, transitions(sampler))
+        self.attempt, self.piece = b.loop(self._attempt), b.loop(self._piece)
+
+    def _attempt(self, params: Any, rows: Any, key: Any) -> Start:
+        """Starting points, and whether they are good."""
+        b, posterior = self.posterior.bound.backend, self.posterior
+        ops = b.ops
+
+        def summed(x: Tree, params: Any, rows: Any) -> tuple[Any, tuple]:
+            at = posterior.points(x, params, rows)
+            return ops.sum(at.log_density), (at.log_density, at.site_log_prob, at.outside)
+
+        x = self.target.init(params, rows, key, self.num_chains)
+        (_, (value, each, outside)), grad = b.value_and_grad(summed, has_aux=True)(x, params, rows)
+        ok = ops.isfinite(value)
+        for g in grad.values():
+            flat = ops.reshape(g, (g.shape[0], -1))
+            ok = ok & (ops.sum(ops.where(ops.isfinite(flat), 0.0, 1.0), axis=-1) == 0)
+        for count in outside.values():
+            ok = ok & (count == 0)
+        return Start(x, ok, each, outside)
+
+    def _piece(self, state: Any, params: Any, rows: Any, key: Any) -> tuple[Any, tuple]:
+        """The next `length` steps: (state, (positions, statistics)), [step, chain, ...]."""
+        b = self.posterior.bound.backend
+
+        def told(state: Any, info: Any) -> tuple[dict, dict]:
+            density = {} if state.log_density is None else {"lp": state.log_density}
+            return state.x, {**density, **judged(b.ops, info, state.x)}
+
+        return walk(b, self.kernel, state, key, self.length, params, rows, keep=told)
+
+
+def _restored(backend: Backend, state: Tree, arrays: Mapping[str, np.ndarray]) -> Tree:
+    """The state that was kept, in the form of a fresh one.
+
+    Raises:
+        SaveError: it is of another sampler.
+    """
+    new = store.fill(state, arrays, "infer: the state beside `path`")
+    fresh = _arrays(backend, state)
+    if any(fresh[n].shape != a.shape for n, a in arrays.items()):
+        raise SaveError(
+            "infer: got the state of another sampler beside `path`, expected that of this call; "
+            "remove the folder to begin anew."
+        )
+    return tree_map(backend.asarray, new)
+
+
+def _arrays(backend: Backend, state: Tree) -> dict[str, np.ndarray]:
+    return store.flatten(tree_map(backend.to_numpy, state))

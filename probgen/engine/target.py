@@ -1,0 +1,199 @@
+"""What a chain climbs, what moves it, and what draws: one contract each.
+
+    Target    a density, or a drift alone, over named positions x
+    Kernel    init(x, *args) -> state;  step(key, state, *args) -> (state, info)
+    Sampler   kernel(backend, target, num_calls) -> Kernel
+
+`args` are (params, batch): parameters and the inputs or data, so that what was compiled serves
+every update of a fit. Targets of models are made by `probgen.engine.spaces` and
+`probgen.engine.posterior`; samplers live in `probgen.inference.sample`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, NamedTuple, Protocol
+
+import numpy as np
+
+from probgen.backends.protocol import Backend
+from probgen.errors import AlgorithmError
+from probgen.language.kinds import having
+
+Array = Any
+Tree = Any
+
+
+def _no_way_in(values: Tree, params: Any, batch: Any) -> Tree:
+    raise AlgorithmError(
+        f"target: got values of {sorted(values)}, expected positions, which cannot be read off "
+        "them; use space='data' or 'latent'."
+    )
+
+
+def _no_path(x: Tree, params: Any, batch: Any) -> Tree:
+    raise AlgorithmError(
+        f"target: got {sorted(x)} to anneal, expected a target that starts at a density which can "
+        "be drawn from."
+    )
+
+
+class Target(NamedTuple):
+    """What a chain climbs: a model's density in data, latent, noise or free space, or a drift.
+
+    A position is a dict of arrays with the chains on the leading axis, [n, *event], or on two,
+    [n, data, *event], where each datum has chains of its own.
+
+    Attributes:
+        names: of the arrays of a position.
+        init: (params, batch, key, n) -> positions where chains start.
+        log_density: (x, params, batch) -> one number a chain, nats; None where only a drift is
+            known.
+        drift: (x, params, batch) -> the direction to climb in, with the form of x; None: the
+            gradient of `log_density`.
+        values: (x, params, batch) -> values of the model's sites there, in their supports.
+        is_normalized: whether `log_density` has its constant.
+        enter: (values in their supports, params, batch) -> positions, the inverse of `values`;
+            refused where they cannot be read off, as noise cannot.
+        terms: (x, params, batch) -> (log f_0, log f_1 - log f_0), whose sum is `log_density`, where
+            `init` draws exactly from f_0 and so a path leads from there; refused elsewhere.
+    """
+
+    names: tuple[str, ...]
+    init: Callable
+    log_density: Callable | None
+    drift: Callable | None
+    values: Callable
+    is_normalized: bool
+    enter: Callable = _no_way_in
+    terms: Callable = _no_path
+
+
+class Kernel(NamedTuple):
+    """init(x, *args) -> state;  step(key, state, *args) -> (state, info).
+
+    A state has the position `x` and its `log_density` (None where there is none). `info` is not fed
+    back: `noise`, with the form of x, is what the step drew; `log_ratio`, one number a chain, is
+    the log of its Metropolis-Hastings ratio (tested or not; absent where there is none); whatever
+    else it holds are statistics, one a chain.
+    """
+
+    init: Callable
+    step: Callable
+
+
+class Sampler(Protocol):
+    """A way of drawing, such as `Langevin(step_size=0.1)`: for `infer`, `generate` and learners.
+
+    `infer` runs `num_chains` chains, leaves out `num_warmup` transitions and keeps `num_draws`, one
+    after each `thinning`. For `generate` and learners a draw is the end of a chain of its own after
+    all of these transitions.
+    """
+
+    @property
+    def num_chains(self) -> int: ...
+    @property
+    def num_warmup(self) -> int: ...
+    @property
+    def num_draws(self) -> int: ...
+    @property
+    def thinning(self) -> int: ...
+
+    def kernel(self, backend: Backend, target: Target, num_calls: int | None = None) -> Kernel:
+        """The kernel on a target; `num_calls` says how many steps there will be, for `compile`."""
+
+    def note(self, stats: Mapping[str, np.ndarray] | None = None) -> str:
+        """What the draws target, and how chains with these statistics went."""
+
+    def cure(self) -> str:
+        """What to do where chains end at NaN or infinity."""
+
+
+AnySampler = Annotated[
+    Sampler,
+    having("a sampler such as Langevin(step_size=1e-2, num_steps=100)", "kernel", "note", "cure"),
+]
+
+
+def transitions(sampler: Sampler) -> int:
+    """How many steps one chain takes."""
+    return sampler.num_warmup + sampler.num_draws * sampler.thinning
+
+
+def climb(backend: Backend, target: Target) -> Callable:
+    """(x, *args) -> (log density or None, the direction to climb in), for kernels and learners."""
+    ops = backend.ops
+    if target.drift is not None:
+        drift, density = target.drift, target.log_density
+        return lambda x, *args: (None if density is None else density(x, *args), drift(x, *args))
+    log_density = require_density(target, "a chain")
+
+    def summed(x: Tree, *args: Any) -> tuple[Array, Array]:
+        value = log_density(x, *args)
+        return ops.sum(value), value
+
+    gradient = backend.value_and_grad(summed, has_aux=True)
+
+    def both(x: Tree, *args: Any) -> tuple[Array, Tree]:
+        (_, value), grad = gradient(x, *args)
+        return value, grad
+
+    return both
+
+
+def require_density(target: Target, who: str) -> Callable:
+    """The target's log density.
+
+    Raises:
+        AlgorithmError: only a drift is known.
+    """
+    if target.log_density is None:
+        raise AlgorithmError(
+            f"{who}: got a target of which only a drift is known, expected a log density; use "
+            "Langevin without metropolis, or give Target(log_density=...)."
+        )
+    return target.log_density
+
+
+def step_sizes(given: float | Mapping[str, float], target: Target, who: str) -> dict[str, float]:
+    """A step size for each name of the target.
+
+    Raises:
+        AlgorithmError: a mapping that leaves out a name, or has an unknown one.
+    """
+    if not isinstance(given, Mapping):
+        return dict.fromkeys(target.names, given)
+    if set(given) != set(target.names):
+        raise AlgorithmError(
+            f"{who}: got step sizes of {sorted(given)}, expected one of each of "
+            f"{sorted(target.names)}, the sites that move, or one number for all."
+        )
+    return dict(given)
+
+
+def run_chain(
+    backend: Backend, kernel: Kernel, x: Tree, key: Any, num_steps: int, *args: Any,
+    keep: Callable | None = None,
+) -> tuple[Any, Tree]:  # fmt: skip
+    """`walk` from a position."""
+    return walk(backend, kernel, kernel.init(x, *args), key, num_steps, *args, keep=keep)
+
+
+def walk(
+    backend: Backend, kernel: Kernel, state: Tree, key: Any, num_steps: int, *args: Any,
+    keep: Callable | None = None,
+) -> tuple[Any, Tree]:  # fmt: skip
+    """`num_steps` steps on: the last state, and keep(state, info) of each step, stacked."""
+
+    def step(state: Any, k: Any) -> tuple[Any, Tree]:
+        state, info = kernel.step(k, state, *args)
+        return state, None if keep is None else keep(state, info)
+
+    return backend.scan(step, state, backend.split(key, num_steps))
+
+
+def acceptance(ops: Any, log_ratio: Array) -> Array:
+    """min(1, exp(log ratio)), and 0 where the ratio is NaN."""
+    nothing = ops.zeros_like(log_ratio)
+    rate = ops.exp(ops.minimum(log_ratio, nothing))
+    return ops.where(ops.isnan(rate), nothing, rate)

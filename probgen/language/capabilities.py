@@ -1,0 +1,58 @@
+"""What a family of models can do beyond its program: declared protocols, asked for by `isinstance`.
+
+An algorithm names the protocol that it needs and refuses a model that is none, in words; a family
+has a capability by having the methods, so that a model of your own joins by defining them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol, runtime_checkable
+
+Array = Any
+
+
+@runtime_checkable
+class Ancestral(Protocol):
+    """Draws from itself better than by running its program: by a loop in place of an unrolled one.
+
+    `generate` gives the values of its sites by name, [num_samples, *event]; their law is that of
+    the program. `batch` holds inputs with one row a sample.
+    """
+
+    def generate(
+        self, bound: Any, params: Mapping, key: Any, num_samples: int, batch: Mapping
+    ) -> dict[str, Array]: ...
+
+
+@runtime_checkable
+class HasMean(Protocol):
+    """Knows E[x | z] for latents z [*batch, d]."""
+
+    def mean(self, bound: Any, params: Mapping, z: Array) -> Array: ...
+
+
+@runtime_checkable
+class Denoises(Protocol):
+    """A chain from noise to data with a net that denoises: see `probgen.models.Diffusion`.
+
+    Attributes:
+        denoiser: the net (x_t, t) -> prediction, under that name among the parameters.
+        schedule: betas() and alphas_bar(), [T] each.
+        shape: of one datum.
+        prediction_type: what the net predicts.
+
+    `table()` gives the constants of each step, `clean` x_0 from a prediction, `target` what the net
+    should predict.
+    """
+
+    denoiser: Any
+    schedule: Any
+    shape: Any
+    prediction_type: str
+
+    def table(self) -> dict[str, Any]: ...
+
+    def clean(self, x_t: Array, predicted: Array, row: Mapping) -> Array: ...
+
+    def target(self, x: Array, eps: Array, row: Mapping) -> Array: ...

@@ -1,0 +1,131 @@
+"""Supports by word, as `dist.Transformed`, `dist.Density` and `dist.ImproperUniform` name them.
+
+    real  positive  unit_interval  (low, high)      numbers, each by itself
+    simplex  ordered_vector                         vectors
+    corr_cholesky                                   factors of correlation matrices
+
+The words are Pyro's and NumPyro's own, and each has both libraries' map from the real line:
+`BijectTo("ordered_vector")` is that map as a part of `dist.Transformed`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Annotated, Any, NamedTuple
+
+from probgen.language import ops
+from probgen.language.declared import declaration
+from probgen.language.kinds import Rule
+
+Array = Any
+
+
+class Constraint(NamedTuple):
+    """A support.
+
+    Attributes:
+        word: its name in both libraries; "interval" for a pair of bounds.
+        event_ndim: how many axes one value of it has.
+        low, high: bounds of its numbers, None where it is no interval.
+        inside: [..., *axes] -> [...], true inside and for NaN; None where it is not looked at.
+        middle: an array -> one of the same shape and type that lies inside.
+    """
+
+    word: str
+    event_ndim: int
+    low: float | None
+    high: float | None
+    inside: Callable[[Array], Array] | None
+    middle: Callable[[Array], Array]
+
+    @property
+    def words(self) -> str:
+        """As messages show it."""
+        if self.word in ("interval", "unit_interval"):
+            return f"[{self.low:g}, {self.high:g}]"
+        return self.word
+
+
+def _is_simplex(x: Array) -> Array:
+    return ops.all(~(x < 0), axis=-1) & ~(ops.abs(ops.sum(x, axis=-1) - 1.0) > 1e-5)
+
+
+def _identity(x: Array) -> Array:
+    return 0.0 * x + ops.eye_like(x.shape[-1], x)
+
+
+CONSTRAINTS: dict[str, Constraint] = {
+    c.word: c
+    for c in (
+        Constraint("real", 0, -math.inf, math.inf, None, ops.zeros_like),
+        Constraint("positive", 0, 0.0, math.inf, lambda x: ~(x <= 0), ops.ones_like),
+        Constraint(
+            "unit_interval", 0, 0.0, 1.0,
+            lambda x: ~((x < 0) | (x > 1)), lambda x: 0.5 * ops.ones_like(x),
+        ),
+        Constraint(
+            "simplex", 1, None, None, _is_simplex, lambda x: ops.ones_like(x) / x.shape[-1]
+        ),
+        Constraint(
+            "ordered_vector", 1, None, None,
+            lambda x: ops.all(~(x[..., 1:] <= x[..., :-1]), axis=-1),
+            lambda x: ops.zeros_like(x) + ops.arange_like(x.shape[-1], x),
+        ),
+        Constraint("corr_cholesky", 2, None, None, None, _identity),
+    )
+}  # fmt: skip
+
+
+def is_support(value: Any) -> bool:
+    """Whether a value names a support: one of the words, or a pair of increasing numbers."""
+    if isinstance(value, str):
+        return value in CONSTRAINTS
+    is_pair = isinstance(value, tuple | list) and len(value) == 2
+    return is_pair and all(isinstance(v, int | float) for v in value) and value[0] < value[1]
+
+
+SUPPORT_RULE = Rule(
+    f"one of {', '.join(CONSTRAINTS)}, or a pair (low, high) of numbers", is_support, alone=True
+)
+SupportWord = Annotated[Any, SUPPORT_RULE]
+
+
+def constraint(support: Any) -> Constraint:
+    """The support of that name."""
+    if isinstance(support, str):
+        return CONSTRAINTS[support]
+    low, high = map(float, support)
+    return Constraint(
+        "interval", 0, low, high, lambda x: ~((x < low) | (x > high)),
+        lambda x: 0.5 * (low + high) * ops.ones_like(x),
+    )  # fmt: skip
+
+
+def guard(support: Constraint, x: Array, event_ndim: int) -> tuple[Array | None, Array]:
+    """([*batch] inside or None where all is, values with those outside moved inside).
+
+    A density is asked at the second, so that its derivative outside is zero and not NaN.
+    """
+    if support.inside is None:
+        return None, x
+    ok = support.inside(x)
+    wide = ok[(..., *(None,) * support.event_ndim)]
+    safe = ops.where(wide, x, ops.stop_gradient(support.middle(x)))
+    more = event_ndim - support.event_ndim
+    return (ops.all(ok, axis=tuple(range(-more, 0))) if more else ok), safe
+
+
+@declaration
+class BijectTo:
+    """The map from the real line onto a support, Pyro's and NumPyro's own, for `dist.Transformed`.
+
+    `dist.Transformed(dist.Normal(0, 1).expand([3]).to_event(1), dist.BijectTo("ordered_vector"))`
+    is a distribution of increasing triples. A simplex of k numbers is made of k - 1, a factor
+    of a k x k correlation matrix of k (k - 1) / 2.
+
+    Args:
+        support: one of the words above, or a pair (low, high).
+    """
+
+    support: SupportWord

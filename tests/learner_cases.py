@@ -1,0 +1,142 @@
+"""Algorithms as a user writes them, over public names alone: what the learner contracts are for."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+import probgen as pg
+from probgen import dist, nets
+from probgen.models import Generator, likelihoods
+
+EM_STEPS, PLAYERS = pg.Adam(2e-2), pg.Adam(5e-3, b1=0.0)
+WEIGHT, SCALE = np.array([2.0, 1.0, -1.0]), 1.4
+
+
+def factor_data(size=300, seed=0):
+    """x = w z + SCALE eps with one factor z: probabilistic PCA."""
+    rng = np.random.default_rng(seed)
+    noise = SCALE * rng.normal(size=(size, 3))
+    return (rng.normal(size=(size, 1)) * WEIGHT + noise).astype(np.float32)
+
+
+def factor_model():
+    return Generator(
+        dist.Normal(0, 1).expand([1]).to_event(1), nets.MLP((), out=3, in_ndim=1),
+        likelihoods.Normal("learned"),
+    )  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class EM:
+    """Monte Carlo EM with one Langevin chain a datum, kept from one visit to the next.
+
+    E-step: z_i <- z_i + h grad log p(z_i, x_i) + sqrt(2h) xi;  M-step: a step on -log p(z_i, x_i).
+    """
+
+    optimizer: Any = EM_STEPS
+    step_size: float = 0.02
+    num_steps: int = 10
+
+    def bind(self, bound):
+        b, ops, h = bound.backend, bound.backend.ops, self.step_size
+        shape = bound.structure.sites["z"].event_shape
+
+        def log_joint(z, params, batch):
+            sites = bound.trace(params, batch, {"z": z})
+            return ops.sum(sites["z"].log_prob + sites["x"].log_prob)
+
+        drift = b.compile(b.grad(log_joint))
+
+        def chains(bound, params, batch, key, extras):
+            return extras or {"z": b.normal(key, (bound.num_data, *shape))}
+
+        def e_step(bound, state, batch, key):
+            params, chains = {**state["params"], **state["frozen"]}, state["own"]["z"]
+
+            def move(z, k):
+                noise = b.normal(k, tuple(z.shape))
+                return z + h * drift(z, params, batch) + (2 * h) ** 0.5 * noise, None
+
+            start = ops.take(chains, batch[pg.ROW])
+            z, _ = b.scan(move, start, b.split(key, self.num_steps))
+            return z, {"z": ops.put(chains, batch[pg.ROW], z)}, {}
+
+        def m_step(bound, params, batch, key, z):
+            return -log_joint(z, params, batch) / z.shape[0]
+
+        return pg.GradientLearner(
+            m_step, self.optimizer, own=chains, before=e_step, needs_rows=True,
+            extras=lambda bound, state: state["own"],
+        ).bind(bound)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Adversarial:
+    """A generator against a critic of its own, with R1 on every `every`-th step.
+
+    Source: Goodfellow et al. 2014, arXiv:1406.2661; Mescheder et al. 2018, arXiv:1801.04406.
+    """
+
+    critic: Any
+    optimizer: Any = PLAYERS
+    critic_optimizer: Any = PLAYERS
+    gamma: float = 0.05
+    every: int = 4
+
+    def bind(self, bound):
+        b, ops, net = bound.backend, bound.backend.ops, self.critic
+        own = bound.optimizer(self.optimizer), bound.optimizer(self.critic_optimizer)
+        shape = bound.structure.sites["x"].event_shape
+
+        def draw(params, key, like):
+            size = like.shape[0]
+            sites = bound.trace(params, {}, key=key, batch_size=size, condition=False)
+            return sites["x"].value
+
+        def real_or_not(critic, x, drawn):
+            judged = [net.apply(critic["critic"], each) for each in (x, drawn)]
+            return ops.mean(ops.softplus(-judged[0])) + ops.mean(ops.softplus(judged[1]))
+
+        def with_r1(critic, x, drawn):
+            slope = b.grad(lambda x: ops.sum(net.apply(critic["critic"], x)))(x)
+            r1 = ops.mean(ops.sum(slope * slope, axis=-1))
+            return real_or_not(critic, x, drawn) + 0.5 * self.gamma * self.every * r1
+
+        def fool(params, critic, x, key):
+            return ops.mean(ops.softplus(-net.apply(critic["critic"], draw(params, key, x))))
+
+        draw_once = b.compile(draw)
+        judge, judge_with_r1, fooling = (
+            b.compile(b.value_and_grad(fn)) for fn in (real_or_not, with_r1, fool)
+        )
+
+        def init(params, key, batch, extras):
+            critic = bound.new_net("critic", net, shape, kept=extras)
+            return {
+                **bound.start(own[0], params), "critic": bound.start(own[1], {"critic": critic}),
+            }  # fmt: skip
+
+        def update(state, batch, key):
+            k_critic, k_generator = b.split(key, 2)
+            x, critic = batch["x"], state["critic"]
+            drawn = draw_once(state["params"], k_critic, x)
+            due = critic["opt"]["count"] % self.every == 0
+            lost, grads = b.cond(due, judge_with_r1, judge, critic["params"], x, drawn)
+            critic = bound.step(own[1], grads, critic)
+            loss, grads = fooling(state["params"], critic["params"], x, k_generator)
+            state = {**bound.step(own[0], grads, state), "critic": critic}
+            return state, {"loss": loss, "loss_critic": lost}
+
+        return pg.Learner(init, update, extras=lambda state: state["critic"]["params"])
+
+
+def follow(drift):
+    """A generator whose draws x move along a drift: x' = x + h drift(x), by its own parameters."""
+
+    def loss(bound, params, batch, key):
+        ops, size = bound.backend.ops, bound.num_draws
+        x = bound.trace(params, batch, key=key, batch_size=size, condition=False)["x"].value
+        return -ops.mean(ops.sum(ops.stop_gradient(drift(x)) * x, axis=-1))
+
+    return pg.GradientLearner(loss, pg.Adam(2e-2), needs_data=False)

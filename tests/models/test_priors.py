@@ -1,0 +1,123 @@
+"""Any density can be a latent's prior: mixtures, and a diffusion of a thousand steps.
+
+Laws: a chain's bound by its forward process is the bound of all its steps in closed form; a sketch
+shows the structure of the whole; what is drawn through a prior's own loop has the prior's law.
+"""
+
+import math
+import time
+
+import numpy as np
+import scipy.stats as st
+from flow_cases import exact_diffusion
+
+import probgen as pg
+from probgen import dist, nets
+from probgen.engine.bind import bind
+from probgen.inference import DenoisingELBO
+from probgen.inference.objectives import terms
+from probgen.models import VAE, Diffusion, NoiseSchedule, Tilted
+from probgen.trees import tree_map
+
+
+def with_prior(latent, d=2):
+    return VAE(
+        latent=latent, decoder=nets.MLP((4,), 3), likelihood=dist.Normal,
+        encoder=nets.MLP((4,), d, heads=("loc", "log_scale")),
+    )  # fmt: skip
+
+
+def chain(steps):
+    return Diffusion(nets.MLPDenoiser(2, hidden=(4,)), (2,), NoiseSchedule(steps))
+
+
+X = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
+
+
+def test_a_latent_behind_a_thousand_steps_binds_within_a_second(b):
+    """The structure is that of the whole chain, read off three of its steps."""
+    bind(with_prior(chain(10)), b, data={"x": X})  # imports, and what is compiled once
+    began = time.process_time()
+    bound, params = bind(with_prior(chain(1000)), b, data={"x": X})
+    assert time.process_time() - began < 1.0
+    steps = [f"prior/x_{t}" for t in range(1000, 0, -1)]
+    assert bound.latents == (*steps, "z") and bound.is_normalized
+    assert {"prior/denoiser", "decoder", "encoder"} <= set(params)
+    small, _ = bind(with_prior(chain(3)), b, data={"x": X})
+    for name in ("z", "prior/x_1", "prior/x_2"):
+        found, want = (x.structure.sites[name] for x in (bound, small))
+        assert (found.plates, found.event_shape, found.family, found.noise_shape) == (
+            want.plates, want.event_shape, want.family, want.noise_shape
+        )  # fmt: skip
+    assert set(bound.guide_structure.sites) == {*steps, "z"}
+
+
+def test_what_is_sketched_has_the_structure_of_the_whole_run(b):
+    """Ten steps by three, and by all ten: under a VAE, and tilted."""
+    for model in (chain(10), Tilted(with_prior(chain(10)), nets.MLPEnergy((4,)))):
+        data = {"x": X if isinstance(model, Tilted) else X[:, :2]}
+        bound, params = bind(model, b, data=data)
+        batch = {k: b.asarray(v) for k, v in data.items()}
+        sites = bound.trace(params, batch, key=b.key(0))
+        assert list(sites) == list(bound.structure.sites)
+        for name, site in sites.items():
+            if site.kind == "sample":
+                shape = (*site.fn.event_shape,)
+                assert shape == bound.structure.sites[name].event_shape
+
+
+def test_the_forward_process_is_a_guide_with_the_bound_of_all_steps(b):
+    """E_q[log p - log q] drawn through the guide, and the closed form of its KL terms."""
+    fitted, u, lam = exact_diffusion(2, steps=6)
+    x = ((np.random.default_rng(1).normal(size=(3, 2)) * np.sqrt(lam)) @ u.T).astype(np.float32)
+    bound, params = fitted.bind(b, {"x": x})
+    batch = {"x": b.asarray(x)}
+    count = 4000
+    drawn = terms.compute(bound, params, batch, b.key(0), num_particles=count, analytic_kl=False)
+    log_w = b.to_numpy(terms.log_weights(drawn)).astype(np.float64)
+    keys = b.row_keys(b.key(1), np.arange(300))
+    many = {"x": b.asarray(np.repeat(x, 100, 0))}
+    closed = b.to_numpy(
+        DenoisingELBO(num_draws=8).bind_measure(bound)(params, many, keys)["estimate"]
+    )
+    closed = closed.reshape(3, 100).astype(np.float64)
+    error = np.hypot(log_w.std(0) / math.sqrt(count), closed.std(1) / 10.0)
+    assert (np.abs(log_w.mean(0) - closed.mean(1)) < 5 * error).all(), (
+        log_w.mean(0),
+        closed.mean(1),
+    )
+
+
+def test_a_vae_draws_its_latents_by_the_chain_of_its_prior(b):
+    """Their variances are those of the chain: v' = m_t^2 v + std_t^2 along each eigenvector."""
+    prior, u, lam = exact_diffusion(2, steps=50)
+    model = with_prior(prior)
+    params = tree_map(b.to_numpy, bind(model, b, data={"x": X})[1])
+    n = 4000
+    fitted = pg.Fitted(model, params, shapes={"x": (3,)})
+    z = pg.generate(fitted, n, seed=0, backend=b)["z"] @ u
+    table, variance = prior.model.table(), np.ones(2)
+    for t in reversed(range(50)):
+        signal, noise = table["signal"][t], table["noise"][t]
+        clean = signal * lam / (signal**2 * lam + noise**2)
+        gain = table["of_x0"][t] * clean + table["of_xt"][t]
+        variance = gain**2 * variance + table["std"][t] ** 2
+    assert (np.abs(z.var(0) / variance - 1.0) < 5 * math.sqrt(2.0 / n)).all()
+
+
+def test_a_mixture_is_a_prior_and_its_density_scipys(b):
+    """log p(z) under the guide's draws; the KL, which has no closed form, is a draw's."""
+    mixture = dist.MixtureSameFamily(
+        dist.Categorical(probs=np.array([0.3, 0.7])),
+        dist.Normal(np.array([[-2.0, 0.0], [1.0, 0.5]]), 0.5).to_event(1),
+    )
+    bound, params = bind(with_prior(mixture), b, data={"x": X})
+    batch = {"x": b.asarray(X)}
+    found = terms.compute(bound, params, batch, b.key(0))
+    z = b.to_numpy(found.latents["z"])
+    parts = [st.norm.logpdf(z, m, 0.5).sum(-1) for m in ([-2.0, 0.0], [1.0, 0.5])]
+    want = np.logaddexp(np.log(0.3) + parts[0], np.log(0.7) + parts[1])
+    guide = bound.trace_guide(params, batch, key=b.key(0))["z"]
+    np.testing.assert_allclose(
+        b.to_numpy(found.kl["z"]), b.to_numpy(guide.log_prob) - want, rtol=1e-4, atol=1e-4
+    )

@@ -1,0 +1,100 @@
+"""What nets promise of their weights holds after hundreds of steps of any optimiser."""
+
+import numpy as np
+import pytest
+from fit_cases import assert_same_bits, leaves
+
+import probgen as pg
+from probgen import dist, nets
+from probgen.errors import DeclarationError
+from probgen.trees import tree_map
+
+X = (np.random.default_rng(0).normal(size=(128, 3)) * [1, 4, 0.5] + [5, 0, -2]).astype("f")
+OPTIMIZERS = {
+    "Adam": pg.Adam(1e-2, weight_decay=0.1),
+    "AdamW": pg.AdamW(1e-2, weight_decay=0.1),
+    "SGD": pg.SGD(1e-2, momentum=0.5, weight_decay=0.1),
+}
+NORMED = nets.MLP((8,), 3, weight_norm=True, activation="tanh")
+
+
+@pg.model
+def chain(x):
+    """x through four nets, each of which promises something of its weights."""
+    with pg.data_plate():
+        h = pg.net("normed", NORMED)(x)
+        h = pg.net("spectral", nets.MLP((8,), 3, spectral=True))(h)
+        h = pg.net("still", nets.Dense(3))(h)
+        loc = pg.net("quiet", nets.Dense(3))(h)
+        pg.sample("y", dist.Normal(loc, 1.0).to_event(1))
+
+
+def minus_log_prob(bound, params, batch, key):
+    return -pg.ops.mean(bound.trace(params, batch)["y"].log_prob)
+
+
+def fit(b, optimizer, num_steps, **options):
+    groups = pg.Groups({"quiet": pg.SGD(1e-30)}, rest=optimizer)
+    return pg.fit(
+        chain, {"x": X, "y": X[:, ::-1].copy()}, pg.GradientLearner(minus_log_prob, groups),
+        num_steps=num_steps, batch_size=32, seed=0, backend=b, freeze=("still",),
+        progress_bar=False, **options,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_norms_groups_and_frozen_nets_hold_after_300_steps(b, name):
+    start, fitted = (fit(b, OPTIMIZERS[name], n) for n in (1, 300))
+    assert fitted.history["loss"][-20:].mean() < 0.7 * fitted.history["loss"][0]
+    assert_same_bits(fitted.params["still"], start.params["still"])
+    quiet = [run.params["quiet"]["weight"] for run in (fitted, start)]  # its group hardly moves
+    np.testing.assert_array_equal(*quiet)
+    eye = b.asarray(np.eye(3, dtype="f"))
+    for layer in fitted.params["spectral"].values():
+        w, u = np.float64(layer["inner"]["weight"]), np.float64(layer["u"])
+        v = w @ u / np.linalg.norm(w @ u)
+        assert 1 - 1e-5 < np.linalg.norm(w, 2) / (v @ w @ u) < 1.01
+    layer = fitted.params["normed"]["layer0"]
+    assert (layer["scale"] != start.params["normed"]["layer0"]["scale"]).all()
+    bare = tree_map(b.asarray, {**layer, "inner": {**layer["inner"], "bias": np.zeros(8, "f")}})
+    used = b.to_numpy(nets.WeightNorm(nets.Dense(8)).apply(bare, eye))
+    np.testing.assert_allclose(np.linalg.norm(used, axis=0), np.abs(layer["scale"]), rtol=1e-5)
+
+
+def test_a_weight_norm_starts_from_the_first_batch(b):
+    """Every layer's outputs have mean 0 and variance 1 there, whatever came before it."""
+    first = {}
+
+    class Keep(pg.Callback):
+        def on_start(self, progress):
+            first.update(progress.params()["normed"])
+
+    fitted = fit(b, OPTIMIZERS["Adam"], 1, callbacks=[Keep()])
+    x = pg.data.as_source({"x": X}, batch_size=32, seed=0).example()["x"]
+    h = b.asarray(x)
+    for name, size in (("layer0", 8), ("out", 3)):
+        h = nets.WeightNorm(nets.Dense(size)).apply(tree_map(b.asarray, first[name]), h)
+        seen = b.to_numpy(h)
+        np.testing.assert_allclose(seen.mean(0), 0, atol=1e-5)
+        np.testing.assert_allclose(seen.std(0), 1, rtol=1e-4)
+        h = b.ops.tanh(h)
+    again = fit(b, pg.SGD(1e-30), 1, init=fitted.params)  # what is given is not started anew
+    assert_same_bits(again.params["normed"], fitted.params["normed"])
+
+
+def test_without_data_a_weight_norm_is_the_layer_itself_and_a_unit_that_stays_is_left(b):
+    layer, rng = nets.Dense(4), lambda: np.random.default_rng(0)
+    normed, plain = nets.WeightNorm(layer).init(rng(), (3,)), layer.init(rng(), (3,))
+    x = b.asarray(X)
+    got, wanted = (
+        b.to_numpy(net.apply(tree_map(b.asarray, params), x))
+        for net, params in ((nets.WeightNorm(layer), normed), (layer, plain))
+    )
+    np.testing.assert_allclose(got, wanted, rtol=1e-5)
+    same = b.asarray(np.ones((5, 3), "f"))  # data that do not vary
+    started = nets.Sequential((nets.WeightNorm(layer),)).init(rng(), (3,), data=(same,))
+    found = {k: b.to_numpy(v) for k, v in leaves(tree_map(b.to_numpy, started)).items()}
+    np.testing.assert_allclose(found["layer0/scale"], normed["scale"], rtol=1e-6)
+    assert np.isfinite(found["layer0/inner/bias"]).all()
+    with pytest.raises(DeclarationError, match="at most one of them"):
+        nets.MLP(spectral=True, weight_norm=True)
