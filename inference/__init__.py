@@ -28,6 +28,7 @@ from probgen.inference.likelihood.partition import (
 )
 from probgen.inference.likelihood.probability_flow import ProbabilityFlow
 from probgen.inference.likelihood.psis import khat, khat_limit, psis
+from probgen.inference.likelihood.unnormalized import UnnormalizedBound
 from probgen.inference.objectives.collapse import CollapseReport
 from probgen.inference.objectives.control import PI, IncrementalPI, RampSetPoint, StepSetPoint
 from probgen.inference.objectives.controlled import CapacityELBO, ControlledELBO
@@ -71,6 +72,7 @@ __all__ = [
     "SVI",
     "SigmoidWarmup",
     "StepSetPoint",
+    "UnnormalizedBound",
     "UnnormalizedLogDensity",
     "bdmc",
     "bits_per_dim",

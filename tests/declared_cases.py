@@ -65,6 +65,7 @@ REGISTRY = [
     # measures
     inference.AIS(), inference.IWAE(), inference.DenoisingELBO(), inference.ProbabilityFlow(),
     inference.LikelihoodRegret(), inference.UnnormalizedLogDensity(),
+    inference.UnnormalizedBound(inference.IWAE()),
     inference.EnergyLogLikelihood(LOG_Z),
     # scores
     ood.BiasCorrected(X), ood.CombinedTest(X), ood.InputComplexity(), ood.DoSE(X),

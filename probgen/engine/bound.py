@@ -39,6 +39,7 @@ class Bound(Updates):
         freeze: names of nets, or of parts with several, that the fit was told to leave alone.
         seed: of the fit.
         names: of all nets that have parameters.
+        is_up_to_constant: whoever asks says "nats + constant", so that log Z may be missing.
         upkeep: nets with more than an optimiser's step to them; see `probgen.nets.buffers`.
         own: the algorithm's own nets, declarations by name (`new_net`).
     """
@@ -57,6 +58,7 @@ class Bound(Updates):
     freeze: tuple[str, ...] = ()
     seed: int = 0
     names: tuple[str, ...] = ()
+    is_up_to_constant: bool = False
     upkeep: dict[str, Any] = dataclasses.field(default_factory=dict)
     own: dict[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -96,7 +98,7 @@ class Bound(Updates):
         Raises:
             AlgorithmError: names the factors, and what gives the constant or does without it.
         """
-        if self.is_normalized:
+        if self.is_normalized or self.is_up_to_constant:
             return
         factors, improper = self.structure.factors, self.structure.improper
         said = [f"it has the factors {factors}"] if factors else []
@@ -105,8 +107,8 @@ class Bound(Updates):
         raise AlgorithmError(
             f"{who}: the density of {self.model.name!r} is known up to a constant{why}, expected "
             "a normalised one, since log Z would be missing from every number; log_partition "
-            "estimates log Z, EnergyLogLikelihood takes it, and UnnormalizedLogDensity does "
-            "without."
+            "estimates log Z, EnergyLogLikelihood takes it, and UnnormalizedLogDensity and "
+            "UnnormalizedBound do without."
         )
 
     def inputs(self, fn: Callable, batch: Mapping[str, Array], what: str) -> dict[str, Any]:

@@ -90,16 +90,39 @@ class Room:
         self.fitted, self.backend, self.chunk_size, self.names = fitted, backend, chunk_size, names
         self._key, self._num_chunks, self._example = key, num_chunks, example
         self._num_data = num_data
+        self._bound: dict[Same, tuple[Bound, dict]] = {}
         self._functions: dict[Same, tuple[Callable, Any, Any]] = {}
+        self._placed: tuple[Rows, int, dict[str, Any]] | None = None
         self._seen: dict[Same, tuple[Rows, int, Values]] = {}
 
     def bind(self, fitted: Fitted | None = None) -> tuple[Bound, dict]:
-        """A model on this backend with its parameters; the evaluated one by default."""
+        """A model on this backend with its parameters; the evaluated one by default.
+
+        Bound once an evaluation, whoever asks.
+        """
         chosen = self.fitted if fitted is None else fitted
-        example = {k: v[:1] for k, v in self._example.items()}
-        return chosen.bind(
-            self.backend, example, num_data=self._num_data, num_steps=self._num_chunks
-        )
+        token = Same(chosen)
+        if token not in self._bound:
+            example = {k: v[:1] for k, v in self._example.items()}
+            self._bound[token] = chosen.bind(
+                self.backend, example, num_data=self._num_data, num_steps=self._num_chunks
+            )
+        return self._bound[token]
+
+    def _batch(self, rows: Rows, ids: np.ndarray) -> dict[str, Any]:
+        """A chunk on the device, put there once for all measures that ask for it.
+
+        Every chunk has one shape, so that nothing is compiled twice: the last is filled up.
+        """
+        last = self._placed
+        if last is None or last[0] is not rows or last[1] != len(ids):
+            fill = self._fill(len(ids))
+            batch = {k: self.backend.asarray(v[fill]) for k, v in rows.items()}
+            last = self._placed = (rows, len(ids), batch)
+        return last[2]
+
+    def _fill(self, count: int) -> np.ndarray:
+        return np.minimum(np.arange(max(self.chunk_size, count)), count - 1)
 
     def device(
         self, measure: Measure, fitted: Fitted | None = None
@@ -138,10 +161,8 @@ class Room:
         self, measure: Any, function: Callable, params: Any, key: Any, rows: Rows, ids: np.ndarray
     ) -> Values:
         b, count = self.backend, len(ids)
-        # Every chunk has one shape, so that nothing is compiled twice: the last is filled up.
-        fill = np.minimum(np.arange(max(self.chunk_size, count)), count - 1)
-        batch = {k: b.asarray(v[fill]) for k, v in rows.items()}
-        out = function(params, batch, b.row_keys(key, ids[fill]))
+        keys = b.row_keys(key, ids[self._fill(count)])
+        out = function(params, self._batch(rows, ids), keys)
         values = {n: b.to_numpy(v)[:count] for n, v in out.items()}
         finish = getattr(measure, "finish", None)
         return finish(values) if finish is not None else values

@@ -28,12 +28,14 @@ LOG_Z = LogPartition(1.0, 0.1, 3.0, 0.9, 4, "base", algorithms.AIS())
 NEEDED = {
     "reference": X, "background": vae(), "models": (vae(), vae()), "log_z": LOG_Z,
     "set_point": 3.0, "capacity": 10.0, "num_steps": 100, "controller": algorithms.PI(),
+    "base": algorithms.IWAE(),
 }  # fmt: skip
 BASE = {"GradientNorm": {"reference": X}}
 
 # Another value, with what must change beside it.
 OTHER = {
     "start": {"start": "guide"},
+    "base": {"base": algorithms.IWAE(7)},
     "divergence": {"divergence": "hutchinson"},
     "down_to": {"down_to": "lowest_noise"},
     "log_z": {"log_z": dataclasses.replace(LOG_Z, estimate=1.0 + 1e-12)},
