@@ -49,7 +49,7 @@ class EM:
         drift = b.compile(b.grad(log_joint))
 
         def chains(bound, params, batch, key, extras):
-            return extras or {"z": b.normal(key, (bound.num_data, *shape))}
+            return {"z": bound.kept("z", b.normal(key, (bound.num_data, *shape)), extras)}
 
         def e_step(bound, state, batch, key):
             params, chains = {**state["params"], **state["frozen"]}, state["own"]["z"]

@@ -57,6 +57,7 @@ class MaximumLikelihood:
             frozen though it has latents, or the end of a support is learned
             (`engine.dependence.require_contrast`); a factor reads a latent that data do not give;
             gradient accumulation; persistent chains under inputs that differ from datum to datum.
+        ShapeError: persistent chains of a `Fitted` that are more or fewer than a batch has data.
     """
 
     sampler: AnySampler
@@ -123,10 +124,7 @@ class MaximumLikelihood:
                     "a datum, expected chains that belong to no datum: they would go on under the "
                     "inputs of other data; leave persistent out."
                 )
-            if not extras or "chains" not in extras:
-                return {"chains": x}
-            _require_like(x, extras["chains"])
-            return {"chains": extras["chains"]}
+            return {"chains": bound.kept("chains", x, extras)}
 
         def check_contrast(params: Any, x: Any, batch: Any, key: Any) -> None:
             """Refuses what the factors alone cannot teach, on the first batch."""
@@ -200,15 +198,3 @@ class MaximumLikelihood:
                 f"the trainable nets {trainable}, expected an energy to learn: declare an EBM or a "
                 "Tilted, or use pg.factor in a program."
             )
-
-
-def _require_like(x: Mapping, kept: Mapping) -> None:
-    """Refuses chains of an earlier fit that are others than this one would have."""
-    want = {n: tuple(v.shape) for n, v in x.items()}
-    got = {n: tuple(v.shape) for n, v in kept.items()}
-    if want != got:
-        raise AlgorithmError(
-            f"MaximumLikelihood: goes on from chains of the shapes {got}, expected {want}; give "
-            "the batch_size that they were made with, or begin new ones: "
-            "dataclasses.replace(fitted, extras={})."
-        )

@@ -33,7 +33,9 @@ def like(backend: Backend, where: str, tree: Tree, fresh: Tree) -> Tree:
         wrong = sorted(k for k in {*want, *got} if want.get(k) != got.get(k))[:3]
         raise ShapeError(
             f"{where}: "
-            + "; ".join(f"{k} is {got.get(k)}, expected {want.get(k)}" for k in wrong)
+            + "; ".join(
+                f"{k or 'its array'} is {got.get(k)}, expected {want.get(k)}" for k in wrong
+            )
             + "; were they made by another declaration?"
         )
     for name, value in arrays.items():

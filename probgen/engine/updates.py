@@ -94,15 +94,27 @@ class Updates:
                 f"new_net: got the name {name!r}, which stands for {known!r} already, expected "
                 f"another than {sorted({*self.names, *self.own})}."
             )
-        b = self.backend
         more = {"data": data} if data is not None and wants_data(declaration) else {}
         fresh = declaration.init(named(self.seed, name), *shapes, **more)
         self.own[name] = declaration
         if has_upkeep(declaration, fresh):
             self.upkeep[name] = declaration
-        if kept is not None and name in kept:
-            fresh = like(b, f"new_net: kept parameters of {name!r}", kept[name], fresh)
-        return tree_map(b.asarray, fresh)
+        return self.kept(name, fresh, kept)
+
+    def kept(self, name: str, fresh: Tree, extras: Mapping | None) -> Tree:
+        """extras[name] where a fit goes on and it is there, else `fresh`, what it would begin with.
+
+        Raises:
+            ShapeError: it has another form: it was made from other data or declarations.
+        """
+        if extras is not None and name in extras:
+            where = (
+                f"extras[{name!r}] of the Fitted that the fit goes on from (give what they were "
+                "made with: declarations, data, batch_size; or begin anew from "
+                "dataclasses.replace(fitted, extras={}))"
+            )
+            fresh = like(self.backend, where, extras[name], fresh)
+        return tree_map(self.backend.asarray, fresh)
 
     def start(self, optimizer: Optimizer, params: Mapping) -> dict:
         """What `step` works on: {"params": trainable, "frozen": the others, "opt": its state}.
