@@ -24,8 +24,9 @@ from probgen.data.sources import as_arrays
 from probgen.engine.batches import merge_inputs
 from probgen.engine.bind import bind
 from probgen.engine.bound import Bound
+from probgen.engine.draws import latents_of
 from probgen.engine.fitted import AnyModel
-from probgen.errors import AlgorithmError, DataError, NonFiniteError, ShapeError
+from probgen.errors import AlgorithmError, NonFiniteError
 from probgen.evaluation.calibration.study import start
 from probgen.language.declared import checked
 from probgen.language.kinds import Inputs, Many, Names
@@ -137,7 +138,7 @@ def posterior_predictive(
             f"posterior_predictive: got data {sorted(arrays)}, expected data that observe some "
             f"sites of {declared.name!r} and leave some latent."
         )
-    latents = _latents(bound, draws, num_draws)
+    latents = latents_of(bound.model.name, bound.latents, draws, num_draws, "posterior_predictive")
     lead = next(iter(latents.values())).shape[:2]
     size = _rows_of(bound, rows)
     on_device = {k: b.asarray(v) for k, v in rows.items()}
@@ -256,39 +257,3 @@ def _rows_of(bound: Bound, rows: Mapping[str, np.ndarray]) -> int:
         if site.is_local:
             return int(rows[name].shape[len(site.plates) - 1])
     return len(next(iter(rows.values())))
-
-
-def _latents(bound: Bound, draws: Any, num_draws: int | None) -> dict[str, np.ndarray]:
-    """The model's latents [chain, draw, ...], at most `num_draws` in all."""
-    if hasattr(draws, "children") and "posterior" in draws.children:
-        known = {k: v.values for k, v in draws["posterior"].data_vars.items()}
-    elif isinstance(draws, Mapping):
-        known = {k: np.asarray(v) for k, v in draws.items()}
-    else:
-        raise DataError(
-            f"posterior_predictive: got draws of type {type(draws).__name__}, expected what "
-            "pg.infer returns, or a dict of arrays [chain, draw, ...]."
-        )
-    out = {}
-    for name in bound.latents:
-        # ArviZ's trees have no "/" in names.
-        value = known.get(name, known.get(name.replace("/", ".")))
-        if value is None:
-            raise DataError(
-                f"posterior_predictive: got draws of {sorted(known)}, expected the latent {name!r} "
-                f"of {bound.model.name!r} among them."
-            )
-        out[name] = value
-    leads = {v.shape[:2] for v in out.values()}
-    if len(leads) != 1 or len(next(iter(leads))) < 2 or 0 in next(iter(leads)):
-        raise ShapeError(
-            "posterior_predictive: got draws of shapes "
-            f"{ {n: v.shape for n, v in out.items()} }, expected [chain, draw, ...] of the same "
-            "chains and draws for all latents."
-        )
-    chains, count = next(iter(leads))
-    if num_draws is not None:
-        per_chain = min(count, max(1, num_draws // chains))
-        index = np.linspace(0, count - 1, per_chain).round().astype(np.int64)
-        out = {n: v[:, index] for n, v in out.items()}
-    return out

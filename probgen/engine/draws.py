@@ -6,12 +6,13 @@ plates, or without any of them where a site is computed from constants. No drawi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from probgen.engine.structure import SiteInfo
-from probgen.errors import NonFiniteError
+from probgen.errors import DataError, NonFiniteError, ShapeError
 from probgen.language.program import DATA_PLATE
 
 
@@ -76,3 +77,52 @@ def check_draws(
             f"{who}: {count} of {total} draws of site {name!r} are NaN or infinite, expected "
             f"finite numbers; {cure}."
         )
+
+
+def latents_of(
+    model: str, names: Sequence[str], draws: Any, num_draws: int | None, who: str
+) -> dict[str, np.ndarray]:  # fmt: skip
+    """Latents by site name, [chain, draw, ...], from what `pg.infer` returns or a dict of arrays.
+
+    Args:
+        model: its name, for messages.
+        names: which latents are wanted.
+        num_draws: at most so many in all, evenly spread; None takes all.
+        who: the verb.
+
+    Raises:
+        DataError: draws without one of them. ShapeError: without the axes of chains and draws.
+    """
+    if hasattr(draws, "children") and "posterior" in draws.children:
+        known = {k: v.values for k, v in draws["posterior"].data_vars.items()}
+    elif isinstance(draws, Mapping):
+        known = {k: np.asarray(v) for k, v in draws.items()}
+    else:
+        raise DataError(
+            f"{who}: got draws of type {type(draws).__name__}, expected what pg.infer returns, or "
+            "a dict of arrays [chain, draw, ...]."
+        )
+    out = {}
+    for name in names:
+        # ArviZ's trees have no "/" in names.
+        value = known.get(name, known.get(name.replace("/", ".")))
+        if value is None:
+            raise DataError(
+                f"{who}: got draws of {sorted(known)}, expected the latent {name!r} of {model!r} "
+                "among them."
+            )
+        out[name] = value
+    if not out:
+        return {}
+    leads = {v.shape[:2] for v in out.values()}
+    if len(leads) != 1 or len(next(iter(leads))) < 2 or 0 in next(iter(leads)):
+        raise ShapeError(
+            f"{who}: got draws of shapes { {n: v.shape for n, v in out.items()} }, expected "
+            "[chain, draw, ...] of the same chains and draws for all latents."
+        )
+    chains, count = next(iter(leads))
+    if num_draws is not None:
+        per_chain = min(count, max(1, num_draws // chains))
+        index = np.linspace(0, count - 1, per_chain).round().astype(np.int64)
+        out = {n: v[:, index] for n, v in out.items()}
+    return out

@@ -13,6 +13,7 @@ from probgen.backends import available, resolve
 from probgen.backends.protocol import Backend
 from probgen.engine.bind import bind
 from probgen.engine.bound import Bound, parameter_count
+from probgen.engine.codes import codes
 from probgen.errors import ProbgenError, SaveError, ShapeError
 from probgen.language.declared import argument, declaration
 from probgen.language.kinds import PathLike, Rule
@@ -92,6 +93,24 @@ class Fitted(Viewed):
         """One datum of zeros for each site or input, in shape and type as the fit saw them."""
         kinds = {k: self.dtypes.get(k, "float32") for k in self.shapes}
         return {k: np.zeros((1, *shape), kinds[k]) for k, shape in self.shapes.items()}
+
+    def encode(self, data: Any, inputs: Mapping[str, Any] | None = None) -> dict[str, np.ndarray]:
+        """Codes of data: the mean of each latent under the guide, [n, *event] by name.
+
+        Args:
+            data: rows, as in `fit`.
+            inputs: as in `fit`.
+
+        Raises:
+            AlgorithmError: no guide, global latents, or a distribution without a known mean.
+        """
+        return codes(self, self.resolve("auto"), data, inputs, is_back=False)
+
+    def reconstruct(
+        self, data: Any, inputs: Mapping[str, Any] | None = None
+    ) -> dict[str, np.ndarray]:
+        """Means of the observed sites at the codes of data, [n, *event] by name; see `encode`."""
+        return codes(self, self.resolve("auto"), data, inputs, is_back=True)
 
     def num_parameters(self) -> int:
         """Number of parameters of all nets."""

@@ -24,7 +24,7 @@ from probgen.engine.batches import merge_inputs
 from probgen.engine.bound import Bound
 from probgen.engine.draws import check_draws, samples_first, without_data_axis
 from probgen.engine.explain import check_ancestral
-from probgen.engine.fitted import AnyFitted, Fitted
+from probgen.engine.fitted import AnyModel, Fitted
 from probgen.engine.markov import chain_ends
 from probgen.engine.sample_chunks import in_chunks
 from probgen.engine.spaces import model_target
@@ -36,6 +36,7 @@ from probgen.language.memory import ask
 from probgen.language.model import arguments
 from probgen.language.seeds import check_seed
 from probgen.trees import tree_map
+from probgen.verbs.predictive import data_sets, require_params
 
 
 class Samples(dict):
@@ -58,9 +59,11 @@ class Samples(dict):
 
 @checked
 def generate(
-    fitted: AnyFitted,
+    fitted: AnyModel,
     num_samples: Count,
     *,
+    draws: Any = None,
+    num_data: Count | None = None,
     seed: int | None = None,
     predictive: Literal["prior", "posterior"] | None = None,
     method: AnySampler | None = None,
@@ -72,11 +75,16 @@ def generate(
     backend: str | Backend = "auto",
     device: str = "auto",
 ) -> Samples:
-    """Draws from a fitted model.
+    """Draws from a model: of new data one by one, or of whole data sets at posterior draws.
 
     Args:
-        fitted: model and parameters.
-        num_samples: how many data.
+        fitted: model and parameters; or a declaration without nets, whose globals then come from
+            the prior (prior predictive) or from `draws`.
+        num_samples: how many data; with `draws`, how many data sets, each by a draw of its own.
+        draws: what `pg.infer` returned (by NUTS, or by `Guide` of an SVI fit), or globals by name,
+            [chain, draw, ...]: the posterior predictive at `inputs`, old or new. Latents of single
+            data are drawn anew.
+        num_data: with `draws`, how many data there are in a set, where no input tells it.
         seed: an integer.
         predictive: where global latents come from: "posterior", the fitted guide, or "prior". None
             is "posterior" for a model whose guide draws some. Each sample has its own. A guide that
@@ -94,7 +102,8 @@ def generate(
         backend, device: those of the fit by default.
 
     Returns:
-        `Samples`: a dict of every site's values, global and deterministic ones too.
+        `Samples`: a dict of every site's values, global and deterministic ones too; with `draws`
+        [num_samples, *plates, *event], the data plate as long as the inputs.
 
     Raises:
         MissingSeed: there is no seed, or no integer.
@@ -111,8 +120,14 @@ def generate(
             f"generate: got space={space!r}, return_chain={return_chain} without a method, "
             "expected one whose chains they are about, such as Langevin(1e-2, num_steps=100)."
         )
+    if not isinstance(fitted, Fitted):
+        fitted, predictive = Fitted(fitted, {}), None if draws is not None else "prior"
     model, b = fitted.model, fitted.resolve(backend, device)
+    if draws is not None or num_data is not None:
+        _require_plain(draws, predictive, method, path)
+        return _at_draws(fitted, b, draws, num_samples, num_data, dict(inputs or {}), seed)
     bound, params, rows = _bind(fitted, b, dict(inputs or {}), num_samples)
+    require_params(bound, fitted.params, "generate")
     if method is None and not bound.is_normalized:
         raise AlgorithmError(
             f"generate: the density of {model.name!r} is known up to a constant, so it has no "
@@ -171,6 +186,30 @@ def generate(
         check_draws(f"generate, chains of {method!r}", out, sites, 1, method.cure())
         out.note = method.note(found["stats"])
         out.chain = found["chain"] if return_chain else None
+    return out
+
+
+def _require_plain(draws: Any, predictive: Any, method: Any, path: Any) -> None:
+    found = {"predictive": predictive, "method": method, "path": path}
+    given = [k for k, v in found.items() if v is not None]
+    if draws is None or given:
+        got = f"{given[0]}= with draws=" if draws is not None else "num_data= without draws="
+        raise AlgorithmError(
+            f"generate: got {got}, expected draws= by itself: whole data sets, ancestral given these "
+            "globals; leave the other out."
+        )
+
+
+def _at_draws(
+    fitted: Fitted, b: Backend, draws: Any, num_samples: int, num_data: int | None,
+    inputs: dict[str, Any], seed: int,
+) -> Samples:  # fmt: skip
+    given = {k: np.asarray(v) if isinstance(v, list | tuple) else v for k, v in inputs.items()}
+    values, bound = data_sets(fitted, b, draws, num_samples, num_data, given, b.key(seed), seed)
+    out = Samples(values)
+    check_draws("generate", out, bound.structure.sites, 1, "look at the draws of its parameters")
+    names = [n for n in bound.latents if not bound.structure.sites[n].is_local]
+    out.note = f"posterior predictive: globals {', '.join(names)} from the draws"
     return out
 
 
