@@ -195,8 +195,8 @@ def _require_plain(draws: Any, predictive: Any, method: Any, path: Any) -> None:
     if draws is None or given:
         got = f"{given[0]}= with draws=" if draws is not None else "num_data= without draws="
         raise AlgorithmError(
-            f"generate: got {got}, expected draws= by itself: whole data sets, ancestral given these "
-            "globals; leave the other out."
+            f"generate: got {got}, expected draws= by itself: whole data sets, ancestral given "
+            "these globals; leave the other out."
         )
 
 
