@@ -54,7 +54,7 @@ def test_the_predictive_has_its_closed_form(b, predictive, mean, sd, note):
     assert {n: v.shape for n, v in draws.items()} == {
         "w": (N,), "twice": (N,), "y": (N,), "pair": (N, 2),
     }  # fmt: skip
-    np.testing.assert_array_equal(draws["twice"], 2.0 * draws["w"])
+    np.testing.assert_allclose(draws["twice"], 2.0 * draws["w"], rtol=1e-6)
     np.testing.assert_allclose(draws["pair"], np.stack([draws["y"], X], -1), rtol=1e-5)
     within(draws["w"], mean)
     within((draws["w"] - mean) ** 2, sd**2)
