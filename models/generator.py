@@ -7,7 +7,7 @@ import math
 from typing import Any
 
 import probgen as pg
-from probgen import ops
+from probgen import dist, ops
 from probgen.engine.fitted import Fitted
 from probgen.errors import DeclarationError
 from probgen.language.declared import declaration
@@ -98,6 +98,19 @@ class Generator(Model):
         if prior is None:
             return pg.sample("z", self.latent)
         return pg.submodel("prior", prior, rename={"x": "z"})["x"]
+
+    def draw_mean(self) -> Array:
+        """Declares z and x = E[x | z]: x is no random variable of its own, and has no density.
+
+        Data may still be given for x, as for a factor that reads it.
+        """
+        mean = self.likelihood.mean(self.decode(self.draw_latent()))
+        shape = self.event_shape()
+        axes = tuple(range(-len(shape), 0))
+        return pg.sample("x", dist.Density(
+            lambda x: 0.0 * (ops.sum(x, axis=axes) if axes else x), lambda noise: mean,
+            event_shape=shape, noise_shape=(0,), is_normalized=False,
+        ))  # fmt: skip
 
     def decode(self, z: Array) -> Array:
         """The decoder's output for z, with the likelihood's numbers per value on a last axis."""

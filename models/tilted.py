@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from typing import Any
+from typing import Any, Literal
 
 import probgen as pg
 from probgen.engine.fitted import Fitted
 from probgen.errors import UnknownName
-from probgen.language.declared import declaration
+from probgen.language.capabilities import DrawsMean
+from probgen.language.declared import declaration, require
 from probgen.language.kinds import AnyNet, Text
 from probgen.language.model import Model, Sketch
 
@@ -22,6 +23,9 @@ class Tilted(Model):
         base: a `Fitted` (its parameters are carried along and stay frozen) or a declaration.
         energy: a net from that site's value to a number per datum.
         on: the site; "x" tilts the data.
+        through: "sample" tilts the base's own density of `on`. "mean" tilts a generator without its
+            noise, p(z) exp(-E(E[x | z])) / Z: draws are decoder means, and x has no density, so
+            that no likelihood of data exists and every measure of one refuses.
         net_name: name of the energy's parameters; change it to tilt a tilted model again.
 
     Sites: the base's, and the factor "tilt" (or `net_name`'s own) = -E. Nets: the base's, "energy".
@@ -33,9 +37,15 @@ class Tilted(Model):
     base: Model | Fitted
     energy: AnyNet
     on: Text = "x"
+    through: Literal["sample", "mean"] = dataclasses.field(default="sample", kw_only=True)
     net_name: Text = dataclasses.field(default="energy", kw_only=True)
 
     is_normalized = False
+
+    def __post_init__(self) -> None:
+        if self.through == "mean":
+            can = isinstance(self.model, DrawsMean) and self.on == "x"
+            require(can, self, 'a generator (a VAE, say) tilted on="x" by its mean', "through")
 
     @property
     def model(self) -> Model:
@@ -56,7 +66,11 @@ class Tilted(Model):
         base = model.program
 
         def program(**inputs: Any) -> None:
-            values = pg.submodel("", model, **inputs)
+            if self.through == "mean":
+                with pg.data_plate():
+                    values = {"x": model.draw_mean()}  # type: ignore[attr-defined]
+            else:
+                values = pg.submodel("", model, **inputs)
             if self.on not in values:
                 raise UnknownName(
                     f"Tilted: got on={self.on!r}, expected a site of the base: {sorted(values)}."
@@ -78,9 +92,11 @@ class Tilted(Model):
 
     @property
     def guide(self) -> Any:  # type: ignore[override]
-        return self.model.guide
+        return self.model.guide if self.through == "sample" else None
 
     def formula(self) -> str:
+        if self.through == "mean":
+            return r"p_\theta(z) = \frac{1}{Z_\theta}\ p(z)\ e^{-E_\theta(\mathbb{E}[x \mid z])}"
         inner = self.model.formula() or r"p(x, z)"
         head = inner.split("=", 1)[-1].split(r",\qquad")[0].strip()
         return rf"p_\theta(x, z) = \frac{{1}}{{Z_\theta}}\ {head}\ e^{{-E_\theta({self.on})}}"

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from probgen.engine.bound import Bound
+from probgen.errors import AlgorithmError
 from probgen.inference.likelihood.importance import IWAE
 from probgen.inference.objectives.elbo import ELBO
 from probgen.language.declared import declaration
@@ -33,7 +34,8 @@ class UnnormalizedBound:
     Args:
         base: `IWAE(K)` or `ELBO(K)`, by which the latents are integrated out.
 
-    Raises (when bound): AlgorithmError: no guide, or latents outside the data plate.
+    Raises (when bound): AlgorithmError: no guide, latents outside the data plate, or data without
+        a density (a tilt of decoder means).
 
     Source: Xiao et al. 2021, arXiv:2010.00654, section 3 (the tilted VAE).
     """
@@ -55,6 +57,13 @@ class UnnormalizedBound:
 
     def bind_measure(self, bound: Bound) -> Callable:
         """The base's measure with every factor in its weights."""
+        nowhere = [n for n in bound.observed if n in bound.structure.improper]
+        if nowhere:
+            raise AlgorithmError(
+                f"{self.name}: the data {nowhere} have no density under {bound.model.name!r}, not "
+                "even up to a constant, expected a likelihood of them; tilt the model's samples "
+                'and not its means, Tilted(base, energy, through="sample").'
+            )
         return self.base.bind_measure(dataclasses.replace(bound, is_up_to_constant=True))
 
     def finish(self, values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -33,6 +33,13 @@ class HasMean(Protocol):
 
 
 @runtime_checkable
+class DrawsMean(Protocol):
+    """Declares, in place of its program, its latents and x = E[x | z] for them: no density of x."""
+
+    def draw_mean(self) -> Array: ...
+
+
+@runtime_checkable
 class Denoises(Protocol):
     """A chain from noise to data with a net that denoises: see `probgen.models.Diffusion`.
 

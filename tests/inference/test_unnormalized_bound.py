@@ -13,7 +13,8 @@ import probgen as pg
 from probgen import nets
 from probgen.engine import fitted as engine_fitted
 from probgen.engine.fitted import Fitted
-from probgen.errors import AlgorithmError
+from probgen.engine.spaces import model_target
+from probgen.errors import AlgorithmError, DeclarationError
 from probgen.inference import ELBO, IWAE, UnnormalizedBound
 from probgen.models import Tilted
 
@@ -71,6 +72,32 @@ def test_a_tilt_of_the_latent_is_that_of_quadrature(b):
     ratio = np.exp(table["estimate"].values.reshape(3, 100) - want[:, None])  # of mean one
     assert (np.abs(ratio.mean(1) - 1.0) < 5 * ratio.std(1) / 10.0).all()
     assert (ratio.std(1) < 0.3).all()  # so that the five errors are below 15 %
+
+
+def test_a_tilt_of_decoder_means_has_draws_and_no_likelihood(b):
+    """In noise space log N(eps; 0, I) - E(E[x | z(eps)]), the data's own term -E(x) alone."""
+    base = linear()
+    whole, energy = tilted(base, "x")
+    model = Tilted(base, whole.model.energy, through="mean")
+    fitted = Fitted(model, whole.params, shapes={"x": (3,)})
+    x = draws(4)
+    bound, params = fitted.bind(b, {"x": x})
+    target = model_target(bound, "noise")
+    eps = target.init(params, {}, b.key(0), 4)
+    z = b.to_numpy(eps["z"])
+    mean = z @ W + B
+    want = st.norm.logpdf(z).sum(-1) - energy(mean)
+    found = b.to_numpy(target.log_density(eps, params, {}))
+    np.testing.assert_allclose(found, want, rtol=1e-4, atol=1e-5)
+    at = target.values(eps, params, {})
+    np.testing.assert_allclose(b.to_numpy(at["x"]), mean, rtol=1e-4, atol=1e-5)
+    data = bound.trace(params, {"x": b.asarray(x)}, key=b.key(0))
+    np.testing.assert_allclose(b.to_numpy(data["tilt"].log_prob), -energy(x), rtol=1e-4)
+    for measure in (IWAE(4), UnnormalizedBound(IWAE(4))):
+        with pytest.raises(AlgorithmError, match="has no guide|no density|up to a constant"):
+            measure.bind_measure(bound)
+    with pytest.raises(DeclarationError, match="through"):
+        Tilted(model, whole.model.energy, on="z", through="mean")
 
 
 def test_an_evaluation_binds_its_model_once(b, monkeypatch):
