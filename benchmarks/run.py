@@ -24,6 +24,7 @@ ROWS = {
     "nuts": "nuts",
     "regret": "regret",
     "importance": "importance",
+    "again": "again",
 }
 
 

@@ -12,10 +12,10 @@ from probgen.backends.chains import Chains
 from probgen.engine.chain_pieces import Pieces, chains
 from probgen.engine.fitted import Fitted
 from probgen.engine.sample_chunks import in_chunks
+from probgen.language.content import content
 from probgen.records import reading
 from probgen.records.checkpoint import Checkpoints, restore
 from probgen.records.chunks import ChunkStore
-from probgen.records.content import content
 from probgen.records.evaluation import Evaluation
 from probgen.records.history import History
 from probgen.records.store import flatten

@@ -22,7 +22,7 @@ from probgen.inference.likelihood.importance import IWAE, importance_estimate
 from probgen.inference.likelihood.interval import error_of_mean
 from probgen.inference.ood.moments import check_guide
 from probgen.language.declared import declaration
-from probgen.records.identity import identity
+from probgen.language.identity import identity
 
 
 @declaration

@@ -18,8 +18,8 @@ from probgen.data.sources import as_arrays
 from probgen.engine.data_support import SupportCheck
 from probgen.engine.measure import Room, Rows, Same, Values, start
 from probgen.errors import DataError, NonFiniteError, ProbgenError
+from probgen.language.content import content
 from probgen.language.kinds import Rule
-from probgen.records.content import content
 
 FIRST_ID = 2**30  # numbers of reference data, so that they share no noise with the data evaluated
 

@@ -24,9 +24,9 @@ from probgen.inference.ood.codecs import as_images
 from probgen.inference.ood.other_models import observed_site
 from probgen.inference.ood.reference import ReferenceData, over, set_reference
 from probgen.language.declared import declaration
+from probgen.language.identity import identity
 from probgen.language.kinds import CountOrZero, Many, Width, having, within
 from probgen.language.program import DATA_PLATE
-from probgen.records.identity import identity
 
 Array = Any
 Density = Annotated[

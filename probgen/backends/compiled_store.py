@@ -42,7 +42,7 @@ class Store:
 
         Args:
             token: what the value is; None for what cannot be told, which is never kept.
-            make: makes it.
+            make: makes it; None is not kept.
             nbytes: of the value, how much memory it holds beside its code.
         """
         if token is None:
@@ -52,6 +52,8 @@ class Store:
                 self._items.move_to_end(token)
                 return self._items[token][0]
         value = make()
+        if value is None:
+            return None
         with self._turn:
             self._items[token] = value, nbytes(value)
             self._items.move_to_end(token)

@@ -37,7 +37,7 @@ class Bound(Updates):
         num_draws: draws per step that a fit without data asks for (`batch_size=`); else None.
         accumulate: micro-batches per update.
         freeze: names of nets, or of parts with several, that the fit was told to leave alone.
-        seed: of the fit.
+        seed: of the fit, for initial weights alone: what is compiled serves every seed.
         names: of all nets that have parameters.
         is_up_to_constant: whoever asks says "nats + constant", so that log Z may be missing.
         upkeep: nets with more than an optimiser's step to them; see `probgen.nets.buffers`.
@@ -61,6 +61,11 @@ class Bound(Updates):
     is_up_to_constant: bool = False
     upkeep: dict[str, Any] = dataclasses.field(default_factory=dict)
     own: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __identity__(self) -> dict[str, Any]:
+        """All that its programs depend on: not `num_steps`, a matter of cost, nor `seed`."""
+        names = {f.name for f in dataclasses.fields(self)} - {"num_steps", "seed"}
+        return {n: getattr(self, n) for n in sorted(names)}
 
     @property
     def latents(self) -> tuple[str, ...]:

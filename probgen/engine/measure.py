@@ -51,7 +51,7 @@ class Measure(Protocol):
         noise_name: what its noise is keyed by, where that is not the name: measures that share one
             see the same draws.
         __identity__(): what tells it from others where its attributes do not
-            (`probgen.records.identity`).
+            (`probgen.language.identity`).
     """
 
     @property

@@ -17,9 +17,9 @@ import numpy as np
 from probgen.backends.protocol import Backend
 from probgen.data.sources import ArraySource, LazySource
 from probgen.engine.fitted import Fitted
+from probgen.language.content import content
+from probgen.language.identity import identity
 from probgen.language.model import Model
-from probgen.records.content import content
-from probgen.records.identity import identity
 from probgen.records.store import flatten
 from probgen.trees import tree_map
 from probgen.version import __version__

@@ -13,6 +13,7 @@ import numpy as np
 
 from probgen.backends.lowering import axis_sizes
 from probgen.backends.protocol import Backend, Site
+from probgen.language.identity import Form
 from probgen.language.program import DATA_PLATE
 from probgen.language.supports import support_of
 
@@ -40,6 +41,11 @@ class SiteInfo(NamedTuple):
     shape: tuple[int, ...] = ()
     batch_shape: tuple[int, ...] = ()
     noise_shape: tuple[int, ...] | None = None
+
+    def __identity__(self) -> dict[str, Any]:
+        """Without the numbers that the run had."""
+        mine = {**self._asdict(), "distribution": self.family}
+        return {**mine, "declaration": Form(self.declaration)}
 
     @property
     def is_local(self) -> bool:

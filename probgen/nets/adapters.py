@@ -16,6 +16,7 @@ import numpy as np
 from probgen.errors import DeclarationError, ShapeError
 from probgen.language import ops
 from probgen.language.declared import declaration
+from probgen.language.identity import Form
 from probgen.language.kinds import Axes, having
 from probgen.nets.base import Array, EventAxes, Key, Params, Shape
 from probgen.trees import tree_items, tree_map
@@ -96,6 +97,11 @@ class TorchNet:
         return with_one_batch_axis(
             lambda *xs: functional_call(self.module, weights, xs), inputs, self.in_ndim
         )
+
+    def __identity__(self) -> dict[str, Any]:
+        """Settings and buffers; the fit's parameters take the place of the module's."""
+        given = tuple(self.module.parameters())
+        return {"module": Form(self.module, given), "in_ndim": self.in_ndim}
 
     def check(self, params: Params, *inputs: Array) -> None:
         """Runs the module once, and refuses one that does more than compute its output.

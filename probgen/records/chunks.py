@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from probgen.errors import SaveError
+from probgen.language.content import content
 from probgen.records import atomic, store
-from probgen.records.content import content
 from probgen.records.entries import AGAIN, require_same
 
 Values = dict[str, dict[str, np.ndarray]]

@@ -17,10 +17,10 @@ import numpy as np
 import xarray
 
 from probgen.errors import DataError, SaveError, UnknownName
+from probgen.language.content import content
 from probgen.language.dist import did_you_mean
 from probgen.records import store
 from probgen.records.chunks import check_estimates, grouped, named
-from probgen.records.content import content
 
 Values = dict[str, np.ndarray]
 _WHOLE = "of the whole table"

@@ -20,13 +20,13 @@ from probgen.engine.fitted import AnyFitted
 from probgen.engine.interrupt import asked_to_stop
 from probgen.engine.measure import Measure, Room, check_finite, start
 from probgen.errors import AlgorithmError, DataError
+from probgen.language.content import RowsMark
 from probgen.language.declared import checked
 from probgen.language.kinds import Count, Inputs, Names, PathLike
 from probgen.language.seeds import check_seed
 from probgen.progress import bar
 from probgen.records import atomic, store
 from probgen.records.chunks import ChunkStore
-from probgen.records.content import RowsMark
 from probgen.records.entries import AGAIN, require_same
 from probgen.records.evaluation import Evaluation, check_name
 
@@ -63,7 +63,7 @@ def evaluate(
         chunk_size: data at a time.
         path: a folder for the table. Finished chunks are written beside it as they come; the same
             call after a kill (with the same `chunk_size`) reads them and goes on, where model,
-            measures, inputs and data are the same by their content (`probgen.records.identity`).
+            measures, inputs and data are the same by their content (`probgen.language.identity`).
             The table is there when the call returns, and a further call of the same returns it. One
             call at a time writes there; Ctrl-C and SIGTERM keep the chunk that runs, and say so.
         backend, device: those of the fit by default.

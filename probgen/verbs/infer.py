@@ -81,7 +81,7 @@ def infer(
             as many as memory easily holds. It changes no number.
         path: a folder for the chains. Draws are kept beside it as they come, and the same call
             after a kill goes on from there, to the same draws, to the bit, where model, data,
-            inputs, method and seed are the same by their content (`probgen.records.identity`). On
+            inputs, method and seed are the same by their content (`probgen.language.identity`). On
             torch, whose NUTS and HMC run one chain after another, their finished chains are kept
             and an unfinished one begins again; all else goes on from the last of some twenty
             pieces.

@@ -10,6 +10,7 @@ from compilations import Compilations
 import probgen as pg
 from probgen import backends, dist, nets
 from probgen.backends.compiled_store import Store, programs
+from probgen.backends.protocol import Optimizer
 from probgen.inference import ELBO, HMC, SVI
 
 ROUTE = {"torch": {"compile": "graph"}, "jax": {}}
@@ -79,8 +80,6 @@ def runs(backend_name):
 
 
 def test_a_second_run_of_each_verb_compiles_nothing(runs, backend_name):
-    if backend_name == "torch":
-        pytest.skip("torch traces its graphs anew in each verb")
     (first, *_), (second, *_), (again, *_) = runs
     assert first and not second and not again
 
@@ -158,8 +157,9 @@ def test_functions_that_call_back_to_python_are_not_shared():
             lambda x: jax.pure_callback(lambda v: np.float32(factor) * np.asarray(v), like, x)
         )
 
-    x = b.asarray(np.float32(1.0))
+    x, before = b.asarray(np.float32(1.0)), len(programs)
     assert [float(through(factor)(x)) for factor in (2.0, 3.0)] == [2.0, 3.0]
+    assert len(programs) == before  # another function may come to stand at the address of one
 
 
 def test_an_array_that_a_function_closes_over_is_an_argument_of_its_program():
@@ -180,3 +180,59 @@ def test_an_array_that_a_function_closes_over_is_an_argument_of_its_program():
     del one, two
     gc.collect()
     assert [ref() for ref in alive] == [None, None]
+
+
+def test_a_tensor_that_a_function_closes_over_is_an_input_of_its_graph():
+    """Whoever shares a graph goes on with tensors of its own, and the store keeps none alive."""
+    torch = pytest.importorskip("torch")
+    b = backends.load("torch", "cpu", compile="graph")
+
+    def scaled(factors):
+        return b.compile(lambda x: x * factors.exp())
+
+    one, two, x = torch.ones(3), torch.ones(3), torch.ones(3)
+    first = scaled(one)
+    first(x)
+    with Compilations("torch") as seen:
+        second = scaled(two)
+        second(x)
+        two.mul_(2.0)
+        np.testing.assert_allclose(second(x), np.exp(2.0) * np.ones(3), rtol=1e-6)
+        np.testing.assert_allclose(first(x), np.exp(1.0) * np.ones(3), rtol=1e-6)
+    assert not seen.names
+    np.testing.assert_allclose(scaled(two)(x), np.exp(2.0) * np.ones(3), rtol=1e-6)
+    alive = [weakref.ref(each) for each in (one, two, x)]
+    del one, two, x, first, second
+    gc.collect()
+    assert [ref() for ref in alive] == [None] * 3
+
+
+def test_what_a_function_computes_with_is_part_of_what_it_is():
+    """Of these pairs the first is traced, and the second is another function."""
+    torch = pytest.importorskip("torch")
+    b = backends.load("torch", "cpu", compile="graph")
+    x = torch.ones(2)
+
+    def of(value):
+        return b.compile(lambda x: x * value)
+
+    def of_array(value):
+        return b.compile(lambda x: x * b.asarray(value))
+
+    def within(rate):
+        held = Optimizer(None, lambda x: x * rate)
+        return b.compile(lambda x: held.update(x))
+
+    def inner(value):
+        step = of(value)
+        return b.compile(lambda x: step(x) + 1.0)
+
+    pairs = [
+        (of(2.0), of(3.0), 2.0, 3.0), (within(2.0), within(5.0), 2.0, 5.0),
+        (of_array(np.full(2, 2.0)), of_array(np.full(2, 4.0)), 2.0, 4.0),
+        (inner(2.0), inner(6.0), 3.0, 7.0),
+    ]  # fmt: skip
+    for one, other, first, second in pairs:
+        assert (float(one(x)[0]), float(other(x)[0])) == (first, second)
+    fn = b.compile(lambda x, n: x * len(repr(n)))  # these are equal, and not the same
+    assert [float(fn(x, n)[0]) for n in (1, 1.0, True)] == [1.0, 3.0, 4.0]

@@ -61,6 +61,9 @@ class JaxBackend:
                 "device='cpu', or install jax with support for your GPU."
             ) from error
 
+    def __identity__(self) -> str:
+        return self.name
+
     def __repr__(self) -> str:
         return f"JaxBackend(device={self.device!r})"
 

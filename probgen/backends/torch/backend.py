@@ -16,7 +16,7 @@ from probgen.backends.lowering import edges, gaussian_kl, held_integers, in_supp
 from probgen.backends.protocol import Optimizer, Site
 from probgen.backends.torch import mcmc, optimizers, random, rows
 from probgen.backends.torch import ops as torch_ops
-from probgen.backends.torch.compile import Compiled, cond
+from probgen.backends.torch.compile import Compiled, Seen, cond
 from probgen.backends.torch.distributions import like_multivariate, noise_map, normal_base
 from probgen.backends.torch.lowering import (
     Lowering,
@@ -56,7 +56,7 @@ class TorchBackend:
             raise BackendError(f"compile: got {compile!r}, expected one of {', '.join(_COMPILE)}.")
         self.policy = compile
         self.device = self._device(device)
-        self.compiled: list[Compiled] = []
+        self._seen = Seen()
 
     @staticmethod
     def _device(device: str) -> str:
@@ -77,6 +77,9 @@ class TorchBackend:
         if found.type != "cpu":
             raise BackendError(f"device {device!r}: expected 'cpu' or 'cuda:N'.")
         return "cpu"
+
+    def __identity__(self) -> str:
+        return self.name
 
     def __repr__(self) -> str:
         return f"TorchBackend(device={self.device!r}, compile={self.policy!r})"
@@ -200,9 +203,7 @@ class TorchBackend:
             return self._by_row(fn, num_calls)
         if over == "leading":
             return self._over_leading(fn, num_calls)
-        out = Compiled(fn, self.device, self.policy, num_calls)
-        self.compiled.append(out)
-        return out
+        return Compiled(fn, self.device, self.policy, num_calls, self._seen)
 
     def _by_row(self, fn: Callable, num_calls: int | None) -> Callable:
         """`fn(params, batch, row_keys)`; one datum at a time where it must be."""
@@ -400,11 +401,9 @@ class TorchBackend:
 
     def info(self) -> dict[str, Any]:
         """What ran: device, versions and the routes of compiled functions."""
-        routes = sorted({c.route for c in self.compiled if c.graphs})
-        reasons = [c.reason for c in self.compiled if c.reason]
         return {
-            "device": self.device, **self.versions(), "routes": routes, "fallbacks": reasons,
-            "sums": "torch",
+            "device": self.device, **self.versions(), "routes": sorted(self._seen.routes),
+            "fallbacks": list(self._seen.reasons), "sums": "torch",
         }  # fmt: skip
 
 

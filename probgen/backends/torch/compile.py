@@ -5,7 +5,7 @@
     live       the function itself, every time
 
 Tensors, keys and noise are the graph's inputs; everything else is a constant of it. What could not
-be traced or compiled falls to the next route, with the reason logged and kept in `Compiled.route`.
+be traced or compiled falls to the next route, with the reason logged and kept (`Built.reason`).
 The example inputs are cloned before tracing: make_fx merges two inputs that are one tensor.
 """
 
@@ -14,14 +14,17 @@ from __future__ import annotations
 import contextvars
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from probgen.backends.compiled_store import programs
 from probgen.backends.keys import Key, mix
 from probgen.backends.torch import random
-from probgen.backends.torch.simplify import fold, simplify
+from probgen.backends.torch.simplify import fold, lift, simplify
+from probgen.errors import DeclarationError, NotByRow, ProbgenError
+from probgen.language.identity import contents
 from probgen.progress import log
 from probgen.trees import tree_leaves, tree_map
 
@@ -48,8 +51,8 @@ def flatten(value: Any, tensors: list, keys: list, spec: list) -> None:
         spec.append((kind, len(value)))
         for v in value:
             flatten(v, tensors, keys, spec)
-    else:
-        spec.append(value)
+    else:  # 1, 1.0 and True are equal, and so are 0.0 and -0.0
+        spec.append((kind, repr(value) if kind is float else value))
 
 
 def _rebuild(value: Any, tensors: Any, keys: Any) -> Any:
@@ -89,7 +92,12 @@ def cond(pred: Any, if_true: Callable, if_false: Callable, *args: Any) -> Any:
 
 
 class Graph:
-    """One function at one set of shapes: `call(tensors, seeds) -> output`."""
+    """One function at one set of shapes: `call(tensors, seeds, constants) -> output`.
+
+    Attributes:
+        constants: the tensors that the function closes over, which are inputs of the graph too;
+            whoever makes a graph takes them out of it (`take_constants`).
+    """
 
     def __init__(self, fn: Callable, args: tuple, route: str, device: str):
         # Draws while planning and tracing are thrown away; the caller's random state stays.
@@ -126,6 +134,7 @@ class Graph:
         with torch.no_grad():
             module = make_fx(flat)(*example)
         module.graph.eliminate_dead_code()
+        self.constants = lift(module)
         simplify(module)
         self.draws_inside = any(
             "rand" in str(n.target)
@@ -140,7 +149,7 @@ class Graph:
         )
         self.route = route
         if route == "inductor":
-            self.run = self._inductor(module, example)
+            self.run = self._inductor(module, [*example, *self.constants])
         else:
             fold(module)
             self.run = module.forward
@@ -164,12 +173,19 @@ class Graph:
             warnings.simplefilter("ignore")  # inductor's own deprecations, not ours to act on
             return inductor(module, example)
 
-    def __call__(self, tensors: list, keys: list, device: str) -> Any:
+    def take_constants(self) -> list[torch.Tensor]:
+        """The constants, which the graph no longer holds."""
+        constants, self.constants = self.constants, []
+        return constants
+
+    def __call__(self, tensors: list, keys: list, device: str, constants: list) -> Any:
         # Compiled code reads memory by the strides that it was made for, the contiguous ones.
         inputs = [t if t.is_contiguous() else t.contiguous() for t in tensors]
         seeds = [k.seed for k in keys]
         if self.num_noise:
             inputs += random.redraw(self.plan.slots, seeds)
+        if constants:
+            inputs += [t if t.is_contiguous() else t.contiguous() for t in constants]
         had_grad = torch.is_grad_enabled()
         torch._C._set_grad_enabled(False)  # torch.no_grad() without its cost per call
         try:
@@ -184,18 +200,71 @@ class Graph:
         return self.build_output(iter(out))
 
 
-class Compiled:
-    """A function with a graph for each set of shapes that it meets."""
+class Built(NamedTuple):
+    """What came of compiling one function at one set of shapes.
 
-    def __init__(self, fn: Callable, device: str, policy: str, num_calls: int | None):
+    graph: None where the function runs live; constants: the tensors that the function closes over;
+    reason: why a better route was not taken; refusal: what `NotByRow` said, where the function
+    cannot run on row keys.
+    """
+
+    graph: Graph | None
+    constants: list[torch.Tensor]
+    reason: str = ""
+    refusal: str = ""
+
+    @property
+    def route(self) -> str:
+        return "live" if self.graph is None else self.graph.route
+
+
+class Kept(NamedTuple):
+    """A `Built` for all functions of one content: `constants` are places among the tensors of that
+    content, and copies of those that are not among them, which the function makes itself."""
+
+    built: Built
+    constants: list[int | torch.Tensor]
+
+    def nbytes(self) -> int:
+        return sum(c.nbytes for c in self.constants if isinstance(c, torch.Tensor))
+
+
+class Seen:
+    """Routes that functions took, and reasons of those that fell back."""
+
+    def __init__(self) -> None:
+        self.routes: set[str] = set()
+        self.reasons: dict[str, None] = {}
+
+
+class Compiled:
+    """A function with a graph for each set of shapes that it meets.
+
+    A graph is kept under the content of its function (`probgen.language.identity`) and its shapes,
+    and is traced once by all who compile that. A function whose content cannot be told has graphs
+    of its own.
+    """
+
+    def __init__(
+        self, fn: Callable, device: str, policy: str, num_calls: int | None,
+        seen: Seen | None = None,
+    ):  # fmt: skip
         self.fn, self.device, self.policy, self.num_calls = fn, device, policy, num_calls
-        self.graphs: dict[tuple, Any] = {}
-        self.reason = ""
+        self.seen = Seen() if seen is None else seen
+        self.graphs: dict[tuple, Built] = {}
+
+    def __identity__(self) -> Callable:
+        return self.fn
 
     @property
     def route(self) -> str:
         """The route of the latest graph: inductor, graph or live."""
         return getattr(next(reversed(self.graphs.values()), None), "route", "live")
+
+    @property
+    def reason(self) -> str:
+        """Why the latest graph took no better route."""
+        return getattr(next(reversed(self.graphs.values()), None), "reason", "")
 
     def _wanted(self) -> str:
         if self.policy != "auto":
@@ -213,23 +282,69 @@ class Compiled:
         spec: list = []
         flatten(args, tensors, keys, spec)
         signature = tuple(spec)
-        graph = self.graphs.get(signature)
-        if graph is None:
-            graph = self.graphs[signature] = self._build(args)
-        if graph == "live":
-            return self.fn(*args)
-        return graph(tensors, keys, self.device)
+        built = self.graphs.get(signature)
+        if built is None:
+            built = self.graphs[signature] = self._find(args, signature)
+        if built.graph is not None:
+            return built.graph(tensors, keys, self.device, built.constants)
+        if built.refusal:
+            raise NotByRow(built.refusal)
+        return self.fn(*args)
 
-    def _build(self, args: tuple) -> Any:
-        routes = {"inductor": ("inductor", "graph"), "graph": ("graph",), "live": ()}
-        for route in routes[self._wanted()]:
+    def _find(self, args: tuple, signature: tuple) -> Built:
+        wanted = self._wanted()
+        built = Built(None, []) if wanted == "live" else self._shared(args, wanted, signature)
+        self.seen.routes.add(built.route)
+        if built.reason:
+            self.seen.reasons[built.reason] = None
+        return built
+
+    def _shared(self, args: tuple, wanted: str, signature: tuple) -> Built:
+        """What is kept for the content of the function, or is built and then kept."""
+        try:
+            content = contents(self.fn, "function")
+        except DeclarationError as error:
+            log.debug("torch: a graph is not shared: %s", error)
+            return self._build(args, wanted)
+        mine: list[Built] = []
+
+        def make() -> Kept | None:
+            built = self._build(args, wanted)
+            mine.append(built)
+            if {id(c) for c in built.constants} & {id(t) for t in content.forms}:
+                return None  # it computes with numbers that its content leaves out
+            at = {id(t): i for i, t in enumerate(content.tensors)}
+            places = [at[id(c)] if id(c) in at else c.detach().clone() for c in built.constants]
+            return Kept(built._replace(constants=[]), places)
+
+        token = ("torch", self.device, wanted, _settings(self.device), content.identity, signature)
+        kept = programs.get(token, make, Kept.nbytes)
+        if mine:
+            return mine[0]
+        constants = [content.tensors[c] if isinstance(c, int) else c for c in kept.constants]
+        return kept.built._replace(constants=constants)
+
+    def _build(self, args: tuple, wanted: str) -> Built:
+        reason = ""
+        for route in {"inductor": ("inductor", "graph"), "graph": ("graph",)}[wanted]:
             try:
-                return Graph(self.fn, args, route, self.device)
+                graph = Graph(self.fn, args, route, self.device)
+                return Built(graph, graph.take_constants(), reason)
+            except NotByRow as error:
+                return Built(None, [], reason, str(error))
+            except ProbgenError:
+                raise
             except Exception as error:  # any failure to trace means the next route
-                from probgen.errors import ProbgenError
+                reason = f"{route}: {type(error).__name__}: {str(error).strip()[:300]}"
+                log.warning("torch: a function falls back from %s", reason)
+        return Built(None, [], reason)
 
-                if isinstance(error, ProbgenError):
-                    raise
-                self.reason = f"{route}: {type(error).__name__}: {str(error).strip()[:300]}"
-                log.warning("torch: a function falls back from %s", self.reason)
-        return "live"
+
+def _settings(device: str) -> tuple:
+    """Those of torch that change what is traced or compiled."""
+    kind = device.partition(":")[0]
+    return (
+        torch.get_default_dtype(), torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind),
+        torch.are_deterministic_algorithms_enabled(), torch.get_float32_matmul_precision(),
+        torch.get_num_threads(),
+    )  # fmt: skip

@@ -90,6 +90,32 @@ def _is_outer(node: Node) -> bool:
     return isinstance(left, torch.Tensor) and left.ndim == 2 and left.shape[1] == 1
 
 
+def lift(module: GraphModule) -> list[torch.Tensor]:
+    """Makes the tensors that the traced function closes over inputs, after the others; gives them.
+
+    What it makes of numbers in its own text (`lift_fresh_copy`) stays a constant of the graph.
+    """
+    graph = module.graph
+    found: dict[Any, tuple[Node, torch.Tensor]] = {}
+    last = [n for n in graph.nodes if n.op == "placeholder"]
+    for node in list(graph.nodes):
+        value = getattr(module, str(node.target), None) if node.op == "get_attr" else None
+        own = all(_op(user) is aten.lift_fresh_copy.default for user in node.users)
+        if own or not isinstance(value, torch.Tensor):
+            continue
+        if node.target not in found:
+            with graph.inserting_after(last[-1]) if last else graph.inserting_before():
+                last.append(graph.placeholder(f"closed_{len(found)}"))
+            last[-1].meta.update(node.meta)
+            found[node.target] = last[-1], value
+        node.replace_all_uses_with(found[node.target][0])
+        graph.erase_node(node)
+    for name in found:
+        delattr(module, name)
+    module.recompile()
+    return [value for _, value in found.values()]
+
+
 def simplify(module: GraphModule) -> None:
     """Takes out nodes that change nothing; makes scalar constants part of the graph's text."""
     graph = module.graph

@@ -20,8 +20,8 @@ from probgen.errors import DeclarationError
 from probgen.inference import IWAE
 from probgen.inference.likelihood.partition import LogPartition
 from probgen.inference.ood import WAIC, LikelihoodRatio, Mahalanobis, Resultant
+from probgen.language.identity import identity
 from probgen.models import likelihoods
-from probgen.records.identity import identity
 
 # ---- functions and classes of a user
 
@@ -57,6 +57,30 @@ def test_a_module_of_the_user_counts_by_what_is_used_of_it():
         return identity(scope["f"])
 
     assert helper("xx") == helper("xx") == helper(("x", "2 * x")) != helper(("2 * x", "x"))
+
+
+def test_a_module_that_a_function_imports_itself_counts_too(monkeypatch):
+    made = types.ModuleType("users_settings")
+    monkeypatch.setitem(sys.modules, "users_settings", made)
+
+    def of(text, **values):
+        vars(made).update(values)
+        scope = {"__name__": "users.program", "__package__": "users"}
+        exec(text, scope)
+        return identity(scope["f"])
+
+    for text in (
+        "def f(x):\n import users_settings as s\n return x * s.scale",
+        "def f(x):\n from users_settings import scale\n return x * scale",
+    ):
+        one, again, other = (of(text, scale=n, unused=u) for n, u in ((1, 1), (1, 2), (2, 2)))
+        assert one == again != other
+    sibling = types.ModuleType("users.settings")
+    monkeypatch.setitem(sys.modules, "users.settings", sibling)
+    marks = []
+    for sibling.scale in (1, 1, 2):
+        marks.append(of("def f(x):\n from .settings import scale\n return x * scale"))
+    assert marks[0] == marks[1] != marks[2]
 
 
 def test_functions_that_call_each_other():
@@ -269,7 +293,7 @@ AGAIN = """
     import sys, functools
     sys.path.insert(0, sys.argv[1])
     import users_program
-    from probgen.records.identity import identity
+    from probgen.language.identity import identity
     from probgen.engine.fitted import Fitted
     from probgen.inference import AIS, LikelihoodRegret
     from probgen.inference.ood import CombinedTest, LikelihoodRatio

@@ -7,13 +7,13 @@ A value is taken apart down to numbers and text, and the parts' hashes are hashe
                             the globals that they name; of a library: the name
     declarations, Fitted    fields; parameters and inputs
     networks of torch       settings and buffers; under `from_torch` parameters by shape alone,
-                            since those of the fit take their place
+                            since those of the fit take their place (see `Form`)
     other objects           class and state, as pickle would keep them, without cached properties
 
 A comment changes nothing; a docstring, or another Python's bytecode, does: two values of one hash
-give the same numbers, two of different hashes may do so too. A library counts by its name, as does
-a module that is imported within a function. A class whose state does not tell what it is, or that
-pickle cannot take apart, says so by `__identity__(self)`, any value of the kinds above.
+give the same numbers, two of different hashes may do so too. A library counts by its name. A class
+whose state does not tell what it is, or that pickle cannot take apart, says so by
+`__identity__(self)`, any value of the kinds above.
 """
 
 from __future__ import annotations
@@ -22,14 +22,13 @@ import dataclasses
 import enum
 import hashlib
 import types
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from probgen.errors import DeclarationError, ProbgenError
-from probgen.nets.adapters import TorchNet
-from probgen.records.content import content
-from probgen.records.object_parts import (
+from probgen.language.content import content
+from probgen.language.object_parts import (
     Parts,
     full_name,
     import_name,
@@ -55,8 +54,26 @@ def identity(value: Any, what: str = "value") -> str:
         DeclarationError: something in it cannot be told by its content, such as an open file or a
             lock; names the way there.
     """
+    return contents(value, what).identity
+
+
+class Contents(NamedTuple):
+    """A value's identity and the tensors of torch in it, each once.
+
+    tensors: those whose numbers are part of the identity: of two values of one identity the tensors
+    at one place hold the same; forms: those that count by their form alone.
+    """
+
+    identity: str
+    tensors: list[Any]
+    forms: list[Any]
+
+
+def contents(value: Any, what: str = "value") -> Contents:
+    """`identity` with the tensors that it is made of."""
+    marker = _Marker()
     try:
-        return _Marker().mark(value, what).hex()
+        return Contents(marker.mark(value, what).hex(), marker.tensors, marker.forms)
     except RecursionError as error:
         raise DeclarationError(
             f"{what}: got a {type(value).__name__} nested too deeply to be told by its content, "
@@ -64,11 +81,25 @@ def identity(value: Any, what: str = "value") -> str:
         ) from error
 
 
-class _Marker:
-    """One walk over a value; `given` are ids of tensors whose numbers do not count."""
+class Form(NamedTuple):
+    """What `__identity__` gives where the numbers of arrays in `value` do not count.
 
-    def __init__(self, given: frozenset[int] = frozenset()):
-        self.given = given
+    Attributes:
+        arrays: those of which type and shape alone count; None: all of them.
+    """
+
+    value: Any
+    arrays: tuple | None = None
+
+
+class _Marker:
+    """One walk over a value; `form` is the one that is being walked through."""
+
+    def __init__(self, form: Form | None = None):
+        self.is_form = form is not None and form.arrays is None
+        self.given = {id(a) for a in (form.arrays if form is not None else None) or ()}
+        self.tensors: list[Any] = []
+        self.forms: list[Any] = []
         self.done: dict[int, tuple[Any, bytes]] = {}  # holds the values, so that ids stay theirs
         self.open: list[int] = []
         self.path: list[str] = []
@@ -111,12 +142,19 @@ class _Marker:
             return _hash("bytes", value)
         if isinstance(value, type):
             return None
+        if isinstance(value, Form):
+            inner = _Marker(value)
+            inner.path, inner.tensors, inner.forms = [*self.path], self.tensors, self.forms
+            return _hash("form", inner.mark(value.value, "value"))
+        is_array = hasattr(value, "dtype") and isinstance(getattr(value, "shape", None), tuple)
+        if is_array and (self.is_form or id(value) in self.given):
+            self.forms.append(value)
+            return _hash("array", f"{value.dtype} {tuple(value.shape)}".encode())
         # Of a subclass, such as a masked array, and an array of JAX, pickle knows more.
         if kind in (np.ndarray, np.memmap) or isinstance(value, np.generic):
             return None if value.dtype.hasobject else _array("array", value)
         if all(hasattr(value, n) for n in ("detach", "cpu", "numpy", "dtype")):
-            if id(value) in self.given:
-                return _hash("given", f"{value.dtype} {tuple(value.shape)}".encode())
+            self.tensors.append(value)
             there = value.detach().cpu()
             try:
                 numbers = there.numpy()
@@ -138,16 +176,8 @@ class _Marker:
             return "function", of_function(value)
         if isinstance(value, types.CodeType):
             return "code", of_code(value)
-        if isinstance(value, TorchNet):
-            given = frozenset(id(p) for p in value.module.parameters())
-            inner = _Marker(given)
-            inner.path = [*self.path]
-            return "torch net", [("module", inner.mark(value.module, "module")),
-                                 ("in_ndim", value.in_ndim)]  # fmt: skip
         if hasattr(type(value), "__identity__"):
             return "stated", [("class", type(value)), ("identity", value.__identity__())]
-        if type(value).__module__.startswith("probgen.backends"):
-            return f"backend {full_name(type(value))}", ()
         if isinstance(value, enum.Enum):
             return f"member {value.name}", [("class", type(value)), ("value", value.value)]
         if isinstance(value, set | frozenset):

@@ -10,6 +10,7 @@ import copyreg
 import dataclasses
 import dis
 import functools
+import importlib.util
 import sys
 import types
 from collections.abc import Iterable, Iterator, Mapping
@@ -44,9 +45,12 @@ def of_function(fn: types.FunctionType) -> Iterator[tuple[str, Any]]:
         except ValueError:  # not assigned yet
             yield name, "empty"
     if not is_library(fn.__module__):
-        names, attributes = _names(fn.__code__)
+        names, attributes, modules = _names(fn.__code__)
         for name in sorted(names & fn.__globals__.keys()):
             yield from _global(f"global {name}", fn.__globals__[name], attributes, set())
+        for name in sorted(modules):  # those that it imports itself
+            found = sys.modules.get(_absolute(name, fn.__globals__))
+            yield from _global(f"import {name}", found, attributes, set())
 
 
 def _global(name: str, value: Any, attributes: set[str], seen: set[int]) -> Parts:
@@ -59,20 +63,36 @@ def _global(name: str, value: Any, attributes: set[str], seen: set[int]) -> Part
             yield from _global(f"{name}.{each}", vars(value)[each], attributes, seen)
 
 
-def _names(code: types.CodeType) -> tuple[set[str], set[str]]:
-    """(globals, attributes) that a function's bytecode names, functions within it included."""
+def _names(code: types.CodeType) -> tuple[set[str], set[str], set[str]]:
+    """(globals, attributes, imported modules) that a function's bytecode names, functions within it
+    included; a relative import begins with its dots."""
     names: set[str] = set()
     attributes: set[str] = set()
+    modules: set[str] = set()
+    before: list[Any] = [None, None]  # an import's level is loaded two instructions before it
     for each in dis.get_instructions(code):
         if each.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
             names.add(each.argval)
-        elif each.opname in ("LOAD_ATTR", "LOAD_METHOD"):
+        elif each.opname in ("LOAD_ATTR", "LOAD_METHOD", "IMPORT_FROM"):
             attributes.add(each.argval)
+        elif each.opname == "IMPORT_NAME":
+            modules.add("." * (before[0] or 0) + each.argval)
+        before = [before[1], each.argval]
     for inner in code.co_consts:
         if isinstance(inner, types.CodeType):
             more = _names(inner)
-            names, attributes = names | more[0], attributes | more[1]
-    return names, attributes
+            names, attributes, modules = names | more[0], attributes | more[1], modules | more[2]
+    return names, attributes, modules
+
+
+def _absolute(module: str, namespace: Mapping[str, Any]) -> str:
+    if not module.startswith("."):
+        return module
+    package = namespace.get("__package__") or ""
+    try:
+        return importlib.util.resolve_name(module, package)
+    except ImportError:
+        return module
 
 
 def of_class(cls: type) -> tuple[str, Parts]:
