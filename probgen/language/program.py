@@ -26,7 +26,7 @@ from probgen.language.declared import argument
 from probgen.language.dist import Deferred, did_you_mean
 from probgen.language.kinds import AnyNet, Width
 from probgen.language.masked import refuse_masked
-from probgen.language.ops import running_ops
+from probgen.language.ops import looping, running_ops
 from probgen.language.site_shapes import check_value
 
 DATA_PLATE = "data"
@@ -153,6 +153,12 @@ def _claim(run: Run, name: str, what: str) -> str:
     if not isinstance(name, str) or not name:
         raise DeclarationError(f"pg.{what}: got the name {name!r}, expected a non-empty string.")
     full, here = run.full_name(name), _caller()
+    if looping.get():
+        raise DeclarationError(
+            f"site {full!r}: is declared at {here} inside a step of ops.scan, expected no sites "
+            "there, since one step stands for all; draw its noise before the loop as one vector "
+            "[T, ...], give it as xs, and observe what the loop stacks."
+        )
     if full in run.seen or full in run.plates or full == DATA_PLATE:
         raise DuplicateSite(
             f"site {full!r} is declared at {run.seen.get(full, 'a plate')} and at {here}, expected "

@@ -277,6 +277,10 @@ def solve_triangular(a: Any, b: Any, lower: bool = True) -> Array:
     return lax.linalg.triangular_solve(a, b, left_side=True, lower=lower)
 
 
+def scan(step: Callable, carry: Any, xs: Any, length: int) -> tuple[Any, Any]:
+    return lax.scan(step, carry, xs, length=length)
+
+
 # ---- images, channel-last ------------------------------------------------------------------------
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
