@@ -14,68 +14,17 @@ Nothing is computed here and no framework is imported: `probgen/backends/torch/o
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Sequence
-from contextvars import ContextVar
-from functools import lru_cache
-from types import ModuleType
 from typing import Any
 
-from probgen.errors import BackendError, ShapeError
-from probgen.trees import tree_leaves, tree_map
+from probgen.errors import ShapeError
+from probgen.language.ops_modules import ops_for as ops_for
+from probgen.language.ops_modules import running_ops as running_ops
+from probgen.language.recursions import scan as scan
 
 Array = Any
 ArrayLike = Any
 Axis = int | tuple[int, ...] | None
-
-running_ops: ContextVar[ModuleType | None] = ContextVar("running_ops", default=None)
-"""The backend of the program that is running, for calls without an array; the language sets it."""
-
-_MODULES = {
-    "torch": "probgen.backends.torch.ops",
-    "jax": "probgen.backends.jax.ops",
-    "jaxlib": "probgen.backends.jax.ops",
-}
-
-
-def _running() -> ModuleType | None:
-    return running_ops.get()
-
-
-@lru_cache(maxsize=512)
-def _module_of_type(kind: type) -> str | None:
-    """The ops module for one array type, read from where its classes are defined."""
-    roots = (base.__module__.partition(".")[0] for base in kind.__mro__)
-    return next((_MODULES[root] for root in roots if root in _MODULES), None)
-
-
-def _module_of(value: Any) -> str | None:
-    # Containers first: torch.Size is a tuple that is defined in torch, but holds only numbers.
-    if isinstance(value, list | tuple):
-        return next((name for item in value if (name := _module_of(item))), None)
-    kind: Any = type(value)
-    return _module_of_type(kind)
-
-
-def ops_for(*values: Any) -> ModuleType:
-    """The backend's ops module for the first framework array among `values` (or in their lists).
-
-    Without one, the backend of the running program; see `running_ops`.
-
-    Raises:
-        BackendError: no array of a framework, and no program is running.
-    """
-    for value in values:
-        if name := _module_of(value):
-            return importlib.import_module(name)
-    if (module := _running()) is not None:
-        return module
-    kinds = ", ".join(sorted({type(v).__name__ for v in values})) or "no arguments"
-    raise BackendError(
-        f"ops: got {kinds}, expected at least one torch tensor or JAX array to say which backend "
-        "computes; convert one argument (torch.as_tensor, jax.numpy.asarray), or use numpy itself."
-    )
-
 
 # ---- elementwise ---------------------------------------------------------------------------------
 
@@ -357,54 +306,6 @@ def solve_triangular(a: ArrayLike, b: ArrayLike, lower: bool = True) -> Array:
     One matrix `a` [n, n] and a batch of b is one solve with many right-hand sides.
     """
     return ops_for(a, b).solve_triangular(a, b, lower)
-
-
-# ---- recursions ----------------------------------------------------------------------------------
-
-looping: ContextVar[bool] = ContextVar("looping", default=False)
-"""Whether a step of `scan` is being read, in which a program may declare no site."""
-
-
-def scan(
-    step: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: Any = None,
-    length: int | None = None,
-) -> tuple[Any, Any]:  # fmt: skip
-    """A recursion: (carry, x_t) -> (carry, y_t) for t = 0 ... T - 1; returns (carry, stacked y).
-
-    For models of time: an AR, GARCH or HMM's forward pass, a Kalman filter, a state space model of
-    noise that was drawn as one vector. On JAX the step is traced once and the loop compiled whole,
-    so that compile time does not grow with T; on torch it is a Python loop.
-
-    Args:
-        step: pure, of `ops`; it declares no sites: draw noise before as one vector [T, ...], give
-            it as `xs`, and observe what comes out stacked.
-        carry: array, number, or a dict or tuple of them; each keeps shape and type.
-        xs: arrays [T, ...], or a dict or tuple of them; None for a step that reads none.
-        length: T, needed without xs.
-
-    Raises:
-        ShapeError: neither xs nor length, or arrays of different lengths.
-        DeclarationError: a site inside of the step.
-    """
-    leaves = tree_leaves(xs) if xs is not None else []
-    sizes = {len(x) for x in leaves} | ({length} if length is not None else set())
-    if len(sizes) != 1:
-        raise ShapeError(
-            f"scan: got xs of lengths {sorted({len(x) for x in leaves})} and length={length}, "
-            "expected one length T; give xs [T, ...], or length where there are none."
-        )
-    module = ops_for(*leaves, *tree_leaves(carry))
-
-    def looked_at(carry: Any, x: Any) -> tuple[Any, Any]:
-        token = looping.set(True)
-        try:
-            return step(carry, x)
-        finally:
-            looping.reset(token)
-
-    start = tree_map(module.asarray, carry)
-    given = None if xs is None else tree_map(module.asarray, xs)
-    return module.scan(looked_at, start, given, next(iter(sizes)))
 
 
 # ---- images, channel-last ------------------------------------------------------------------------

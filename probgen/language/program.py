@@ -26,7 +26,8 @@ from probgen.language.declared import argument
 from probgen.language.dist import Deferred, did_you_mean
 from probgen.language.kinds import AnyNet, Width
 from probgen.language.masked import refuse_masked
-from probgen.language.ops import looping, running_ops
+from probgen.language.ops import running_ops
+from probgen.language.recursions import looping
 from probgen.language.site_shapes import check_value
 
 DATA_PLATE = "data"
