@@ -85,6 +85,9 @@ class Reference:
             ShapeError: a datum of another shape. SupportError: outside the support of its site.
         """
         self.require(who, at_least)
+        return room.once(("reference", self.hash), lambda: self._checked(room, who))
+
+    def _checked(self, room: Room, who: str) -> Rows:
         arrays, b = as_arrays(self.data, names=room.names), room.backend
         missing = sorted(set(room.bind()[0].observed) - set(arrays))
         if missing:

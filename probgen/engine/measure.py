@@ -92,6 +92,7 @@ class Room:
         self._num_data = num_data
         self._bound: dict[Same, tuple[Bound, dict]] = {}
         self._functions: dict[Same, tuple[Callable, Any, Any]] = {}
+        self._kept: dict[Any, Any] = {}
         self._placed: tuple[Rows, int, dict[str, Any]] | None = None
         self._seen: dict[Same, tuple[Rows, int, Values]] = {}
 
@@ -108,6 +109,12 @@ class Room:
                 self.backend, example, num_data=self._num_data, num_steps=self._num_chunks
             )
         return self._bound[token]
+
+    def once(self, token: Any, make: Callable[[], Any]) -> Any:
+        """What `make` gives, made once an evaluation for whoever asks under an equal token."""
+        if token not in self._kept:
+            self._kept[token] = make()
+        return self._kept[token]
 
     def _batch(self, rows: Rows, ids: np.ndarray) -> dict[str, Any]:
         """A chunk on the device, put there once for all measures that ask for it.

@@ -13,9 +13,11 @@ import probgen as pg
 from probgen import nets
 from probgen.engine import fitted as engine_fitted
 from probgen.engine.fitted import Fitted
+from probgen.engine.measure import Room
 from probgen.engine.spaces import model_target
 from probgen.errors import AlgorithmError, DeclarationError
 from probgen.inference import ELBO, IWAE, UnnormalizedBound
+from probgen.inference.ood.reference import Reference
 from probgen.models import Tilted
 
 
@@ -113,3 +115,7 @@ def test_an_evaluation_binds_its_model_once(b, monkeypatch):
     pg.evaluate(linear(), draws(5), [IWAE(2), ELBO(2)], seed=0, backend=b, chunk_size=3,
                 progress_bar=False)  # fmt: skip
     assert count[0] == 1
+    room = Room(linear(), b, b.key(0), 3, 1, {"x": draws(1)}, 5, ("x",))
+    reference = Reference(draws(4))
+    assert reference.rows(room, "one") is Reference(draws(4)).rows(room, "another")
+    assert room.bind() is room.bind() and count[0] == 3  # the model's, and the reference's own
