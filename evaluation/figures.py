@@ -14,11 +14,22 @@ from typing import Any
 import numpy as np
 
 from probgen.errors import ShapeError
-from probgen.evaluation.style import PALETTE
 from probgen.inference.likelihood.bracket import Bracket
+from probgen.views.axes import canvas, dress, name_axes, smooth
+from probgen.views.palette import COLOURS
 
-COLOURS = {name: light for name, (light, _) in PALETTE.items()}
-SIZE = (4.2, 2.75)
+__all__ = [
+    "COLOURS",
+    "Curve",
+    "bars",
+    "bracket",
+    "canvas",
+    "curves",
+    "dress",
+    "histogram",
+    "name_axes",
+    "smooth",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,34 +42,6 @@ class Curve:
     colour: str = "blue"
     points: bool = False
     faint: bool = False
-
-
-def canvas(size: tuple[float, float] = SIZE) -> tuple[Any, Any]:
-    """An empty figure with one pair of axes in the house's manner: (figure, axes)."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=size, layout="constrained")
-    axes = figure.add_subplot()
-    dress(axes)
-    return figure, axes
-
-
-def dress(axes: Any) -> None:
-    """Gives a pair of axes the house's manner: pale lines, no box, a grid behind."""
-    axes.patch.set_visible(False)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    for side in ("left", "bottom"):
-        axes.spines[side].set_color(COLOURS["line"])
-    axes.tick_params(colors=COLOURS["muted"], labelsize=9, length=0)
-    axes.grid(True, color=COLOURS["line"], linewidth=0.6)
-    axes.set_axisbelow(True)
-
-
-def name_axes(axes: Any, x: str, y: str) -> None:
-    """Writes what the axes are, the vertical one above the figure where it is read first."""
-    axes.set_xlabel(x, fontsize=9.5, color=COLOURS["muted"])
-    axes.set_title(y, fontsize=10, color=COLOURS["ink"], loc="left", pad=8)
 
 
 def curves(
@@ -173,17 +156,3 @@ def bracket(found: Bracket, exact: np.ndarray | None = None) -> Any:
         frameon=False, fontsize=8, labelcolor=COLOURS["ink"], loc="outside lower center", ncols=3
     )
     return figure
-
-
-def smooth(values: np.ndarray, window: int) -> tuple[np.ndarray, np.ndarray]:
-    """Means of successive windows: (their middles, counted from 0; the means).
-
-    Example:
-        >>> smooth(np.arange(6.0), 2)
-        (array([0.5, 2.5, 4.5]), array([0.5, 2.5, 4.5]))
-    """
-    count = len(values) // window
-    if count == 0:
-        return np.arange(len(values), dtype=np.float64), np.asarray(values, np.float64)
-    means = np.asarray(values[: count * window], np.float64).reshape(count, window).mean(1)
-    return (np.arange(count) + 0.5) * window - 0.5, means

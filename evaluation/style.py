@@ -6,17 +6,7 @@ replaces each by its variable, so every value of the light column must be a colo
 
 from __future__ import annotations
 
-PALETTE: dict[str, tuple[str, str]] = {
-    "paper": ("#fdfdfb", "#14171c"),
-    "card": ("#f4f4ef", "#1d2128"),
-    "line": ("#d9d8d0", "#363c47"),
-    "ink": ("#1d2127", "#e8e9ea"),
-    "muted": ("#5d646e", "#a3abb6"),
-    "blue": ("#1f5fbf", "#83b0f5"),
-    "orange": ("#b9541a", "#f2a66e"),
-    "green": ("#2c7a55", "#7fcfa5"),
-    "plum": ("#8a3b7c", "#dc9ad0"),
-}
+from probgen.views.palette import PALETTE
 
 
 def _variables(scheme: int) -> str:

@@ -12,7 +12,7 @@ import re
 from typing import Any
 
 from probgen.evaluation.page.text import escape
-from probgen.evaluation.style import PALETTE
+from probgen.views.palette import PALETTE
 
 
 def figure_svg(figure: Any) -> str:

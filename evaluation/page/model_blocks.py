@@ -9,10 +9,10 @@ from __future__ import annotations
 from probgen.engine.bound import parameter_count
 from probgen.engine.fitted import Fitted
 from probgen.evaluation.page.blocks import Block, Figure, Formula, Paragraph, Table
-from probgen.evaluation.page.plates import Arrow, Graph, Node, plates_svg
-from probgen.language.program import DATA_PLATE
 from probgen.views.formula import latex
+from probgen.views.graphs import graph_of
 from probgen.views.picture import Picture, draw
+from probgen.views.plates import plates_svg
 
 
 def model_blocks(fitted: Fitted) -> list[Block]:
@@ -41,32 +41,3 @@ def _table(picture: Picture, fitted: Fitted) -> Table:
     for name, count in parameter_count(fitted.params).items():
         rows.append([name, f"network, {count:,} parameters"])
     return Table(["part", "what it is"], rows, name="parts", wide=False)
-
-
-def graph_of(picture: Picture, *, num_data: int | None = None) -> Graph:
-    """The graph of a picture: its sites, inputs and networks, and the arrows between them.
-
-    Args:
-        num_data: what to write at the data plate; None for "each datum".
-    """
-    structure, guide = picture.bound.structure, picture.bound.guide_structure
-    nodes = [
-        Node(name, _kind(picture, name), tuple(structure.sites[name].plates))
-        for name in structure.sites
-    ]
-    nets = dict(structure.nets) | dict(guide.nets if guide is not None else {})
-    nodes += [Node(name, "parameter") for name in nets]
-    arrows = [Arrow(a, z) for a, z in picture.edges]
-    arrows += [Arrow(a, z, guide=True) for a, z in picture.guide_edges]
-    known = {n.name for n in nodes}
-    inputs = dict.fromkeys(a.start for a in arrows if a.start not in known)
-    plates = {name: (DATA_PLATE,) if name in picture.per_datum else () for name in inputs}
-    nodes += [Node(name, "observed", plates[name]) for name in inputs]
-    size = f"{num_data:,} data" if num_data else "each datum"
-    sizes = {n: f"{n}: {k}" for n, k in structure.plate_sizes.items()}
-    return Graph(nodes, arrows, {**sizes, DATA_PLATE: size})
-
-
-def _kind(picture: Picture, name: str) -> str:
-    kind = picture.bound.structure.sites[name].kind
-    return kind if kind != "sample" else ("observed" if name in picture.observed else "latent")

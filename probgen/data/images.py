@@ -44,6 +44,12 @@ class Images:
     def __len__(self) -> int:
         return len(self.images)
 
+    def __repr__(self) -> str:
+        size = " x ".join(map(str, self.images.shape))
+        ends = f" in [{self.images.min():g}, {self.images.max():g}]" if len(self) else ""
+        labels = "no labels" if self.labels is None else f"{len(np.unique(self.labels))} classes"
+        return f"Images({self.name!r}, {size}, {self.images.dtype}{ends}, {labels})"
+
     def take(self, which: np.ndarray) -> "Images":
         """The rows that `which` picks: indices [m], or a boolean mask [n]."""
         labels = None if self.labels is None else self.labels[which]

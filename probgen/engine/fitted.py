@@ -112,6 +112,10 @@ class Fitted(Viewed):
         """Means of the observed sites at the codes of data, [n, *event] by name; see `encode`."""
         return codes(self, self.resolve("auto"), data, inputs, is_back=True)
 
+    def plot(self, names: Any = None) -> Any:
+        """The fit's curves, a matplotlib figure; `names` chooses metrics (`History.plot`)."""
+        return self.history.plot(names)
+
     def num_parameters(self) -> int:
         """Number of parameters of all nets."""
         return sum(parameter_count(self.params).values())

@@ -1,4 +1,4 @@
-"""What a declaration can show of itself: three views, drawn by a room that lies above it.
+"""What declarations and results can show of themselves, drawn by a room that lies above them.
 
 `import probgen` says where that room is, so that no file down here imports it.
 """
@@ -7,13 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
+
+from probgen.language.declared import argument
 
 _room: list[Callable[[], ModuleType]] = []
 
 
 def set_views(load: Callable[[], ModuleType]) -> None:
-    """Says who draws: `load()` gives a module with `describe`, `latex` and `graph`."""
+    """Says who draws: `load()` gives the module of the views."""
     _room[:] = [load]
 
 
@@ -32,6 +34,27 @@ class Viewed:
         """The density, for LaTeX or matplotlib's mathtext."""
         return _room[0]().latex(self, data, inputs)
 
-    def graph(self, data: Any = None, inputs: Any = None) -> str:
-        """Graphviz source in plate notation: circles, shaded where observed, factors as squares."""
-        return _room[0]().graph(self, data, inputs)
+    def graph(
+        self, data: Any = None, inputs: Any = None, *, form: Literal["dot", "svg"] = "dot"
+    ) -> str:
+        """The model in plate notation: circles, shaded where observed, factors as squares.
+
+        Args:
+            form: "dot" for graphviz source, "svg" for a drawing that stands by itself.
+        """
+        argument(type(self).__name__ + ".graph", Literal["dot", "svg"], form=form)
+        views = _room[0]()
+        return (views.graph if form == "dot" else views.graph_svg)(self, data, inputs)
+
+
+class Plotted:
+    """Base of results that are looked at: `plot()`, and the same in a notebook."""
+
+    _plot = ""  # the view that draws it
+
+    def plot(self, names: Any = None) -> Any:
+        """A matplotlib figure; `names` chooses among what it holds (see `probgen.views.plots`)."""
+        return getattr(_room[0](), self._plot)(self, names)
+
+    def _repr_html_(self) -> str:
+        return _room[0]().as_html(self)

@@ -19,6 +19,7 @@ import xarray
 from probgen.errors import DataError, SaveError, UnknownName
 from probgen.language.content import content
 from probgen.language.dist import did_you_mean
+from probgen.language.viewed import Plotted
 from probgen.records import store
 from probgen.records.chunks import check_estimates, grouped, named
 
@@ -26,7 +27,7 @@ Values = dict[str, np.ndarray]
 _WHOLE = "of the whole table"
 
 
-class Evaluation:
+class Evaluation(Plotted):
     """Measures of data: for each, an estimate per datum, its standard error and diagnostics.
 
     `table["IWAE(1000)"]["estimate"]` has one entry a datum. Two tables of the same data are put
@@ -37,6 +38,8 @@ class Evaluation:
             "shared_error".
         info: what ran: backend, versions, seed.
     """
+
+    _plot = "plot_evaluation"
 
     def __init__(self, data: xarray.DataTree, info: Mapping[str, Any] | None = None):
         self.data, self.info = data, dict(info or {})

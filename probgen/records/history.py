@@ -9,11 +9,12 @@ import numpy as np
 
 from probgen.errors import SaveError, UnknownName
 from probgen.language.dist import did_you_mean
+from probgen.language.viewed import Plotted
 
 WINDOW = 100
 
 
-class History:
+class History(Plotted):
     """Metrics of a fit.
 
     `history["elbo"]` is an array with one entry a step; a metric that is a vector (a KL per latent
@@ -21,6 +22,8 @@ class History:
     `history.validation["elbo"]` goes with `history.validation_steps`, and `events` are sentences
     about what was out of the ordinary.
     """
+
+    _plot = "plot_history"
 
     def __init__(self) -> None:
         self._parts: dict[str, list[np.ndarray]] = {}

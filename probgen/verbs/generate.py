@@ -35,11 +35,12 @@ from probgen.language.kinds import Count, Inputs, PathLike
 from probgen.language.memory import ask
 from probgen.language.model import arguments
 from probgen.language.seeds import check_seed
+from probgen.language.viewed import Plotted
 from probgen.trees import tree_map
 from probgen.verbs.predictive import data_sets, require_params
 
 
-class Samples(dict):
+class Samples(Plotted, dict):
     """Draws by site name, numpy [num_samples, *plates, *event].
 
     Attributes:
@@ -49,6 +50,7 @@ class Samples(dict):
             asked for.
     """
 
+    _plot = "plot_samples"
     note: str = "ancestral"
     chain: dict[str, np.ndarray] | None = None
 

@@ -32,10 +32,10 @@ from probgen.evaluation.page import (
     with_error,
 )
 from probgen.evaluation.page.drawing import figure_svg, formula_svg
-from probgen.evaluation.page.model_blocks import graph_of
-from probgen.evaluation.page.plates import Arrow, Graph, Node, plates_svg
-from probgen.evaluation.style import PALETTE
+from probgen.views.graphs import graph_of
+from probgen.views.palette import PALETTE
 from probgen.views.picture import draw
+from probgen.views.plates import Arrow, Graph, Node, plates_svg
 
 VOID = {"meta", "link", "img", "br", "path", "rect", "circle", "use", "hr"}
 RNG = np.random.default_rng(0)

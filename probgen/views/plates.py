@@ -8,10 +8,10 @@ guide. The layout is by layers, causes above effects: enough for the graphs that
 from __future__ import annotations
 
 import dataclasses
+import html
 from collections.abc import Sequence
 
 from probgen.errors import DeclarationError
-from probgen.evaluation.page.text import escape
 
 RADIUS, SQUARE = 25.0, 7.0
 COLUMN, LAYER = 118.0, 104.0
@@ -163,7 +163,7 @@ def _box(graph: Graph, name: str, box: tuple[float, float, float, float]) -> str
         f'<rect x="{left:.1f}" y="{top:.1f}" width="{right - left:.1f}" '
         f'height="{bottom - top:.1f}" rx="9" fill="none" stroke="var(--muted)"/>'
         f'<text x="{right - 9:.1f}" y="{bottom - 8:.1f}" text-anchor="end" font-size="12" '
-        f'fill="var(--muted)">{escape(text)}</text>'
+        f'fill="var(--muted)">{html.escape(text)}</text>'
     )
 
 
@@ -178,12 +178,12 @@ def _extent(node: Node, x: float, y: float) -> tuple[float, float, float, float]
 
 
 def _node(node: Node, x: float, y: float) -> str:
-    label = escape(node.name)
+    label = html.escape(node.name)
     note = ""
     if node.note:
         note = (
             f'<text x="{x:.1f}" y="{y + RADIUS + 15:.1f}" text-anchor="middle" font-size="12" '
-            f'fill="var(--muted)">{escape(node.note)}</text>'
+            f'fill="var(--muted)">{html.escape(node.note)}</text>'
         )
     if node.kind in ("parameter", "factor"):
         at = f'x="{x - SQUARE:.1f}" y="{y - SQUARE:.1f}" width="{2 * SQUARE}" height="{2 * SQUARE}"'
