@@ -54,6 +54,7 @@ class SVI:
     def bind(self, bound: Bound) -> Learner:
         """A learner of this loss for `probgen.fit`."""
         bound.require_guide("SVI")
+        bound.require_latents_drawn("SVI")
         loss = self.loss
 
         def objective(bound: Bound, params: Any, batch: Any, key: Any, given: Any) -> Any:

@@ -186,7 +186,7 @@ class Bound(Updates):
         """The guide; of a model without latents, which needs none, an empty program.
 
         Raises:
-            AlgorithmError: there are latents and no guide, or the guide draws what data observe.
+            AlgorithmError: there are latents and no guide.
         """
         if self.model.guide is None and not self.latents:
             return _no_latents
@@ -196,14 +196,23 @@ class Bound(Updates):
                 "posterior over its latents); give a VAE an encoder, or write one with "
                 "@my_model.with_guide; without a guide use pg.infer or MaximumLikelihood."
             )
-        drawn = {n for n, s in self.guide_structure.sites.items() if s.kind == "sample"}  # type: ignore
+        return self.model.guide
+
+    def require_latents_drawn(self, who: str) -> None:
+        """Refuses a guide that draws what the data observe, of which a fit would learn nothing.
+
+        Raises:
+            AlgorithmError: names the sites.
+        """
+        if self.guide_structure is None:
+            return
+        drawn = {n for n, s in self.guide_structure.sites.items() if s.kind == "sample"}
         if seen := sorted(drawn & set(self.observed)):
             raise AlgorithmError(
                 f"{who}: the guide of {self.model.name!r} draws {seen}, which the data observe, "
                 f"expected latents alone, {sorted(self.latents)}; leave them out of the guide (one "
                 "for data without them is another: my_model.with_guide), or out of the data."
             )
-        return self.model.guide
 
     def require_rows(self, who: str) -> None:
         """Refuses data of sites whose first axis is not that of the data plate.
