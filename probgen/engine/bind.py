@@ -32,6 +32,7 @@ def bind(
     params: Mapping | None = None,
     seed: int = 0,
     whole: bool = False,
+    is_once: bool = False,
     **fields: Any,
 ) -> tuple[Bound, dict]:
     """Binds a model to a backend by running it once on one datum, or on all of them.
@@ -43,6 +44,8 @@ def bind(
         whole: `data` are all the data and are taken as one batch, so that a site outside the data
             plate, or in further plates, may be observed; the bound model's `num_rows` says how
             many there are.
+        is_once: `data` have one row, which is the one value of each site of a program without a
+            data plate, [1, *plates, *event].
         constants: inputs shared by all data.
         params: parameters that exist already; nets without any are initialised from `seed`.
 
@@ -70,7 +73,10 @@ def bind(
         return declaration.init(named(seed, name), *shapes)
 
     probe = Probe(model, backend, started, fixed, key, initialise)
-    seen = probe.all_rows(data, fields.get("num_data")) if whole else probe.one_row(data)
+    if is_once:
+        seen = probe.one_value(data)
+    else:
+        seen = probe.all_rows(data, fields.get("num_data")) if whole else probe.one_row(data)
     guide_structure = None
     model = with_program(model, seen.structure, seen.observed, fields.get("num_data"))
     if model.guide is not None:
@@ -84,7 +90,7 @@ def bind(
         fields["num_rows"] = seen.num_rows
     bound = Bound(
         model, backend, structure, guide_structure, seen.observed, fixed, upkeep=upkeep,
-        seed=seed, names=tuple(sorted(final)), **fields,
+        seed=seed, names=tuple(sorted(final)), is_once=is_once, **fields,
     )  # fmt: skip
     warn_left_out(model.name, bound.left_out)
     return bound, final

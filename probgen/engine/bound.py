@@ -32,6 +32,7 @@ class Bound(Updates):
         latents: names of the sample sites that they do not.
         num_data: size of the data set (for minibatch scaling), or None when it is not known.
         constants: inputs that are shared by all data, on the backend.
+        is_once: a batch's one row is the one value of what stands outside a data plate.
         num_rows: size of the data plate where all data are one batch (`pg.infer`).
         num_steps: how often a step will run, for `compile`.
         num_draws: draws per step that a fit without data asks for (`batch_size=`); else None.
@@ -52,6 +53,7 @@ class Bound(Updates):
     constants: dict[str, Any]
     num_data: int | None = None
     num_rows: int | None = None
+    is_once: bool = False
     num_steps: int | None = None
     num_draws: int | None = None
     accumulate: int = 1
@@ -140,6 +142,7 @@ class Bound(Updates):
         the data out, except as inputs.
         """
         program = self.model.program
+        batch_size, batch = batch_size or self.batch_size(batch), self._values(batch)
         given = {n: batch[n] for n in self.observed if n in batch} if condition else {}
         depth = max(
             self.structure.plate_ndim,
@@ -151,7 +154,7 @@ class Bound(Updates):
             values={**given, **(latents or {})},
             inputs=self.inputs(program, batch, f"model {self.model.name!r}"),
             key=key,
-            batch_size=batch_size or self.batch_size(batch),
+            batch_size=batch_size,
             particles=None if num_particles is None else (num_particles, -depth - 1),
             noise=noise,
         )
@@ -169,6 +172,7 @@ class Bound(Updates):
     ) -> dict[str, Site]:
         """Runs the guide; its latents are drawn from `key`, or given, or made from `noise`."""
         guide = self.require_guide("trace_guide")
+        batch_size, batch = batch_size or self.batch_size(batch), self._values(batch)
         within = self.guide_structure.plate_ndim if self.guide_structure else 0
         depth = max(self.structure.plate_ndim, within)
         return self.backend.trace(
@@ -177,10 +181,13 @@ class Bound(Updates):
             values=latents or {},
             inputs=self.inputs(guide, batch, f"guide of {self.model.name!r}"),
             key=key,
-            batch_size=batch_size or self.batch_size(batch),
+            batch_size=batch_size,
             particles=None if num_particles is None else (num_particles, -depth - 1),
             noise=noise,
         )
+
+    def _values(self, batch: Mapping[str, Array]) -> Mapping[str, Array]:
+        return {k: v[0] for k, v in batch.items()} if self.is_once else batch
 
     def require_guide(self, who: str) -> Callable:
         """The guide; of a model without latents, which needs none, an empty program.
@@ -223,6 +230,8 @@ class Bound(Updates):
         Raises:
             AlgorithmError: names the site, where it stands and the cure.
         """
+        if self.is_once:
+            return
         for name, site in self.structure.sites.items():
             if name not in self.observed and not site.has_rows:
                 continue

@@ -62,6 +62,32 @@ class Probe:
     key: Key
     initialise: Callable
 
+    def observes_once(self, data: Arrays) -> bool:
+        """Whether data are values of sites of a program that opens no data plate at all."""
+        before, self.params = self.params, dict(self.params)
+        try:
+            structure, _ = self.run({}, None)  # a data plate of no known size ends the run
+        except Exception:  # whatever it is, the run on a row says it better
+            return False
+        finally:
+            self.params = before
+        samples = [n for n, s in structure.sites.items() if s.kind == "sample"]
+        return DATA_PLATE not in structure.plate_axes and any(n in samples for n in data)
+
+    def one_value(self, data: Arrays) -> Seen:
+        """As `one_row`, of data that are one value of each site: [1, *plates, *event].
+
+        Raises:
+            as `one_row`.
+        """
+        rows = on_device(self.backend, {k: np.asarray(v)[0] for k, v in data.items()})
+        structure, sites = self.run(rows, None)
+        observed = self._names(structure, data)
+        self._types(structure, sites, data)
+        for name in observed:
+            self._check(structure, name, np.shape(data[name])[1:], None)
+        return Seen(structure, sites, observed, rows, None)
+
     def one_row(self, data: Arrays) -> Seen:
         """The structure as one datum shows it, and the data held against it.
 

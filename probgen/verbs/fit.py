@@ -27,6 +27,7 @@ from probgen.engine.data_support import SupportCheck
 from probgen.engine.fitted import AnyModel, Fitted
 from probgen.engine.learner import AnyAlgorithm, Learner
 from probgen.engine.loop import Loop, numpy_copy, result_params
+from probgen.engine.once import one_value
 from probgen.errors import AlgorithmError, DataError, SaveError, ShapeError, UnknownName
 from probgen.language.declared import checked
 from probgen.language.kinds import Count, CountOrZero, Inputs, Names, OpenShare, PathLike
@@ -75,9 +76,11 @@ def fit(
 
     Args:
         model: a declaration, or a `Fitted` whose parameters are the start.
-        data: array [n, ...] (observes the site "x"), dict of arrays by site name, torch `Dataset`,
-            Hugging Face data set, or an iterable of batches; see `probgen.data.as_source`. None for
-            an algorithm that needs none: `batch_size` then says how many draws a step is made of.
+        data: of a program without a data plate one value of each observed site, [*event] (a time
+            series, one draw of a process). Else rows: array [n, ...] (observes the site "x"), dict
+            of arrays by site name, torch `Dataset`, Hugging Face data set, or an iterable of
+            batches; see `probgen.data.as_source`. None for an algorithm that needs none:
+            `batch_size` then says how many draws a step is made of.
         algorithm: such as `SVI(ELBO(), pg.Adam(1e-3))`.
         num_epochs, num_steps: how long; exactly one of them (data without a size need num_steps).
         batch_size: data per step. "auto": 128, or all where there are fewer, and what a stream of
@@ -124,9 +127,21 @@ def fit(
     seed = check_seed(seed, "fit")
     root = None if checkpoint is None else atomic.at(checkpoint)
     b, declared, params, extras = _start(model, backend, device)
-    source, constants = _source(declared, data, inputs, names, batch_size, seed, validation)
-    if isinstance(model, Fitted):
-        constants = {**model.constants, **constants}
+    own = model.constants if isinstance(model, Fitted) else {}
+    once = one_value(declared, b, data, names, {**own, **(inputs or {})}, params, seed)
+    if once is not None and batch_size not in ("auto", None):
+        raise AlgorithmError(
+            f"fit: got batch_size={batch_size} for {declared.name!r}, which has no data plate, so "
+            f"that {sorted(once)} are observed as one value each, expected batch_size=None; where "
+            "the data are rows, put their site into `with pg.data_plate():` and leave out "
+            ".expand([n]).to_event(1) or pg.plate of the number of data."
+        )
+    if once is None:
+        source, constants = _source(declared, data, inputs, names, batch_size, seed, validation)
+    else:
+        source, constants = _source(declared, once, None, None, 1, seed, validation)
+        constants, _ = merge_inputs(declared, once, inputs, -1)
+    constants = {**own, **constants}
     total = _num_steps(source, num_epochs, num_steps)
     size = source.batch_size
     if size % gradient_accumulation:
@@ -138,7 +153,7 @@ def fit(
     bound, initial = bind(
         declared, b, data=example, constants=constants, params=params, seed=seed,
         num_data=source.size, num_steps=total, accumulate=gradient_accumulation,
-        num_draws=size if data is None else None, freeze=freeze or (),
+        num_draws=size if data is None else None, freeze=freeze or (), is_once=once is not None,
     )  # fmt: skip
     bound.require_rows("fit")
     params = {**(params or {}), **starting.given(b, initial, init)}
