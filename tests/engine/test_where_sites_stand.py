@@ -52,33 +52,12 @@ def bare():
     pg.sample("x", dist.Normal(prior(), 2.0))
 
 
-def in_rows():
-    mu = prior()
-    with pg.data_plate():
-        pg.sample("x", dist.Normal(mu, 2.0))
-
-
 @pytest.mark.parametrize("program", [in_its_own_plate, as_one_event, bare])
 def test_fit_refuses_batches_of_what_is_observed_once(b, program):
     """Before: raw errors, or a posterior as wide as that of a minibatch."""
     model = pg.model(program).with_guide(guide)
     with pytest.raises(AlgorithmError, match=r"fit: got batch_size=4 .*pg\.data_plate\(\)"):
         pg.fit(model, X, SVI(ELBO()), num_steps=1, batch_size=4, seed=0, backend=b)
-
-
-def test_a_program_without_data_plate_observes_all_data_as_one_value(b):
-    """The bound of the whole is N times that of a datum; a site of another shape is refused."""
-
-    def bound_of(program):
-        model, options = pg.model(program).with_guide(guide), {"num_steps": 1, "seed": 0}
-        fitted = pg.fit(model, X, SVI(ELBO()), backend=b, progress_bar=False, **options)
-        return fitted.history["elbo"]
-
-    each = bound_of(in_rows)
-    for program in (in_its_own_plate, as_one_event):
-        np.testing.assert_allclose(bound_of(program), N * each, rtol=1e-5)
-    with pytest.raises(ShapeError, match=r"expected \(\), since the site stands outside"):
-        bound_of(bare)
 
 
 def test_evaluate_refuses_them_in_the_same_words(b):

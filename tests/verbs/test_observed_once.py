@@ -47,3 +47,43 @@ def test_another_shape_than_the_events_is_refused(b):
         with pytest.raises(ShapeError, match=r"expected \(6,\)"):
             pg.fit(series.with_guide(AutoNormal()), {"y": wrong}, SVI(ELBO()), num_steps=1,
                    inputs={"x": X}, backend=b, seed=0)  # fmt: skip
+
+
+def guide():
+    pg.sample("mu", dist.Normal(pg.net("a", nets.Parameter())(), 0.5))
+
+
+def in_rows():
+    mu = pg.sample("mu", dist.Normal(0, 10))
+    with pg.data_plate():
+        pg.sample("x", dist.Normal(mu, 2.0))
+
+
+def in_its_own_plate():
+    mu = pg.sample("mu", dist.Normal(0, 10))
+    with pg.plate("rows", 6):
+        pg.sample("x", dist.Normal(mu, 2.0))
+
+
+def as_one_event():
+    mu = pg.sample("mu", dist.Normal(0, 10))
+    pg.sample("x", dist.Normal(mu, 2.0).expand([6]).to_event(1))
+
+
+def bare():
+    pg.sample("x", dist.Normal(pg.sample("mu", dist.Normal(0, 10)), 2.0))
+
+
+def test_a_program_without_data_plate_observes_all_data_as_one_value(b):
+    """The bound of the whole is N times that of a datum; a site of another shape is refused."""
+
+    def bound_of(program):
+        model, options = pg.model(program).with_guide(guide), {"num_steps": 1, "seed": 0}
+        fitted = pg.fit(model, Y, SVI(ELBO()), backend=b, progress_bar=False, **options)
+        return fitted.history["elbo"]
+
+    each = bound_of(in_rows)
+    for program in (in_its_own_plate, as_one_event):
+        np.testing.assert_allclose(bound_of(program), 6 * each, rtol=1e-5)
+    with pytest.raises(ShapeError, match=r"expected \(\), since the site stands outside"):
+        bound_of(bare)
