@@ -11,7 +11,7 @@ import pytest
 from floats import float64
 
 import probgen as pg
-from probgen import dist, nets
+from probgen import backends, dist, nets
 from probgen.engine.bind import bind
 from probgen.errors import NotByRow, ShapeError
 
@@ -141,6 +141,21 @@ def test_by_row_gives_each_datum_its_own_draw(b, model):
         np.testing.assert_array_equal(b.to_numpy(some["out"]), out[part])
     again = run(params, {"x": b.asarray(x)}, b.row_keys(key, IDS))
     np.testing.assert_array_equal(b.to_numpy(again["out"]), out)
+
+
+@pytest.mark.parametrize("num_calls, route", [(1, "live"), (2, "graph")])
+def test_data_taken_one_by_one_are_compiled_for_as_many_calls_as_there_are(num_calls, route):
+    """Four data a call: inductor, whose compilation takes seconds, is not worth its while."""
+    pytest.importorskip("pyro")
+    torch = backends.load("torch", "cpu")
+    bound, params = bind(gamma, torch, seed=0)
+    run = torch.compile(
+        lambda params, batch, key: bound.trace(params, {}, key=key, batch_size=1)["z"].value,
+        num_calls, over="rows",
+    )  # fmt: skip
+    run(params, {"x": torch.asarray(np.zeros(4))}, torch.row_keys(torch.key(0), IDS))
+    routes = torch.info()["routes"]
+    assert route in routes and "inductor" not in routes
 
 
 def test_drawing_leaves_the_callers_random_state(b):

@@ -203,11 +203,14 @@ class TorchBackend:
             return self._by_row(fn, num_calls)
         if over == "leading":
             return self._over_leading(fn, num_calls)
+        return self._compiled(fn, num_calls)
+
+    def _compiled(self, fn: Callable, num_calls: int | None) -> Compiled:
         return Compiled(fn, self.device, self.policy, num_calls, self._seen)
 
     def _by_row(self, fn: Callable, num_calls: int | None) -> Callable:
         """`fn(params, batch, row_keys)`; one datum at a time where it must be."""
-        whole, one = self.compile(fn, num_calls), self.compile(fn)
+        whole, one = self._compiled(fn, num_calls), self._compiled(fn, num_calls)
 
         def run(params: Any, batch: Any, key: keys.Key) -> Any:
             with torch.no_grad():
@@ -215,9 +218,10 @@ class TorchBackend:
                     return whole(params, batch, key)
                 except NotByRow as error:
                     log.info("torch: data one by one (%s)", error)
+                one.times = len(key.seed)  # type: ignore[arg-type]
                 rows = [
                     one(params, tree_map(lambda x, i=i: x[i : i + 1], batch), keys.row(key, i))
-                    for i in range(len(key.seed))  # type: ignore[arg-type]
+                    for i in range(one.times)
                 ]
                 return tree_map(lambda *a: torch.cat(a), *rows)
 
@@ -225,8 +229,8 @@ class TorchBackend:
 
     def _over_leading(self, fn: Callable, num_calls: int | None) -> Callable:
         """`fn(tree, *rest)` over the leading axis of `tree`; one by one where vmap cannot."""
-        one = self.compile(fn)
-        batched = self.compile(
+        one = self._compiled(fn, num_calls)
+        batched = self._compiled(
             lambda tree, *rest: torch.func.vmap(lambda item: fn(item, *rest))(tree), num_calls
         )
 
@@ -236,7 +240,8 @@ class TorchBackend:
                     return batched(tree, *rest)
                 except (RuntimeError, NotImplementedError) as error:
                     log.info("torch: vmap cannot batch this function (%s); one by one", error)
-                return _stack([one(_take(tree, i), *rest) for i in range(_length(tree))])
+                one.times = _length(tree)
+                return _stack([one(_take(tree, i), *rest) for i in range(one.times)])
 
         return run
 

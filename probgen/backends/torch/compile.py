@@ -250,6 +250,7 @@ class Compiled:
         seen: Seen | None = None,
     ):  # fmt: skip
         self.fn, self.device, self.policy, self.num_calls = fn, device, policy, num_calls
+        self.times = 1  # calls of this for each of `num_calls`, where items are taken one by one
         self.seen = Seen() if seen is None else seen
         self.graphs: dict[tuple, Built] = {}
 
@@ -269,7 +270,7 @@ class Compiled:
     def _wanted(self) -> str:
         if self.policy != "auto":
             return self.policy
-        calls = self.num_calls
+        calls = None if self.num_calls is None else self.num_calls * self.times
         if calls is None or calls >= INDUCTOR_FROM:
             return "inductor"
         return "graph" if calls >= GRAPH_FROM else "live"

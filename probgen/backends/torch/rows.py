@@ -36,10 +36,11 @@ def minimise_rows(
     """See `Backend.minimise_rows`."""
     # A step is some hundred times a small compiled call: inductor earns its time back later.
     calls = num_rows * num_steps // 8
-    one = _one_by_one(backend, declaration, loss, init, finish, num_steps, keep_at, calls)
+    one = _one_by_one(backend, declaration, loss, init, finish, num_steps, keep_at, calls, num_rows)
     if rows_at_once == 1:
         return one
-    stacked = _stacked(backend, declaration, loss, init, finish, num_steps, keep_at, calls)
+    stacks = -(-num_rows // rows_at_once)
+    stacked = _stacked(backend, declaration, loss, init, finish, num_steps, keep_at, calls, stacks)
 
     def run(shared: Any, xs: Any, key: keys.Key) -> Any:
         parts = []
@@ -59,7 +60,7 @@ def minimise_rows(
 
 def _one_by_one(
     b: Any, declaration: Any, loss: Callable, init: Callable, finish: Callable, num_steps: int,
-    keep_at: int, calls: int,
+    keep_at: int, calls: int, num_rows: int,
 ) -> Callable:  # fmt: skip
     optimizer, gradient = pure(declaration), b.grad(loss)
 
@@ -70,7 +71,7 @@ def _one_by_one(
             old.copy_(fresh)
         return new[1]["count"]
 
-    compiled, ended = b.compile(step, calls), b.compile(finish)
+    compiled, ended = b.compile(step, calls), b.compile(finish, num_rows)
     begun = b.compile(init, 8)
 
     def run(shared: Any, xs: Any, key: keys.Key) -> Any:
@@ -95,7 +96,7 @@ def _one_by_one(
 
 def _stacked(
     b: Any, declaration: Any, loss: Callable, init: Callable, finish: Callable, num_steps: int,
-    keep_at: int, calls: int,
+    keep_at: int, calls: int, stacks: int,
 ) -> Callable:  # fmt: skip
     def over_rows(fn: Callable, rows: int) -> Callable:
         """`fn` over the leading axis of its first `rows` arguments; the last is one key a row."""
@@ -117,7 +118,9 @@ def _stacked(
     optimizer = b.optimizer(declaration) if whole else pure(declaration)
     grads = over_rows(lambda p, x, shared, key: b.grad(loss)(p, shared, x, key), 2)
     gradient = b.compile(grads, calls)
-    ended = b.compile(over_rows(lambda p, kept, x, shared, key: finish(p, kept, shared, x, key), 3))
+    ended = b.compile(
+        over_rows(lambda p, kept, x, shared, key: finish(p, kept, shared, x, key), 3), stacks
+    )
     begun = b.compile(lambda shared, xs: torch.func.vmap(lambda x: init(shared, x))(xs), 8)
     update = optimizer.update if whole else torch.func.vmap(optimizer.update)
 
