@@ -313,7 +313,9 @@ def _strangers(r: Results) -> Section:
             "**Complexity** compares with the length of the picture as a file, PNG or WebP. All "
             "sets are black and white, as the digits are."
         ),
-        *verdict_blocks(material, verdicts(material.detection, name=material.name)),
+        *verdict_blocks(
+            material, verdicts(material.detection, name=material.name, ordinary=material.ordinary())
+        ),
         *detection_blocks(material, seed=int(r.fitted.info["seed"])),
         *histogram_blocks(material, names[:2]),
         *image_blocks(material, names[:2]),

@@ -21,7 +21,7 @@ from probgen.evaluation.detection.tables import DetectionTable
 from probgen.evaluation.figures import COLOURS, dress
 
 WIDTH = 4.2  # inches
-HUES = ("blue", "orange", "green", "plum")
+HUES = ("blue", "orange", "green", "plum", "red", "teal")
 DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1.2, 1.4)), (0, (6, 1.6, 1.2, 1.6)))
 MOST = len(HUES) * len(DASHES)
 
@@ -39,11 +39,11 @@ def roc_figure(
     """ROC curves of several measures, one panel for each data set, OOD positive.
 
     Args:
-        measures: {measure: (in_scores, {data set: out_scores})}, at most 16, as for `compare`.
+        measures: {measure: (in_scores, {data set: out_scores})}, at most 24, as for `compare`.
         num_distinct: (in, {data set: out}), as for `compare`: the bands then count these.
         bands: draw the pointwise bootstrap band around each curve.
 
-    Raises: as `compare`; AlgorithmError for more than 16 measures.
+    Raises: as `compare`; AlgorithmError for more than 24 measures.
     """
     scores = checked_measures(measures, larger_is_stranger, num_distinct)
     _demand_few(len(measures))

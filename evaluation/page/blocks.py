@@ -42,6 +42,21 @@ class Paragraph:
 
 
 @dataclasses.dataclass(frozen=True)
+class Folded:
+    """Paragraphs behind one line that opens them."""
+
+    line: str
+    texts: Sequence[str]
+
+    def html(self, key: str) -> str:
+        inside = "".join(f'<p class="text">{inline(text)}</p>' for text in self.texts)
+        return f"<details><summary>{inline(self.line)}</summary>{inside}</details>"
+
+    def data(self) -> dict[str, Any]:
+        return {}
+
+
+@dataclasses.dataclass(frozen=True)
 class Number:
     """A number with its name, its unit, its standard error and a word on what it is.
 

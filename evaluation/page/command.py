@@ -100,7 +100,7 @@ def run(
         raise AlgorithmError(
             f"{run_folder}: got a model of the data {sorted(fitted.shapes)}, expected one of "
             f"{site!r} alone, since one file holds one array; use pg.evaluate and "
-            "probgen.evaluation.page from Python."
+            "probgen.evaluation.report from Python."
         )
     need = need_of(bound, fitted.shapes, site)
     chosen, left_out = _measures(measures, bound, need, particles, background)
@@ -164,7 +164,7 @@ def _fitted(run_folder: str | os.PathLike) -> Fitted:
             f"{run_folder}: got a model that is a function of yours, or holds one, which no file "
             "does, expected one of declarations alone; this command cannot be given it: from "
             "Python, load it with pg.Fitted.from_pretrained(path, model=...), and use pg.evaluate "
-            "and probgen.evaluation.page."
+            "and probgen.evaluation.report."
         ) from error
 
 

@@ -100,6 +100,9 @@ def report(
             "info": {k: v for k, v in fitted.info.items() if k != "fallbacks"},
         },
     )
+    said = _of_the_model(fitted, material)
+    if said:
+        page.add(Section("Before all else", *(Paragraph(text) for text in said)))
     for section in sections(material, seed=seed):
         page.add(section)
     page.add(Section("The model", *model_blocks(fitted)))
@@ -111,7 +114,7 @@ def sections(material: Material, *, seed: int = 0) -> list[Section]:
     """The page's sections that speak of the data; without other sets there is no verdict."""
     out = []
     if material.detection is not None:
-        found = verdicts(material.detection, name=material.name)
+        found = verdicts(material.detection, name=material.name, ordinary=material.ordinary())
         out.append(Section("Verdict", *verdict_blocks(material, found)))
     out.append(Section("Likelihood", *likelihood_blocks(material)))
     if material.detection is not None:
@@ -132,6 +135,26 @@ def versions(fitted: Fitted, material: Material) -> dict[str, str]:
         "numpy": np.__version__,
         "python": platform.python_version(),
     }
+
+
+def _of_the_model(fitted: Fitted, material: Material) -> list[str]:
+    """What stands before every number: heavy weights of a likelihood, a code that has collapsed."""
+    out = []
+    for measure in material.likelihoods:
+        count, size = material.own.bound_only(measure), material.own.num_data
+        if material.own.bound(measure) and count:
+            out.append(
+                f"**{material.labels[measure]}** is a bound alone for {count:,} of {size:,} data "
+                f"of {material.name}: the k-hats of their weights do not rule out too heavy a tail."
+            )
+    active = getattr(fitted.report, "active_units", {})
+    dead = [name for name, on in active.items() if not np.any(on)]
+    if dead:
+        out.append(
+            f"**The latent {join(dead)} has collapsed**: none of its units is active, so the model "
+            "is one density for all data, and scores of its code say nothing."
+        )
+    return out
 
 
 def _lead(material: Material) -> str:

@@ -61,6 +61,18 @@ class Material:
         """The tables of the other sets."""
         return {k: t for k, t in self.tables.items() if k != self.name}
 
+    def ordinary(self) -> dict[tuple[str, str], float]:
+        """{(label of a measure, other set): the share of the set that it ranks more ordinary than
+        the median datum of the model's own}; an exact tie counts half."""
+        out = {}
+        for measure in self.measures:
+            middle = np.median(self.own.strangeness(measure))
+            for data_set, table in self.others.items():
+                x = table.strangeness(measure)
+                share = np.mean(x < middle) + 0.5 * np.mean(x == middle)
+                out[self.labels[measure], data_set] = float(share)
+        return out
+
     @property
     def measures(self) -> list[str]:
         return self.own.names

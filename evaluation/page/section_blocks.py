@@ -15,7 +15,7 @@ import numpy as np
 from probgen.evaluation import figures
 from probgen.evaluation.detection import Estimate, auroc_figure, histogram_figure, roc_figure
 from probgen.evaluation.detection.records import counted, with_limits
-from probgen.evaluation.page.blocks import Block, Figure, ImageRows, Paragraph, Row, Table
+from probgen.evaluation.page.blocks import Block, Figure, Folded, ImageRows, Paragraph, Row, Table
 from probgen.evaluation.page.drawing import figure_svg
 from probgen.evaluation.page.gathered import Material
 from probgen.evaluation.page.text import number, with_error
@@ -101,10 +101,13 @@ def warning_blocks(material: Material) -> list[Block]:
         for measure, texts in table.warnings.items():
             for text in texts:
                 said.setdefault((measure, text), []).append(data_set)
-    out: list[Block] = [
-        Paragraph(f"**Warning.** {material.labels[m]} of {join(sets)}: {text}")
-        for (m, text), sets in said.items()
-    ]
+    texts = [f"{material.labels[m]} of {join(sets)}: {text}" for (m, text), sets in said.items()]
+    out: list[Block] = []
+    if len(texts) == 1:
+        out = [Paragraph(f"**Warning.** {texts[0]}")]
+    elif texts:
+        of = join(list(dict.fromkeys(material.labels[m] for m, _ in said)))
+        out = [Folded(f"**{len(texts)} warnings** about {of}", texts)]
     return [*out, Record({"warnings": {k: t.warnings for k, t in material.tables.items()}})]
 
 
@@ -115,14 +118,20 @@ def measure_blocks(material: Material) -> list[Block]:
         [material.labels[m], m, units[m], WAYS[ways[m]]] for m in material.measures
     ]
     means: list[list[str | float]] = [
-        [material.labels[m], *(with_error(*t.mean(m)) for t in material.tables.values())]
+        [material.labels[m], *(_strangeness(t, m) for t in material.tables.values())]
         for m in material.measures
     ]
     return [
         Table(["measure", "in full", "unit", "direction"], names, name="measures"),
         Table(["measure", *material.tables], means, name="means",
-              caption="Means ± standard error over data, in the measure's unit."),
+              caption="Means ± standard error over data, in the measure's unit, all with the sign "
+              "by which larger is stranger (−log p for log p)."),
     ]  # fmt: skip
+
+
+def _strangeness(table: Evaluation, measure: str) -> str:
+    mean, error = table.mean(measure)
+    return with_error(mean if table.larger_is_stranger[measure] else -mean, error)
 
 
 def verdict_blocks(material: Material, found: Sequence[SetVerdict]) -> list[Block]:

@@ -3,9 +3,10 @@
 What may be said of a measure on a set follows from the tests of its AUROC against 1/2, which are
 corrected for the number of AUROCs in the table and for both directions:
 
-    above 1/2    "tells them apart"
+    above 1/2    "better than chance", which may be by little: the share of the set that is ranked
+                 more ordinary than the median datum of the model's own stands beside it
     below 1/2    "finds them MORE ordinary than the model's own data": the order is inverted
-    neither      "is not shown to tell them apart", which is not to say that they are alike
+    neither      "is not shown to be better than chance", which is not to say that they are alike
 
 In a table with one AUROC that is whether its interval holds 1/2; of many, the interval of some will
 clear 1/2 by chance, and a claim takes more.
@@ -20,12 +21,12 @@ significant paired test against every other measure.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from probgen.evaluation.detection import Detection, DetectionTable
 from probgen.evaluation.detection.records import MIN_DATA, shown
 
-DETECTS, INVERTS, UNCLEAR, TOO_FEW = "tells apart", "inverts", "not shown", "too few data"
+DETECTS, INVERTS, UNCLEAR, TOO_FEW = "better than chance", "inverts", "not shown", "too few data"
 
 
 def reading(table: DetectionTable, measure: str, data_set: str) -> str:
@@ -40,7 +41,7 @@ def reading(table: DetectionTable, measure: str, data_set: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class SetVerdict:
-    """What is said of one data set: who tells it apart, who inverts, and the sentences."""
+    """What is said of one data set: who is better than chance, who inverts, and the sentences."""
 
     data_set: str
     readings: dict[str, str]  # measure -> DETECTS, INVERTS, UNCLEAR or TOO_FEW
@@ -52,12 +53,25 @@ class SetVerdict:
         return " ".join(self.sentences)
 
 
-def verdicts(table: DetectionTable, *, name: str = "the model's own data") -> list[SetVerdict]:
-    """One verdict for each data set of the table; `name` is of the in-distribution data."""
-    return [_of_set(table, each, name) for each in table.data_sets]
+def verdicts(
+    table: DetectionTable,
+    *,
+    name: str = "the model's own data",
+    ordinary: Mapping[tuple[str, str], float] | None = None,
+) -> list[SetVerdict]:
+    """One verdict for each data set of the table.
+
+    Args:
+        name: of the in-distribution data.
+        ordinary: {(measure, data set): the share of that set which the measure ranks more ordinary
+            than the median in-distribution datum}, where it is known (`Material.ordinary`).
+    """
+    return [_of_set(table, each, name, ordinary or {}) for each in table.data_sets]
 
 
-def _of_set(table: DetectionTable, data_set: str, name: str) -> SetVerdict:
+def _of_set(
+    table: DetectionTable, data_set: str, name: str, ordinary: Mapping[tuple[str, str], float]
+) -> SetVerdict:
     cells = {m: table.cell(m, data_set) for m in table.measures}
     readings = {m: reading(table, m, data_set) for m in table.measures}
     groups = {
@@ -78,17 +92,25 @@ def _of_set(table: DetectionTable, data_set: str, name: str) -> SetVerdict:
     sentences = []
     if groups[TOO_FEW]:
         return SetVerdict(data_set, readings, None, (
-            f"**{data_set}** ({sizes}): too few data to say who tells them apart; it takes "
+            f"**{data_set}** ({sizes}): too few data to say what is better than chance; it takes "
             f"{MIN_DATA} distinct ones on either side. For what they are worth: "
             f"{listed(groups[TOO_FEW])}.",
         ))  # fmt: skip
     if groups[DETECTS]:
-        verb = "tells" if len(groups[DETECTS]) == 1 else "tell"
-        sentences.append(f"**{data_set}** ({sizes}): {listed(groups[DETECTS])} {verb} them apart.")
+        verb = "is" if len(groups[DETECTS]) == 1 else "are"
+        sentences.append(
+            f"**{data_set}** ({sizes}): {listed(groups[DETECTS])} {verb} better than chance."
+        )
+        first_of = (groups[DETECTS][0], data_set)
+        if first_of in ordinary:
+            sentences.append(
+                f"{first_of[0]} ranks {100 * ordinary[first_of]:.0f} % of them more ordinary than "
+                f"the median of {name}."
+            )
     else:
         sentences.append(
-            f"**{data_set}** ({sizes}): no measure is shown to tell them apart; no AUROC is "
-            "significantly above 0.5."
+            f"**{data_set}** ({sizes}): no measure is shown to be better than chance; no AUROC "
+            "is significantly above 0.5."
         )
     if groups[INVERTS]:
         sentences.append(
@@ -101,7 +123,7 @@ def _of_set(table: DetectionTable, data_set: str, name: str) -> SetVerdict:
         (clear, f"of {len(table.detections)} intervals, so much may clear 0.5 by chance"),
     ):
         if names:
-            sentences.append(f"Not shown to tell them apart ({why}): {listed(names)}.")
+            sentences.append(f"Not shown to be better than chance ({why}): {listed(names)}.")
     winner = table.verdict(data_set).winner
     sentences += _best(table, data_set, groups[DETECTS])
     return SetVerdict(data_set, readings, winner, tuple(sentences))
@@ -126,9 +148,17 @@ def summary(found: Sequence[SetVerdict]) -> list[str]:
     for measure in found[0].readings:
         parts = []
         for kind, of_some, of_all in (
-            (DETECTS, "tells {} apart", "tells each of the {} sets apart"),
+            (
+                DETECTS,
+                "is better than chance on {}",
+                "is better than chance on each of the {} sets",
+            ),
             (INVERTS, "inverts on {}", "inverts on each of the {} sets"),
-            (UNCLEAR, "is not shown to tell {} apart", "is shown to tell none of {} sets apart"),
+            (
+                UNCLEAR,
+                "is not shown to be better than chance on {}",
+                "is shown to be better than chance on none of {} sets",
+            ),
             (TOO_FEW, "has too few data of {}", "has too few data of each of the {} sets"),
         ):
             sets = [each.data_set for each in found if each.readings[measure] == kind]

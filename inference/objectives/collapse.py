@@ -110,7 +110,8 @@ def collapse_report(
     size = bound.batch_size(batch) or 1
     information = _information(bound, params, batch, seen["latents"], size)
     if information is not None:
-        information = (information[0], sum(kl.values()))
+        high = sum(kl.values())
+        information = (min(information[0], high), high)  # one draw a datum is noisy, the KL is not
     return CollapseReport(kl, seen["units"], active, information, weight, size, warnings)
 
 

@@ -8,6 +8,8 @@ warnings are attributes.
 
 from __future__ import annotations
 
+import csv
+import io
 import math
 import os
 from collections.abc import Iterator, Mapping
@@ -20,7 +22,7 @@ from probgen.errors import DataError, SaveError, UnknownName
 from probgen.language.content import content
 from probgen.language.dist import did_you_mean
 from probgen.language.viewed import Plotted
-from probgen.records import store
+from probgen.records import atomic, store
 from probgen.records.chunks import check_estimates, grouped, named
 
 Values = dict[str, np.ndarray]
@@ -139,6 +141,21 @@ class Evaluation(Plotted):
     def shared_error(self) -> dict[str, bool]:
         """Of each measure, whether its standard error is one that all data share."""
         return {n: bool(self[n].attrs.get("shared_error", False)) for n in self.names}
+
+    def to_csv(self, path: str | os.PathLike) -> None:
+        """Writes a row a datum: its index, and of each measure the estimate, in the measure's own
+        sign, and the standard error where there is one (empty where no interval holds)."""
+        columns: dict[str, np.ndarray] = {"index": np.arange(self.num_data)}
+        for name in self.names:
+            columns[name] = np.asarray(self[name]["estimate"].values)
+            if "standard_error" in self[name]:
+                columns[f"{name} s.e."] = np.asarray(self[name]["standard_error"].values)
+        out = io.StringIO()
+        rows = csv.writer(out, lineterminator="\n")
+        rows.writerow(columns)
+        for row in zip(*columns.values(), strict=True):
+            rows.writerow(["" if v != v else v.item() for v in row])
+        atomic.put_text(atomic.at(path), out.getvalue())
 
     def strangeness(self, name: str) -> np.ndarray:
         """[n] the estimates, turned so that larger means stranger; for OOD statistics."""

@@ -14,6 +14,8 @@ PALETTE: dict[str, tuple[str, str]] = {
     "orange": ("#b9541a", "#f2a66e"),
     "green": ("#2c7a55", "#7fcfa5"),
     "plum": ("#8a3b7c", "#dc9ad0"),
+    "red": ("#a62b34", "#f0979c"),
+    "teal": ("#17778a", "#76cfdf"),
 }
 
 COLOURS = {name: light for name, (light, _) in PALETTE.items()}

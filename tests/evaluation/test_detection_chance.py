@@ -50,7 +50,7 @@ def test_tables_of_pure_noise_claim_nothing_and_say_why():
         if above and not claims:
             text = next(v.text for v in said if v.data_set == above[0].data_set)
             assert "of 72 intervals, so much may clear 0.5 by chance" in text
-            assert "apart." not in text.replace("shown to tell them apart.", "")
+            assert "better than chance." not in text.replace("shown to be better than chance.", "")
     assert cleared >= 30  # of the old rule, a claim
     assert wrong <= 40 * (0.05 + 3 * np.sqrt(0.05 * 0.95 / 40))
 

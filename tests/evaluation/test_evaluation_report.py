@@ -42,9 +42,9 @@ def test_of_equal_scores_nothing_is_claimed():
     found, _ = judged(scores)
     for each in found:
         assert set(each.readings.values()) == {UNCLEAR} and each.winner is None
-        assert "no measure is shown to tell them apart" in each.text
+        assert "no measure is shown to be better than chance" in each.text
         assert "best" not in each.text and "ordinary" not in each.text
-    assert summary(found)[0] == "**one** is shown to tell none of 2 sets apart."
+    assert summary(found)[0] == "**one** is shown to be better than chance on none of 2 sets."
 
 
 def test_a_measure_that_separates_perfectly_is_named_and_is_the_best_of_a_useless_one():
@@ -54,13 +54,13 @@ def test_a_measure_that_separates_perfectly_is_named_and_is_the_best_of_a_useles
     assert found.readings == {"good": DETECTS, "useless": UNCLEAR} and found.winner == "good"
     assert found.text.startswith(f"**far** ({N} against {N} digits): good (1.000, ")
     assert "The best here, significantly: good." in found.text
-    assert "Not shown to tell them apart (the interval holds 0.5): useless (" in found.text
+    assert "Not shown to be better than chance (the interval holds 0.5): useless (" in found.text
 
 
 def test_a_measure_that_inverts_is_said_to_invert():
     (found,), _ = judged({"nll": (normal(0, 1), {"black": normal(-3, 2)})})
     assert found.readings == {"nll": INVERTS} and found.winner is None
-    assert "no measure is shown to tell them apart" in found.text
+    assert "no measure is shown to be better than chance" in found.text
     assert "To nll (" in found.text and "MORE ordinary than the model's own" in found.text
     assert summary([found]) == ["**nll** inverts on black."]
 
@@ -82,7 +82,7 @@ def test_a_claim_is_made_exactly_where_the_interval_excludes_one_half(shift):
         limits_of = table.cell("m", "s").auroc
         want = DETECTS if limits_of.lower > 0.5 else INVERTS if limits_of.upper < 0.5 else UNCLEAR
         assert found.readings["m"] == want
-        assert ("tells them apart" in found.text) == (want == DETECTS)
+        assert ("is better than chance." in found.text) == (want == DETECTS)
         assert ("MORE ordinary" in found.text) == (want == INVERTS)
         kinds.append(want)
     # Of no difference 1 in 20 intervals misses: 40 draws see more than 7 with probability 0.001.

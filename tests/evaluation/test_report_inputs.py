@@ -83,7 +83,7 @@ def test_what_is_told_counts_before_what_the_pictures_show():
 def test_two_data_tell_nothing_apart():
     found = compare({"m": (normal(0, 1), {"s": np.array([50.0, 51])})}, num_resamples=100)
     (verdict,) = verdicts(found)
-    assert verdict.readings == {"m": TOO_FEW} and "tells them apart." not in verdict.text
+    assert verdict.readings == {"m": TOO_FEW} and "is better than chance." not in verdict.text
     assert "it takes 10 distinct ones on either side" in verdict.text
 
 
@@ -91,10 +91,12 @@ def test_a_label_keeps_its_letters_and_none_is_not_not_all():
     same = {m: (normal(0, s), {"a": normal(0, s), "b": normal(0, s)})
             for s, m in enumerate(("m", "elbo"))}  # fmt: skip
     found = verdicts(compare(same, num_resamples=100))
-    assert summary(found)[0] == "**m** is shown to tell none of 2 sets apart."
+    assert summary(found)[0] == "**m** is shown to be better than chance on none of 2 sets."
     mixed = {"m": (normal(0, 1), {"a": normal(9, 2), "b": normal(0, 1), "c": normal(0, 1)})}
     (text,) = summary(verdicts(compare(mixed, num_resamples=100)))
-    assert text == "**m** tells a apart; is not shown to tell b or c apart."
+    assert (
+        text == "**m** is better than chance on a; is not shown to be better than chance on b or c."
+    )
     for each in found:
         assert "M (" not in each.text and "Elbo" not in each.text
 
@@ -196,3 +198,19 @@ def test_the_json_says_how_many_data_differ(tmp_path):
     found = json.loads(path.with_suffix(".json").read_text("utf-8"))
     assert found["num_distinct"] == {"x": 60, "s": 11}
     assert "60 data, 11 distinct, against 60 x" in path.read_text("utf-8")
+
+
+def test_a_page_says_how_ordinary_the_others_are_and_folds_its_warnings(tmp_path):
+    """10 of 40 strangers lie below the median; the measure is better than chance all the same."""
+    own = table({"m": np.arange(101.0)})
+    strange = table({"m": np.r_[np.full(10, 1.0), np.full(30, 100.5)]})
+    found = gather(own, {"far": strange}, name="x")
+    assert found.ordinary() == {("m", "far"): 0.25}
+    (verdict,) = verdicts(found.detection, name="x", ordinary=found.ordinary())
+    assert verdict.readings == {"m": DETECTS}
+    assert "m ranks 25 % of them more ordinary than the median of x." in verdict.text
+
+
+def test_a_table_is_a_csv_file_too(tmp_path):
+    table({"m": np.array([1.5, -2.0])}).to_csv(tmp_path / "t.csv")
+    assert (tmp_path / "t.csv").read_text() == "index,m\n0,1.5\n1,-2.0\n"

@@ -39,7 +39,9 @@ def test_copies_are_counted_on_the_page_and_in_the_terminal(place, capsys):
                     "--out", str(out)) == 0  # fmt: skip
     assert "60 (2 distinct) constants" in capsys.readouterr().out
     text = (out / "report.html").read_text("utf-8")
-    assert "60 data, 2 distinct" in text and "too few data to say who tells them apart" in text
+    assert (
+        "60 data, 2 distinct" in text and "too few data to say what is better than chance" in text
+    )
     assert "[0.224," in text.replace("\N{NO-BREAK SPACE}", " ") and "[0.951," not in text
 
 
