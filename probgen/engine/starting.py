@@ -83,8 +83,8 @@ def draws(batch_size: Any, names: Any, validation: Any) -> int:
     """
     if not isinstance(batch_size, int):
         raise AlgorithmError(
-            f"batch_size: got {batch_size!r} without data, expected how many draws a step is made "
-            "of; give batch_size=128, say."
+            f"fit: got data=None and batch_size={batch_size!r}, expected data, or, of an algorithm "
+            "that needs none, how many draws a step is made of: batch_size=128, say."
         )
     if names is not None or validation is not None:
         raise DataError("fit: got names or validation without data, expected neither.")

@@ -86,7 +86,7 @@ DATA = {
     "an empty list": (None, [], DataError, "empty|expected"),
     "an empty stream": (None, lambda: iter(()), DataError, "before its first batch"),
     "text": (None, np.array([["a"] * 4] * 16), DataError, "expected numbers"),
-    "nothing": (None, None, DataError, "NoneType"),
+    "nothing": (None, None, AlgorithmError, "data=None.*expected data"),
     "unequal lengths": (None, {"x": binary_data(16), "y": np.zeros(15)}, DataError, "lengths"),
     "an unknown site": (None, {"X": binary_data(16)}, UnknownName, "did you mean 'x'"),
     "two, one unknown": (None, {"x": binary_data(16), "label": np.zeros(16)}, UnknownName,
