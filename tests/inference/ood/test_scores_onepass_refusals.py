@@ -63,7 +63,7 @@ def test_a_model_of_another_family_is_refused(measure):
     b = pg.backends.load("torch")
     params = b.tree_map(b.to_numpy, bind(model, b, seed=0)[1])
     # The error names what the user wrote, not a part of it.
-    words = rf"^{re.escape(measure.name)}\W.*has no guide, expected one"
+    words = rf"^{re.escape(measure.name)}\W.*is known up to a constant.*expected a normalised one"
     with pytest.raises(AlgorithmError, match=words):
         score(measure, Fitted(model, params, shapes={"x": (3,)}))
 
