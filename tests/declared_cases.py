@@ -158,7 +158,7 @@ def rightly(owner, field):
 RESULTS = {
     "Arrow", "BatchTypicality", "BetweenRuns", "BitsPerDim", "Bound", "Bracket", "ChanceTest",
     "Code", "CollapseReport", "Comparison", "Coverage", "Curve", "Deferred", "Density2D",
-    "Detection", "DetectionTable", "Diagnosis", "Estimate", "Family", "Figure", "Formula",
+    "Detection", "DetectionTable", "Diagnosis", "Estimate", "Family", "Figure", "Folded", "Formula",
     "Geweke", "Graph", "ImageRows", "Images", "Loaded", "LogPartition", "Material", "ModeCount",
     "NativeModel", "Need", "Node", "Number", "Numbers",
     "Paragraph", "Posterior", "PrCurve", "PredictiveCheck", "Record", "Results",

@@ -29,6 +29,7 @@ from probgen.inference import (
     EnergyLogLikelihood,
     Gaussian,
     ProbabilityFlow,
+    UnnormalizedBound,
     UnnormalizedLogDensity,
     bdmc,
     bits_per_dim,
@@ -56,7 +57,7 @@ from probgen.inference.ood import (
     Typicality,
     downsampled,
 )
-from probgen.models import VAE, likelihoods
+from probgen.models import VAE, Tilted, likelihoods
 from probgen.trees import tree_map
 from studies.rbm.rbm import RBM, rbm_log_partition
 
@@ -132,6 +133,17 @@ def with_full_covariance():
     return fitted, {"x": x}, lambda dtype: measures
 
 
+def with_a_tilt():
+    base = vae(likelihoods.Normal(0.5))
+    model = Tilted(base, energy=nets.MLPEnergy((5,)), on="x")
+    with each_backend(float64=False) as (b, _):
+        example = {"x": levels_of(base.model.likelihood, 1)}
+        params = b.tree_map(b.to_numpy, bind(model, b, data=example, seed=3)[1])
+    fitted = Fitted(model, params, shapes={"x": SHAPE})
+    measures = [UnnormalizedBound(IWAE(3)), UnnormalizedBound(ELBO(2))]
+    return fitted, {"x": levels_of(base.model.likelihood, COUNT)}, lambda dtype: measures
+
+
 def with_codes():
     fitted = vae(likelihoods.Bernoulli())
     measures = [InputComplexity(IWAE(4), ("png", "lzma")), BiasCorrected(None, 3)]
@@ -190,6 +202,7 @@ def with_annealing():
 CASES = {
     "a VAE": with_normal,
     "a full covariance": with_full_covariance,
+    "a tilted VAE": with_a_tilt,
     "codes": with_codes,
     "a table": with_a_table,
     "lossy images": with_lossy_images,
