@@ -187,7 +187,7 @@ def test_a_torch_module_that_draws_or_changes_itself_is_refused_before_a_step():
 def test_batch_statistics_are_refused_when_a_module_never_tracks_them():
     torch = pytest.importorskip("torch")
     module = torch.nn.BatchNorm1d(2, track_running_stats=False).eval()
-    with pytest.raises(DeclarationError, match="no batch statistics"):
+    with pytest.raises(DeclarationError, match="keeps no running statistics"):
         nets.from_torch(module)
 
 

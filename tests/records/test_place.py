@@ -217,7 +217,7 @@ def test_what_is_removed_is_gone_at_once(tmp_path):
 WRITE = """
 import sys
 import numpy as np
-from probgen import store
+from probgen.records import store
 for value in range(1, 100000):
     arrays = {"model": {"w": np.full(3, value)}, "history": {"loss": np.arange(3)}}
     said = {"model": None, "model_name": "m", "info": {"value": value}, "inputs": {}}
@@ -250,7 +250,7 @@ def test_a_process_that_is_really_killed_leaves_what_it_had_written(tmp_path):
 
 HOLD = """
 import sys, time
-from probgen import place
+from probgen.records import atomic
 with atomic.held(atomic.at(sys.argv[1])):
     print("held", flush=True)
     time.sleep(600)
@@ -301,7 +301,7 @@ def test_another_thread_is_another_run_and_the_same_one_is_not(tmp_path):
 
 FORK = """
 import os, sys
-from probgen import place, store
+from probgen.records import atomic, store
 at, (reads, writes) = atomic.at(sys.argv[1]), os.pipe()
 with atomic.held(at):
     child = os.fork()
