@@ -36,7 +36,7 @@ WRONG = [
     ("callbacks", pg.EarlyStopping()), ("callbacks", [pg.EarlyStopping]), ("callbacks", 3),
     ("inputs", [1]), ("inputs", "t"), ("names", 3), ("checkpoint", 3), ("checkpoint", True),
     ("resume", "no"), ("max_retries", -1), ("max_retries", 1.5),
-    ("method", Langevin), ("method", SVI(ELBO())), ("fitted", FITTED.model), ("fitted", None),
+    ("method", Langevin), ("method", SVI(ELBO())), ("fitted", 3), ("fitted", None),
     ("path", 3), ("model", lambda: None), ("model", NUTS), ("device", 0),
 ]  # fmt: skip
 

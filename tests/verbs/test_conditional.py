@@ -157,7 +157,7 @@ class Descends:
             x = bound.trace(params, batch, key=key, batch_size=goal["x"].shape[0], condition=False)
             return ops.mean((x["x"].value - goal["x"]) ** 2)
 
-        def init(params, key, batch):
+        def init(params, key, batch, extras):
             return {"params": params, "frozen": {}, "opt": optimizer.init(params)}
 
         def update(state, batch, key):

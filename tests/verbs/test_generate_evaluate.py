@@ -11,7 +11,6 @@ from probgen.engine.bind import bind
 from probgen.engine.fitted import Fitted
 from probgen.errors import (
     AlgorithmError,
-    DeclarationError,
     MissingSeed,
     NonFiniteError,
     SupportError,
@@ -145,7 +144,7 @@ def test_what_cannot_be_asked_is_refused(backend):
         pg.generate(fitted, 3, backend=backend)
     with pytest.raises(MissingSeed, match="evaluate"):
         pg.evaluate(fitted, data(), [IWAE(10)], backend=backend)
-    with pytest.raises(DeclarationError, match="expected a Fitted"):
+    with pytest.raises(AlgorithmError, match="have no parameters, expected fitted ones"):
         pg.generate(fitted.model, 3, seed=0, backend=backend)
     with pytest.raises(AlgorithmError, match="measures"):
         pg.evaluate(fitted, data(), ["IWAE"], seed=0, backend=backend)
