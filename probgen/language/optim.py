@@ -9,11 +9,11 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Annotated, Any
 
 from probgen.language import ops
 from probgen.language.declared import argument, declaration, require
-from probgen.language.kinds import BelowOne, Count, CountOrZero, NonNegative, Positive, Text
+from probgen.language.kinds import BelowOne, Count, CountOrZero, NonNegative, Positive, Rule, Text
 
 
 @declaration
@@ -158,7 +158,10 @@ class Groups:
         return dict(self.groups) | ({} if self.rest is None else {"*": self.rest})
 
 
-AnyOptimizer = OptimizerDeclaration | Groups
+AnyOptimizer = Annotated[
+    OptimizerDeclaration | Groups,
+    Rule("an optimiser such as pg.Adam(1e-3), or pg.Groups of them", alone=True),
+]
 
 
 def stands_for(names: Iterable[str], net: str) -> str | None:

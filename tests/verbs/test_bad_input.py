@@ -295,3 +295,9 @@ def test_a_guide_that_draws_what_data_observe_is_refused_in_words(b):
 def test_a_name_that_is_elsewhere_is_told(name, way):
     with pytest.raises(AttributeError, match=way):
         getattr(pg, name)
+
+
+@pytest.mark.parametrize("optimizer", [1e-3, pg.Adam])
+def test_an_optimiser_is_shown_by_example(optimizer):
+    with pytest.raises(DeclarationError, match=r"expected an optimiser such as pg\.Adam\(1e-3\)"):
+        SVI(ELBO(), optimizer)
