@@ -172,7 +172,9 @@ def test_a_generator_follows_a_drift_without_data(b):
 
 def test_what_a_fit_without_data_needs_is_said(b):
     options = dict(num_steps=1, batch_size=8)
-    with pytest.raises(AlgorithmError, match="got data=None and batch_size='auto', expected data, or"):
+    with pytest.raises(
+        AlgorithmError, match="got data=None and batch_size='auto', expected data, or"
+    ):
         fit(b, affine(), None, follow(towards), num_steps=1)
     with pytest.raises(AlgorithmError, match="EM: got data=None, expected data"):
         fit(b, factor_model(), None, EM(), **options)
