@@ -9,7 +9,7 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any, Literal
 
-from probgen.language.declared import argument
+from probgen.errors import DeclarationError
 
 _room: list[Callable[[], ModuleType]] = []
 
@@ -42,7 +42,8 @@ class Viewed:
         Args:
             form: "dot" for graphviz source, "svg" for a drawing that stands by itself.
         """
-        argument(type(self).__name__ + ".graph", Literal["dot", "svg"], form=form)
+        if form not in ("dot", "svg"):
+            raise DeclarationError(f"graph: got form={form!r}, expected 'dot' or 'svg'.")
         views = _room[0]()
         return (views.graph if form == "dot" else views.graph_svg)(self, data, inputs)
 

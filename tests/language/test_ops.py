@@ -202,3 +202,11 @@ def test_importing_loads_no_framework():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert not done.stderr.strip(), done.stderr
+
+
+def test_importing_probgen_alone_loads_next_to_nothing():
+    code = (
+        "import sys, probgen; sys.exit(', '.join({'numpy', 'scipy', 'xarray'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert not done.stderr.strip(), done.stderr
