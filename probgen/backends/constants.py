@@ -12,6 +12,7 @@ import contextlib
 import functools
 import types
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -51,8 +52,10 @@ def _is_plain(value: Any) -> bool:
     return type(value) is np.ndarray and value.dtype.kind in "biuf"
 
 
-def _places(fn: Any, seen: set[int]) -> Iterator[tuple[Callable[[Any], None], np.ndarray]]:
-    """(what sets it, the array) of all that a user's function knows by a name."""
+def _places(
+    fn: Any, seen: set[int]
+) -> Iterator[tuple[Callable[[Any], Any], np.ndarray, Callable[[], Any]]]:
+    """(what sets it, the array, what gets it) of all that a user's function knows by a name."""
     fn = getattr(fn, "__func__", fn)
     library = not isinstance(fn, types.FunctionType) or fn.__module__.startswith("probgen.")
     if library or id(fn) in seen:
@@ -62,14 +65,15 @@ def _places(fn: Any, seen: set[int]) -> Iterator[tuple[Callable[[Any], None], np
     for name in _names(fn.__code__) & known.keys():
         value = known[name]
         if _is_plain(value):
-            yield lambda new, name=name: known.__setitem__(name, new), value  # type: ignore
+            yield partial(known.__setitem__, name), value, partial(known.get, name)
         elif isinstance(value, types.FunctionType) and value.__globals__ is known:
             yield from _places(value, seen)
     for cell in fn.__closure__ or ():
         with contextlib.suppress(ValueError):  # not assigned yet
             value = cell.cell_contents
             if _is_plain(value):
-                yield lambda new, cell=cell: setattr(cell, "cell_contents", new), value  # type: ignore
+                put = partial(setattr, cell, "cell_contents")
+                yield put, value, partial(getattr, cell, "cell_contents")
             yield from _places(value, seen)
 
 
@@ -79,9 +83,11 @@ def constants_of(program: Any, kind: type[Constant]) -> Iterator[None]:
     with _turn:
         found = list(_places(program, set()))
         try:
-            for put, value in found:
-                put(value.view(kind))
+            lent = [value.view(kind) for _, value, _ in found]
+            for (put, _, _), view in zip(found, lent, strict=True):
+                put(view)
             yield
         finally:
-            for put, value in found:
-                put(value)
+            for (put, value, get), view in zip(found, lent, strict=True):
+                if get() is view:  # else the program has put another in its place
+                    put(value)

@@ -1,5 +1,6 @@
 """What goes into an evaluation page: copies among the data, k-hat limits, pictures, tables."""
 
+import dataclasses
 import inspect
 import json
 import pydoc
@@ -13,9 +14,15 @@ from probgen.errors import AlgorithmError, DataError, UnknownName
 from probgen.evaluation import page
 from probgen.evaluation.detection import compare
 from probgen.evaluation.page import count_distinct, gather, limits, summary, verdicts
-from probgen.evaluation.page.section_blocks import detection_blocks, likelihood_blocks
+from probgen.evaluation.page.evaluation_page import _of_the_model
+from probgen.evaluation.page.section_blocks import (
+    _strangeness,
+    detection_blocks,
+    likelihood_blocks,
+)
 from probgen.evaluation.page.verdict import DETECTS, TOO_FEW
 from probgen.inference.likelihood.interval import bound_warning
+from probgen.inference.objectives.collapse import CollapseReport
 
 N = 60
 
@@ -214,3 +221,23 @@ def test_a_page_says_how_ordinary_the_others_are_and_folds_its_warnings(tmp_path
 def test_a_table_is_a_csv_file_too(tmp_path):
     table({"m": np.array([1.5, -2.0])}).to_csv(tmp_path / "t.csv")
     assert (tmp_path / "t.csv").read_text() == "index,m\n0,1.5\n1,-2.0\n"
+
+
+def test_a_page_begins_with_a_collapsed_code_and_with_heavy_weights(tmp_path):
+    dead = {"z": np.zeros(3, bool)}
+    report = CollapseReport({"z": 0.0}, {}, dead, None, None, 9)
+    fitted = pg.Fitted(pg.model(lambda: None), {}, report=report)
+    (said,) = _of_the_model(fitted, gather(table({"m": np.arange(30.0)}), name="x"))
+    assert said.startswith("**The latent z has collapsed**: none of its units is active")
+    alive = pg.Fitted(pg.model(lambda: None), {}, report=dataclasses.replace(
+        report, active_units={"z": np.array([True, False])}
+    ))  # fmt: skip
+    assert not _of_the_model(alive, gather(table({"m": np.arange(30.0)}), name="x"))
+
+
+def test_means_of_all_measures_have_one_sign():
+    up = pg.Evaluation.from_values(
+        {"m": {"estimate": np.full(9, -2.0)}}, units={"m": "nats"}, larger_is_stranger={"m": False}
+    )
+    assert _strangeness(up, "m")[0] == "2"
+    assert _strangeness(table({"m": np.array([3.0, 3.0])}), "m")[0] == "3"

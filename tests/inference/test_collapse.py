@@ -139,3 +139,11 @@ def test_per_datum_needs_the_size_of_the_data_for_a_global_latent(b):
     terms = compute(bound, params, {"x": b.asarray(X[:, 0])}, b.key(0))
     with pytest.raises(AlgorithmError, match="number of data"):
         per_datum(bound, terms, terms.kl)
+
+
+def test_the_lower_bound_of_the_information_is_never_above_the_upper_one(b, monkeypatch):
+    """It is an estimate from one draw a datum; the upper one, of closed forms, holds."""
+    where = "probgen.inference.objectives.collapse._information"
+    monkeypatch.setattr(where, lambda *args: (1e6, 9.0))
+    low, high = reported(b, exact, drawn(50)).information
+    assert low == high < 1e6

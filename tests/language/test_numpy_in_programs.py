@@ -8,7 +8,7 @@ import scipy.stats as st
 import probgen as pg
 from probgen import dist, nets, ops
 from probgen.engine.bind import bind
-from probgen.errors import DeclarationError
+from probgen.errors import DeclarationError, ShapeError
 
 TABLE = np.array([-1.0, 1.0])  # float64, as numpy makes them
 GRID = np.arange(6.0).reshape(2, 3)
@@ -101,3 +101,34 @@ def test_arrays_that_a_program_closes_over_compute_with_its_values(backend, form
         left = y - X @ w
         np.testing.assert_allclose(value, st.norm().logpdf(left).sum(), rtol=1e-5)
         np.testing.assert_allclose(grad, X.T @ left, rtol=1e-4, atol=1e-5)
+
+
+COUNT = np.zeros(1)
+
+
+def test_what_a_program_puts_in_place_of_an_array_stays(b):
+    """Arrays are lent to a run, not put back over what the program has made of their names."""
+
+    @pg.model
+    def model():
+        global COUNT
+        COUNT = np.asarray(COUNT) + 1.0
+        with pg.data_plate():
+            pg.sample("x", dist.Normal(0.0, 1.0))
+
+    bind(model, b, data={"x": np.zeros(2, np.float32)})
+    assert COUNT[0] >= 1.0
+
+
+def test_rows_that_a_program_closes_over_are_told_to_come_by_inputs(b):
+    """`.to_event(1)` alone, the advice of before, gave another model in silence."""
+    trend = np.arange(5.0)
+
+    @pg.model
+    def model():
+        slope = pg.sample("slope", dist.Normal(0.0, 1.0))
+        with pg.data_plate():
+            pg.sample("x", dist.Normal(slope * trend, 1.0))
+
+    with pytest.raises(ShapeError, match=r"make it an argument of the program.*inputs=\{"):
+        bind(model, b, data={"x": np.zeros(2, np.float32)})
