@@ -28,7 +28,7 @@ from probgen.language.kinds import AnyNet, Width
 from probgen.language.masked import refuse_masked
 from probgen.language.ops import running_ops
 from probgen.language.recursions import looping
-from probgen.language.site_shapes import check_value
+from probgen.language.site_shapes import batch_words, check_value
 
 DATA_PLATE = "data"
 PARTICLES = "_particles"
@@ -237,20 +237,8 @@ def _check_batch_shape(run: Run, name: str, batch_shape: tuple[int, ...]) -> Non
     if len(padded) == len(plates) and all(b in (1, p) for b, p in zip(padded, plates, strict=True)):
         return
     extra = max(1, len(inner) - len(plates)) if plates else len(inner)
-    cure = (
-        f"if the further axes belong to one draw, add .to_event({extra}) to the distribution, and "
-        "if they repeat it, open a pg.plate."
-    )
-    if DATA_PLATE in run.active and len(padded) == len(plates):
-        cure = (
-            "the program runs on some of the data at a time, so what has one row a datum must come "
-            "with them: make it an argument of the program and give it by inputs={...}. Only if "
-            f"that axis is no axis of data, {cure}"
-        )
-    raise ShapeError(
-        f"site {name!r}: got a distribution of batch shape {batch_shape}, expected "
-        f"{'that of its plates, ' + str(plates) if plates else 'none outside of a plate'}; {cure}"
-    )
+    is_row = DATA_PLATE in run.active and len(padded) == len(plates)
+    raise ShapeError(batch_words(name, batch_shape, plates, extra, is_row))
 
 
 def factor(name: str, log_value: Any) -> None:

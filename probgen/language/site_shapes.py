@@ -60,3 +60,28 @@ def check_value(
 def _listed(where: Mapping[str, int | str]) -> str:
     plates = ", ".join(f"{name!r} of {size}" for name, size in where.items())
     return f"the plate{'s' if len(where) > 1 else ''} {plates}"
+
+
+def batch_words(
+    name: str, got: tuple[int, ...], plates: tuple[int, ...], extra: int, is_row: bool
+) -> str:
+    """What to say of a distribution whose batch shape is not that of its plates.
+
+    Args:
+        extra: how many axes too many there are.
+        is_row: as many axes as plates, inside the data plate: rows that do not come with the data.
+    """
+    cure = (
+        f"if the further axes belong to one draw, add .to_event({extra}) to the distribution, and "
+        "if they repeat it, open a pg.plate."
+    )
+    if is_row:
+        cure = (
+            "the program runs on some of the data at a time, so what has one row a datum must come "
+            "with them: make it an argument of the program and give it by inputs={...}. Only if "
+            f"that axis is no axis of data, {cure}"
+        )
+    return (
+        f"site {name!r}: got a distribution of batch shape {got}, expected "
+        f"{'that of its plates, ' + str(plates) if plates else 'none outside of a plate'}; {cure}"
+    )
