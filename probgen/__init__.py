@@ -30,6 +30,7 @@ _NAMES = {
         ("sample", "factor", "deterministic", "plate", "data_plate", "net", "submodel", "subguide"),
         "probgen.language.program",
     ),
+    "ROW": "probgen.language.program",
     **dict.fromkeys(("model", "Model"), "probgen.language.model"),
     **dict.fromkeys(
         ("to_pyro", "to_numpyro", "from_pyro", "from_numpyro", "params_of"), "probgen.interop"
@@ -39,7 +40,7 @@ _NAMES = {
         "probgen.language.optim",
     ),
     **dict.fromkeys(("EarlyStopping", "TensorBoard", "Callback"), "probgen.engine.callbacks"),
-    **dict.fromkeys(("Learner", "ROW"), "probgen.engine.learner"),
+    "Learner": "probgen.engine.learner",
     "GradientLearner": "probgen.engine.gradient",
     "ProbgenError": "probgen.errors",
     "fit": "probgen.verbs.fit",

@@ -24,12 +24,11 @@ from probgen.engine.structure import Structure
 from probgen.errors import AlgorithmError, DeclarationError
 from probgen.language import dist, ops
 from probgen.language.model import Model, arguments
-from probgen.language.program import DATA_PLATE, Run, current, net
+from probgen.language.program import DATA_PLATE, ROW, Run, current, net
 from probgen.language.supports import support_of
 from probgen.nets.layers import Parameter
 
 Array = Any
-ROW_INPUT = "row"
 
 
 class Family(Protocol):
@@ -115,21 +114,21 @@ class AutoGuide:
             numbers = (*structure.plate_shape(name, 1), *site.event_shape)
             totals[site.is_local] += math.prod(numbers)
         wanted = inspect.signature(model.program).parameters
-        if ROW_INPUT in {*wanted, *structure.sites}:
+        if ROW in {*wanted, *structure.sites}:
             raise DeclarationError(
-                f"{type(self).__name__}: {model.name!r} has a site or an input {ROW_INPUT!r}, "
+                f"{type(self).__name__}: {model.name!r} has a site or an input {ROW!r}, "
                 "which is the name of the numbers of the data for this guide; rename it."
             )
 
         def guide(**inputs: Any) -> None:
-            rows = inputs.pop(ROW_INPUT, None)
+            rows = inputs.pop(ROW, None)
             given = {k: inputs[k] for k in wanted if k in inputs}
             data = {k: v for k, v in inputs.items() if k in observed}
             walk(self, model.program, given, data, latents, rows, num_data, totals)
 
         optional = [
             inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=None)
-            for n in (*observed, ROW_INPUT) if n not in wanted
+            for n in (*observed, ROW) if n not in wanted
         ]  # fmt: skip
         own = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in wanted.values()]
         guide.__signature__ = inspect.Signature([*own, *optional])  # type: ignore[attr-defined]
@@ -224,7 +223,7 @@ class _Hands:
                 raise AlgorithmError(
                     f"{type(self.family).__name__}: latent {name!r} has a q of its own for each of "
                     f"the data of the fit, expected the numbers of their rows: "
-                    f"inputs={{{ROW_INPUT!r}: np.arange(n)}} for all n of them; for data that were "
+                    f"inputs={{{ROW!r}: np.arange(n)}} for all n of them; for data that were "
                     "not fitted write a guide that reads them (an encoder)."
                 )
             size = 0 if self.num_data is None else self.num_data
@@ -293,4 +292,4 @@ def with_program(
     return model.with_guide(found.program_of(model, structure, observed, num_data))
 
 
-__all__ = ["ROW_INPUT", "AutoGuide", "Place", "arguments", "automatic", "moved", "with_program"]
+__all__ = ["AutoGuide", "Place", "arguments", "automatic", "moved", "with_program"]

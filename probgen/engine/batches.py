@@ -11,9 +11,9 @@ from probgen.backends.protocol import Backend
 from probgen.data.checks import clean_array, is_array, on_device
 from probgen.data.sources import ArraySource, LazySource
 from probgen.data.streams import StreamSource
-from probgen.engine.learner import ROW
 from probgen.errors import DataError
 from probgen.language.model import Model, arguments
+from probgen.language.program import ROW
 
 RESIDENT_BYTES = 2**30  # data up to this size are kept on the device
 STACKED_BYTES = 2**25  # and this much of larger data is stacked at a time
@@ -57,7 +57,17 @@ class Feed:
             self.max_steps = max(1, STACKED_BYTES // max(batch, 1))
 
     def number_rows(self) -> None:
-        """From here on batches have the numbers of their rows in the data, under `ROW`."""
+        """From here on batches have the numbers of their rows in the data, under `ROW`.
+
+        Raises:
+            DataError: the data have something else under that name.
+        """
+        own = self.source.example().get(ROW)
+        if own is not None and not np.array_equal(own, self.source.indices(0)):
+            raise DataError(
+                f"data: got an entry {ROW!r} that does not number the data, expected another name "
+                "for it, since this algorithm reads the numbers of a batch's rows there; rename it."
+            )
         self._has_rows = True
         if self._resident is not None:
             rows = self.backend.asarray(np.arange(self.source.size))

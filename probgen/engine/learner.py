@@ -17,7 +17,6 @@ from probgen.engine.bound import Bound
 from probgen.language.kinds import having
 
 Tree = Any
-ROW = "row number"  # the entry of a batch with the numbers of its rows, for `needs_rows`
 
 
 class Learner(NamedTuple):
@@ -36,7 +35,8 @@ class Learner(NamedTuple):
             wrong: the fit then goes back and lowers its step as at a NaN. Runs on the host.
         extras: state -> a tree of dicts of what the algorithm has beside the model (a critic, a
             student's score, chains), kept in `Fitted.extras`.
-        needs_rows: batches have the numbers of their rows in the data under `ROW`.
+        needs_rows: batches have the numbers of their rows in the data under `pg.ROW`, the name by
+            which guides with parameters for each datum get them too.
         needs_data: False for an algorithm that can do without data; its batches are then empty and
             `bound.num_draws` says how many draws are asked for.
     """

@@ -31,6 +31,7 @@ from probgen.language.recursions import looping
 from probgen.language.site_shapes import batch_words, check_value
 
 DATA_PLATE = "data"
+ROW = "row"  # the entry of a batch with the numbers of its rows in the data of the fit
 PARTICLES = "_particles"
 NOT_NORMAL = (
     "site {name!r}: got noise for a {kind}, which is not a function of normal noise, expected a "

@@ -18,7 +18,7 @@ from probgen.backends import resolve
 from probgen.backends.protocol import Backend
 from probgen.data.sources import ArraySource, as_arrays, as_source
 from probgen.engine import provenance, starting
-from probgen.engine.auto_guide import ROW_INPUT, automatic
+from probgen.engine.auto_guide import automatic
 from probgen.engine.batches import Feed, NoData, merge_inputs
 from probgen.engine.bind import bind
 from probgen.engine.callbacks import Callback
@@ -32,6 +32,7 @@ from probgen.errors import AlgorithmError, DataError, SaveError, ShapeError, Unk
 from probgen.language.declared import checked
 from probgen.language.kinds import Count, CountOrZero, Inputs, Names, OpenShare, PathLike
 from probgen.language.model import Model
+from probgen.language.program import ROW
 from probgen.language.seeds import check_seed
 from probgen.progress import log
 from probgen.records import atomic, store
@@ -258,8 +259,8 @@ def _source(
     if batch_size == "auto" and source is not data and source.size is not None:
         source.set_batch_size(min(BATCH, source.size))
     constants, per_datum = merge_inputs(model, data, inputs, source.size)
-    if automatic(model) and isinstance(source, ArraySource) and ROW_INPUT not in source.arrays:
-        per_datum[ROW_INPUT] = np.arange(source.size)
+    if automatic(model) and isinstance(source, ArraySource) and ROW not in source.arrays:
+        per_datum[ROW] = np.arange(source.size)
     if not per_datum:
         return source, constants
     if not isinstance(source, ArraySource):

@@ -8,7 +8,14 @@ from fit_cases import assert_same_bits, binary_data, coins, quick, small_vae, sv
 
 import probgen as pg
 from probgen import dist, nets
-from probgen.errors import AlgorithmError, DivergedError, NonFiniteError, ShapeError, UnknownName
+from probgen.errors import (
+    AlgorithmError,
+    DataError,
+    DivergedError,
+    NonFiniteError,
+    ShapeError,
+    UnknownName,
+)
 from probgen.inference import ELBO, SVI
 
 
@@ -137,6 +144,23 @@ def test_a_batch_has_the_numbers_of_its_rows_however_it_is_read(b, kind, monkeyp
     given = [np.float32(v) for v in data] if kind == "items" else data
     fitted = pg.fit(line, given, learner, num_steps=7, batch_size=6, seed=0, backend=b)
     assert not fitted.history["off"].any()
+
+
+def test_an_input_of_that_name_has_to_be_the_numbers_of_the_rows(b):
+    @pg.model
+    def line(row):
+        with pg.data_plate():
+            pg.sample("x", dist.Normal(pg.net("at", nets.Parameter(()))() + 0.0 * row, 1.0))
+
+    x, learner = (
+        np.arange(20, dtype=np.float32),
+        pg.GradientLearner(off, pg.SGD(1.0), needs_rows=True),
+    )
+    settings = {"num_steps": 3, "batch_size": 6, "seed": 0, "backend": b}
+    fitted = pg.fit(line, x, learner, inputs={pg.ROW: np.arange(20)}, **settings)
+    assert not fitted.history["off"].any()
+    with pytest.raises(DataError, match="entry 'row' that does not number the data, expected"):
+        pg.fit(line, x, learner, inputs={pg.ROW: np.arange(20)[::-1]}, **settings)
 
 
 def far(bound, metrics):
