@@ -4,6 +4,7 @@ import numpy as np
 
 import probgen as pg
 from probgen import dist, evaluation, inference, models, nets, optim
+from probgen.evaluation import page
 from probgen.inference import ood
 from probgen.models import likelihoods
 from studies.likelihood_regret import study
@@ -16,6 +17,7 @@ ENCODER = nets.MLP((3,), out=2, heads=("loc", "log_scale"))
 VAE = models.VAE(NORMAL, NET, dist.Bernoulli, ENCODER)
 FITTED = pg.Fitted(VAE, {})
 X = np.zeros((4, 2), np.float32)
+PICTURES = np.zeros((2, 3, 3, 1))
 RBM_PARTS = (np.zeros((2, 3)), np.zeros(2), np.zeros(3))
 LOG_Z = inference.LogPartition(0.0, 0.1, 9.0, 0.9, 16, "a Gaussian", inference.AIS())
 
@@ -80,6 +82,11 @@ REGISTRY = [
     FITTED, evaluation.demo.Settings(), study.Settings(),
     evaluation.detection.Metric(), inference.Guide(),
     evaluation.samples.features.Features("raw", np.asarray),
+    # what pages are made of
+    page.Paragraph("text"), page.Folded("line", ("text",)), page.Number("mean", 1.0),
+    page.Numbers(()), page.Table(("head",), ()), page.Figure("<svg/>", "caption", "words"),
+    page.Formula("x"), page.Code("text"), page.Row("label", PICTURES),
+    page.ImageRows((page.Row("label", PICTURES),), "caption", "words"),
 ]  # fmt: skip
 
 # What is no mistake, by annotation as it is written; of "A | B" what either takes. All else must be
@@ -116,6 +123,23 @@ RIGHTLY = {
     "Shape": {"empty"},
     "tuple[Annotated[int, between(-1, 10 ** 6)], ...]": {"empty"},
     "Heads": {"none"},
+    "Names": {"none", "empty"},
+    "Inputs": {"none", "dict"},
+    "PathLike": {"text"},
+    "Sequence[str]": {"empty"},
+    "Sequence[Number]": {"empty"},
+    "Sequence[Sequence[Cell]]": {"empty"},
+    "Sequence[Any]": {"empty", "list of none"},
+    "Sequence[SetVerdict]": {"empty"},
+    "Sequence[DetectionTable]": {"empty"},
+    "Measures": {"dict"},
+    "Ways": {"true"},
+    "Distinct": {"none"},
+    "Moment": NUMBERS | {"array"},
+    "Scales": {"array"},
+    "mode_counting.Scales": {"array"},
+    # NaN and infinity are shown as what they are.
+    "Real": NUMBERS | {"huge", "infinity", "nan", "beyond floats"},
     "EventAxes": {"none", "zero", "empty"},
 }
 # By (class, field): what several fields say together.
@@ -138,7 +162,6 @@ TOGETHER = {
     ("InputComplexity", "codecs"): set(),
     ("ErrorReduction", "codecs"): set(),
     ("Mahalanobis", "labels"): {"none"},  # one a datum
-    ("Metric", "positive"): set(),  # there the name of a choice, not of a number
     ("GradientNorm", "reference"): {"array"},  # which its method needs
     **{("RBM", part): set() for part in ("weight", "visible_bias", "hidden_bias")},  # sizes fit
 }
@@ -146,22 +169,96 @@ TOGETHER = {
 
 def rightly(owner, field):
     """The labels of what this field may be; None for one that may be anything."""
-    if field.type == "Any":
-        return None
     key = (type(owner).__name__, field.name)
-    parts = str(field.type).split(" | ")
-    return TOGETHER.get(key, set().union(*(RIGHTLY.get(part, set()) for part in parts)))
+    return TOGETHER[key] if key in TOGETHER else right_of(field.type)
+
+
+def right_of(annotation):
+    """The labels of what an annotation, as it is written, lets through; None for anything."""
+    if annotation == "Any":
+        return None
+    parts = str(annotation).split(" | ")
+    return set().union(*(RIGHTLY.get(part, set()) for part in parts))
 
 
 # Frozen dataclasses that are no declarations: what functions return and others read, and data,
 # which the rules of data judge.
 RESULTS = {
     "Arrow", "BatchTypicality", "BetweenRuns", "BitsPerDim", "Bound", "Bracket", "ChanceTest",
-    "Code", "CollapseReport", "Comparison", "Coverage", "Curve", "Deferred", "Density2D",
-    "Detection", "DetectionTable", "Diagnosis", "Estimate", "Family", "Figure", "Folded", "Formula",
-    "Geweke", "Graph", "ImageRows", "Images", "Loaded", "LogPartition", "Material", "ModeCount",
-    "NativeModel", "Need", "Node", "Number", "Numbers",
-    "Paragraph", "Posterior", "PrCurve", "PredictiveCheck", "Record", "Results",
-    "RocBand", "RocCurve", "Row", "SBC", "SampleQuality", "Section", "SetVerdict",
-    "Shapes", "Symmetry", "Table", "VSBC", "Verdict",
+    "CollapseReport", "Comparison", "Coverage", "Curve", "Deferred", "Density2D",
+    "Detection", "DetectionTable", "Diagnosis", "Estimate", "Family",
+    "Geweke", "Graph", "Images", "Loaded", "LogPartition", "Material", "ModeCount",
+    "NativeModel", "Need", "Node", "Posterior", "PrCurve", "PredictiveCheck", "Record", "Results",
+    "RocBand", "RocCurve", "SBC", "SampleQuality", "Section", "SetVerdict",
+    "Shapes", "Symmetry", "VSBC", "Verdict",
+}  # fmt: skip
+
+# ---- functions ----------------------------------------------------------------------------------
+
+TABLE = pg.Evaluation.from_values(
+    {"m": {"estimate": np.arange(4.0)}}, units={"m": "nats"}, larger_is_stranger={"m": True}
+)
+FOUND = evaluation.detection.compare({"m": (np.arange(9.0), {"s": np.arange(5.0)})},
+                                     num_resamples=100, show_progress=False)  # fmt: skip
+MATERIAL = page.Material("x", {"x": TABLE}, {"m": "m"}, {}, None)
+QUALITY = evaluation.samples.SampleQuality((), "raw", 0, 0, None, 0, {})
+ONE = evaluation.samples.Estimate("one", 1.0, 0.1, 2, 2)
+MODES = evaluation.samples.ModeCount(np.ones(2), np.ones(2) / 2, ONE, ONE, ONE, None, ("a", "b"))
+PLACED = evaluation.detection.delong(np.arange(4.0), np.arange(5.0))
+RANKED = evaluation.calibration.SBC.from_ranks(("a",), np.arange(50)[:, None] % 10, 9)
+POINTS = {"real": X, "fake": X}
+SCORES = {"in_scores": np.arange(4.0), "out_scores": np.arange(5.0)}
+MOMENTS = {"mean1": 0.0, "cov1": 1.0, "mean2": 0.0, "cov2": 1.0}
+SIMULATED = {"prior": len, "simulate": len}
+
+# By room, each public function with what it cannot be called without.
+FUNCTIONS = {
+    "samples": {
+        "sample_quality": {**POINTS, "seed": 0}, "as_features": {"fn": len},
+        "pca_features": {"reference": X},
+        "digit_classifier": {}, "frechet_distance": POINTS, "frechet_from_moments": MOMENTS,
+        "frechet_bias": {"covariance": 1.0, "n_real": 2, "n_fake": 2}, "kid": POINTS,
+        "gaussian_mmd2": {**MOMENTS, "bandwidth": 1.0}, "sliced_wasserstein": POINTS,
+        "prdc": POINTS, "expected_coverage": {"n_real": 20, "n_fake": 20},
+        "count_modes": {"samples": X, "centres": X, "sd": 1.0},
+        "count_classes": {"samples": X, "classifier": np.asarray}, "mmd_test": POINTS,
+        "c2st": POINTS,
+        "memorisation": {"fake": X, "train": X, "test": X}, "mode_figure": {"modes": MODES},
+        "quality_figure": {"quality": QUALITY},
+    },
+    "page": {
+        "count_distinct": {"values": X}, "detection_blocks": {"material": MATERIAL},
+        "gather": {"in_table": TABLE}, "histogram_blocks": {"material": MATERIAL},
+        "image_blocks": {"material": MATERIAL}, "likelihood_blocks": {"material": MATERIAL},
+        "limits": {"table": FOUND},
+        "report": {"fitted": FITTED, "in_table": TABLE, "path": "page.html"},
+        "run": {"run_folder": "none", "data_word": "digits"}, "sections": {"material": MATERIAL},
+        "split_table": {"table": TABLE, "sizes": {"x": 4}, "measures": ()},
+        "summary": {"found": page.verdicts(FOUND)},
+        "verdict_blocks": {"material": MATERIAL, "found": page.verdicts(FOUND)},
+        "verdicts": {"table": FOUND}, "with_error": {"value": 1.0, "error": 0.1},
+    },
+    "detection": {
+        "compare": {"measures": {"m": (X[:, 0], {"s": X[:, 1]})}}, "detection": SCORES,
+        "between_runs": {"tables": (FOUND, FOUND)}, "auroc": SCORES, "average_precision": SCORES,
+        "fpr_at_tpr": SCORES, "roc_curve": SCORES, "pr_curve": SCORES, "roc_band": SCORES,
+        "bootstrap_interval": SCORES, "holm": {"p_values": [0.1]}, "delong": SCORES,
+        "delong_test": {"first": PLACED, "second": PLACED}, "as_scores": SCORES,
+        "roc_figure": {"measures": {"m": (X[:, 0], {"s": X[:, 1]})}},
+        "histogram_figure": {"in_scores": X[:, 0], "out_scores": {"s": X[:, 0]}},
+        "auroc_figure": {"table": FOUND},
+    },
+    "calibration": {
+        "chi_square": {"values": np.arange(50) % 10, "num_draws": 9},
+        "diagnose": {"draws": np.zeros((2, 50))},
+        "ecdf_test": {"values": np.arange(50) % 10, "num_draws": 9},
+        "envelope": {"num_simulations": 50, "num_draws": 9}, "geweke": {**SIMULATED, "step": len},
+        "geweke_model": {"model": VAE, "method": inference.HMC()},
+        "interval_coverage": {"draws": X, "truth": X[:, 0]},
+        "posterior_predictive": {"model": VAE, "draws": {}, "data": X},
+        "predictive_check": {"model": VAE, "draws": {}, "data": X},
+        "ranks": {"draws": X, "truth": X[:, 0]}, "sbc": {"model": VAE, "method": inference.NUTS()},
+        "sbc_from": {**SIMULATED, "posterior_draws": len},
+        "symmetry": {"probabilities": np.linspace(0, 1, 30)}, "vsbc": {"result": RANKED},
+    },
 }  # fmt: skip

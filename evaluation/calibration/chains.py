@@ -21,6 +21,7 @@ from arviz_stats.base import array_stats
 
 from probgen.errors import DataError, NonFiniteError, ShapeError
 from probgen.evaluation.calibration.study import scalars
+from probgen.language.declared import checked
 
 MAX_RHAT = 1.01
 ESS_PER_CHAIN, ESS_IN_ALL = 100, 400
@@ -127,6 +128,7 @@ def _cell(column: str, value: float) -> str:
     )
 
 
+@checked
 def diagnose(draws: Any) -> Diagnosis:
     """R-hat, effective sample sizes and Monte Carlo errors of every scalar.
 

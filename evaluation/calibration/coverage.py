@@ -14,7 +14,7 @@ import numpy as np
 from arviz_stats.base import array_stats
 from scipy import stats
 
-from probgen.errors import NonFiniteError, ShapeError
+from probgen.errors import DataError, NonFiniteError, ShapeError
 from probgen.language.declared import checked
 from probgen.language.kinds import OpenShare
 
@@ -72,10 +72,16 @@ def interval_coverage(
 
     Raises:
         ShapeError: shapes that do not belong together, fewer than two truths or two draws.
+        DataError: draws or truths that are not numbers.
         NonFiniteError: a draw or truth that is NaN or infinite.
         DeclarationError: prob outside (0, 1), or another kind.
     """
-    draws, truth = np.asarray(draws, np.float64), np.asarray(truth, np.float64)
+    draws, truth = np.asarray(draws), np.asarray(truth)
+    if {draws.dtype.kind, truth.dtype.kind} - set("biuf"):
+        raise DataError(
+            f"interval_coverage: got draws of type {draws.dtype} and truths of {truth.dtype}, "
+            "expected real numbers; convert them."
+        )
     if draws.ndim != 2 or truth.shape != draws.shape[:1]:
         raise ShapeError(
             f"interval_coverage: got draws {draws.shape} and truths {truth.shape}, expected [N, L] "

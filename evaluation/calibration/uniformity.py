@@ -14,7 +14,7 @@ arXiv:2103.10522 (simultaneous envelope).
 
 from __future__ import annotations
 
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 from scipy import stats
@@ -22,6 +22,7 @@ from scipy import stats
 from probgen.errors import AlgorithmError, NonFiniteError, ShapeError
 from probgen.language.declared import checked
 from probgen.language.kinds import Count, OpenShare, between
+from probgen.language.seeds import check_seed
 
 NUM_BINS = 20
 NUM_NULL = 4000  # simulated sets of uniform ranks; the smallest p-value is 1 / (NUM_NULL + 1)
@@ -45,7 +46,8 @@ class Envelope(NamedTuple):
     null: np.ndarray
 
 
-def ranks(draws: np.ndarray, truth: np.ndarray, *, seed: int = 0) -> np.ndarray:
+@checked
+def ranks(draws: Any, truth: Any, *, seed: int = 0) -> np.ndarray:
     """Rank of each true value among its draws; ties are broken at random.
 
     Args:
@@ -60,7 +62,7 @@ def ranks(draws: np.ndarray, truth: np.ndarray, *, seed: int = 0) -> np.ndarray:
         ShapeError: the shapes do not belong together, or there are no draws.
         NonFiniteError: NaN among draws or truths (infinities have their rank).
     """
-    draws, truth = np.asarray(draws), np.asarray(truth)
+    draws, truth, seed = np.asarray(draws), np.asarray(truth), check_seed(seed, "ranks")
     fits = draws.ndim >= 2 and truth.shape == (draws.shape[0], *draws.shape[2:])
     if not fits or draws.shape[1] == 0 or draws.shape[0] == 0:
         raise ShapeError(
@@ -92,7 +94,7 @@ def check_ranks(values: np.ndarray, num_draws: int, least: int = 20) -> np.ndarr
             f"{least}; run more simulations."
         )
     whole = np.issubdtype(values.dtype, np.number) and bool((values == np.floor(values)).all())
-    if not whole or num_draws < 1 or values.min() < 0 or values.max() > num_draws:
+    if not whole or values.min() < 0 or values.max() > num_draws:
         raise AlgorithmError(
             f"calibration: got ranks between {values.min()} and {values.max()} for {num_draws} "
             "draws, expected whole numbers in 0 .. num_draws; see `ranks`."
@@ -100,7 +102,10 @@ def check_ranks(values: np.ndarray, num_draws: int, least: int = 20) -> np.ndarr
     return values.astype(np.int64)
 
 
-def chi_square(values: np.ndarray, num_draws: int, *, num_bins: int = NUM_BINS) -> float:
+@checked
+def chi_square(
+    values: Any, num_draws: Count, *, num_bins: Annotated[int, between(2, 10**7)] = NUM_BINS
+) -> float:
     """p-value of the chi-square test that ranks are uniform on 0 .. num_draws.
 
     Bins hold as nearly equal numbers of ranks as L + 1 allows, and the expected counts know it;
@@ -160,7 +165,7 @@ def envelope(
     Raises:
         DeclarationError: a number out of range.
     """
-    cuts = _cuts(num_draws)
+    seed, cuts = check_seed(seed, "envelope"), _cuts(num_draws)
     points = cuts / (num_draws + 1)
     tails = _tails(num_simulations, points)
     cells = np.diff(np.concatenate([[0.0], points, [1.0]]))
@@ -175,7 +180,8 @@ def envelope(
     return Envelope(points, lower, upper, prob, null)
 
 
-def ecdf_test(values: np.ndarray, num_draws: int, band: Envelope | None = None) -> float:
+@checked
+def ecdf_test(values: Any, num_draws: Count, band: Envelope | None = None) -> float:
     """p-value that ranks are uniform, from the largest departure of their distribution function.
 
     Args:

@@ -25,7 +25,8 @@ from probgen.errors import DataError, ShapeError
 from probgen.evaluation.calibration.sbc import SBC
 from probgen.evaluation.detection.intervals import holm
 from probgen.language.declared import checked
-from probgen.language.kinds import OpenShare
+from probgen.language.kinds import Many, OpenShare
+from probgen.language.seeds import check_seed
 
 NUM_MIRRORED = 4000
 
@@ -52,8 +53,9 @@ class Symmetry:
     spread_error: float
 
 
+@checked
 def symmetry(
-    probabilities: np.ndarray, *, num_mirrored: int = NUM_MIRRORED, seed: int = 0
+    probabilities: np.ndarray, *, num_mirrored: Many = NUM_MIRRORED, seed: int = 0
 ) -> Symmetry:
     """Tests whether probabilities [N] are symmetric about 1/2.
 
@@ -61,7 +63,7 @@ def symmetry(
         ShapeError: not one axis, or fewer than 20.
         DataError: a number outside [0, 1], or NaN.
     """
-    p = np.asarray(probabilities, np.float64)
+    p, seed = np.asarray(probabilities, np.float64), check_seed(seed, "symmetry")
     if p.ndim != 1 or len(p) < 20:
         raise ShapeError(
             f"symmetry: got probabilities of shape {p.shape}, expected [N] with N at least 20; run "

@@ -26,27 +26,29 @@ from probgen.evaluation.detection.scores import (
     Scores,
     as_scores,
     check_distinct,
-    check_flag,
-    check_share,
     demand_pairs,
 )
 from probgen.evaluation.detection.tables import ChanceTest, Comparison, DetectionTable, Verdict
+from probgen.language.declared import checked
+from probgen.language.kinds import Count, CountOrZero, OpenShare, Resamples
 from probgen.records.evaluation import Evaluation
 
-Measures = Mapping[str, tuple[Any, Mapping[str, Any]]]
-Distinct = tuple[int | None, Mapping[str, int]]
+Measures = Mapping[str, Any]  # {measure: (in_scores, {data set: out_scores})}
+Ways = bool | Mapping[str, bool]
+Distinct = tuple[Count | None, Mapping[str, CountOrZero]]
 
 
+@checked
 def compare(
     measures: Measures | Evaluation,
     out_tables: Mapping[str, Evaluation] | None = None,
     *,
-    larger_is_stranger: bool | Mapping[str, bool] = True,
+    larger_is_stranger: Ways = True,
     num_distinct: Distinct | None = None,
-    tpr: float = 0.95,
-    level: float = 0.95,
-    alpha: float = 0.05,
-    num_resamples: int = 2000,
+    tpr: OpenShare = 0.95,
+    level: OpenShare = 0.95,
+    alpha: OpenShare = 0.05,
+    num_resamples: Resamples = 2000,
     seed: int = 0,
     show_progress: bool = True,
 ) -> DetectionTable:
@@ -73,10 +75,10 @@ def compare(
     Raises:
         ShapeError: measures whose sets have other lengths.
         DataError: no measure or no data set; scores that `as_scores` refuses or that are all equal.
-        AlgorithmError: measures with other data sets, or an option outside its range.
+        AlgorithmError: measures with other data sets.
+        DeclarationError: an option outside its range.
         UnknownName: `larger_is_stranger` names a measure, `num_distinct` a set, that is not there.
     """
-    check_share(alpha, "alpha")
     if isinstance(measures, Evaluation):
         if larger_is_stranger is not True:
             raise AlgorithmError(
@@ -117,7 +119,7 @@ def compare(
 
 def checked_measures(
     measures: Measures,
-    larger_is_stranger: bool | Mapping[str, bool] = True,
+    larger_is_stranger: Ways = True,
     num_distinct: Distinct | None = None,
 ) -> dict[tuple[str, str], Scores]:
     """Scores under (measure, data set), larger = stranger, the same data for every measure.
@@ -161,12 +163,6 @@ def _with_distinct(
 ) -> Scores:
     if num_distinct is None:
         return scores
-    fits = isinstance(num_distinct, tuple) and len(num_distinct) == 2
-    if not (fits and isinstance(num_distinct[1], Mapping)):
-        raise AlgorithmError(
-            f"num_distinct: got {num_distinct!r}, expected (in, {{data set: out}}); pass "
-            "(None, {'constants': 2})."
-        )
     in_count, out_counts = num_distinct
     for name in out_counts:
         if name not in names:
@@ -180,27 +176,19 @@ def _with_distinct(
     return scores._replace(distinct=distinct)
 
 
-def _ways(measures: Measures, larger_is_stranger: bool | Mapping[str, bool]) -> dict[str, bool]:
-    if not isinstance(measures, Mapping):
-        raise AlgorithmError(
-            f"measures: got {type(measures).__name__}, expected {{measure: (in_scores, {{data set: "
-            "out_scores})}; pass {'regret': (in_scores, {'letters': out_scores})} (from a table of "
-            "pg.evaluate: table.strangeness(name))."
-        )
+def _ways(measures: Measures, larger_is_stranger: Ways) -> dict[str, bool]:
     if not measures:
         raise DataError(
             "measures: got none, expected at least one; pass {'regret': (in_scores, {'letters': "
             "out_scores})}."
         )
     if not isinstance(larger_is_stranger, Mapping):
-        check_flag(larger_is_stranger, "larger_is_stranger")
         return dict.fromkeys(measures, larger_is_stranger)
     for name in larger_is_stranger:
         if name not in measures:
             raise UnknownName(
                 f"larger_is_stranger: got measure {name!r}, expected names among {list(measures)}."
             )
-        check_flag(larger_is_stranger[name], f"larger_is_stranger of {name!r}")
     return {name: larger_is_stranger.get(name, True) for name in measures}
 
 

@@ -18,11 +18,7 @@ from typing import Literal
 
 import numpy as np
 
-from probgen.evaluation.detection.scores import (
-    Positive,
-    Scores,
-    check_whole,
-)
+from probgen.evaluation.detection.scores import PositiveClass, Scores
 from probgen.language.declared import declaration
 from probgen.language.kinds import OpenShare
 from probgen.language.seeds import check_seed
@@ -39,7 +35,7 @@ class Metric:
     """
 
     kind: Kind = "auroc"
-    positive: Positive = "ood"
+    positive: PositiveClass = "ood"
     tpr: OpenShare = 0.95
 
     def of_counts(self, in_counts: np.ndarray, out_counts: np.ndarray) -> np.ndarray:
@@ -102,11 +98,8 @@ def resampled_counts(
         chunks of counts (in, out) [rows, u]; the rows of all chunks are num_resamples.
 
     Raises:
-        AlgorithmError: fewer than 100 resamples, whose outer percentiles would mean nothing.
         MissingSeed: none, or no whole number from 0 upwards.
     """
-    check_whole(num_resamples, "num_resamples", 100, "a percentile interval needs as many; 2000 is"
-                " usual")  # fmt: skip
     seed = check_seed(seed, "bootstrap")
     in_codes, out_codes, values = scores.groups()
     in_random, out_random = (np.random.default_rng(each) for each in _spawn(seed))

@@ -27,16 +27,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from probgen.errors import AlgorithmError, ShapeError
+from probgen.errors import ShapeError
 from probgen.evaluation.detection.scores import (
+    Distinct,
     check_distinct,
-    check_flag,
-    check_share,
-    checked,
     demand_pairs,
     demand_spread,
     one_way_slack,
+    score_array,
 )
+from probgen.language.declared import checked
+from probgen.language.kinds import OpenShare
 
 
 class DeLong(NamedTuple):
@@ -88,7 +89,8 @@ class DeLong(NamedTuple):
         out /= (size_out - 1) * self.num_in**2
         return out + inside / ((size_in - 1) * self.num_out**2)
 
-    def interval(self, *, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
+    @checked
+    def interval(self, *, level: OpenShare = 0.95) -> tuple[np.ndarray, np.ndarray]:
         """Limits [*batch] of the AUROC: Wald's on the logit scale, A' = log A / (1 - A), Student's.
 
         No lower limit exceeds (1 - level)^(1/k), k = min(n, m): what k independent pairs, all won,
@@ -99,11 +101,10 @@ class DeLong(NamedTuple):
         5, 10, 20: coverage is .95 to 1 at nominal .95 (of a normal law .70 to .82 at m = 2).
 
         Raises:
-            AlgorithmError: level outside (0, 1).
+            DeclarationError: level outside (0, 1).
         """
         from scipy.special import expit, logit
 
-        check_share(level, "level")
         area = self.auroc
         is_inner = (area > 0) & (area < 1)
         safe = np.where(is_inner, area, 0.5)
@@ -124,12 +125,13 @@ class PairedTest(NamedTuple):
     p_value: np.ndarray  # two-sided, of equal AUROCs
 
 
+@checked
 def delong(
     in_scores: Any,
     out_scores: Any,
     *,
     larger_is_stranger: bool = True,
-    distinct: tuple[int, int] | None = None,
+    distinct: Distinct = None,
 ) -> DeLong:
     """AUROC and DeLong's variance, for one measure or for many at once.
 
@@ -147,14 +149,13 @@ def delong(
     Raises:
         ShapeError: batches that differ, or no axis at all.
         DataError: fewer than two scores, a NaN, or a row whose scores are all equal.
-        AlgorithmError: `distinct` outside 1 ... n and 1 ... m, or options of another type.
+        AlgorithmError: `distinct` outside 1 ... n and 1 ... m.
+        DeclarationError: options of another type.
     """
     from scipy.stats import rankdata
 
-    check_flag(larger_is_stranger, "larger_is_stranger")
-
-    inside = checked(in_scores, "scores of the in-distribution data", batched=True)
-    outside = checked(out_scores, "scores of the out-of-distribution data", batched=True)
+    inside = score_array(in_scores, "scores of the in-distribution data", batched=True)
+    outside = score_array(out_scores, "scores of the out-of-distribution data", batched=True)
     if inside.shape[:-1] != outside.shape[:-1]:
         raise ShapeError(
             f"delong: got in_scores of shape {inside.shape} and out_scores of {outside.shape}, "
@@ -171,7 +172,8 @@ def delong(
     return DeLong(out_wins, in_wins, distinct)
 
 
-def delong_test(first: DeLong, second: DeLong, *, level: float = 0.95) -> PairedTest:
+@checked
+def delong_test(first: DeLong, second: DeLong, *, level: OpenShare = 0.95) -> PairedTest:
     """Are two AUROCs on the same data equal? Elementwise over [*batch].
 
     (A - B) / sqrt(var(V_out^A - V_out^B) / m + var(V_in^A - V_in^B) / n) against Student's law; the
@@ -181,19 +183,13 @@ def delong_test(first: DeLong, second: DeLong, *, level: float = 0.95) -> Paired
     (1 + |A - B|) (1 - (1 - level)^(1/k)) to both sides instead of pretending to be exact.
 
     Args:
-        first, second: from `delong`, on the same data in the same order.
+        first, second: from `delong`, on the same data in the same order:
+            `delong_test(delong(in_a, out_a), delong(in_b, out_b))`.
 
     Raises:
         ShapeError: sets of different length, which cannot be the same data.
-        AlgorithmError: level outside (0, 1), or something that `delong` did not give.
+        DeclarationError: level outside (0, 1), or something that `delong` did not give.
     """
-    check_share(level, "level")
-    for each in (first, second):
-        if not isinstance(each, DeLong):
-            raise AlgorithmError(
-                f"delong_test: got {type(each).__name__}, expected two results of `delong`, one a "
-                "measure; call delong_test(delong(in_a, out_a), delong(in_b, out_b))."
-            )
     sizes = (first.num_in, first.num_out), (second.num_in, second.num_out)
     demand_pairs(*sizes, ("first measure", "second measure"))
     num_in, num_out = sizes[0]

@@ -9,23 +9,18 @@ from probgen.errors import AlgorithmError, DataError
 from probgen.records.evaluation import Evaluation
 
 
-def check_tables(who: str, tables: Mapping[str, Any]) -> None:
-    """Refuses what is no Evaluation, and tables of other measures than the first's.
+def check_tables(who: str, tables: Mapping[str, Evaluation]) -> None:
+    """Refuses tables of other measures than the first's.
 
     Args:
         who: what error messages begin with.
         tables: {data set: its table}, at least one.
 
     Raises:
-        AlgorithmError: something else than a table, or other measures than in the first.
+        AlgorithmError: other measures than in the first.
     """
     first_name, first = next(iter(tables.items()))
     for name, table in tables.items():
-        if not isinstance(table, Evaluation):
-            raise AlgorithmError(
-                f"{who}: got {type(table).__name__} for {name!r}, expected an Evaluation; pass "
-                "what pg.evaluate returns."
-            )
         if set(table.names) != set(first.names):
             raise AlgorithmError(
                 f"{who}: got the measures {table.names} of {name!r}, expected {first.names} as of "
@@ -44,13 +39,12 @@ def scores_of(
         who: what error messages begin with.
 
     Raises:
-        AlgorithmError: something else than tables, or tables of other measures.
+        AlgorithmError: no other tables, or tables of other measures.
         DataError: no other data set.
     """
-    if not isinstance(out_tables, Mapping):
-        got = "no table" if out_tables is None else type(out_tables).__name__
+    if out_tables is None:
         raise AlgorithmError(
-            f"{who}: got {got} for the other data sets, expected a mapping of names to tables; "
+            f"{who}: got no table for the other data sets, expected a mapping of names to tables; "
             "pass {'letters': pg.evaluate(...)} after the table of the model's own data."
         )
     if not out_tables:

@@ -13,12 +13,14 @@ from typing import Any
 import numpy as np
 
 from probgen.errors import AlgorithmError, DataError
-from probgen.evaluation.detection.compare import Distinct, Measures, checked_measures
+from probgen.evaluation.detection.compare import Distinct, Measures, Ways, checked_measures
 from probgen.evaluation.detection.records import shown
 from probgen.evaluation.detection.roc import auroc, roc_band, roc_curve
 from probgen.evaluation.detection.scores import Scores, as_scores
 from probgen.evaluation.detection.tables import DetectionTable
 from probgen.evaluation.figures import COLOURS, dress
+from probgen.language.declared import checked
+from probgen.language.kinds import Many, NonNegative, OpenShare, Resamples
 
 WIDTH = 4.2  # inches
 HUES = ("blue", "orange", "green", "plum", "red", "teal")
@@ -26,14 +28,15 @@ DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1.2, 1.4)), (0, (6, 1.6, 1.2, 
 MOST = len(HUES) * len(DASHES)
 
 
+@checked
 def roc_figure(
     measures: Measures,
     *,
-    larger_is_stranger: bool | Mapping[str, bool] = True,
+    larger_is_stranger: Ways = True,
     num_distinct: Distinct | None = None,
     bands: bool = True,
-    level: float = 0.95,
-    num_resamples: int = 1000,
+    level: OpenShare = 0.95,
+    num_resamples: Resamples = 1000,
     seed: int = 0,
 ) -> Any:
     """ROC curves of several measures, one panel for each data set, OOD positive.
@@ -106,6 +109,7 @@ def _roc_line(axes: Any, scores: Scores, index: int, *, band: tuple[float, int, 
     return axes.plot(curve.fpr, curve.tpr, color=colour, linewidth=1.5, linestyle=dash)[0]
 
 
+@checked
 def histogram_figure(
     in_scores: Any,
     out_scores: Mapping[str, Any],
@@ -113,8 +117,8 @@ def histogram_figure(
     name: str = "score",
     unit: str = "",
     larger_is_stranger: bool = True,
-    num_bins: int = 50,
-    reach: float = 1.5,
+    num_bins: Many = 50,
+    reach: NonNegative = 1.5,
 ) -> Any:
     """How scores are spread, in distribution against each other data set, in the caller's sign.
 
@@ -208,6 +212,7 @@ def _say_beyond(axes: Any, sets: dict[str, tuple[np.ndarray, str]], edges: np.nd
                 height -= 0.17
 
 
+@checked
 def auroc_figure(table: DetectionTable) -> Any:
     """AUROC of every measure on every data set, dots with intervals, a line at chance.
 

@@ -21,16 +21,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from probgen.errors import AlgorithmError, DataError
+from probgen.errors import DataError
 from probgen.evaluation.detection.average_precision import average_precision_interval
 from probgen.evaluation.detection.counts import Metric, counts, resampled_counts
 from probgen.evaluation.detection.scores import (
     Scores,
     as_scores,
-    check_share,
     demand_spread,
     one_way_slack,
 )
+from probgen.language.declared import checked
+from probgen.language.kinds import OpenShare, Resamples
 
 
 class Estimate(NamedTuple):
@@ -44,14 +45,15 @@ class Estimate(NamedTuple):
         return {"value": self.value, "lower": self.lower, "upper": self.upper}
 
 
+@checked
 def bootstrap_interval(
     in_scores: Any,
     out_scores: Any,
     *,
     metric: Metric = Metric("auroc"),
     larger_is_stranger: bool = True,
-    level: float = 0.95,
-    num_resamples: int = 2000,
+    level: OpenShare = 0.95,
+    num_resamples: Resamples = 2000,
     seed: int = 0,
 ) -> Estimate:
     """A metric with its interval: percentiles of a stratified bootstrap; AUPR by the jackknife.
@@ -64,13 +66,9 @@ def bootstrap_interval(
 
     Raises:
         ShapeError, DataError: see `as_scores`; scores that are all equal.
-        AlgorithmError: level outside (0, 1), fewer than 100 resamples, no `Metric`, no seed.
+        DeclarationError: level outside (0, 1), fewer than 100 resamples, no `Metric`.
+        MissingSeed: no seed.
     """
-    if not isinstance(metric, Metric):
-        raise AlgorithmError(
-            f"metric: got {metric!r}, expected a Metric; pass Metric('auroc'), Metric('aupr', "
-            "'in') or Metric('fpr', tpr=0.95)."
-        )
     scores = as_scores(in_scores, out_scores, larger_is_stranger=larger_is_stranger)
     return bootstrap_intervals(
         scores, [metric], level=level, num_resamples=num_resamples, seed=seed
@@ -86,7 +84,6 @@ def bootstrap_intervals(
     seed: int = 0,
 ) -> list[Estimate]:
     """Several metrics of the same scores with intervals, from one set of resamples."""
-    check_share(level, "level")
     demand_spread(scores.inside, scores.outside, scores.name)
     resampled = [each for each in metrics if each.kind != "aupr"]
     chunks = resampled_counts(scores, num_resamples=num_resamples, seed=seed) if resampled else ()
@@ -122,6 +119,7 @@ def _least_reach(metric: Metric, scores: Scores, level: float) -> tuple[float, f
     )
 
 
+@checked
 def holm(p_values: Any) -> np.ndarray:
     """P-values corrected for their number by Holm's step-down method, in the order given.
 
@@ -144,7 +142,10 @@ def holm(p_values: Any) -> np.ndarray:
 
     Source: Holm 1979, Scandinavian Journal of Statistics 6:65.
     """
-    values = np.asarray(p_values, np.float64)
+    values = np.asarray(p_values)
+    if values.dtype.kind not in "biuf":
+        raise DataError(f"holm: got {type(p_values).__name__}, expected numbers from 0 to 1.")
+    values = values.astype(np.float64)
     if not np.all((values >= 0) & (values <= 1)):
         bad = values[~((values >= 0) & (values <= 1))].flat[0]
         raise DataError(f"holm: got a p-value of {bad}, expected numbers from 0 to 1.")

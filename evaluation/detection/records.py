@@ -22,6 +22,8 @@ from probgen.evaluation.detection.counts import Metric
 from probgen.evaluation.detection.delong import delong
 from probgen.evaluation.detection.intervals import Estimate, bootstrap_intervals
 from probgen.evaluation.detection.scores import Scores, as_scores
+from probgen.language.declared import checked
+from probgen.language.kinds import OpenShare, Resamples, Text
 
 MIN_DATA = 10  # distinct data in either set, below which no verdict is spoken
 ESTIMATES = ("auroc", "aupr_ood", "aupr_in", "fpr_ood", "fpr_in")
@@ -112,15 +114,16 @@ def detection(
     num_resamples: int = ...,
     seed: int = ...,
 ) -> Detection: ...
+@checked
 def detection(
     in_scores: Any,
     out_scores: Any,
     *,
-    name: str = "scores",
+    name: Text = "scores",
     larger_is_stranger: bool = True,
-    tpr: float = 0.95,
-    level: float = 0.95,
-    num_resamples: int = 2000,
+    tpr: OpenShare = 0.95,
+    level: OpenShare = 0.95,
+    num_resamples: Resamples = 2000,
     seed: int = 0,
 ) -> Any:
     """Everything about one measure's power to detect one data set, or each of several.
@@ -138,7 +141,8 @@ def detection(
 
     Raises:
         ShapeError, DataError: see `as_scores`; scores that are all equal; an empty mapping.
-        AlgorithmError: tpr or level outside (0, 1), fewer than 100 resamples, a seed that is none.
+        DeclarationError: tpr or level outside (0, 1), fewer than 100 resamples.
+        MissingSeed: a seed that is none.
     """
     sets = out_scores if isinstance(out_scores, Mapping) else {"ood": out_scores}
     if not sets:

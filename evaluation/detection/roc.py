@@ -10,7 +10,7 @@ No intervals here, but for the band around a curve: see `delong` and `intervals`
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
@@ -21,15 +21,15 @@ from probgen.evaluation.detection.counts import (
     resampled_counts,
 )
 from probgen.evaluation.detection.scores import (
-    Positive,
+    Distinct,
+    PositiveClass,
     Scores,
     as_scores,
-    check_positive,
-    check_share,
-    check_whole,
     demand_spread,
     one_way_slack,
 )
+from probgen.language.declared import checked
+from probgen.language.kinds import OpenShare, Resamples, between
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +42,7 @@ class RocCurve:
     fpr: np.ndarray  # [p] nondecreasing
     tpr: np.ndarray  # [p] nondecreasing
     thresholds: np.ndarray  # [p]
-    positive: Positive
+    positive: PositiveClass
     num_in: int
     num_out: int
 
@@ -54,7 +54,7 @@ class PrCurve:
     precision: np.ndarray  # [p + 1], the last is 1 by convention, at recall 0
     recall: np.ndarray  # [p + 1] nonincreasing, the last is 0
     thresholds: np.ndarray  # [p] in the caller's own scores
-    positive: Positive
+    positive: PositiveClass
     prevalence: float
     num_in: int
     num_out: int
@@ -70,8 +70,13 @@ class RocBand:
     level: float
 
 
+@checked
 def roc_curve(
-    in_scores: Any, out_scores: Any, *, larger_is_stranger: bool = True, positive: Positive = "ood"
+    in_scores: Any,
+    out_scores: Any,
+    *,
+    larger_is_stranger: bool = True,
+    positive: PositiveClass = "ood",
 ) -> RocCurve:
     """The ROC curve; constant, tied and infinite scores are allowed.
 
@@ -83,7 +88,7 @@ def roc_curve(
 
     Raises:
         ShapeError, DataError: see `as_scores`.
-        AlgorithmError: an unknown positive class.
+        DeclarationError: an unknown positive class.
     """
     from sklearn import metrics
 
@@ -96,8 +101,13 @@ def roc_curve(
     return RocCurve(fpr, tpr, thresholds, positive, len(scores.inside), len(scores.outside))
 
 
+@checked
 def pr_curve(
-    in_scores: Any, out_scores: Any, *, larger_is_stranger: bool = True, positive: Positive = "ood"
+    in_scores: Any,
+    out_scores: Any,
+    *,
+    larger_is_stranger: bool = True,
+    positive: PositiveClass = "ood",
 ) -> PrCurve:
     """The precision-recall curve; arguments and errors as for `roc_curve`."""
     from sklearn import metrics
@@ -112,6 +122,7 @@ def pr_curve(
     )  # fmt: skip
 
 
+@checked
 def auroc(in_scores: Any, out_scores: Any, *, larger_is_stranger: bool = True) -> float:
     """P(s_out > s_in) + P(s_out = s_in) / 2: 1 tells the sets apart, 1/2 is a coin, 0 is reversed.
 
@@ -125,8 +136,13 @@ def auroc(in_scores: Any, out_scores: Any, *, larger_is_stranger: bool = True) -
     return float(metrics.roc_auc_score(labels, ranks))
 
 
+@checked
 def average_precision(
-    in_scores: Any, out_scores: Any, *, larger_is_stranger: bool = True, positive: Positive = "ood"
+    in_scores: Any,
+    out_scores: Any,
+    *,
+    larger_is_stranger: bool = True,
+    positive: PositiveClass = "ood",
 ) -> float:
     """Area under precision and recall as a step sum: sum_t (R_t - R_{t-1}) P_t.
 
@@ -135,7 +151,7 @@ def average_precision(
 
     Raises:
         ShapeError, DataError: see `as_scores`.
-        AlgorithmError: an unknown positive class.
+        DeclarationError: an unknown positive class.
     """
     from sklearn import metrics
 
@@ -144,13 +160,14 @@ def average_precision(
     return float(metrics.average_precision_score(labels, ranks))
 
 
+@checked
 def fpr_at_tpr(
     in_scores: Any,
     out_scores: Any,
     *,
-    tpr: float = 0.95,
+    tpr: OpenShare = 0.95,
     larger_is_stranger: bool = True,
-    positive: Positive = "ood",
+    positive: PositiveClass = "ood",
 ) -> float:
     """False positive rate at the largest threshold t with TPR(score >= t) >= tpr.
 
@@ -159,22 +176,23 @@ def fpr_at_tpr(
 
     Raises:
         ShapeError, DataError: see `as_scores`.
-        AlgorithmError: tpr outside (0, 1), or an unknown positive class.
+        DeclarationError: tpr outside (0, 1), or an unknown positive class.
     """
     scores = as_scores(in_scores, out_scores, larger_is_stranger=larger_is_stranger)
     return float(Metric("fpr", positive, tpr).of_counts(*counts(scores)))
 
 
+@checked
 def roc_band(
     in_scores: Any,
     out_scores: Any,
     *,
     larger_is_stranger: bool = True,
-    level: float = 0.95,
-    num_grid: int = 101,
-    num_resamples: int = 2000,
+    level: OpenShare = 0.95,
+    num_grid: Annotated[int, between(2, 10**6)] = 101,
+    num_resamples: Resamples = 2000,
     seed: int = 0,
-    distinct: tuple[int, int] | None = None,
+    distinct: Distinct = None,
 ) -> RocBand:
     """Pointwise percentile band around the ROC curve ("ood" positive), by stratified bootstrap.
 
@@ -184,10 +202,8 @@ def roc_band(
 
     Raises:
         ShapeError, DataError: see `as_scores`; scores that are all equal.
-        AlgorithmError: level outside (0, 1), or too few resamples.
+        DeclarationError: level outside (0, 1), or too few resamples.
     """
-    check_share(level, "level")
-    check_whole(num_grid, "num_grid", 2, "a curve has two ends")
     scores = as_scores(
         in_scores, out_scores, larger_is_stranger=larger_is_stranger, distinct=distinct
     )
@@ -219,13 +235,12 @@ def _tpr_on_grid(in_counts: np.ndarray, out_counts: np.ndarray, grid: np.ndarray
     return hits[left] + share * (hits[right] - hits[left])
 
 
-def _ranked(scores: Scores, positive: Positive) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _ranked(scores: Scores, positive: PositiveClass) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Labels and dense ranks [n + m] for scikit-learn, which takes no infinite score; values [u].
 
     Ranks count from 0 upwards in the direction of the positive class, and values[rank] is the score
     there, in the same direction.
     """
-    check_positive(positive)
     turn = 1.0 if positive == "ood" else -1.0
     pooled = turn * np.concatenate([scores.inside, scores.outside])
     values, ranks = np.unique(pooled, return_inverse=True)

@@ -8,16 +8,16 @@ are welcome. A NaN has no place in an order and is refused; nothing is dropped o
 
 from __future__ import annotations
 
-from numbers import Integral
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from probgen.errors import AlgorithmError, DataError, ShapeError
-from probgen.language.declared import argument
-from probgen.language.kinds import OpenShare, Rule, between
+from probgen.language.declared import checked
+from probgen.language.kinds import Count
 
-Positive = Literal["ood", "in"]
+PositiveClass = Literal["ood", "in"]
+Distinct = tuple[Count, Count] | None  # how many in and out data differ; None for all of them
 
 
 class Scores(NamedTuple):
@@ -41,13 +41,14 @@ class Scores(NamedTuple):
         return codes[: len(self.inside)], codes[len(self.inside) :], values[::-1]
 
 
+@checked
 def as_scores(
     in_scores: Any,
     out_scores: Any,
     *,
     larger_is_stranger: bool = True,
     name: str = "scores",
-    distinct: tuple[int, int] | None = None,
+    distinct: Distinct = None,
 ) -> Scores:
     """Two one-dimensional sets of scores, checked, in float64, larger = stranger.
 
@@ -63,18 +64,18 @@ def as_scores(
     Raises:
         ShapeError: a set that is not one-dimensional.
         DataError: a set of size 0 or 1, a NaN, or values that are not real numbers.
-        AlgorithmError: `larger_is_stranger` that is no bool, `distinct` outside 1 ... n, 1 ... m.
+        DeclarationError: `larger_is_stranger` that is no bool, `distinct` that are no counts.
+        AlgorithmError: `distinct` outside 1 ... n, 1 ... m.
     """
-    check_flag(larger_is_stranger, "larger_is_stranger")
     sign = 1.0 if larger_is_stranger else -1.0
-    inside = checked(in_scores, f"{name} of the in-distribution data")
-    outside = checked(out_scores, f"{name} of the out-of-distribution data")
+    inside = score_array(in_scores, f"{name} of the in-distribution data")
+    outside = score_array(out_scores, f"{name} of the out-of-distribution data")
     if distinct is not None:
         check_distinct(distinct, (len(inside), len(outside)))
     return Scores(sign * inside, sign * outside, sign, name, distinct)
 
 
-def checked(values: Any, name: str, *, batched: bool = False) -> np.ndarray:
+def score_array(values: Any, name: str, *, batched: bool = False) -> np.ndarray:
     """Scores as float64: [size], or [*batch, size] where `batched`; at least two, no NaN."""
     try:
         raw = np.asarray(values)
@@ -145,38 +146,16 @@ def demand_pairs(first: tuple[int, int], second: tuple[int, int], names: tuple[s
         )
 
 
-def check_positive(positive: str) -> None:
-    """Refuses a positive class other than "ood" and "in" with a DeclarationError."""
-    argument("detection", Positive, positive=positive)
-
-
-def check_share(value: float, name: str) -> None:
-    """Refuses a level, rate or significance outside (0, 1) with a DeclarationError."""
-    argument("detection", OpenShare, **{name: value})
-
-
-def check_whole(value: int, name: str, least: int, why: str) -> None:
-    """Refuses what is no whole number from `least` upwards with a DeclarationError."""
-    words = Rule(f"({why})")
-    argument("detection", Annotated[int, between(least, 10**9), words], **{name: value})
-
-
-def check_flag(value: bool, name: str) -> None:
-    """Refuses what is no bool with a DeclarationError: the text "no" counts as true in Python."""
-    argument("detection", bool, **{name: value})
-
-
 def check_distinct(value: tuple[int, int], sizes: tuple[int, int]) -> None:
     """Refuses numbers (in, out) of distinct data that sets of these sizes cannot have."""
-    fits = isinstance(value, tuple) and len(value) == 2
-    fits = fits and all(isinstance(each, Integral) for each in value)
-    if not (fits and 1 <= value[0] <= sizes[0] and 1 <= value[1] <= sizes[1]):
+    if not (1 <= value[0] <= sizes[0] and 1 <= value[1] <= sizes[1]):
         raise AlgorithmError(
             f"distinct: got {value!r}, expected (in, out), from 1 to {sizes[0]} and to {sizes[1]}; "
             "count the data that differ from each other."
         )
 
 
+@checked
 def count_distinct(values: np.ndarray) -> int:
     """How many of the data [n, ...] differ from each other, in any number."""
     rows = np.ascontiguousarray(values).reshape(len(values), -1)

@@ -23,6 +23,7 @@ from probgen.evaluation.detection.records import (
     shown,
     with_limits,
 )
+from probgen.language.declared import checked
 
 WIDTH = 100  # of the text table; more data sets go into a further block
 
@@ -333,6 +334,7 @@ class BetweenRuns:
         return "\n".join([*lines, f"{self.num_runs} runs"])
 
 
+@checked
 def between_runs(tables: Sequence[DetectionTable]) -> BetweenRuns:
     """Mean and sd of AUROC over runs of training, apart from each run's own interval.
 
@@ -341,15 +343,9 @@ def between_runs(tables: Sequence[DetectionTable]) -> BetweenRuns:
 
     Raises:
         DataError: fewer than two tables, which have no spread.
-        AlgorithmError: tables of other measures, sets or levels; something that is no table.
+        AlgorithmError: tables of other measures, sets or levels.
+        DeclarationError: something that is no list of tables.
     """
-    alone = isinstance(tables, DetectionTable)
-    if alone or not all(isinstance(each, DetectionTable) for each in tables):
-        got = "DetectionTable" if alone else [type(each).__name__ for each in tables]
-        raise AlgorithmError(
-            f"between_runs: got {got}, expected several DetectionTables; pass a list of what "
-            "`compare` returned, one for each trained model."
-        )
     if len(tables) < 2:
         raise DataError(
             f"between_runs: got {len(tables)} table(s), expected at least 2 runs; train again with "

@@ -10,13 +10,17 @@ import base64
 import dataclasses
 import io
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import numpy as np
 
 from probgen.errors import ShapeError
 from probgen.evaluation.page.drawing import formula_svg, isolate
 from probgen.evaluation.page.text import escape, inline, slug, with_error
+from probgen.language.declared import declaration
+from probgen.language.kinds import CountOrZero, Limit, NonNegative, Text, not_empty
+
+Cell = str | int | Limit  # of a table
 
 
 class Block(Protocol):
@@ -27,7 +31,7 @@ class Block(Protocol):
     def data(self) -> dict[str, Any]: ...
 
 
-@dataclasses.dataclass(frozen=True)
+@declaration
 class Paragraph:
     """Running text, with `code` and **strong** marks; `small` for remarks."""
 
@@ -41,7 +45,7 @@ class Paragraph:
         return {}
 
 
-@dataclasses.dataclass(frozen=True)
+@declaration
 class Folded:
     """Paragraphs behind one line that opens them."""
 
@@ -56,17 +60,17 @@ class Folded:
         return {}
 
 
-@dataclasses.dataclass(frozen=True)
+@declaration
 class Number:
     """A number with its name, its unit, its standard error and a word on what it is.
 
     `value` may be text. The data hold `value`, `standard_error` and `unit` under the name's slug.
     """
 
-    name: str
+    name: Text
     value: float | str
     unit: str = ""
-    error: float | None = None
+    error: NonNegative | None = None
     note: str = ""
 
     def shown(self) -> str:
@@ -74,12 +78,12 @@ class Number:
         return self.value if isinstance(self.value, str) else with_error(self.value, self.error)
 
 
-@dataclasses.dataclass(frozen=True)
+@declaration
 class Numbers:
     """The summary: numbers that are read first, as tiles; `lead` of them are set large."""
 
     numbers: Sequence[Number]
-    lead: int = 2
+    lead: CountOrZero = 2
 
     def html(self, key: str) -> str:
         tiles = []
@@ -104,7 +108,7 @@ class Numbers:
         }
 
 
-@dataclasses.dataclass(frozen=True)
+@declaration
 class Table:
     """Rows of text or numbers under a header; the first column names the row. See `Figure.wide`.
 
@@ -116,9 +120,9 @@ class Table:
     """
 
     header: Sequence[str]
-    rows: Sequence[Sequence[str | float]]
+    rows: Sequence[Sequence[Cell]]
     caption: str = ""
-    name: str = "table"
+    name: Text = "table"
     wide: bool = True
 
     def __post_init__(self) -> None:
@@ -156,7 +160,7 @@ class Table:
         return {self.name: [dict(zip(self.header, row, strict=True)) for row in self.rows]}
 
 
-@dataclasses.dataclass(frozen=True)
+@declaration
 class Figure:
     """A drawing as SVG text, with a caption and a description for those who do not see it.
 
@@ -182,13 +186,13 @@ class Figure:
         return dict(self.numbers)
 
 
-@dataclasses.dataclass(frozen=True)
+@declaration
 class Formula:
     """A formula in LaTeX, set as outlines; `\\qquad` starts a new line."""
 
     latex: str
     caption: str = ""
-    name: str = "formula"
+    name: Text = "formula"
 
     def html(self, key: str) -> str:
         lines = [part.strip(" ,") for part in self.latex.split(r"\qquad")]
@@ -203,12 +207,12 @@ class Formula:
         return {self.name: self.latex}
 
 
-@dataclasses.dataclass(frozen=True)
+@declaration
 class Code:
     """A command or a program, as it would be typed."""
 
     text: str
-    name: str = "code"
+    name: Text = "code"
 
     def html(self, key: str) -> str:
         return f'<pre class="wide" tabindex="0"><code>{escape(self.text)}</code></pre>'
@@ -217,7 +221,7 @@ class Code:
         return {self.name: self.text}
 
 
-@dataclasses.dataclass(frozen=True)
+@declaration
 class Row:
     """A row of pictures [n, h, w, 1 or 3] in [0, 1], with a label."""
 
@@ -225,7 +229,7 @@ class Row:
     images: np.ndarray
 
 
-@dataclasses.dataclass(frozen=True)
+@declaration
 class ImageRows:
     """Rows of small pictures under one another, each with its label at the left.
 
@@ -236,15 +240,15 @@ class ImageRows:
         ShapeError: pictures that are not [n, h, w, 1 or 3], or rows of unequal length.
     """
 
-    rows: Sequence[Row]
+    rows: Annotated[Sequence[Row], not_empty]
     caption: str
     description: str
     ink: bool = False
-    gap: int = 2
+    gap: CountOrZero = 2
 
     def __post_init__(self) -> None:
         shapes = [np.shape(row.images) for row in self.rows]
-        if not shapes or any(len(s) != 4 or s[3] not in (1, 3) for s in shapes):
+        if any(len(s) != 4 or s[3] not in (1, 3) for s in shapes):
             raise ShapeError(
                 f"image rows: got shapes {shapes}, expected [n, height, width, 1 or 3] for each; "
                 "add the channel axis with images[..., None]."
@@ -278,7 +282,7 @@ class ImageRows:
 
 
 def _clean(image: np.ndarray) -> np.ndarray:
-    return np.clip(np.nan_to_num(np.asarray(image, np.float64)), 0.0, 1.0)
+    return np.clip(np.asarray(image, np.float64), 0.0, 1.0)
 
 
 def _png(image: np.ndarray, ink: bool) -> str:

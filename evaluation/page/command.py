@@ -10,7 +10,7 @@ import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 
@@ -33,9 +33,9 @@ from probgen.inference.ood import (
 )
 from probgen.inference.ood.other_models import observed_site
 from probgen.inference.regret.refit import bind_search
-from probgen.language.declared import argument
+from probgen.language.declared import checked
 from probgen.language.dist import did_you_mean
-from probgen.language.kinds import Count, Many
+from probgen.language.kinds import Count, CountOrZero, Many, PathLike, between
 from probgen.language.seeds import check_seed
 from probgen.records import atomic
 from probgen.records.evaluation import Evaluation
@@ -45,19 +45,20 @@ LEVEL = 0.95  # of the page's intervals
 DEFAULT = ("nll", "regret", "complexity", "elbo")
 
 
+@checked(where="evaluate")
 def run(
-    run_folder: str | os.PathLike,
+    run_folder: PathLike,
     data_word: str,
     ood: Sequence[str] = (),
     *,
     measures: Sequence[str] | None = None,
-    background: str | os.PathLike | None = None,
-    num_data: int = 200,
-    particles: int = 1000,
+    background: PathLike | None = None,
+    num_data: Annotated[int, between(2, 10**9)] = 200,
+    particles: Many = 1000,
     seed: int = 0,
     backend: str = "auto",
-    chunk_size: int = 100,
-    out: str | os.PathLike | None = None,
+    chunk_size: Count = 100,
+    out: PathLike | None = None,
     overwrite: bool = False,
     command: str | None = None,
     say: Callable[[str], None] = logging.getLogger("probgen").info,
@@ -89,9 +90,6 @@ def run(
             measures that do not suit it, a folder that cannot be written.
     """
     seed = check_seed(seed, "evaluate")
-    for name, count in (("num_data", num_data), ("chunk_size", chunk_size)):
-        argument("evaluate", Count, **{name: count})
-    argument("evaluate", Many, particles=particles)
     fitted = _fitted(run_folder)
     b = fitted.resolve(backend)
     bound, _ = fitted.bind(b)
@@ -173,10 +171,6 @@ def _said(loaded: Loaded) -> str:
 
 
 def _sets(data_word: str, ood: Sequence[str], need: Need, num_data: int, seed: int) -> list[Loaded]:
-    if num_data < 2:
-        raise DataError(
-            f"evaluate: got num_data={num_data}, expected at least 2 of each set; give --num-data."
-        )
     own = load(data_word, need, count=num_data, seed=seed)
     sets = [own, *(load(w, need, count=num_data, seed=seed, like=own) for w in ood)]
     names = [s.name for s in sets]
@@ -287,8 +281,9 @@ def _table(
     return table
 
 
+@checked
 def split_table(
-    table: Evaluation, sizes: Mapping[str, int], measures: Sequence[Any]
+    table: Evaluation, sizes: Mapping[str, CountOrZero], measures: Sequence[Any]
 ) -> dict[str, Evaluation]:
     """A table of several sets, one after the other, as one table a set with its own warnings.
 

@@ -17,6 +17,7 @@ from probgen.errors import DeclarationError
 from probgen.evaluation.page.blocks import Block
 from probgen.evaluation.page.text import escape, inline, plain, slug
 from probgen.evaluation.style import CSS
+from probgen.language.declared import checked
 from probgen.records import atomic
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
@@ -36,6 +37,7 @@ class Section:
     blocks: tuple[Block, ...]
     text: str
 
+    @checked
     def __init__(self, title: str, *blocks: Block, text: str = "") -> None:
         object.__setattr__(self, "title", title)
         object.__setattr__(self, "blocks", blocks)
@@ -76,11 +78,13 @@ class Report:
         True
     """
 
+    @checked
     def __init__(self, title: str, lead: str = "", facts: Mapping[str, Any] | None = None) -> None:
         self.title, self.lead = title, lead
         self.facts: dict[str, Any] = dict(facts or {})
         self.sections: list[Section] = []
 
+    @checked
     def add(self, section: Section) -> Report:
         """Puts a section at the end and gives the report back.
 

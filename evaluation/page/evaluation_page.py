@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +11,6 @@ import numpy as np
 
 import probgen
 from probgen.engine.fitted import Fitted
-from probgen.errors import AlgorithmError
 from probgen.evaluation.page.blocks import Code, Paragraph, Table
 from probgen.evaluation.page.document import Report, Section
 from probgen.evaluation.page.gathered import Material, gather
@@ -26,26 +24,29 @@ from probgen.evaluation.page.section_blocks import (
     verdict_blocks,
 )
 from probgen.evaluation.page.verdict import join, verdicts
+from probgen.language.declared import checked
+from probgen.language.kinds import Count, OpenShare, PathLike, Text
 from probgen.records.evaluation import Evaluation
 
 VERSIONS = ("torch", "pyro", "jax", "numpyro")
 
 
+@checked
 def report(
     fitted: Fitted,
     in_table: Evaluation,
     out_tables: Mapping[str, Evaluation] | None = None,
     *,
-    path: str | os.PathLike,
-    name: str = "the model's own data",
-    images: Mapping[str, np.ndarray] | None = None,
-    labels: Mapping[str, str] | None = None,
-    num_distinct: Mapping[str, int] | None = None,
+    path: PathLike,
+    name: Text = "the model's own data",
+    images: Mapping[str, Any] | None = None,
+    labels: Mapping[str, Text] | None = None,
+    num_distinct: Mapping[str, Count] | None = None,
     title: str = "",
     command: str | None = None,
     notes: Sequence[str] = (),
     settings: Mapping[str, Any] | None = None,
-    level: float = 0.95,
+    level: OpenShare = 0.95,
     seed: int = 0,
     progress_bar: bool = True,
 ) -> Path:
@@ -56,7 +57,7 @@ def report(
     are pictures the strangest and the most ordinary.
 
     Args:
-        fitted: the model.
+        fitted: the model, as `pg.fit` or `Fitted.from_pretrained` give it.
         in_table: `pg.evaluate` of data like the training data, held out from it.
         out_tables: {data set: `pg.evaluate` of it by the same measures}; none is fine.
         path: of the page; the JSON has the same name.
@@ -79,11 +80,6 @@ def report(
             `gathered.gather`), scores from which nothing can be said (see `detection.compare`), a
             path that cannot be written.
     """
-    if not isinstance(fitted, Fitted):
-        raise AlgorithmError(
-            f"report: got {type(fitted).__name__} as the model, expected a Fitted, as pg.fit or "
-            "Fitted.from_pretrained give it."
-        )
     material = gather(
         in_table, out_tables, name=name, images=images, labels=labels, num_distinct=num_distinct,
         level=level, seed=seed, progress_bar=progress_bar,
@@ -110,6 +106,7 @@ def report(
     return page.save(path)
 
 
+@checked
 def sections(material: Material, *, seed: int = 0) -> list[Section]:
     """The page's sections that speak of the data; without other sets there is no verdict."""
     out = []

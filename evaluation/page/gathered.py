@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,8 @@ from probgen.errors import AlgorithmError, DataError, ShapeError, UnknownName
 from probgen.evaluation.detection import DetectionTable, compare
 from probgen.evaluation.detection.evaluations import check_tables
 from probgen.evaluation.detection.scores import count_distinct
+from probgen.language.declared import checked
+from probgen.language.kinds import Count, OpenShare, Text
 from probgen.records.evaluation import Evaluation
 
 # How a measure is called on a page, by how its name begins; what is not here keeps its own name.
@@ -103,15 +104,16 @@ class Material:
         }
 
 
+@checked
 def gather(
     in_table: Evaluation,
     out_tables: Mapping[str, Evaluation] | None = None,
     *,
-    name: str = "the model's own data",
-    images: Mapping[str, np.ndarray] | None = None,
-    labels: Mapping[str, str] | None = None,
-    num_distinct: Mapping[str, int] | None = None,
-    level: float = 0.95,
+    name: Text = "the model's own data",
+    images: Mapping[str, Any] | None = None,
+    labels: Mapping[str, Text] | None = None,
+    num_distinct: Mapping[str, Count] | None = None,
+    level: OpenShare = 0.95,
     seed: int = 0,
     progress_bar: bool = True,
 ) -> Material:
@@ -120,22 +122,10 @@ def gather(
     Raises:
         DataError: two sets of one name, a NaN estimate, pictures that are not one a datum or not in
             [0, 1]; see also `compare`.
-        AlgorithmError: tables with other measures than the first; something that is no mapping;
-            more distinct data than data.
+        AlgorithmError: tables with other measures than the first; more distinct data than data.
         ShapeError: pictures that are not [n, h, w, 1 or 3].
         UnknownName: pictures or distinct data of a set, or labels of a measure, that is not there.
     """
-    for what, value, example in (
-        ("other sets", out_tables, "{'letters': pg.evaluate(...)}"),
-        ("images", images, f"{{{name!r}: pictures}}"),
-        ("labels", labels, "{measure: 'short'}"),
-        ("num_distinct", num_distinct, f"{{{name!r}: 50}}"),
-    ):
-        if value is not None and not isinstance(value, Mapping):
-            raise AlgorithmError(
-                f"report: got {type(value).__name__} as {what}, expected a mapping by name; pass "
-                f"{example}."
-            )
     others = dict(out_tables or {})
     if name in others:
         raise DataError(
@@ -183,7 +173,7 @@ def _check_distinct(name: str, count: int, tables: Mapping[str, Evaluation]) -> 
             "names."
         )
     size = tables[name].num_data
-    if isinstance(count, bool) or not isinstance(count, Integral) or not 1 <= count <= size:
+    if count > size:
         raise AlgorithmError(
             f"report: got num_distinct {count!r} of {name!r}, expected a whole number from 1 to "
             f"{size}; count the data of that set that differ from each other."

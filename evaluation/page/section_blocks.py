@@ -20,6 +20,8 @@ from probgen.evaluation.page.drawing import figure_svg
 from probgen.evaluation.page.gathered import Material
 from probgen.evaluation.page.text import number, with_error
 from probgen.evaluation.page.verdict import SetVerdict, join, limits, summary
+from probgen.language.declared import checked
+from probgen.language.kinds import Many
 from probgen.records.evaluation import Evaluation
 
 NBSP = "\N{NO-BREAK SPACE}"
@@ -40,6 +42,7 @@ class Record:
         return self.values
 
 
+@checked
 def likelihood_blocks(material: Material) -> list[Block]:
     """Mean of every likelihood on every set with its errors and limits; the tables' warnings."""
     rows: list[list[str | float]] = []
@@ -134,6 +137,7 @@ def _strangeness(table: Evaluation, measure: str) -> str:
     return with_error(mean if table.larger_is_stranger[measure] else -mean, error)
 
 
+@checked
 def verdict_blocks(material: Material, found: Sequence[SetVerdict]) -> list[Block]:
     """The verdict in words, and what it does not say."""
     assert material.detection is not None  # `page` asks
@@ -155,6 +159,7 @@ def verdict_blocks(material: Material, found: Sequence[SetVerdict]) -> list[Bloc
     ]
 
 
+@checked
 def detection_blocks(material: Material, *, seed: int = 0) -> list[Block]:
     """AUROCs as a table and as dots with intervals; ROC curves with bands."""
     table = material.detection
@@ -208,6 +213,7 @@ def _in_two(estimate: Estimate) -> tuple[str, str]:
     return value, interval.replace(" ", NBSP)
 
 
+@checked
 def histogram_blocks(material: Material, measures: Sequence[str] | None = None) -> list[Block]:
     """The spread of each measure in and out of distribution, in the measure's own sign."""
     blocks: list[Block] = []
@@ -238,8 +244,9 @@ def histogram_blocks(material: Material, measures: Sequence[str] | None = None) 
     return blocks
 
 
+@checked
 def image_blocks(
-    material: Material, measures: Sequence[str] | None = None, *, columns: int = 8
+    material: Material, measures: Sequence[str] | None = None, *, columns: Many = 8
 ) -> list[Block]:
     """For each measure, the most ordinary and the strangest pictures of each set.
 

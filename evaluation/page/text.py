@@ -9,10 +9,19 @@ import html
 import math
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
+from probgen.language.declared import checked
+from probgen.language.kinds import Rule
+
+
+def _is_number(v: Any) -> bool:
+    return isinstance(v, int | float | np.integer | np.floating) and not isinstance(v, bool)
+
+
+Real = Annotated[Any, Rule("a number", _is_number, alone=True)]  # NaN is shown as what it is
 MINUS = "\N{MINUS SIGN}"
 
 
@@ -48,7 +57,8 @@ def number(value: float, decimals: int | None = None) -> str:
     return f"{value:,.{decimals}f}".replace("-", MINUS)
 
 
-def with_error(value: float, error: float | None) -> str:
+@checked
+def with_error(value: Real, error: Real | None) -> str:
     """`value ± error`, the error with two digits that count, and the value with as many decimals.
 
     Example:

@@ -22,9 +22,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Annotated
 
 from probgen.evaluation.detection import Detection, DetectionTable
 from probgen.evaluation.detection.records import MIN_DATA, shown
+from probgen.language.declared import checked
+from probgen.language.kinds import Share, Text, not_empty
 
 DETECTS, INVERTS, UNCLEAR, TOO_FEW = "better than chance", "inverts", "not shown", "too few data"
 
@@ -53,11 +56,12 @@ class SetVerdict:
         return " ".join(self.sentences)
 
 
+@checked
 def verdicts(
     table: DetectionTable,
     *,
-    name: str = "the model's own data",
-    ordinary: Mapping[tuple[str, str], float] | None = None,
+    name: Text = "the model's own data",
+    ordinary: Mapping[tuple[str, str], Share] | None = None,
 ) -> list[SetVerdict]:
     """One verdict for each data set of the table.
 
@@ -142,7 +146,8 @@ def _best(table: DetectionTable, data_set: str, detecting: Sequence[str]) -> lis
     return [f"Which of {join(tied)} is the best cannot be told."]
 
 
-def summary(found: Sequence[SetVerdict]) -> list[str]:
+@checked
+def summary(found: Annotated[Sequence[SetVerdict], not_empty]) -> list[str]:
     """One sentence a measure, over all sets: on which it works, inverts, or shows nothing."""
     out = []
     for measure in found[0].readings:
@@ -170,7 +175,8 @@ def summary(found: Sequence[SetVerdict]) -> list[str]:
     return out
 
 
-def limits(table: DetectionTable, *, name: str = "the model's own data") -> list[str]:
+@checked
+def limits(table: DetectionTable, *, name: Text = "the model's own data") -> list[str]:
     """What the numbers do not show: said on every page, whatever they are."""
     count = len(table.detections)
     miss = (1 - table.level) * count

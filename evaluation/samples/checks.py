@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 
 from probgen.errors import DataError, ShapeError
-from probgen.language.declared import argument
-from probgen.language.kinds import between
 
 
 def refuse_dict(x: Any, where: str) -> None:
@@ -89,12 +87,3 @@ def as_pair(real: Any, fake: Any, where: str, *, least: int = 2) -> tuple[np.nda
     return as_matrix(real, f"{where} (real)", least=least), as_matrix(
         fake, f"{where} (fake)", least=least
     )
-
-
-def check_count(value: Any, name: str, where: str, *, least: int = 1) -> int:
-    """A whole number of at least `least`.
-
-    Raises:
-        DeclarationError: something else.
-    """
-    return argument(where, Annotated[int, between(least, 10**9)], **{name: value})

@@ -11,15 +11,17 @@ from __future__ import annotations
 
 import functools
 import warnings
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
 from probgen.data import Images, digits, mnist5k, split
 from probgen.data.images import require
-from probgen.errors import DataError, ShapeError, UnknownName
+from probgen.errors import DataError, ShapeError
 from probgen.evaluation.samples.checks import as_rows
 from probgen.evaluation.samples.estimate import wilson
+from probgen.language.declared import checked
+from probgen.language.kinds import one_of
 from probgen.language.seeds import check_seed
 
 SETS = {"digits": digits, "mnist5k": mnist5k}
@@ -117,7 +119,10 @@ def shifted(images: np.ndarray) -> list[np.ndarray]:
     return [wide[:, 1 + a : 1 + a + h, 1 + b : 1 + b + w] for a, b in moves]
 
 
-def digit_classifier(data: str = "digits", *, seed: int = 0) -> DigitClassifier:
+@checked
+def digit_classifier(
+    data: Annotated[str, one_of(SETS)] = "digits", *, seed: int = 0
+) -> DigitClassifier:
     """The classifier of one of the embedded sets, trained on the first call.
 
     Held-out accuracy over seeds is about .995 for "digits" (8x8, 360 held out) and .97 for
@@ -128,17 +133,12 @@ def digit_classifier(data: str = "digits", *, seed: int = 0) -> DigitClassifier:
         seed: of the split, the initial weights and the batches.
 
     Raises:
-        UnknownName: another set.
+        DeclarationError: another set; for other data give `sample_quality` a classifier of yours.
 
     Example:
         >>> digit_classifier("digits").accuracy > 0.97
         True
     """
-    if data not in SETS:
-        raise UnknownName(
-            f"digit_classifier: got {data!r}, expected 'digits' (8x8) or 'mnist5k' (28x28); for "
-            "other data give sample_quality a classifier of your own."
-        )
     return _kept(data, check_seed(seed, "digit_classifier"))
 
 

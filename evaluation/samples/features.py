@@ -23,8 +23,8 @@ import numpy as np
 
 from probgen import backends, nets
 from probgen.errors import AlgorithmError, DataError, ShapeError, UnknownName
-from probgen.evaluation.samples.checks import as_matrix, as_pair, as_rows, check_count
-from probgen.language.declared import declaration
+from probgen.evaluation.samples.checks import as_matrix, as_pair, as_rows
+from probgen.language.declared import checked, declaration
 from probgen.language.kinds import Count, Text
 from probgen.nets.adapters import EquinoxNet, FlaxNet, TorchNet
 from probgen.trees import tree_map
@@ -86,10 +86,11 @@ def _numpy(value: Any, where: str) -> np.ndarray:
         ) from error
 
 
+@checked
 def as_features(
     fn: Any,
     *,
-    name: str | None = None,
+    name: Text | None = None,
     params: Any = None,
     backend: str | backends.Backend = "auto",
     device: str = "auto",
@@ -114,7 +115,6 @@ def as_features(
         UnknownName: a name that is none of the built-in ones; or "pca50", whose components are
             those of a real set, outside a measure.
     """
-    batch_size = check_count(batch_size, "batch_size", "as_features")
     if isinstance(fn, str) and fn == "digit-net":
         return Features(name or fn, _digit_net, batch_size)
     if isinstance(fn, str) and fn != "raw":
@@ -276,7 +276,8 @@ def _apply(net: Any, params: Any, name: str, backend: Any, device: str) -> Calla
     return run
 
 
-def pca_features(reference: Any, num_components: int = 50) -> Features:
+@checked
+def pca_features(reference: Any, num_components: Count = 50) -> Features:
     """Principal components fitted on `reference`, usually the real data: "pca50".
 
     Scores are not whitened: distances stay in the data's units.
@@ -291,7 +292,6 @@ def pca_features(reference: Any, num_components: int = 50) -> Features:
     from sklearn.decomposition import PCA
 
     flat = as_matrix(reference, "pca_features")
-    num_components = check_count(num_components, "num_components", "pca_features")
     if num_components > min(flat.shape):
         raise AlgorithmError(
             f"pca_features: got num_components={num_components} for {flat.shape[0]} data of "

@@ -13,8 +13,10 @@ from probgen.errors import AlgorithmError
 from probgen.evaluation.figures import COLOURS, canvas, name_axes
 from probgen.evaluation.samples.modes import ModeCount
 from probgen.evaluation.samples.quality import SampleQuality
+from probgen.language.declared import checked
 
 
+@checked
 def mode_figure(modes: ModeCount, *, what: str = "mode") -> Any:
     """Share of each mode among the good samples, with 95 % intervals, and the truth's."""
     total = int(modes.counts.sum())
@@ -40,6 +42,7 @@ def mode_figure(modes: ModeCount, *, what: str = "mode") -> Any:
     return figure
 
 
+@checked
 def quality_figure(quality: SampleQuality) -> Any:
     """Each measure less its value for equal laws, in standard errors: 0 is a perfect model.
 

@@ -16,12 +16,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from probgen.errors import AlgorithmError, ShapeError
-from probgen.evaluation.samples.checks import check_count
 from probgen.evaluation.samples.estimate import Estimate
 from probgen.evaluation.samples.features import featured
 from probgen.evaluation.samples.resampling import jackknife
+from probgen.language.declared import checked
+from probgen.language.kinds import Count, TwoOrMore
 from probgen.language.seeds import check_seed
 
+Moment = np.ndarray | float  # a number in one dimension
 SPLITS = (1, 2, 4)  # FD_inf looks at N, N/2 and N/4
 
 
@@ -40,9 +42,8 @@ class Frechet(NamedTuple):
         return "\n".join(map(str, self))
 
 
-def frechet_from_moments(
-    mean1: np.ndarray, cov1: np.ndarray, mean2: np.ndarray, cov2: np.ndarray
-) -> float:
+@checked
+def frechet_from_moments(mean1: Moment, cov1: Moment, mean2: Moment, cov2: Moment) -> float:
     """Squared 2-Wasserstein distance of N(mean1, cov1) and N(mean2, cov2).
 
     Both roots are of symmetric matrices, by their eigenvalues clipped at 0, so that rounding and
@@ -73,7 +74,8 @@ def frechet_from_moments(
     return float(((m1 - m2) ** 2).sum() + np.trace(s1) + np.trace(s2) - 2 * cross)
 
 
-def frechet_bias(covariance: np.ndarray, n_real: int, n_fake: int) -> float:
+@checked
+def frechet_bias(covariance: Moment, n_real: Count, n_fake: Count) -> float:
     """Expected FD of two finite samples of one Gaussian law, to first order in 1/n.
 
         (1/n_real + 1/n_fake) [tr S + 1/2 sum_ij l_i l_j (1 + [i = j]) / (l_i + l_j)]
@@ -93,13 +95,14 @@ def frechet_bias(covariance: np.ndarray, n_real: int, n_fake: int) -> float:
     return float((1 / n_real + 1 / n_fake) * (values.sum() + bures / 2))
 
 
+@checked
 def frechet_distance(
     real: Any,
     fake: Any,
     *,
     features: Any = "raw",
     allow_unequal: bool = False,
-    num_groups: int = 20,
+    num_groups: TwoOrMore = 20,
     seed: int = 0,
 ) -> Frechet:
     """FD of two sets in a space of features, and extrapolated to infinite N, with standard errors.
@@ -124,7 +127,6 @@ def frechet_distance(
     """
     x, y, name, same = featured(real, fake, features, "frechet_distance", least=8)
     seed, d = check_seed(seed, "frechet_distance"), x.shape[1]
-    num_groups = check_count(num_groups, "num_groups", "frechet_distance", least=2)
     if len(x) != len(y) and not allow_unequal:
         raise AlgorithmError(
             f"frechet_distance: got {len(x)} real and {len(y)} fake data, expected as many of "

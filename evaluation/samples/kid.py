@@ -8,27 +8,29 @@ here adds that of the data (see `unbiased_mmd2`), which is the larger one.
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
 from probgen.errors import AlgorithmError
-from probgen.evaluation.samples.checks import check_count
 from probgen.evaluation.samples.estimate import Estimate
 from probgen.evaluation.samples.features import featured
 from probgen.evaluation.samples.mmd import polynomial_kernel, unbiased_mmd2
+from probgen.language.declared import checked
+from probgen.language.kinds import TwoOrMore, between
 from probgen.language.seeds import check_seed
 
 MAX_JACKKNIFE = 4000  # data of each set in the error's kernel matrices
 
 
+@checked
 def kid(
     real: Any,
     fake: Any,
     *,
     features: Any = "raw",
-    num_subsets: int = 100,
-    subset_size: int | None = None,
+    num_subsets: TwoOrMore = 100,
+    subset_size: Annotated[int, between(3, 10**7)] | None = None,
     seed: int = 0,
 ) -> Estimate:
     """Kernel distance of two sets in a space of features: mean over subsets +- standard error.
@@ -56,10 +58,8 @@ def kid(
     """
     x, y, name, notes = featured(real, fake, features, "kid", least=6)
     seed = check_seed(seed, "kid")
-    num_subsets = check_count(num_subsets, "num_subsets", "kid", least=2)
     smaller = min(len(x), len(y))
     size = min(1000, smaller // 2) if subset_size is None else subset_size
-    size = check_count(size, "subset_size", "kid", least=3)
     if size > smaller:
         raise AlgorithmError(
             f"kid: got subset_size={size} for {len(x)} real and {len(y)} fake data, expected at "

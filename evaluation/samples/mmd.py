@@ -11,31 +11,30 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from scipy.spatial.distance import cdist, pdist
 
-from probgen.errors import AlgorithmError, DataError, ShapeError
-from probgen.evaluation.samples.checks import check_count
+from probgen.errors import DataError, ShapeError
 from probgen.evaluation.samples.estimate import Estimate
 from probgen.evaluation.samples.features import featured
+from probgen.language.declared import checked
+from probgen.language.kinds import Many, Positive, between
 from probgen.language.seeds import check_seed
 
 Kernel = Callable[[np.ndarray, np.ndarray], np.ndarray]
+Moment = np.ndarray | float  # a number in one dimension
 ROWS = 1000  # rows of a kernel matrix held at a time
 
 
-def gaussian_kernel(bandwidth: float) -> Kernel:
+@checked
+def gaussian_kernel(bandwidth: Positive) -> Kernel:
     """k(a, b) = exp(-|a - b|^2 / (2 h^2)) as a function ([n, d], [m, d]) -> [n, m].
 
     Raises:
-        AlgorithmError: a bandwidth that is not positive.
+        DeclarationError: a bandwidth that is not positive.
     """
-    if not (math.isfinite(bandwidth) and bandwidth > 0):
-        raise AlgorithmError(
-            f"gaussian_kernel: got bandwidth={bandwidth!r}, expected a positive number."
-        )
 
     def kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         return np.exp(cdist(a, b, "sqeuclidean") / (-2 * bandwidth**2))
@@ -65,13 +64,14 @@ def median_bandwidth(x: np.ndarray, *, seed: int = 0, max_points: int = 1000) ->
     return median
 
 
+@checked
 def gaussian_mmd2(
-    mean1: np.ndarray,
-    cov1: np.ndarray,
-    mean2: np.ndarray,
-    cov2: np.ndarray,
+    mean1: Moment,
+    cov1: Moment,
+    mean2: Moment,
+    cov2: Moment,
     *,
-    bandwidth: float,
+    bandwidth: Positive,
 ) -> float:
     """MMD^2 of N(mean1, cov1) and N(mean2, cov2) under `gaussian_kernel(bandwidth)`, exactly.
 
@@ -142,14 +142,15 @@ def _both_sums(x: np.ndarray, y: np.ndarray, kernel: Kernel) -> tuple[np.ndarray
     return rows, columns
 
 
+@checked
 def mmd_test(
     real: Any,
     fake: Any,
     *,
     features: Any = "raw",
-    bandwidth: float | None = None,
-    num_permutations: int = 999,
-    max_points: int = 2000,
+    bandwidth: Positive | None = None,
+    num_permutations: Many = 999,
+    max_points: Annotated[int, between(3, 10**7)] = 2000,
     seed: int = 0,
 ) -> Estimate:
     """Are two sets draws of one law? MMD^2 under a Gaussian kernel with a permutation p-value.
@@ -175,8 +176,6 @@ def mmd_test(
     """
     x, y, name, same = featured(real, fake, features, "mmd_test", least=3)
     seed = check_seed(seed, "mmd_test")
-    num_permutations = check_count(num_permutations, "num_permutations", "mmd_test")
-    max_points = check_count(max_points, "max_points", "mmd_test", least=3)
     rng, notes = np.random.default_rng(seed), list(same)
     if max(len(x), len(y)) > max_points:
         notes.append(f"a random {max_points} of {len(x)} real and {len(y)} fake data were used")

@@ -16,15 +16,27 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from scipy.spatial.distance import cdist
 from scipy.stats import binom, chi2, chisquare
 
-from probgen.errors import AlgorithmError, DataError, ShapeError
-from probgen.evaluation.samples.checks import as_matrix, check_count, refuse_dict
+from probgen.errors import DataError, ShapeError
+from probgen.evaluation.samples.checks import as_matrix, refuse_dict
 from probgen.evaluation.samples.estimate import Estimate, plain, table, wilson
+from probgen.language.declared import checked
+from probgen.language.kinds import Count, Positive, Rule, Share
+
+Scales = Annotated[np.ndarray, Rule("above 0", lambda v: bool((v > 0).all()))]
+Classifier = Annotated[
+    Any,
+    Rule(
+        "a callable that gives probabilities [n, K], or a classifier with predict_proba",
+        lambda v: any(callable(f) for f in _functions(v)),
+        alone=True,
+    ),
+]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -79,14 +91,15 @@ class ModeCount:
         return "\n".join([table(self.estimates), *(f"note: {each}" for each in self.good.notes)])
 
 
+@checked
 def count_modes(
     samples: Any,
     centres: Any,
     *,
-    sd: float | np.ndarray,
+    sd: Positive | Scales,
     truth: Any = None,
-    within: float = 3.0,
-    strict: int = 20,
+    within: Positive = 3.0,
+    strict: Count = 20,
 ) -> ModeCount:
     """Mode counting against known centres.
 
@@ -104,7 +117,7 @@ def count_modes(
 
     Raises:
         ShapeError: centres of another dimension, sd or truth of another length.
-        AlgorithmError: sd or `within` not positive. DataError: no samples, not finite.
+        DeclarationError: sd or `within` not positive. DataError: no samples, not finite.
     """
     x = as_matrix(samples, "count_modes (samples)", least=1)
     c = as_matrix(centres, "count_modes (centres)", least=1)
@@ -114,12 +127,11 @@ def count_modes(
             "expected the same; give both in the same space."
         )
     scale = np.asarray(sd, np.float64)
-    if scale.shape not in ((), (len(c),)) or not (np.isfinite(scale) & (scale > 0)).all():
-        raise AlgorithmError(
-            f"count_modes: got sd={sd!r}, expected a positive number, or one for each of {len(c)}."
+    if scale.shape not in ((), (len(c),)):
+        raise ShapeError(
+            f"count_modes: got sd of shape {scale.shape}, expected one number, or one for each of "
+            f"{len(c)} centres."
         )
-    if not within > 0:
-        raise AlgorithmError(f"count_modes: got within={within!r}, expected a positive number.")
     distance = cdist(x, c) / scale
     nearest = distance.argmin(1)
     good = distance[np.arange(len(x)), nearest] <= within
@@ -127,14 +139,15 @@ def count_modes(
     return _count(nearest, good, len(c), truth, strict, expected, None, "modes")
 
 
+@checked
 def count_classes(
     samples: Any,
-    classifier: Any,
+    classifier: Classifier,
     *,
     truth: Any = None,
     real: Any = None,
-    min_confidence: float = 0.9,
-    strict: int = 20,
+    min_confidence: Share = 0.9,
+    strict: Count = 20,
 ) -> ModeCount:
     """Mode counting by a classifier's classes.
 
@@ -151,26 +164,20 @@ def count_classes(
     Raises:
         DataError: probabilities that are none. ShapeError: truth of another length.
     """
-    function: Callable = next(
-        (getattr(classifier, m) for m in ("probabilities", "predict_proba") if
-         hasattr(classifier, m)), classifier,
-    )  # fmt: skip
-    if not callable(function):
-        raise AlgorithmError(
-            f"count_classes: got {type(classifier).__name__}, expected a callable that gives "
-            "probabilities [n, K], or a classifier with predict_proba."
-        )
+    function = next(f for f in _functions(classifier) if callable(f))
     p = _probabilities(function, samples)
-    if not 0 <= min_confidence <= 1:
-        raise AlgorithmError(
-            f"count_classes: got min_confidence={min_confidence!r}, expected one in [0, 1]."
-        )
     names = tuple(getattr(classifier, "classes", ())) or None
     good = p.max(1) >= min_confidence
     usual = None
     if real is not None:
         usual = float((_probabilities(function, real).max(1) >= min_confidence).mean())
     return _count(p.argmax(1), good, p.shape[1], truth, strict, None, names, "classes", usual)
+
+
+def _functions(classifier: Any) -> tuple[Any, ...]:
+    """What may give the probabilities, the first that is a function before the others."""
+    named = (getattr(classifier, m, None) for m in ("probabilities", "predict_proba"))
+    return (*named, classifier)
 
 
 def _probabilities(function: Callable, data: Any) -> np.ndarray:
@@ -198,7 +205,6 @@ def _count(
     usual: float | None = None,
 ) -> ModeCount:
     n, q = len(mode), _shares(truth, num_modes)
-    strict = check_count(strict, "strict", "mode counting")
     counts = np.bincount(mode[good], minlength=num_modes)
     share = float(good.mean())
     foreign = np.flatnonzero((counts > 0) & (q == 0))

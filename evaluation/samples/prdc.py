@@ -20,10 +20,11 @@ import numpy as np
 from scipy.spatial.distance import cdist
 
 from probgen.errors import AlgorithmError
-from probgen.evaluation.samples.checks import check_count
 from probgen.evaluation.samples.estimate import Estimate, share_interval
 from probgen.evaluation.samples.features import featured
 from probgen.evaluation.samples.resampling import check_groups, deal, jackknife_error
+from probgen.language.declared import checked
+from probgen.language.kinds import Count, Many, TwoOrMore
 from probgen.language.seeds import check_seed
 
 CHUNK = 2**22  # distances held at a time
@@ -41,7 +42,8 @@ class PRDC(NamedTuple):
         return "\n".join(map(str, self))
 
 
-def expected_coverage(n_real: int, n_fake: int, *, k: int = 5) -> float:
+@checked
+def expected_coverage(n_real: Count, n_fake: Count, *, k: Many = 5) -> float:
     """Coverage for equal laws: 1 - prod_{i=1..k} (N - i) / (N + M - i).
 
     A real ball is empty when the k nearest of the N - 1 other real and M fake data are all real.
@@ -50,13 +52,14 @@ def expected_coverage(n_real: int, n_fake: int, *, k: int = 5) -> float:
     return float(1 - np.prod((n_real - i) / (n_real + n_fake - i)))
 
 
+@checked
 def prdc(
     real: Any,
     fake: Any,
     *,
     features: Any = "raw",
-    k: int = 5,
-    num_groups: int = 20,
+    k: Many = 5,
+    num_groups: TwoOrMore = 20,
     seed: int = 0,
 ) -> PRDC:
     """The four measures with delete-group jackknife errors (balls redrawn without the group).
@@ -79,8 +82,7 @@ def prdc(
     Source: Kynkaanniemi et al. 2019, arXiv:1904.06991; Naeem et al. 2020, arXiv:2002.09797.
     """
     x, y, title, notes = featured(real, fake, features, "prdc")
-    seed, k = check_seed(seed, "prdc"), check_count(k, "k", "prdc")
-    num_groups = check_count(num_groups, "num_groups", "prdc", least=2)
+    seed = check_seed(seed, "prdc")
     check_groups(num_groups, len(x), len(y), where="prdc")
     left = min(len(x) - -(-len(x) // num_groups), len(y) - -(-len(y) // num_groups))
     if k >= left:

@@ -18,7 +18,6 @@ import numpy as np
 
 from probgen.errors import AlgorithmError, UnknownName
 from probgen.evaluation.samples import modes as mode_counting
-from probgen.evaluation.samples.checks import check_count
 from probgen.evaluation.samples.estimate import Estimate, plain, table
 from probgen.evaluation.samples.features import as_features, featured, features_for
 from probgen.evaluation.samples.frechet import frechet_distance
@@ -32,7 +31,9 @@ from probgen.evaluation.samples.two_sample import (
     sliced_wasserstein,
     wasserstein_1d,
 )
+from probgen.language.declared import checked
 from probgen.language.dist import did_you_mean
+from probgen.language.kinds import Many, Positive, TwoOrMore
 from probgen.language.seeds import check_seed
 from probgen.progress import bar
 
@@ -114,6 +115,7 @@ class SampleQuality:
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
 
 
+@checked
 def sample_quality(
     real: Any,
     fake: Any,
@@ -123,12 +125,12 @@ def sample_quality(
     train: Any = None,
     classifier: Any = None,
     centres: Any = None,
-    sd: float | np.ndarray | None = None,
+    sd: Positive | mode_counting.Scales | None = None,
     truth: Any = None,
-    k: int = 5,
-    num_groups: int = 20,
-    num_permutations: int = 999,
-    num_dealings: int = 5,
+    k: Many = 5,
+    num_groups: TwoOrMore = 20,
+    num_permutations: Many = 999,
+    num_dealings: Many = 5,
     allow_unequal: bool = False,
     progress_bar: bool = True,
 ) -> SampleQuality:
@@ -160,7 +162,6 @@ def sample_quality(
             "sample_quality: got centres without sd, or the reverse, or centres and a classifier, "
             "expected centres= and sd= together, or classifier= alone."
         )
-    num_dealings = check_count(num_dealings, "num_dealings", "sample_quality")
     x, y, name, _ = featured(real, fake, features, "sample_quality")
     if len(x) != len(y) and not allow_unequal:
         raise AlgorithmError(

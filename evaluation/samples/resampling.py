@@ -27,15 +27,15 @@ def deal(n: int, num_groups: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def check_groups(num_groups: int, *sizes: int, where: str) -> None:
-    """Refuses more groups than data, or fewer than two.
+    """Refuses groups of fewer than two data.
 
     Raises:
         DataError: says how many data are needed.
     """
-    if num_groups < 2 or min(sizes) < 2 * num_groups:
+    if min(sizes) < 2 * num_groups:
         raise DataError(
             f"{where}: got {min(sizes)} data for a jackknife of {num_groups} groups, expected at "
-            f"least {2 * max(num_groups, 2)}; draw more samples, or lower num_groups (at least 2)."
+            f"least {2 * num_groups}; draw more samples, or lower num_groups (at least 2)."
         )
 
 

@@ -8,27 +8,31 @@ memorisation         are the samples nearer to the training data than fresh data
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from scipy.stats import binomtest
 
-from probgen.errors import AlgorithmError, DataError
-from probgen.evaluation.samples.checks import as_matrix, as_pair, check_count
+from probgen.errors import DataError
+from probgen.evaluation.samples.checks import as_matrix, as_pair
 from probgen.evaluation.samples.estimate import Estimate, wilson
 from probgen.evaluation.samples.features import featured, features_for
 from probgen.evaluation.samples.resampling import jackknife
+from probgen.language.declared import checked
+from probgen.language.kinds import NonNegative, Resamples, TwoOrMore, having
 from probgen.language.seeds import check_seed
 
-CLASSIFIERS = ("logistic", "knn")
+Named = Literal["logistic", "knn"]
+Classifier = Annotated[Any, having("a scikit-learn classifier", "fit", "predict")]
 
 
+@checked
 def c2st(
     real: Any,
     fake: Any,
     *,
     features: Any = "raw",
-    classifier: Any = "logistic",
+    classifier: Named | Classifier = "logistic",
     seed: int = 0,
 ) -> Estimate:
     """Classifier two-sample test: held-out accuracy with a binomial interval.
@@ -51,7 +55,7 @@ def c2st(
         accuracy by guessing, and "num_train", of each set.
 
     Raises:
-        AlgorithmError: no such classifier. DataError: fewer than 10 of either. ShapeError.
+        DeclarationError: no such classifier. DataError: fewer than 10 of either. ShapeError.
 
     Source: Lopez-Paz & Oquab 2017, arXiv:1610.06545.
     """
@@ -82,27 +86,23 @@ def _classifier(classifier: Any, n: int) -> tuple[Any, str]:
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    if classifier == "logistic":
+    if isinstance(classifier, str) and classifier == "logistic":
         return make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)), "logistic"
-    if classifier == "knn":
+    if isinstance(classifier, str):
         # About sqrt(n) neighbours, odd so that votes cannot tie.
         k = 2 * (math.isqrt(n) // 2) + 1
         return make_pipeline(StandardScaler(), KNeighborsClassifier(k)), "knn"
-    if not (hasattr(classifier, "fit") and hasattr(classifier, "predict")):
-        raise AlgorithmError(
-            f"c2st: got classifier={classifier!r}, expected one of {', '.join(CLASSIFIERS)}, or a "
-            "scikit-learn classifier."
-        )
     return classifier, type(classifier).__name__
 
 
+@checked
 def sliced_wasserstein(
     real: Any,
     fake: Any,
     *,
     features: Any = "raw",
-    num_projections: int = 200,
-    num_groups: int = 20,
+    num_projections: TwoOrMore = 200,
+    num_groups: TwoOrMore = 20,
     seed: int = 0,
 ) -> Estimate:
     """Root mean, over random directions, of the squared 2-Wasserstein distance of projections.
@@ -125,9 +125,7 @@ def sliced_wasserstein(
     """
     x, y, name, notes = featured(real, fake, features, "sliced_wasserstein")
     seed = check_seed(seed, "sliced_wasserstein")
-    count = check_count(num_projections, "num_projections", "sliced_wasserstein", least=2)
-    num_groups = check_count(num_groups, "num_groups", "sliced_wasserstein", least=2)
-    directions = random_directions(x.shape[1], count, seed)
+    directions = random_directions(x.shape[1], num_projections, seed)
     px, py = x @ directions, y @ directions
     squares = wasserstein_1d(px, py)
     value = math.sqrt(squares.mean())
@@ -136,13 +134,14 @@ def sliced_wasserstein(
         num_groups=num_groups, seed=seed + 1, where="sliced_wasserstein",
     )  # fmt: skip
     # In one dimension every direction is the same line.
-    spread = float(squares.std(ddof=1)) / math.sqrt(count) if x.shape[1] > 1 else 0.0
+    spread = float(squares.std(ddof=1)) / math.sqrt(num_projections) if x.shape[1] > 1 else 0.0
     by_directions = spread / (2 * value) if value > 0 else 0.0
     return Estimate(
         f"SW2[{name}]", value, math.hypot(float(by_data), by_directions), len(x), len(y),
         bias="upward", seed=seed,
         error_by=f"delete-group jackknife, {num_groups} groups, and spread of directions",
-        details={"num_projections": count, "error_of_directions": by_directions}, notes=notes,
+        details={"num_projections": num_projections, "error_of_directions": by_directions},
+        notes=notes,
     )  # fmt: skip
 
 
@@ -168,14 +167,15 @@ def wasserstein_1d(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return width @ (x[left // m] - y[left // n]) ** 2
 
 
+@checked
 def memorisation(
     fake: Any,
     train: Any,
     test: Any,
     *,
     features: Any = "raw",
-    copy_below: float = 0.05,
-    num_resamples: int = 1000,
+    copy_below: NonNegative = 0.05,
+    num_resamples: Resamples = 1000,
     seed: int = 0,
 ) -> tuple[Estimate, Estimate]:
     """Distances to the nearest training datum, of samples against fresh data of the truth.
@@ -202,7 +202,6 @@ def memorisation(
     t, f, name, _ = featured(train, fake, features, "memorisation")
     u = as_matrix(features_for(features, train)(test), "memorisation (test)")
     seed = check_seed(seed, "memorisation")
-    num_resamples = check_count(num_resamples, "num_resamples", "memorisation", least=100)
     own, fresh = nearest_distance(f, t), nearest_distance(u, t)
     typical = float(np.median(fresh))
     if typical == 0:

@@ -18,7 +18,7 @@ import dataclasses
 import functools
 import inspect
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, dataclass_transform, overload
 
 from probgen.errors import DeclarationError, UnknownName
@@ -143,13 +143,24 @@ def argument(where: str, hint: Any, **given: Any) -> Any:
     return taken
 
 
-def checked(fn: F) -> F:
+@overload
+def checked(fn: F, /) -> F: ...
+@overload
+def checked(*, where: str) -> Callable[[F], F]: ...
+def checked(fn: Any = None, /, *, where: str | None = None) -> Any:
     """A function whose arguments are checked against their annotations, as fields are.
+
+    Args:
+        fn: the function; a method goes by its own name, `__init__` by its class's.
+        where: what refusals call it; its name by default.
 
     Raises (when it is called):
         DeclarationError: names the function, the argument, what was got and what is expected.
     """
+    if fn is None:
+        return functools.partial(checked, where=where)
     signature = inspect.signature(fn)
+    who = where or fn.__qualname__.removesuffix(".__init__").rpartition(".")[2]
     plan: dict[str, Kind] = {}
 
     @functools.wraps(fn)
@@ -157,9 +168,13 @@ def checked(fn: F) -> F:
         try:
             given = signature.bind(*args, **kwargs)
         except TypeError as error:
-            raise _misfit(fn.__name__, list(signature.parameters), kwargs, error) from None
+            known = [n for n in signature.parameters if n != "self"]
+            raise _misfit(who, known, kwargs, error) from None
         if not plan:
             hints = typing.get_type_hints(fn, include_extras=True)
+            for name, parameter in signature.parameters.items():
+                if parameter.kind is parameter.VAR_POSITIONAL and name in hints:
+                    hints[name] = Sequence[hints[name]]  # type: ignore[valid-type]
             kinds = {n: kind(h) for n, h in hints.items() if n not in _ELSEWHERE}
             plan.update(kinds)
         for name, value in given.arguments.items():
@@ -168,11 +183,11 @@ def checked(fn: F) -> F:
             if taken is REFUSED:
                 default = signature.parameters[name].default
                 absent = dataclasses.MISSING if default is inspect.Parameter.empty else default
-                raise _refusal(fn.__name__, name, value, expected, absent)
+                raise _refusal(who, name, value, expected, absent)
             given.arguments[name] = taken
         return fn(*given.args, **given.kwargs)
 
-    return typing.cast(F, checking)
+    return checking
 
 
 # Arguments that have one check of their own: `check_seed`, and `backends.resolve`.

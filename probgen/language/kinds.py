@@ -115,6 +115,7 @@ Text = Annotated[str, Rule("that is not empty", bool)]
 Axes = Annotated[int, between(0, 64)]  # how many axes
 Widths = Annotated[tuple[Width, ...], not_empty]
 Shape = tuple[Size, ...]
+Resamples = Annotated[int, between(100, 10**7)]  # fewer have no outer percentiles
 TwoOrMore = Annotated[int, between(2, 10**7)]  # of draws, where an error is taken over them
 Limit = Annotated[float, Unbounded()]  # an end of a range, which may be open
 PathLike = str | os.PathLike
@@ -202,11 +203,11 @@ def _flag(value: Any) -> Any:
 
 
 def _array(value: Any) -> Any:
-    if not isinstance(value, np.ndarray | list | tuple):
+    if not isinstance(value, list | tuple) and not hasattr(type(value), "__array__"):
         return REFUSED
     try:
         array = np.asarray(value)
-    except ValueError:  # rows of unequal length
+    except (ValueError, TypeError, RuntimeError):  # rows of unequal length, an array with gradients
         return REFUSED
     is_number = array.dtype.kind in "biuf" and array.size > 0
     return _if(is_number and np.isfinite(array).all(), array)

@@ -16,7 +16,8 @@ def did_you_mean(word: str, known: Any) -> str:
 
 
 def shown(value: Any) -> str:
-    """A value as a message shows it: a class by its name, an array by its shape, a text cut."""
+    """A value as a message shows it, on one line: a class by its name, an array by its shape, a
+    text cut; of what prints as a table, its class."""
     if isinstance(value, type):
         return f"the class {value.__name__}"
     shape = getattr(value, "shape", None)
@@ -28,4 +29,15 @@ def shown(value: Any) -> str:
         text = repr(value)
     except Exception:  # whatever a user's own repr raises, the message is about something else
         text = f"<{type(value).__name__}>"
+    if "\n" in text:
+        text = _on_one_line(value)
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
+
+
+def _on_one_line(value: Any) -> str:
+    """Entries shown one by one; anything else by its class."""
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{n!r}: {shown(v)}' for n, v in value.items())}}}"
+    if isinstance(value, list | tuple) and not hasattr(value, "_fields"):
+        return f"[{', '.join(map(shown, value))}]"
+    return f"<{type(value).__name__}>"

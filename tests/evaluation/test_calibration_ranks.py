@@ -218,7 +218,7 @@ def test_a_table_says_what_is_wrong():
         (lambda: SBC.from_ranks(("a",), np.zeros((50, 1)), 9, alpha=2), DeclarationError, "2"),
         (lambda: symmetry(np.zeros(3)), ShapeError, "at least 20"),
         (lambda: symmetry(np.full(30, 1.5)), DataError, "1.5"),
-        (lambda: symmetry(np.full(30, np.nan)), DataError, "nan"),
+        (lambda: symmetry(np.full(30, np.nan)), DeclarationError, "finite numbers"),
         (lambda: vsbc(np.zeros(30)), DeclarationError, "expected a SBC"),
         (lambda: interval_coverage(np.zeros((3, 1)), np.zeros(3)), ShapeError, "two draws"),
         (lambda: interval_coverage(np.zeros((0, 5)), np.zeros(0)), ShapeError, "got 0 truths"),

@@ -199,19 +199,21 @@ def test_tables_are_compared_as_their_scores_are():
     "call, says",
     [
         (lambda t: d.compare(t), "got no table for the other data sets"),
-        (lambda t: d.compare(t, t), "got Evaluation for the other data sets"),
-        (lambda t: d.compare(t, {"s": t, "o": 3}), "got int for 'o', expected an Evaluation"),
+        (lambda t: d.compare(t, t), "compare: got out_tables="),
+        (
+            lambda t: d.compare(t, {"s": t, "o": 3}),
+            "out_tables=.*: <Evaluation>, 'o': 3.*each entry an Eval",
+        ),
         (lambda t: d.compare(t, {"s": evaluation({"k": np.arange(4.0)})}), r"measures \['k'\]"),
         (lambda t: d.compare({"m": 1}, {"s": t}), "got dict and a second argument"),
         (lambda t: d.compare(t, {"s": t}, larger_is_stranger=False), "beside an Evaluation"),
-        (lambda t: d.compare([t]), "measures: got list, expected"),
-        (lambda t: d.roc_figure(t), "measures: got Evaluation, expected"),
+        (lambda t: d.compare([t]), "compare: got measures=.*expected a Mapping"),
+        (lambda t: d.roc_figure(t), "roc_figure: got measures=.*expected a Mapping"),
     ],
 )
 def test_tables_that_cannot_be_compared_are_refused(call, says):
-    with pytest.raises((AlgorithmError, DeclarationError), match=says) as caught:
+    with pytest.raises((AlgorithmError, DeclarationError), match=says):
         call(evaluation({"m": np.arange(4.0)}))
-    assert ";" in str(caught.value)  # and what to do
     with pytest.raises(DataError, match="at least one"):
         d.compare(evaluation({"m": np.arange(4.0)}), {})
 
@@ -233,18 +235,24 @@ PAIR = {"m": (X, {"s": Y})}
         (lambda: d.detection(X, Y, level="0.95"), "got level='0.95', expected a finite number in"),
         (lambda: d.compare(PAIR, alpha=None), "got alpha=None"),
         (lambda: d.fpr_at_tpr(X, Y, tpr="95"), "got tpr='95'"),
-        (lambda: d.bootstrap_interval(X, Y, metric="auroc"), "metric: got 'auroc'.*pass Metric"),
-        (lambda: d.delong_test(X, Y), "delong_test: got ndarray"),
-        (lambda: d.between_runs(d.compare(PAIR, num_resamples=100)), "got DetectionTable"),
-        (lambda: d.between_runs([1, 2]), r"got \['int', 'int'\]"),
+        (
+            lambda: d.bootstrap_interval(X, Y, metric="auroc"),
+            "got metric='auroc', expected a Metric",
+        ),
+        (lambda: d.delong_test(X, Y), "delong_test: got first=.*expected a DeLong"),
+        (
+            lambda: d.between_runs(d.compare(PAIR, num_resamples=100)),
+            "got tables=<Det",
+        ),
+        (lambda: d.between_runs([1, 2]), r"got tables=\[1, 2\], expected"),
         (lambda: d.auroc(X, Y, larger_is_stranger="no"), "got larger_is_stranger='no'"),
         (lambda: d.delong(X, Y, larger_is_stranger=0), "got larger_is_stranger=0"),
         (lambda: d.compare(PAIR, larger_is_stranger="no"), "got larger_is_stranger='no'"),
-        (lambda: d.compare(PAIR, larger_is_stranger={"m": "no"}), "got .*of 'm'='no'"),
+        (lambda: d.compare(PAIR, larger_is_stranger={"m": "no"}), "got larger_is_stranger=.*'no'"),
         (lambda: d.delong(X, Y, distinct=(20, 21)), r"distinct: got \(20, 21\)"),
-        (lambda: d.delong(X, Y, distinct=2), "distinct: got 2"),
-        (lambda: d.compare(PAIR, num_distinct={"s": 2}), "num_distinct: got .*pass"),
-        (lambda: d.compare(PAIR, num_distinct=(0, {})), r"distinct: got \(0, 20\)"),
+        (lambda: d.delong(X, Y, distinct=2), "got distinct=2, expected a tuple of 2"),
+        (lambda: d.compare(PAIR, num_distinct={"s": 2}), "got num_distinct=.*expected a tuple"),
+        (lambda: d.compare(PAIR, num_distinct=(0, {})), r"got num_distinct=\(0, \{\}\), expected"),
     ],
 )
 def test_an_option_of_the_wrong_kind_is_one_clear_error(call, says):

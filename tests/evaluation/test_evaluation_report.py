@@ -11,6 +11,7 @@ from probgen import evaluation
 from probgen.errors import (
     AlgorithmError,
     DataError,
+    DeclarationError,
     SaveError,
     ShapeError,
     UnknownName,
@@ -306,9 +307,9 @@ def test_one_set_of_plain_numbers_has_a_page_without_a_verdict(fitted, tmp_path)
 
 def test_what_is_no_fit_or_no_table_is_refused(fitted, tmp_path):
     own, _ = sets_of()
-    with pytest.raises(AlgorithmError, match="got Evaluation"):
+    with pytest.raises(DeclarationError, match="got fitted=.*expected a Fitted"):
         evaluation.report(own, own, path=tmp_path / "r.html")
-    with pytest.raises(AlgorithmError, match="got dict"):
+    with pytest.raises(DeclarationError, match="got in_table=.*expected an Evaluation"):
         evaluation.report(fitted, {}, path=tmp_path / "r.html")
     (tmp_path / "file").write_text("")
     with pytest.raises(SaveError):

@@ -10,7 +10,7 @@ import pytest
 
 import probgen as pg
 from probgen import evaluation
-from probgen.errors import AlgorithmError, DataError, UnknownName
+from probgen.errors import AlgorithmError, DataError, DeclarationError, UnknownName
 from probgen.evaluation import page
 from probgen.evaluation.detection import compare
 from probgen.evaluation.page import count_distinct, gather, limits, summary, verdicts
@@ -82,8 +82,10 @@ def test_what_is_told_counts_before_what_the_pictures_show():
     assert plain.distinct("far") == 60 and "distinct" not in verdicts(plain.detection)[0].text
     with pytest.raises(UnknownName, match="num_distinct of 't'"):
         gather(own, num_distinct={"t": 2}, **options)
-    for bad in (0, 61, 2.0, True):
-        with pytest.raises(AlgorithmError, match="from 1 to 60"):
+    with pytest.raises(AlgorithmError, match="from 1 to 60"):
+        gather(own, num_distinct={"x": 61}, **options)
+    for bad in (0, 2.0, True):
+        with pytest.raises(DeclarationError, match="got num_distinct=.*whole number of at least 1"):
             gather(own, num_distinct={"x": bad}, **options)
 
 
@@ -158,11 +160,11 @@ def with_one(value):
         ({"images": {"x": with_one(-0.5)}}, DataError, r"expected \[0, 1\]; .* first"),
         ({"images": {"x": with_one(np.nan)}}, DataError, "got NaN .*; look at"),
         ({"images": {"x": np.full((N, 4, 4, 1), "a")}}, DataError, "dtype <U1"),
-        ({"images": PICTURES}, AlgorithmError, "got ndarray as images.*pass {'x': pictures}"),
-        ({"out_tables": OWN}, AlgorithmError, "got Evaluation as other sets.*pass {'letters'"),
-        ({"out_tables": [OWN]}, AlgorithmError, "got list as other sets"),
-        ({"labels": "short"}, AlgorithmError, "got str as labels"),
-        ({"num_distinct": 5}, AlgorithmError, "got int as num_distinct"),
+        ({"images": PICTURES}, DeclarationError, "got images=<array .*expected a Mapping"),
+        ({"out_tables": OWN}, DeclarationError, "got out_tables=<Eval.*expected a mapping"),
+        ({"out_tables": [OWN]}, DeclarationError, "got out_tables=.*expected a mapping"),
+        ({"labels": "short"}, DeclarationError, "got labels='short'"),
+        ({"num_distinct": 5}, DeclarationError, "got num_distinct=5"),
         ({"out_tables": {"s": table({"m": normal(0, 1)[:0]})}}, DataError, "got 0 of them"),
     ],
 )  # fmt: skip

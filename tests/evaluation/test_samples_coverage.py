@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from probgen.errors import AlgorithmError, DataError, ShapeError
+from probgen.errors import AlgorithmError, DataError, DeclarationError, ShapeError
 from probgen.evaluation.samples import (
     count_classes,
     count_modes,
@@ -223,7 +223,7 @@ def test_bad_modes_are_one_clear_error():
     x = normal(0, 20, 2)
     with pytest.raises(ShapeError, match="samples of 2 numbers and centres of 3"):
         count_modes(x, np.zeros((4, 3)), sd=1.0)
-    with pytest.raises(AlgorithmError, match="sd=-1"):
+    with pytest.raises(DeclarationError, match="got sd=-1, expected .*above 0"):
         count_modes(x, x, sd=-1)
     with pytest.raises(ShapeError, match="a share a mode"):
         count_modes(x, x, sd=1.0, truth=[0.5, 0.5])

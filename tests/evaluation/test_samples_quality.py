@@ -7,7 +7,7 @@ import pytest
 
 from probgen import nets
 from probgen.data import digits, mnist5k, split
-from probgen.errors import AlgorithmError, DataError, ShapeError, UnknownName
+from probgen.errors import AlgorithmError, DataError, DeclarationError, ShapeError, UnknownName
 from probgen.evaluation.samples import (
     Features,
     as_features,
@@ -151,7 +151,7 @@ def test_the_digit_classifier_refuses_other_pictures():
         net(np.zeros((2, 28, 28, 1)))
     with pytest.raises(DataError, match="about \\[0, 1\\]"):
         net(np.full((2, 8, 8, 1), 16.0))
-    with pytest.raises(UnknownName, match="'letters'"):
+    with pytest.raises(DeclarationError, match="got data='letters', expected one of 'digits'"):
         digit_classifier("letters")
 
 

@@ -8,14 +8,17 @@ neither do these tests.
 
 import dataclasses
 import importlib
+import inspect
 import pkgutil
+import typing
 
 import numpy as np
 import pytest
-from declared_cases import REGISTRY, RESULTS, rightly
+from declared_cases import FUNCTIONS, REGISTRY, RESULTS, right_of, rightly
 
 import probgen
-from probgen.errors import DataError, DeclarationError, ShapeError, UnknownName
+from probgen.errors import DataError, DeclarationError, ProbgenError, ShapeError, UnknownName
+from probgen.language.declared import argument
 from probgen.records import codec
 
 WRONG = {
@@ -141,3 +144,49 @@ def test_a_subclass_of_ones_own_need_not_be_a_declaration():
 def test_each_frozen_dataclass_is_a_declaration_or_a_result():
     """A new one joins the rule, or is said to be what functions return."""
     assert {cls.__name__ for cls in frozen() if not is_declaration(cls)} == RESULTS
+
+
+# ---- functions -----------------------------------------------------------------------------------
+
+ROOMS = {room: importlib.import_module(f"probgen.evaluation.{room}") for room in FUNCTIONS}
+ELSEWHERE = {"seed", "backend"}  # `check_seed` and `backends.resolve`
+ARGUMENTS = [
+    pytest.param(getattr(ROOMS[room], name), given, parameter, id=f"{name}-{parameter.name}")
+    for room, functions in FUNCTIONS.items()
+    for name, given in functions.items()
+    for parameter in inspect.signature(getattr(ROOMS[room], name)).parameters.values()
+    if parameter.name not in ELSEWHERE
+]
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_each_public_function_is_checked_and_in_the_registry(room):
+    public = {n: getattr(ROOMS[room], n) for n in ROOMS[room].__all__}
+    functions = {n: f for n, f in public.items() if inspect.isfunction(f)}
+    assert set(functions) == set(FUNCTIONS[room])
+    assert not [n for n, f in functions.items() if inspect.unwrap(f) is f]
+
+
+@pytest.mark.parametrize("function, given, parameter", ARGUMENTS)
+def test_a_wrong_argument_is_refused_where_it_is_written(function, given, parameter):
+    """By its annotation, which lets through what is listed and nothing else; and by the call."""
+    name, right = parameter.name, right_of(parameter.annotation)
+    values = {**WRONG, "class": str}
+    if right is None:  # data, which the rules of data judge
+        for label in ("text", "object") if parameter.default is parameter.empty else ():
+            with pytest.raises(ProbgenError, match="got .*expected"):
+                function(**{**given, name: values[label]})
+        return
+    hint = typing.get_type_hints(inspect.unwrap(function), include_extras=True)[name]
+    refused = {label for label, wrong in values.items() if is_refused(hint, name, wrong)}
+    assert set(values) - refused == right, parameter.annotation
+    with pytest.raises(DeclarationError, match=f"{name}=.*expected"):
+        function(**{**given, name: values[sorted(refused)[0]]})
+
+
+def is_refused(hint, name, value):
+    try:
+        argument("here", hint, **{name: value})
+    except DeclarationError:
+        return True
+    return False
