@@ -17,6 +17,9 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
+from torch._guards import TracingContext
+from torch._guards import tracing as one_context
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from probgen.backends.compiled_store import programs
@@ -131,7 +134,10 @@ class Graph:
             t.detach().clone(memory_format=torch.contiguous_format)
             for t in (*tensors, *example_noise)
         ]
-        with torch.no_grad():
+        # One mode for the shapes of all nodes: without, make_fx makes one a node, each of which
+        # walks the whole stack of Python.
+        shapes = TracingContext(FakeTensorMode(allow_fallback_kernels=True))
+        with torch.no_grad(), one_context(shapes):
             module = make_fx(flat)(*example)
         module.graph.eliminate_dead_code()
         self.constants = lift(module)
