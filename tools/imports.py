@@ -5,6 +5,7 @@ tests that a change reaches.
 """
 
 import ast
+from functools import cache
 from typing import NamedTuple
 
 
@@ -38,14 +39,16 @@ class Import(NamedTuple):
     bound: str = ""  # what the file calls it; of `import a.b` that is `a`
 
 
+@cache
 def parse(path: str, text: str) -> Source:
     """A file's text as a tree."""
     return Source(path, ast.parse(text, filename=path))
 
 
-def imports(source: Source) -> list[Import]:
+@cache
+def imports(source: Source) -> tuple[Import, ...]:
     """Every import of the file, relative ones resolved, `import_module("...")` included."""
-    found = []
+    found: list[Import] = []
 
     def visit(node: ast.AST, is_lazy: bool) -> None:
         if isinstance(node, ast.Import):
@@ -76,7 +79,7 @@ def imports(source: Source) -> list[Import]:
             visit(child, is_lazy)
 
     visit(source.tree, False)
-    return found
+    return tuple(found)
 
 
 def is_under(name: str, package: str) -> bool:
