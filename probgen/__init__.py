@@ -31,6 +31,7 @@ _NAMES = {
         "probgen.language.program",
     ),
     "ROW": "probgen.language.program",
+    "scan": "probgen.language.series",
     **dict.fromkeys(("model", "Model"), "probgen.language.model"),
     **dict.fromkeys(
         ("to_pyro", "to_numpyro", "from_pyro", "from_numpyro", "params_of"), "probgen.interop"

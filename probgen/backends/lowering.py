@@ -14,6 +14,7 @@ import numpy as np
 
 from probgen.backends import written
 from probgen.backends.protocol import Site
+from probgen.backends.series import SeriesHands
 from probgen.errors import (
     AlgorithmError,
     BackendError,
@@ -32,7 +33,7 @@ from probgen.language.program import DATA_PLATE, NOT_NORMAL, PARTICLES, Run
 STRUCTURE = frozenset({"dim", "total_count", "event_dim", "num_levels", "low", "high"})
 
 
-class BaseLowering:
+class BaseLowering(SeriesHands):
     """The hands of one run: values that are given, a key or noise for those that are drawn.
 
     A subclass names its library and defines `argument` (a number or array as the library wants

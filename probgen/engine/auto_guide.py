@@ -13,6 +13,7 @@ them a batch means is told by the input `row`, their numbers, which `fit` gives 
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import math
 from collections.abc import Callable, Mapping
@@ -20,11 +21,13 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from probgen.engine.data_types import cure_discrete
 from probgen.engine.structure import Structure
 from probgen.errors import AlgorithmError, DeclarationError
 from probgen.language import dist, ops
 from probgen.language.model import Model, arguments
 from probgen.language.program import DATA_PLATE, ROW, Run, current, net
+from probgen.language.series import moved
 from probgen.language.supports import support_of
 from probgen.nets.layers import Parameter
 
@@ -68,13 +71,6 @@ class Place(NamedTuple):
         return x if self.data_axis is None else moved(x, 0, self.data_axis)
 
 
-def moved(x: Array, source: int, to: int) -> Array:
-    """One axis put elsewhere."""
-    axes = list(range(x.ndim))
-    axes.insert(to, axes.pop(source))
-    return x if axes == list(range(x.ndim)) else ops.transpose(x, axes)
-
-
 class AutoGuide:
     """Base of automatic guides: `model.with_guide(AutoNormal())`."""
 
@@ -105,8 +101,7 @@ class AutoGuide:
                 raise AlgorithmError(
                     f"{type(self).__name__}: latent {name!r} of {model.name!r} is discrete "
                     f"({site.distribution}), expected continuous latents, which have a map from "
-                    "the real line; sum it out (dist.MixtureSameFamily for a mixture), or write "
-                    "the guide by hand."
+                    f"the real line; {cure_discrete(site.scan)}, or write the guide by hand."
                 )
         totals = {True: 0, False: 0}
         for name in latents:
@@ -168,6 +163,7 @@ class _Hands:
         self.family, self.run, self.outer = family, run, run.lower
         self.data, self.left, self.rows, self.num_data = data, left, rows, num_data
         self.state: dict = {}
+        self.drawn: dict[str, tuple] = {}  # of series: q declared and built, and u
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.outer, name)
@@ -196,6 +192,62 @@ class _Hands:
         value = self.outer.sample(name, self.outer.build(q, name), None)
         if seen is not None:
             seen(onto.back(value))
+        self.left.discard(name)
+        if not self.left:
+            raise _Done
+        return value
+
+    def series(self, name: str, fn: Any, length: int, is_fixed: bool) -> Any:
+        """A latent of a loop: one u [*plates, T, *free] from q, mapped moment by moment."""
+        if name not in self.left:
+            return self._observed_series(name, fn, length, is_fixed)
+        transform = self.outer.onto_support(name, fn)
+        plates = self.run.plate_shape()
+        one = tuple(transform.inverse_shape((*plates, *fn.event_shape)))[len(plates) :]
+        q, seen = self.family.base(self._place(name, plates, (length, *one)), self.state)
+        built, given = self.outer.build(q, name), self.outer.values.get(name)
+        if given is None:
+            u = self.outer.value_of(name, built, None)
+        else:
+            u = moved(transform.inv(moved(given, -1 - len(fn.event_shape), 0)), 0, -1 - len(one))
+        if seen is not None:
+            seen(u)
+        self.drawn[name] = (q, built, u, transform, len(one) + 1)
+
+        def value(law: Any, u: Any) -> tuple[Any, Any]:
+            here = self.outer.onto_support(name, law)
+            z = here(u)
+            return z, _summed(here.log_abs_det_jacobian(u, z), u.ndim - len(one))
+
+        found = self.outer.given_series(u, fn)
+        return dataclasses.replace(found, xs=moved(u, -1 - len(one), 0), value=value, whole=given)
+
+    def _observed_series(self, name: str, fn: Any, length: int, is_fixed: bool) -> Any:
+        if name in self.data:
+            return self.outer.given_series(self.data[name], fn)
+        if is_fixed:
+            return self.outer.series(name, fn, length, True)
+        # q reads no data: they could only move supports, which then are NaN, as are the draws.
+        shape = (*self.outer.batch_of(fn), length, *fn.event_shape)
+        return self.outer.given_series(ops.broadcast_to(ops.asarray(math.nan), shape), fn)
+
+    def sample_series(
+        self, name: str, series: Any, value: Any, kept: dict[str, Any], length: int
+    ) -> Any:
+        site = self.run.sites.pop(name)
+        if name not in self.drawn:
+            return value
+        q, built, u, transform, ndim = self.drawn.pop(name)
+        declared = site["distribution"]
+        if _is_real(declared):
+            self.run.sites[name] = {**site, "distribution": q}
+            self.outer.sample(name, built, value)
+        else:
+            onto = _Onto(transform, declared, ndim, False)
+            known = dist.Transformed(q, onto, event_shape=site["event_shape"])
+            self.run.sites[name] = {**site, "distribution": known}
+            log_q = built.log_prob(u) - self.outer.summed(kept["more"], series.first)
+            self.outer.declare_series(name, series.first, value, log_q, None, length)
         self.left.discard(name)
         if not self.left:
             raise _Done
@@ -248,6 +300,12 @@ def _is_real(declaration: Any) -> bool:
     return bool(np.all(np.isneginf(found.low)) and np.all(np.isposinf(found.high)))
 
 
+def _summed(log_det: Array, ndim: int) -> Array:
+    """A log |det| with as many axes as the batch has: some libraries' leave axes unsummed."""
+    more = log_det.ndim - ndim
+    return ops.sum(log_det, axis=tuple(range(-more, 0))) if more else log_det
+
+
 class _Onto:
     """A library's bijection for `dist.Transformed`; `like`: the prior, whose support it maps onto.
 
@@ -273,8 +331,7 @@ class _Onto:
     def inverse_and_log_det(self, value: Array) -> tuple[Array, Array]:
         u = self.back(value)
         log_det = self.transform.log_abs_det_jacobian(u, value)
-        more = log_det.ndim - (u.ndim - self.event_ndim)  # some leave axes unsummed
-        return u, -(ops.sum(log_det, axis=tuple(range(-more, 0))) if more else log_det)
+        return u, -_summed(log_det, u.ndim - self.event_ndim)
 
 
 def automatic(model: Model) -> AutoGuide | None:

@@ -60,3 +60,13 @@ def cure(family: str) -> str:
         "Transform the data (probgen.data.binarize, to_levels, dequantize) or choose a "
         "likelihood whose support holds them."
     )
+
+
+def cure_discrete(scan: Any) -> str:
+    """What to do with a discrete latent where continuous ones are wanted."""
+    if scan is None:
+        return "sum it out (dist.MixtureSameFamily for a mixture)"
+    return (
+        f"sum it out of the loop {scan[0]!r}: write the forward recursion of the hidden Markov "
+        "model with ops.scan and observe it by pg.factor"
+    )

@@ -20,7 +20,7 @@ import numpy as np
 
 from probgen.backends.chains import NUM_STARTS, Chains, Start
 from probgen.engine.bound import Bound
-from probgen.engine.data_types import cure
+from probgen.engine.data_types import cure, cure_discrete
 from probgen.engine.target import Target
 from probgen.errors import AlgorithmError, NonFiniteError, SupportError
 from probgen.language.program import DATA_PLATE
@@ -103,8 +103,8 @@ class Posterior:
                 raise AlgorithmError(
                     f"infer: latent {latent!r} of {name!r} is discrete "
                     f"({sites[latent].distribution}), expected continuous latents, since the "
-                    "chains follow gradients; sum it out (dist.MixtureSameFamily for a mixture), "
-                    "or give it as data."
+                    "chains follow gradients; "
+                    f"{cure_discrete(sites[latent].scan)}, or give it as data."
                 )
 
     def point(

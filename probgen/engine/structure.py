@@ -26,7 +26,8 @@ class SiteInfo(NamedTuple):
     is_fixed: the program itself gives its value (`obs=`); declaration: the distribution itself;
     has_rows: such a value has as many rows as there are data; shape: of the value in that run;
     batch_shape: of the distribution, within the plates but for native programs;
-    noise_shape: of the normal noise that one event is a function of, None where it is not one.
+    noise_shape: of the normal noise that one event is a function of, None where it is not one;
+    scan: (name, length) of the loop over time that it stands in, whose axis leads its event.
     """
 
     kind: str
@@ -41,6 +42,7 @@ class SiteInfo(NamedTuple):
     shape: tuple[int, ...] = ()
     batch_shape: tuple[int, ...] = ()
     noise_shape: tuple[int, ...] | None = None
+    scan: tuple[str, int] | None = None
 
     def __identity__(self) -> dict[str, Any]:
         """Without the numbers that the run had."""
@@ -50,6 +52,11 @@ class SiteInfo(NamedTuple):
     @property
     def is_local(self) -> bool:
         return DATA_PLATE in self.plates
+
+    @property
+    def boxes(self) -> tuple[str, ...]:
+        """Plates, the outermost first, and the loop over time: what pictures draw around it."""
+        return self.plates if self.scan is None else (*self.plates, self.scan[0])
 
     @property
     def family(self) -> str:
@@ -75,6 +82,11 @@ class Structure(NamedTuple):
     plate_ndim: int
     plate_sizes: dict[str, int]
     plate_axes: dict[str, int]
+
+    @property
+    def scans(self) -> dict[str, int]:
+        """Length of each loop over time, by its name."""
+        return dict(s.scan for s in self.sites.values() if s.scan is not None)
 
     @property
     def factors(self) -> list[str]:
@@ -124,6 +136,7 @@ def structure_of(
             shape=tuple(np.shape(sites[name].value)),
             batch_shape=tuple(fn.batch_shape) if fn is not None else (),
             noise_shape=backend.noise_shape(fn) if fn is not None else None,
+            scan=known.get("scan"),
         )
     axes = {name: dim for name, (dim, _) in run.plates.items()}
     sizes = {name: plate.size for name, (_, plate) in run.plates.items() if name != DATA_PLATE}

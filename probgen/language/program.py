@@ -119,14 +119,21 @@ def within_run(fn: Callable) -> Callable:
     here = dataclasses.replace(run, rename=dict(run.rename), active=dict(run.active))
 
     def call(*args: Any) -> Any:
-        token, ops_token = _run.set(here), running_ops.set(here.lower.ops)
-        try:
+        with running_inside(here):
             return fn(*args)
-        finally:
-            running_ops.reset(ops_token)
-            _run.reset(token)
 
     return call
+
+
+@contextlib.contextmanager
+def running_inside(here: Run) -> Iterator[None]:
+    """A part of a run as the run that the words talk to."""
+    token, ops_token = _run.set(here), running_ops.set(here.lower.ops)
+    try:
+        yield
+    finally:
+        running_ops.reset(ops_token)
+        _run.reset(token)
 
 
 def current(word: str) -> Run:
@@ -145,21 +152,26 @@ def _caller() -> str:
     frame: Any = sys._getframe(2)
     while frame is not None and os.path.basename(frame.f_code.co_filename) in (
         "program.py",
+        "series.py",
         "contextlib.py",
     ):
         frame = frame.f_back
     return f"{os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno}" if frame else "?"
 
 
-def _claim(run: Run, name: str, what: str) -> str:
+def claim(run: Run, name: str, what: str) -> str:
+    """The full name of a new site (or loop), now taken.
+
+    Raises:
+        DeclarationError: no name, or inside a step of `ops.scan`. DuplicateSite: it is taken.
+    """
     if not isinstance(name, str) or not name:
         raise DeclarationError(f"pg.{what}: got the name {name!r}, expected a non-empty string.")
     full, here = run.full_name(name), _caller()
     if looping.get():
         raise DeclarationError(
             f"site {full!r}: is declared at {here} inside a step of ops.scan, expected no sites "
-            "there, since one step stands for all; draw its noise before the loop as one vector "
-            "[T, ...], give it as xs, and observe what the loop stacks."
+            "there; use pg.scan(name, step, ...), whose step may declare sites."
         )
     if full in run.seen or full in run.plates or full == DATA_PLATE:
         raise DuplicateSite(
@@ -184,7 +196,7 @@ def sample(name: str, distribution: Deferred, obs: Any = None) -> Any:
             other axes than the site.
     """
     run = current("sample")
-    full = _claim(run, name, "sample")
+    full = claim(run, name, "sample")
     if not isinstance(distribution, Deferred):
         raise DeclarationError(
             f"site {full!r}: got {type(distribution).__name__}, expected a distribution of "
@@ -245,7 +257,7 @@ def _check_batch_shape(run: Run, name: str, batch_shape: tuple[int, ...]) -> Non
 def factor(name: str, log_value: Any) -> None:
     """Multiplies the density by exp(log_value), nats; [*batch] inside the data plate."""
     run = current("factor")
-    full = _claim(run, name, "factor")
+    full = claim(run, name, "factor")
     shape = tuple(getattr(log_value, "shape", ()))
     _check_batch_shape(run, full, shape)
     run.sites[full] = {
@@ -259,7 +271,7 @@ def factor(name: str, log_value: Any) -> None:
 def deterministic(name: str, value: Any) -> Any:
     """Gives a value computed by the program a name, so that results show it."""
     run = current("deterministic")
-    full = _claim(run, name, "deterministic")
+    full = claim(run, name, "deterministic")
     run.sites[full] = {
         "kind": "deterministic",
         "plates": tuple(p for p in run.active if p != PARTICLES),

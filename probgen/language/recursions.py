@@ -20,13 +20,12 @@ def scan(
 ) -> tuple[Any, Any]:  # fmt: skip
     """A recursion: (carry, x_t) -> (carry, y_t) for t = 0 ... T - 1; returns (carry, stacked y).
 
-    For models of time: an AR, GARCH or HMM's forward pass, a Kalman filter, a state space model of
-    noise that was drawn as one vector. On JAX the step is traced once and the loop compiled whole,
-    so that compile time does not grow with T; on torch it is a Python loop.
+    For recursions without sites: a GARCH's variances, an HMM's forward pass, a Kalman filter. A
+    step that declares sites is for `pg.scan`. On JAX the step is traced once and the loop compiled
+    whole, so that compile time does not grow with T; on torch it is a Python loop.
 
     Args:
-        step: pure, of `ops`; it declares no sites: draw noise before as one vector [T, ...], give
-            it as `xs`, and observe what comes out stacked.
+        step: pure, of `ops`; it declares no sites.
         carry: array, number, or a dict or tuple of them; each keeps shape and type.
         xs: arrays [T, ...], or a dict or tuple of them; None for a step that reads none.
         length: T, needed without xs.
@@ -35,14 +34,8 @@ def scan(
         ShapeError: neither xs nor length, or arrays of different lengths.
         DeclarationError: a site inside of the step.
     """
-    leaves = tree_leaves(xs) if xs is not None else []
-    sizes = {len(x) for x in leaves} | ({length} if length is not None else set())
-    if len(sizes) != 1:
-        raise ShapeError(
-            f"scan: got xs of lengths {sorted({len(x) for x in leaves})} and length={length}, "
-            "expected one length T; give xs [T, ...], or length where there are none."
-        )
-    module = ops_for(*leaves, *tree_leaves(carry))
+    size = length_of("scan", xs, length)
+    module = ops_for(*tree_leaves(xs), *tree_leaves(carry))
 
     def looked_at(carry: Any, x: Any) -> tuple[Any, Any]:
         token = looping.set(True)
@@ -53,4 +46,22 @@ def scan(
 
     start = tree_map(module.asarray, carry)
     given = None if xs is None else tree_map(module.asarray, xs)
-    return module.scan(looked_at, start, given, next(iter(sizes)))
+    return module.scan(looked_at, start, given, size)
+
+
+def length_of(who: str, xs: Any, length: int | None) -> int:
+    """T, by the arrays or by the number.
+
+    Raises:
+        ShapeError: neither, or they differ.
+    """
+    sizes = {len(x) for x in tree_leaves(xs)}
+    if len(sizes | ({length} if length is not None else set())) != 1:
+        raise ShapeError(
+            f"{who}: got xs of lengths {sorted(sizes)} and length={length}, expected one length T "
+            "of at least 1; give xs [T, ...], or length where there are none."
+        )
+    found = length if length is not None else sizes.pop()
+    if found < 1:
+        raise ShapeError(f"{who}: got the length {found}, expected at least 1.")
+    return int(found)

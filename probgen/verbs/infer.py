@@ -204,7 +204,8 @@ def _check_nets(bound: Bound, params: Any, with_guide: bool) -> None:
 def _check_names(bound: Bound) -> None:
     structure = bound.structure
     legal: dict[str, str] = {}
-    for name in {*structure.sites, *structure.plate_sizes}:
+    names = {*structure.sites, *structure.plate_sizes, *structure.scans}
+    for name in names:
         other = legal.setdefault(_legal(name), name)
         if other != name:
             raise AlgorithmError(
@@ -212,7 +213,7 @@ def _check_names(bound: Bound) -> None:
                 f"which results both call {_legal(name)!r}, expected names that differ when '/' "
                 "becomes '.'; rename one."
             )
-    for name in {*structure.sites, *structure.plate_sizes} & {"chain", "draw"}:
+    for name in names & {"chain", "draw"}:
         raise AlgorithmError(
             f"infer: {bound.model.name!r} has a site or plate {name!r}, which is ArviZ's name for "
             "an axis of all draws, expected another; rename it."
@@ -239,6 +240,8 @@ def _to_datatree(posterior: Posterior, groups: dict, attributes: dict[str, Any])
             if tuple(sizes[p] for p in plates) != shape[: len(plates)]:
                 plates = []  # a deterministic value need not have its plates' axes
             event = [f"{name}_dim_{i}" for i in range(len(shape) - len(plates))]
+            if site is not None and site.scan is not None and event:
+                event[0] = site.scan[0]
             if group != "log_likelihood":
                 dims[_legal(name)] = [_legal(d) for d in [*plates, *event]]
     named = {group: {_legal(n): v for n, v in values.items()} for group, values in groups.items()}

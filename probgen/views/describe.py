@@ -62,7 +62,7 @@ def _site_line(p: Picture, name: str, structure: Structure) -> tuple[str, ...]:
     shape = _shape(site.event_shape) if site.kind == "sample" else ""
     declared = p.declared.get(name)
     return (
-        name, kind, call(declared), _plates(site.plates, structure), shape,
+        name, kind, call(declared), _plates(site.boxes, structure), shape,
         site.mass,
     )  # fmt: skip
 
@@ -103,8 +103,14 @@ def _shape(shape: tuple[int, ...]) -> str:
 
 
 def _plates(plates: tuple[str, ...], structure: Structure) -> str:
-    sizes = structure.plate_sizes
-    return ", ".join(p if p == DATA_PLATE else f"{p} ({sizes[p]})" for p in plates) or "-"
+    sizes, times = structure.plate_sizes, structure.scans
+
+    def shown(plate: str) -> str:
+        if plate in times:
+            return f"{plate} = 1 ... {times[plate]}"
+        return plate if plate == DATA_PLATE else f"{plate} ({sizes[plate]})"
+
+    return ", ".join(map(shown, plates)) or "-"
 
 
 def _table(lines: list[tuple[str, ...]]) -> str:
@@ -169,18 +175,19 @@ def _cluster(p: Picture, path: tuple[str, ...], indent: str, local: list[str]) -
     `local` are inputs with one row a datum, which stand in the data plate.
     """
     structure = p.bound.structure
-    lines = [
-        indent + _node(p, name) for name, s in structure.sites.items() if tuple(s.plates) == path
-    ]
+    lines = [indent + _node(p, name) for name, s in structure.sites.items() if s.boxes == path]
     depth = len(path)
     inner = dict.fromkeys(
-        s.plates[depth]
+        s.boxes[depth]
         for s in structure.sites.values()
-        if tuple(s.plates[:depth]) == path and len(s.plates) > depth
+        if s.boxes[:depth] == path and len(s.boxes) > depth
     )
     for plate in inner:
-        size = "N" if plate == DATA_PLATE else str(structure.plate_sizes[plate])
-        label = f"{plate}: {size}"
+        if plate in structure.scans:
+            label = f"{plate} = 1 ... {structure.scans[plate]}"
+        else:
+            size = "N" if plate == DATA_PLATE else str(structure.plate_sizes[plate])
+            label = f"{plate}: {size}"
         name = "cluster_" + "_".join((*path, plate))
         lines.append(f"{indent}subgraph {_quote(name)} {{")
         lines.append(f'{indent}  graph [label={_quote(label)}, style="rounded"];')

@@ -46,7 +46,7 @@ def latex(
     condition = rf" \mid {', '.join(symbol(n) for n in given)}" if given else ""
     theta = r"_\theta" if p.bound.structure.nets else ""
     sign = "=" if all(s.kind == "sample" for s in sites.values()) else r"\propto"
-    items = [(s.plates, _term(p, n, index)) for n, s in sites.items()]
+    items = [(s.boxes, _term(p, n, index)) for n, s in sites.items()]
     return rf"p{theta}({variables}{condition}) {sign} {_product(items, index, p)}"
 
 
@@ -74,6 +74,7 @@ def _indices(structure: Structure) -> dict[str, tuple[str, str]]:
     return {
         DATA_PLATE: ("n", "N"),
         **{n: (next(letters, "i"), str(size)) for n, size in structure.plate_sizes.items()},
+        **{n: (n if len(n) == 1 else "t", str(size)) for n, size in structure.scans.items()},
     }
 
 
@@ -83,10 +84,15 @@ def _term(p: Picture, name: str, index: dict[str, tuple[str, str]]) -> str:
     sources = _sources(p, name)
     parents = [a for a in sources if a in sites]
 
-    def sub(n: str) -> str:
-        return symbol(n, tuple(index[q][0] for q in sites[n].plates))
+    order = list(sites)
 
-    given = [sub(a) for a in parents]
+    def sub(n: str, time: str = "") -> str:
+        return symbol(n, tuple(f"{time if q == box else ''}{index[q][0]}" for q in sites[n].boxes))
+
+    box = site.scan[0] if site.scan else None  # in a loop a law may follow from all that is past
+    before = {a: r"\le " if order.index(a) < order.index(name) else "<" for a in parents}
+    given = [sub(name, "<")] if box and site.kind == "sample" else []
+    given += [sub(a, before[a] if sites[a].scan == site.scan else "") for a in parents]
     given += [symbol(a, ("n",)) for a in sources if a not in sites and a not in p.params]
     nets = [a for a in sources if a in p.params]
     if site.kind == "factor":

@@ -35,8 +35,7 @@ def graph_of(picture: Picture, *, num_data: int | None = None) -> Graph:
     """
     structure, guide = picture.bound.structure, picture.bound.guide_structure
     nodes = [
-        Node(name, _kind(picture, name), tuple(structure.sites[name].plates))
-        for name in structure.sites
+        Node(name, _kind(picture, name), structure.sites[name].boxes) for name in structure.sites
     ]
     nets = dict(structure.nets) | dict(guide.nets if guide is not None else {})
     nodes += [Node(name, "parameter") for name in nets]
@@ -48,6 +47,7 @@ def graph_of(picture: Picture, *, num_data: int | None = None) -> Graph:
     nodes += [Node(name, "observed", plates[name]) for name in inputs]
     size = f"{num_data:,} data" if num_data else "each datum"
     sizes = {n: f"{n}: {k}" for n, k in structure.plate_sizes.items()}
+    sizes |= {n: f"{n} = 1 ... {k}" for n, k in structure.scans.items()}
     return Graph(nodes, arrows, {**sizes, DATA_PLATE: size})
 
 

@@ -15,14 +15,21 @@ import optax
 from probgen.backends.jax import mcmc, probe, rows
 from probgen.backends.jax import ops as jax_ops
 from probgen.backends.jax.compile import Compiled, fingerprint
-from probgen.backends.jax.distributions import like_multivariate, noise_map, normal_base, unexpanded
+from probgen.backends.jax.distributions import (
+    has_moving_support,
+    is_inside,
+    like_multivariate,
+    noise_map,
+    normal_base,
+    unexpanded,
+)
 from probgen.backends.jax.lowering import (
     Lowering,
     probe_program,
     read_arguments,
     run_program,
 )
-from probgen.backends.lowering import edges, gaussian_kl, held_integers, in_support
+from probgen.backends.lowering import edges, gaussian_kl, held_integers
 from probgen.backends.protocol import Optimizer, Site
 from probgen.errors import BackendError, NotByRow, ShapeError
 from probgen.language import optim
@@ -292,12 +299,7 @@ class JaxBackend:
 
     def in_support(self, fn: Any, value: Any) -> Any:
         """[*batch] whether a value lies in the support; None when it cannot be told."""
-        wrappers = (
-            numpyro_dist.Independent
-            | numpyro_dist.ExpandedDistribution
-            | numpyro_dist.MaskedDistribution
-        )
-        return in_support(fn, value, wrappers, lambda: fn.support(value))
+        return is_inside(fn, value)
 
     def edges(self, fn: Any) -> tuple[float, ...]:
         """Values where the density may be infinite or zero, as the arguments have it."""
@@ -327,7 +329,7 @@ class JaxBackend:
 
     def has_moving_support(self, fn: Any) -> bool:
         """Whether the support's bounds are computed in this run, perhaps from latents."""
-        return mcmc.has_moving_support(fn)
+        return has_moving_support(fn)
 
     def fingerprint(self, fn: Callable, *args: Any) -> Any:
         """What identifies the computation of `fn` at these shapes, on this device."""

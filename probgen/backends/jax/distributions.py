@@ -16,10 +16,12 @@ from probgen.backends.lowering import (
     composed,
     elementwise,
     gaussian_map,
+    in_support,
     low_rank_factor,
     noise_maps,
     own_classes,
 )
+from probgen.backends.series import SeriesOf
 from probgen.backends.written import Law, Written
 from probgen.language import densities, discretized, truncated
 from probgen.language.constraints import Constraint, constraint
@@ -146,6 +148,8 @@ def noise_map(fn: Any) -> NoiseMap | None:
     if type(fn) is numpyro_dist.LowRankMultivariateNormal:
         w, diagonal = fn.cov_factor, fn.cov_diag
         return gaussian_map(fn, lambda: low_rank_factor(w, diagonal), w.shape[-1] + width)
+    if isinstance(fn, SeriesLaw):
+        return fn.noise_map(noise_map(fn.first))
     if isinstance(fn, WrittenLaw):
         return fn.noise_map(None if fn.inner is None else noise_map(fn.inner))
     if isinstance(fn, numpyro_dist.TransformedDistribution):
@@ -190,6 +194,50 @@ def library_constraint(support: Constraint, event_ndim: int) -> Any:
         found = found(support.low, support.high)
     more = event_ndim - support.event_ndim
     return constraints.independent(found, more) if more else found
+
+
+class SeriesLaw(SeriesOf, numpyro_dist.Distribution):
+    """NumPyro's side of `probgen.backends.series`."""
+
+    arg_constraints: ClassVar[dict] = {}
+    pytree_data_fields = ("first", "given")
+    pytree_aux_fields = ("length",)
+
+    def __init__(self, first: Any, length: int, batch: Any, value: Any, log_prob: Any, inside: Any):
+        self.first, self.length, self.given = first, length, (value, log_prob, inside)
+        super().__init__(tuple(batch), (length, *first.event_shape), validate_args=False)
+
+    @property
+    def has_rsample(self) -> bool:
+        return bool(self.first.has_rsample)
+
+    @property
+    def support(self) -> Any:
+        return constraints.independent(self.first.support, 1)
+
+    def expand(self, batch_shape: Any) -> SeriesLaw:
+        if tuple(batch_shape) != tuple(self.batch_shape):
+            self._refuse()
+        return self
+
+    def inside_first(self, value: Any) -> Any:
+        return is_inside(self.first, value)
+
+    def log_prob(self, value: Any, *intermediates: Any) -> Any:
+        return self.known(value)
+
+    def sample(self, key: Any, sample_shape: tuple = ()) -> Any:
+        return self._refuse()
+
+
+def is_inside(fn: Any, value: Any) -> Any:
+    """[*batch] whether a value lies in the support; None when it cannot be told."""
+    return in_support(fn, value, _WRAPPERS, lambda: fn.support(value))
+
+
+def has_moving_support(fn: Any) -> bool:
+    """Whether the support's bounds are computed in this run, perhaps from latents."""
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(fn.support))
 
 
 OWN: dict[str, Any] = {

@@ -17,8 +17,11 @@ from probgen.backends.jax import ops as jax_ops
 from probgen.backends.jax.distributions import (
     BERNOULLI,
     OWN,
+    SeriesLaw,
     WrittenLaw,
     bijection,
+    has_moving_support,
+    is_inside,
     noise_map,
     under,
 )
@@ -30,6 +33,7 @@ from probgen.backends.lowering import (
     numpy_in_words,
 )
 from probgen.backends.protocol import Site
+from probgen.backends.series import Series
 from probgen.backends.turns import numpyro_turn
 from probgen.backends.written import stand_in
 from probgen.errors import AlgorithmError
@@ -45,6 +49,7 @@ class Lowering(BaseLowering):
     framework = "jax"
     classes = numpyro_dist
     written_class = WrittenLaw
+    series_class = SeriesLaw
     bijection = staticmethod(bijection)
     own = OWN
     renamed: ClassVar = {
@@ -82,32 +87,58 @@ class Lowering(BaseLowering):
         return self._draw(name, fn) if value is None else value
 
     def _draw(self, name: str, fn: Any) -> Any:
-        found = noise_map(fn)
-        eps = self.needed_noise(name, fn, found)
-        if found is not None and eps is not None:
-            return found.value(eps)
-        batch = jnp.broadcast_shapes(self._plates(), fn.batch_shape)
-        if found is None and self.undrawn(fn):
+        found, batch = noise_map(fn), self.batch_of(fn)
+        if found is not None:
+            return found.value(self.normal(name, fn, found, batch))
+        self.needed_noise(name, fn, None)
+        if self.undrawn(fn):
             return stand_in(fn, jnp.zeros(()), batch)
-        fold = jax.random.fold_in
-        by_row = self.key.ndim == 1
-        number = zlib.crc32(name.encode()) & 0x7FFFFFFF
-        key = jax.vmap(lambda k: fold(k, number))(self.key) if by_row else fold(self.key, number)
-        if found is None:
-            if by_row:
-                self.data_axis(name, fn, found, 0)
-            draw = fn.expand(batch).sample(key)
-            if isinstance(under(fn), BERNOULLI):
-                draw = draw.astype(jnp.result_type(float))  # as on torch: data again, for a verb
-            # A mixture's draw has a derivative, but not that of the expectation.
-            return draw if fn.has_rsample else jax.lax.stop_gradient(draw)
-        shape = (*batch, *found.shape)
-        if by_row:
+        self._refuse_rows(name, fn)
+        return _drawn(fn, batch, self._site_key(name))
+
+    def _site_key(self, name: str) -> Any:
+        number, fold = zlib.crc32(name.encode()) & 0x7FFFFFFF, jax.random.fold_in
+        is_rows = self.key.ndim == 1
+        return jax.vmap(lambda k: fold(k, number))(self.key) if is_rows else fold(self.key, number)
+
+    def _refuse_rows(self, name: str, fn: Any) -> None:
+        if self.key.ndim == 1:
+            self.data_axis(name, fn, None, 0)
+
+    def normal(self, name: str, fn: Any, found: Any, batch: tuple[int, ...]) -> Any:
+        """The noise of a site, [*batch, *found.shape]: as it is given, else from the key."""
+        eps = self.needed_noise(name, fn, found)
+        if eps is not None:
+            return eps
+        key, shape = self._site_key(name), (*batch, *found.shape)
+        if self.key.ndim == 1:
             axis = self.data_axis(name, fn, found, len(shape))
             rest = shape[:axis] + shape[axis + 1 :]
-            rows = jax.vmap(lambda k: jax.random.normal(k, rest), out_axes=axis)(key)
-            return found.value(rows)
-        return found.value(jax.random.normal(key, shape))
+            return jax.vmap(lambda k: jax.random.normal(k, rest), out_axes=axis)(key)
+        return jax.random.normal(key, shape)
+
+    def drawn_series(self, name: str, fn: Any, length: int, batch: tuple[int, ...]) -> Series:
+        self.needed_noise(name, fn, None)
+        if self.undrawn(fn):
+            return self.given_series(stand_in(fn, jnp.zeros(()), (*batch, length)), fn)
+        self._refuse_rows(name, fn)
+        keys = jax.random.split(self._site_key(name), length)
+        return Series(keys, lambda law, key: (_drawn(law, self.batch_of(law), key), None))
+
+    def batch_of(self, fn: Any) -> tuple[int, ...]:
+        return jnp.broadcast_shapes(self._plates(), fn.batch_shape)
+
+    def noise_map_of(self, fn: Any) -> Any:
+        return noise_map(fn)
+
+    def observe(self, name: str, fn: Any, value: Any) -> Any:
+        return numpyro.sample(name, fn, obs=value)
+
+    def is_inside(self, fn: Any, value: Any) -> Any:
+        return is_inside(fn, value)
+
+    def has_moving_support(self, fn: Any) -> bool:
+        return has_moving_support(fn)
 
     def factor(self, name: str, value: Any) -> None:
         numpyro.factor(name, jnp.asarray(value))
@@ -117,6 +148,15 @@ class Lowering(BaseLowering):
 
     def plate(self, name: str, size: int, dim: int) -> Any:
         return numpyro.plate(name, size, dim=dim)
+
+
+def _drawn(fn: Any, batch: tuple[int, ...], key: Any) -> Any:
+    """A draw of what is no function of noise."""
+    draw = fn.expand(batch).sample(key)
+    if isinstance(under(fn), BERNOULLI):
+        draw = draw.astype(jnp.result_type(float))  # as on torch: data again, for a verb
+    # A mixture's draw has a derivative, but not that of the expectation.
+    return draw if fn.has_rsample else jax.lax.stop_gradient(draw)
 
 
 class Constant(constants.Constant):

@@ -8,16 +8,21 @@ from typing import Any, Literal
 
 import numpy as np
 import pyro
-import pyro.distributions as pyro_dist
 import torch
 
 from probgen.backends import keys
-from probgen.backends.lowering import edges, gaussian_kl, held_integers, in_support
+from probgen.backends.lowering import edges, gaussian_kl, held_integers
 from probgen.backends.protocol import Optimizer, Site
 from probgen.backends.torch import mcmc, optimizers, random, rows
 from probgen.backends.torch import ops as torch_ops
 from probgen.backends.torch.compile import Compiled, Seen, cond
-from probgen.backends.torch.distributions import like_multivariate, noise_map, normal_base
+from probgen.backends.torch.distributions import (
+    has_moving_support,
+    is_inside,
+    like_multivariate,
+    noise_map,
+    normal_base,
+)
 from probgen.backends.torch.lowering import (
     Lowering,
     probe_program,
@@ -352,8 +357,7 @@ class TorchBackend:
 
     def in_support(self, fn: Any, value: Any) -> Any:
         """[*batch] whether a value lies in the support; None when it cannot be told."""
-        wrappers = torch.distributions.Independent | pyro_dist.MaskedDistribution
-        return in_support(fn, value, wrappers, lambda: fn.support.check(value))
+        return is_inside(fn, value)
 
     def edges(self, fn: Any) -> tuple[float, ...]:
         """Values where the density may be infinite or zero, as the arguments have it."""
@@ -383,7 +387,7 @@ class TorchBackend:
 
     def has_moving_support(self, fn: Any) -> bool:
         """Whether the support's bounds are computed in this run, perhaps from latents."""
-        return mcmc.has_moving_support(fn)
+        return has_moving_support(fn)
 
     def fingerprint(self, fn: Callable, *args: Any) -> Any:
         """None: graphs are known by the content of what they were traced from; see `compile`."""

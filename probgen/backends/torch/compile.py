@@ -11,7 +11,6 @@ The example inputs are cloned before tracing: make_fx merges two inputs that are
 
 from __future__ import annotations
 
-import contextvars
 import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -25,13 +24,12 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from probgen.backends.compiled_store import programs
 from probgen.backends.keys import Key, mix
 from probgen.backends.torch import random
+from probgen.backends.torch.routes import tracing
 from probgen.backends.torch.simplify import fold, lift, simplify
 from probgen.errors import DeclarationError, NotByRow, ProbgenError
 from probgen.language.identity import contents
 from probgen.progress import log
 from probgen.trees import tree_leaves, tree_map
-
-tracing: contextvars.ContextVar[bool] = contextvars.ContextVar("tracing", default=False)
 
 INDUCTOR_FROM = 400  # calls below which 2 to 15 s of compilation are not earned back
 GRAPH_FROM = 8  # and below which even tracing is not
@@ -113,6 +111,7 @@ class Graph:
         flatten(args, tensors, keys, [])
         template = args
         self.plan = random.Planner()
+        self.route = route
         marked = [Key(k.seed, (i,)) for i, k in enumerate(keys)]
         # On copies: a function that writes into its arguments must do so once a call.
         copies = [t.detach().clone() for t in tensors]
@@ -153,7 +152,6 @@ class Graph:
             for n in module.graph.nodes
             if n.op == "call_function"
         )
-        self.route = route
         if route == "inductor":
             self.run = self._inductor(module, [*example, *self.constants])
         else:
@@ -162,7 +160,7 @@ class Graph:
         self.plan.found, self.plan.inputs = {}, None
 
     def _run(self, fn: Callable, args: tuple) -> Any:
-        plan_token, token = random.planner.set(self.plan), tracing.set(True)
+        plan_token, token = random.planner.set(self.plan), tracing.set(self.route)
         try:
             return fn(*args)
         finally:

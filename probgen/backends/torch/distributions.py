@@ -17,10 +17,12 @@ from probgen.backends.lowering import (
     composed,
     elementwise,
     gaussian_map,
+    in_support,
     low_rank_factor,
     noise_maps,
     own_classes,
 )
+from probgen.backends.series import SeriesOf
 from probgen.backends.written import Law, Written
 from probgen.language import densities, discretized
 from probgen.language.constraints import Constraint, constraint
@@ -100,6 +102,8 @@ def noise_map(fn: Any) -> NoiseMap | None:
     if type(fn) is pyro_dist.LowRankMultivariateNormal:
         w, diagonal = fn._unbroadcasted_cov_factor, fn._unbroadcasted_cov_diag
         return gaussian_map(fn, lambda: low_rank_factor(w, diagonal), w.shape[-1] + width)
+    if isinstance(fn, SeriesLaw):
+        return fn.noise_map(noise_map(fn.first))
     if isinstance(fn, WrittenLaw):
         return fn.noise_map(None if fn.inner is None else noise_map(fn.inner))
     if isinstance(fn, torch.distributions.TransformedDistribution):
@@ -151,6 +155,54 @@ def library_constraint(support: Constraint, event_ndim: int) -> Any:
         found = found(support.low, support.high)
     more = event_ndim - support.event_ndim
     return constraints.independent(found, more) if more else found
+
+
+class SeriesLaw(SeriesOf, TorchDistribution):
+    """Pyro's side of `probgen.backends.series`."""
+
+    arg_constraints: ClassVar[dict] = {}
+
+    def __init__(self, first: Any, length: int, batch: Any, value: Any, log_prob: Any, inside: Any):
+        self.first, self.length, self.given = first, length, (value, log_prob, inside)
+        event = torch.Size((length, *first.event_shape))
+        super().__init__(torch.Size(batch), event, validate_args=False)
+
+    @property
+    def has_rsample(self) -> bool:
+        return bool(self.first.has_rsample)
+
+    @property
+    def support(self) -> Any:
+        return constraints.independent(self.first.support, 1)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> SeriesLaw:
+        if tuple(batch_shape) != tuple(self.batch_shape):
+            self._refuse()
+        return self
+
+    def inside_first(self, value: Any) -> Any:
+        return is_inside(self.first, value)
+
+    def log_prob(self, value: Any) -> Any:
+        return self.known(value)
+
+    def sample(self, sample_shape: Any = ()) -> Any:
+        return self._refuse()
+
+    rsample = sample
+
+
+def is_inside(fn: Any, value: Any) -> Any:
+    """[*batch] whether a value lies in the support; None when it cannot be told."""
+    return in_support(fn, value, _WRAPPERS, lambda: fn.support.check(value))
+
+
+def has_moving_support(fn: Any) -> bool:
+    """Whether the support's bounds are computed in this run, perhaps from latents."""
+    support = fn.support
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    return any(isinstance(v, torch.Tensor) for v in vars(support).values())
 
 
 def _owned() -> dict[str, type]:

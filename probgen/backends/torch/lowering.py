@@ -25,9 +25,18 @@ from probgen.backends.lowering import (
     numpy_in_words,
 )
 from probgen.backends.protocol import Site
+from probgen.backends.series import Series
 from probgen.backends.torch import ops as torch_ops
 from probgen.backends.torch import random
-from probgen.backends.torch.distributions import OWN, WrittenLaw, bijection, noise_map
+from probgen.backends.torch.distributions import (
+    OWN,
+    SeriesLaw,
+    WrittenLaw,
+    bijection,
+    has_moving_support,
+    is_inside,
+    noise_map,
+)
 from probgen.backends.turns import pyro_turn
 from probgen.backends.written import stand_in
 from probgen.errors import AlgorithmError
@@ -43,6 +52,7 @@ class Lowering(BaseLowering):
     framework = "torch"
     classes = pyro_dist
     written_class = WrittenLaw
+    series_class = SeriesLaw
     bijection = staticmethod(bijection)
     own = OWN
     renamed: ClassVar = {
@@ -91,28 +101,55 @@ class Lowering(BaseLowering):
         return self._draw(name, fn) if value is None else value
 
     def _draw(self, name: str, fn: Any) -> Any:
-        found = noise_map(fn)
+        found, batch = noise_map(fn), self.batch_of(fn)
+        if found is not None:
+            return found.value(self.normal(name, fn, found, batch))
+        self.needed_noise(name, fn, None)
+        if self.undrawn(fn):
+            return stand_in(fn, torch.zeros((), device=self.device), batch)
+        self._refuse_rows(name, fn)
+        return _drawn(fn, batch)
+
+    def _refuse_rows(self, name: str, fn: Any) -> None:
+        if isinstance(self.key.seed, tuple):
+            self.data_axis(name, fn, None, 0)
+
+    def normal(self, name: str, fn: Any, found: Any, batch: tuple[int, ...]) -> Any:
+        """The noise of a site, [*batch, *found.shape]: as it is given, else from the key."""
         eps = self.needed_noise(name, fn, found)
-        batch = torch.broadcast_shapes(self._plates(), fn.batch_shape)
-        if found is None and self.undrawn(fn):
-            return stand_in(fn, torch.zeros((), device=self.device), tuple(batch))
-        rows = eps is None and isinstance(self.key.seed, tuple)
-        if rows and found is None:
-            self.data_axis(name, fn, found, 0)
-        by_row = rows and not random.in_vmap()
-        ndim = len(batch) + (0 if found is None else len(found.shape))
-        axis = self.data_axis(name, fn, found, ndim) if by_row else 0
-        if found is None:
-            fn = fn.expand(batch)
-            return fn.rsample() if fn.has_rsample and torch.is_grad_enabled() else fn.sample()
-        if eps is None:
-            key = keys.fold_in(self.key, zlib.crc32(name.encode()))
-            shape = [*batch, *found.shape]
-            if axis:
-                shape.insert(0, shape.pop(axis))
-            eps = random.noise("normal", key, tuple(shape), self.device)
-            eps = eps.movedim(0, axis) if axis else eps
-        return found.value(eps)
+        if eps is not None:
+            return eps
+        by_row = isinstance(self.key.seed, tuple) and not random.in_vmap()
+        shape = [*batch, *found.shape]
+        axis = self.data_axis(name, fn, found, len(shape)) if by_row else 0
+        key = keys.fold_in(self.key, zlib.crc32(name.encode()))
+        if axis:
+            shape.insert(0, shape.pop(axis))
+        eps = random.noise("normal", key, tuple(shape), self.device)
+        return eps.movedim(0, axis) if axis else eps
+
+    def drawn_series(self, name: str, fn: Any, length: int, batch: tuple[int, ...]) -> Series:
+        self.needed_noise(name, fn, None)
+        if self.undrawn(fn):
+            zero = torch.zeros((), device=self.device)
+            return self.given_series(stand_in(fn, zero, (*batch, length)), fn)
+        self._refuse_rows(name, fn)
+        return Series(None, lambda law, _: (_drawn(law, self.batch_of(law)), None))
+
+    def batch_of(self, fn: Any) -> tuple[int, ...]:
+        return tuple(torch.broadcast_shapes(self._plates(), fn.batch_shape))
+
+    def noise_map_of(self, fn: Any) -> Any:
+        return noise_map(fn)
+
+    def observe(self, name: str, fn: Any, value: Any) -> Any:
+        return pyro.sample(name, fn, obs=value)
+
+    def is_inside(self, fn: Any, value: Any) -> Any:
+        return is_inside(fn, value)
+
+    def has_moving_support(self, fn: Any) -> bool:
+        return has_moving_support(fn)
 
     def factor(self, name: str, value: Any) -> None:
         value = torch.as_tensor(value, device=self.device)
@@ -125,6 +162,12 @@ class Lowering(BaseLowering):
 
     def plate(self, name: str, size: int, dim: int) -> Any:
         return pyro.plate(name, size, dim=dim)
+
+
+def _drawn(fn: Any, batch: tuple[int, ...]) -> torch.Tensor:
+    """A draw of what is no function of noise."""
+    fn = fn.expand(batch)
+    return fn.rsample() if fn.has_rsample and torch.is_grad_enabled() else fn.sample()
 
 
 class Constant(constants.Constant):

@@ -16,12 +16,12 @@ import numpy as np
 import pyro
 import torch
 from pyro.infer.mcmc import HMC, NUTS
-from torch.distributions import constraints
 
 from probgen.backends import keys
 from probgen.backends.chains import Chains, LogDensity, Start, find_start
 from probgen.backends.lowering import per_datum
 from probgen.backends.protocol import Site
+from probgen.backends.series import Series
 from probgen.backends.torch import random
 from probgen.backends.torch.lowering import Lowering, broadcast_plates, run_program
 
@@ -47,22 +47,41 @@ class FreeLowering(Lowering):
         if name not in self.free:
             self.free[name] = self._start(name, fn, transform)
         u = self.free[name]
-        value = transform(u)
-        log_det = transform.log_abs_det_jacobian(u, value)
-        event = log_det.ndim - len(self._batch(fn))  # some leave axes of the event unsummed
-        if event:
-            log_det = log_det.sum(tuple(range(-event, 0)))
+        value, log_det = self._moved(transform, u, fn)
         plates = self.run.active  # type: ignore[union-attr]
         self.log_det[name] = per_datum(name, log_det, plates, broadcast_plates)
         return value
 
-    def _batch(self, fn: Any) -> tuple[int, ...]:
-        return tuple(torch.broadcast_shapes(self._plates(), fn.batch_shape))
+    def _moved(self, transform: Any, u: Any, fn: Any) -> tuple[Any, Any]:
+        """(value, [*batch] log |det|) of a position on the real line."""
+        value = transform(u)
+        log_det = transform.log_abs_det_jacobian(u, value)
+        event = log_det.ndim - len(self.batch_of(fn))  # some leave axes of the event unsummed
+        return value, log_det.sum(tuple(range(-event, 0))) if event else log_det
 
-    def _start(self, name: str, fn: Any, transform: Any) -> torch.Tensor:
-        shape = torch.Size((*self._batch(fn), *fn.event_shape))
+    def series(self, name: str, fn: Any, length: int, is_fixed: bool) -> Series:
+        """Positions have the time in front; the bijection is that of each moment's support."""
+        if name not in self.names:
+            return super().series(name, fn, length, is_fixed)
+        if name not in self.free:
+            self.free[name] = self._start(name, fn, self.onto_support(name, fn), (length,))
+        return Series(
+            self.free[name], lambda law, u: self._moved(self.onto_support(name, law), u, law)
+        )
+
+    def sample_series(
+        self, name: str, series: Series, value: Any, kept: dict[str, Any], length: int
+    ) -> Any:
+        if name in self.names:
+            plates = self.run.active  # type: ignore[union-attr]
+            log_det = self.summed(kept["more"], series.first)
+            self.log_det[name] = per_datum(name, log_det, plates, broadcast_plates)
+        return super().sample_series(name, series, value, kept, length)
+
+    def _start(self, name: str, fn: Any, transform: Any, lead: tuple = ()) -> torch.Tensor:
+        shape = torch.Size((*lead, *self.batch_of(fn), *fn.event_shape))
         if name in self.given:
-            return transform.inv(self.given[name].expand(shape))
+            return transform.inv(self.in_time(self.given[name], fn, lead).expand(shape))
         if self.strategy == "init_to_feasible":
             return torch.zeros(transform.inverse_shape(shape), device=self.device)
         if self.strategy == "init_to_uniform":
@@ -77,7 +96,7 @@ class FreeLowering(Lowering):
         first, draws = self.key, []
         for i in range(1 if self.strategy == "init_to_sample" else 15):
             self.key = keys.fold_in(first, i)
-            draws.append(transform.inv(self._draw(name, fn)))
+            draws.append(transform.inv(self._draw(name, fn).expand(shape)))
         self.key = first
         return torch.stack(draws).median(0).values
 
@@ -91,14 +110,6 @@ def unconstrained(
     lower = FreeLowering(device, values, key, names, free, given, strategy)
     _, sites = run_program(program, dict(params), lower, inputs, batch_size, None)
     return sites, lower.free, lower.log_det
-
-
-def has_moving_support(fn: Any) -> bool:
-    """Whether the support's bounds are computed in this run, perhaps from latents."""
-    support = fn.support
-    while isinstance(support, constraints.independent):
-        support = support.base_constraint
-    return any(isinstance(v, torch.Tensor) for v in vars(support).values())
 
 
 class _Stored(torch.autograd.Function):

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from probgen.backends.torch.routes import check_length
 from probgen.trees import tree_map
 
 Array = Any
@@ -375,6 +376,7 @@ def solve_triangular(a: Any, b: Any, lower: bool = True) -> Array:
 
 
 def scan(step: Callable, carry: Any, xs: Any, length: int) -> tuple[Any, Any]:
+    check_length(length)
     ys = []
     for i in range(length):
         carry, y = step(carry, None if xs is None else tree_map(lambda x, i=i: x[i], xs))

@@ -1,0 +1,43 @@
+"""Which route a function is being traced for, and what a route leaves to the next one.
+
+A loop over time is Python's on torch, so a graph of it grows with its length, and inductor's work
+more than that. Past these lengths the next route takes it: `info["routes"]` and `info["fallbacks"]`
+say so.
+"""
+
+from __future__ import annotations
+
+import contextvars
+
+# "inductor" or "graph" while a function is traced for it, else "".
+tracing: contextvars.ContextVar[str] = contextvars.ContextVar("tracing", default="")
+
+MOST_STEPS = {"inductor": 16, "graph": 128}
+
+
+class NotTraced(Exception):
+    """A function that the route at hand leaves to the next one."""
+
+
+def check_length(length: int) -> None:
+    """Leaves a loop of so many steps to the next route, where it is too long for this one.
+
+    Raises:
+        NotTraced: it is.
+    """
+    most = MOST_STEPS.get(tracing.get())
+    if most is not None and length > most:
+        raise NotTraced(
+            f"a loop of {length} steps (scan) would be a graph that grows with its length, "
+            f"expected at most {most}; the next route runs it step by step"
+        )
+
+
+def refuse_adaptive(what: str) -> None:
+    """Leaves what asks a number how to go on to the live route.
+
+    Raises:
+        NotTraced: a function is being traced.
+    """
+    if tracing.get():
+        raise NotTraced(f"{what} chooses its steps by the numbers it meets, so it runs live")
