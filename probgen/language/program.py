@@ -10,8 +10,6 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import dataclasses
-import os
-import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -29,6 +27,7 @@ from probgen.language.masked import refuse_masked
 from probgen.language.ops import running_ops
 from probgen.language.recursions import looping
 from probgen.language.site_shapes import batch_words, check_value
+from probgen.language.wording import caller
 
 DATA_PLATE = "data"
 ROW = "row"  # the entry of a batch with the numbers of its rows in the data of the fit
@@ -147,18 +146,6 @@ def current(word: str) -> Run:
     return run
 
 
-def _caller() -> str:
-    """File and line of the nearest frame outside this file and the standard library."""
-    frame: Any = sys._getframe(2)
-    while frame is not None and os.path.basename(frame.f_code.co_filename) in (
-        "program.py",
-        "series.py",
-        "contextlib.py",
-    ):
-        frame = frame.f_back
-    return f"{os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno}" if frame else "?"
-
-
 def claim(run: Run, name: str, what: str) -> str:
     """The full name of a new site (or loop), now taken.
 
@@ -167,7 +154,7 @@ def claim(run: Run, name: str, what: str) -> str:
     """
     if not isinstance(name, str) or not name:
         raise DeclarationError(f"pg.{what}: got the name {name!r}, expected a non-empty string.")
-    full, here = run.full_name(name), _caller()
+    full, here = run.full_name(name), caller()
     if looping.get():
         raise DeclarationError(
             f"site {full!r}: is declared at {here} inside a step of ops.scan, expected no sites "

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import os
+import sys
 from typing import Any
 
 LONGEST = 100
@@ -41,3 +43,15 @@ def _on_one_line(value: Any) -> str:
     if isinstance(value, list | tuple) and not hasattr(value, "_fields"):
         return f"[{', '.join(map(shown, value))}]"
     return f"<{type(value).__name__}>"
+
+
+def caller() -> str:
+    """File and line of the nearest frame outside the language and the standard library."""
+    frame: Any = sys._getframe(2)
+    while frame is not None and os.path.basename(frame.f_code.co_filename) in (
+        "program.py",
+        "series.py",
+        "contextlib.py",
+    ):
+        frame = frame.f_back
+    return f"{os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno}" if frame else "?"
