@@ -18,7 +18,7 @@ from regret import fitted, scored
 from vae_torch import networks
 
 from probgen import backends
-from probgen.engine.measure import Room
+from probgen.engine.measure import EvaluationContext
 from probgen.inference import IWAE
 
 PARTICLES, NUM_IMAGES, PEER_IMAGES = 1000, 100, 8
@@ -30,8 +30,11 @@ class Ours:
     def __init__(self, fit: Any, x: np.ndarray, backend: str, setting: Setting):
         how = {"compile": "graph"} if setting.tiny and backend == "torch" else {}
         b = backends.load(backend, setting.device, **how)
-        room = Room(fit, b, b.key(0), len(x), 1000 if not setting.tiny else 8, {"x": x}, len(x))
-        self.function = room.device(IWAE(_particles(setting)))
+        context = EvaluationContext(
+            fit, b, b.key(0), {"x": x}, num_data=len(x), chunk_size=len(x),
+            num_chunks=1000 if not setting.tiny else 8,
+        )  # fmt: skip
+        self.function = context.function(IWAE(_particles(setting)))
         self.x, self.estimate, self.error = x, np.zeros(0), np.zeros(0)
 
     def block(self) -> None:

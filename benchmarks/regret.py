@@ -57,7 +57,7 @@ class Ours:
         self.measure = LikelihoodRegret(num_steps=_steps(setting), num_draws=DRAWS, **options)
         self.bound, self.params = fit.bind(self.b, {"x": x[:1]}, num_data=len(x))
         # A thousand images to come: what a user of the measure compiles for.
-        self.run = self.measure.bind_rows(self.bound, 1000 if not setting.tiny else len(x))
+        self.run = self.measure.device_function(self.bound, 1000 if not setting.tiny else len(x))
         self.batch = {"x": self.b.asarray(x)}
         name = zlib.crc32(self.measure.noise_name.encode())
         self.keys = self.b.row_keys(self.b.fold_in(self.b.key(0), name), np.arange(len(x)))

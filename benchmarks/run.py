@@ -25,6 +25,7 @@ ROWS = {
     "regret": "regret",
     "importance": "importance",
     "again": "again",
+    "together": "together",
 }
 
 

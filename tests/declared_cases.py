@@ -77,7 +77,7 @@ REGISTRY = [
     ood.WAIC([FITTED, FITTED]), ood.error_reduction.Restorer(VAE),
     ood.bias_corrected.ValueLogProbs("x"), ood.bias_corrected.BestNormal("x"),
     ood.gradient.LayerNorms(), ood.lpath.PathNorms(), ood.moments.GuideMoments(),
-    ood.other_models.Weights(), ood.elbo_terms.BoundParts(2),
+    inference.likelihood.guide_terms.GuideTerms(2),
     # what evaluations are made from
     FITTED, evaluation.demo.Settings(), study.Settings(),
     evaluation.detection.Metric(), inference.Guide(),
@@ -187,7 +187,7 @@ RESULTS = {
     "Arrow", "BatchTypicality", "BetweenRuns", "BitsPerDim", "Bound", "Bracket", "ChanceTest",
     "CollapseReport", "Comparison", "Coverage", "Curve", "Deferred", "Density2D",
     "Detection", "DetectionTable", "Diagnosis", "Estimate", "Family",
-    "Geweke", "Graph", "Images", "Loaded", "LogPartition", "Material", "ModeCount",
+    "Geweke", "Graph", "Images", "Loaded", "LogPartition", "GatheredTables", "ModeCount",
     "NativeModel", "Need", "Node", "Posterior", "PrCurve", "PredictiveCheck", "Record", "Results",
     "RocBand", "RocCurve", "SBC", "SampleQuality", "Section", "SetVerdict",
     "Shapes", "Symmetry", "VSBC", "Verdict",
@@ -200,7 +200,7 @@ TABLE = pg.Evaluation.from_values(
 )
 FOUND = evaluation.detection.compare({"m": (np.arange(9.0), {"s": np.arange(5.0)})},
                                      num_resamples=100, show_progress=False)  # fmt: skip
-MATERIAL = page.Material("x", {"x": TABLE}, {"m": "m"}, {}, None)
+TABLES = page.GatheredTables("x", {"x": TABLE}, {"m": "m"}, {}, None)
 QUALITY = evaluation.samples.SampleQuality((), "raw", 0, 0, None, 0, {})
 ONE = evaluation.samples.Estimate("one", 1.0, 0.1, 2, 2)
 MODES = evaluation.samples.ModeCount(np.ones(2), np.ones(2) / 2, ONE, ONE, ONE, None, ("a", "b"))
@@ -227,15 +227,15 @@ FUNCTIONS = {
         "quality_figure": {"quality": QUALITY},
     },
     "page": {
-        "count_distinct": {"values": X}, "detection_blocks": {"material": MATERIAL},
-        "gather": {"in_table": TABLE}, "histogram_blocks": {"material": MATERIAL},
-        "image_blocks": {"material": MATERIAL}, "likelihood_blocks": {"material": MATERIAL},
+        "count_distinct": {"values": X}, "detection_blocks": {"gathered": TABLES},
+        "gather": {"in_table": TABLE}, "histogram_blocks": {"gathered": TABLES},
+        "image_blocks": {"gathered": TABLES}, "likelihood_blocks": {"gathered": TABLES},
         "limits": {"table": FOUND},
         "report": {"fitted": FITTED, "in_table": TABLE, "path": "page.html"},
-        "run": {"run_folder": "none", "data_word": "digits"}, "sections": {"material": MATERIAL},
+        "run": {"run_folder": "none", "data_word": "digits"}, "sections": {"gathered": TABLES},
         "split_table": {"table": TABLE, "sizes": {"x": 4}, "measures": ()},
         "summary": {"found": page.verdicts(FOUND)},
-        "verdict_blocks": {"material": MATERIAL, "found": page.verdicts(FOUND)},
+        "verdict_blocks": {"gathered": TABLES, "found": page.verdicts(FOUND)},
         "verdicts": {"table": FOUND}, "with_error": {"value": 1.0, "error": 0.1},
     },
     "detection": {

@@ -82,6 +82,6 @@ def marginal(lam, bar):
 def measured(b, measure, fitted, x, seed=0):
     """The measure of x as numpy arrays."""
     bound, params = fitted.bind(b)
-    run = measure.bind_rows(bound, len(x))
+    run = b.loop(measure.device_function(bound))
     out = run(params, {"x": b.asarray(x)}, b.key(seed))
     return {k: b.to_numpy(v) for k, v in out.items()}

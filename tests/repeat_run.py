@@ -15,7 +15,7 @@ import probgen as pg
 from probgen import backends, dist, nets
 from probgen.engine.bind import bind
 from probgen.engine.fitted import Fitted
-from probgen.engine.measure import Room, start
+from probgen.engine.measure import EvaluationContext
 from probgen.inference import (
     AIS,
     ELBO,
@@ -123,8 +123,10 @@ def measure(b, model, which, rows=ROWS):
     data, ids = {"x": X[:rows]}, np.arange(rows)
     if which == "WAIC":
         which = ood.WAIC([fitted, fitted], 4)
-    room = Room(fitted, b, b.key(3), rows, 1000, data, rows)
-    function = start(which, room)
+    context = EvaluationContext(
+        fitted, b, b.key(3), data, num_data=rows, chunk_size=rows, num_chunks=1000
+    )
+    function = context.function(which)
 
     def call():
         return list(function(dict(data), ids).values())  # another dict: nothing is kept of the last

@@ -24,6 +24,7 @@ from probgen.engine.bind import bind
 from probgen.engine.bound import Bound
 from probgen.engine.chain_pieces import Pieces
 from probgen.engine.fitted import Fitted
+from probgen.engine.guide_draws import draw_guide
 from probgen.engine.markov import draw_posterior
 from probgen.engine.posterior import Posterior
 from probgen.errors import AlgorithmError, ShapeError, UnknownName
@@ -256,8 +257,7 @@ class Study:
         bound.require_guide(self.who)
 
         def run(params: Any, rows: Any, key: Any) -> dict[str, Any]:
-            sites = bound.trace_guide(params, rows, key=key, num_particles=num_draws)
-            return {n: sites[n].value for n in bound.latents}
+            return draw_guide(bound, params, rows, key, num_particles=num_draws).latents
 
         compiled = b.compile(run)
 

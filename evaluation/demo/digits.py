@@ -206,18 +206,18 @@ def run(
     background = learn_background(chosen, train, seed=seed, backend=b)
     watch.lap("background")
     others = strangers(held_out, chosen.num_strangers, seed=seed)
-    material = confront(
+    gathered = confront(
         fitted, background, others, particles=chosen.score_particles,
         num_steps=chosen.num_search_steps, seed=seed,
     )  # fmt: skip
     watch.lap("strangers")
     count = len(next(iter(others.values())))
     say(
-        f"strange  {len(others) - 1} sets of {count} that are no digits, {len(material.measures)} "
+        f"strange  {len(others) - 1} sets of {count} that are no digits, {len(gathered.measures)} "
         f"measures: {watch.parts['background'] + watch.parts['strangers']:.0f} s"
     )
     results = Results(
-        settings=chosen, fitted=fitted, **numbers, **drawn, held_out=held_out, strangers=material,
+        settings=chosen, fitted=fitted, **numbers, **drawn, held_out=held_out, strangers=gathered,
         kl_units=fitted.report.kl_units["z"], active=fitted.report.active_units["z"],
         seconds=watch.parts, cpu_seconds=watch.cpu(),
     )  # fmt: skip

@@ -298,9 +298,9 @@ def _each(r: Results) -> Section:
 
 
 def _strangers(r: Results) -> Section:
-    material, s = r.strangers, r.settings
-    assert material.detection is not None  # `demo_ood` always has other sets
-    names = material.measures
+    gathered, s = r.strangers, r.settings
+    assert gathered.detection is not None  # `demo_ood` always has other sets
+    names = gathered.measures
     return Section(
         "What it has never seen",
         Paragraph(
@@ -314,12 +314,12 @@ def _strangers(r: Results) -> Section:
             "sets are black and white, as the digits are."
         ),
         *verdict_blocks(
-            material, verdicts(material.detection, name=material.name, ordinary=material.ordinary())
+            gathered, verdicts(gathered.detection, name=gathered.name, ordinary=gathered.ordinary())
         ),
-        *detection_blocks(material, seed=int(r.fitted.info["seed"])),
-        *histogram_blocks(material, names[:2]),
-        *image_blocks(material, names[:2]),
-        *warning_blocks(material),
+        *detection_blocks(gathered, seed=int(r.fitted.info["seed"])),
+        *histogram_blocks(gathered, names[:2]),
+        *image_blocks(gathered, names[:2]),
+        *warning_blocks(gathered),
     )
 
 

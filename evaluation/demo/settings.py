@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 
 from probgen.engine.fitted import Fitted
-from probgen.evaluation.page import Material
+from probgen.evaluation.page import GatheredTables
 from probgen.language.declared import declaration
 from probgen.language.kinds import Count, Many, Positive, TwoOrMore, Width
 
@@ -67,7 +67,7 @@ class Results:
     traversals: np.ndarray
     steps: np.ndarray
     held_out: np.ndarray
-    strangers: Material
+    strangers: GatheredTables
     seconds: dict[str, float]
     cpu_seconds: float
 

@@ -16,7 +16,7 @@ import numpy as np
 import probgen as pg
 from probgen import data
 from probgen.engine.fitted import Fitted
-from probgen.evaluation.page import Material, gather, split_table
+from probgen.evaluation.page import GatheredTables, gather, split_table
 from probgen.inference import IWAE, LikelihoodRegret
 from probgen.inference.ood import InputComplexity, LikelihoodRatio, NegativeLogLikelihood
 
@@ -49,7 +49,7 @@ def confront(
     particles: int,
     num_steps: int,
     seed: int,
-) -> Material:
+) -> GatheredTables:
     """Likelihood, regret, ratio and complexity of every set, on the backend of the fit.
 
     The regret is that of K = 1, searched over each datum's own posterior, which is cheap.

@@ -26,7 +26,7 @@ from probgen.evaluation.page.blocks import (
 from probgen.evaluation.page.command import run, split_table
 from probgen.evaluation.page.document import Report, Section
 from probgen.evaluation.page.evaluation_page import report, sections
-from probgen.evaluation.page.gathered import Material, gather
+from probgen.evaluation.page.gathered import GatheredTables, gather
 from probgen.evaluation.page.section_blocks import (
     detection_blocks,
     histogram_blocks,
@@ -44,7 +44,7 @@ __all__ = [
     "Folded",
     "Formula",
     "ImageRows",
-    "Material",
+    "GatheredTables",
     "Number",
     "Numbers",
     "Paragraph",

@@ -13,7 +13,7 @@ import probgen
 from probgen.engine.fitted import Fitted
 from probgen.evaluation.page.blocks import Code, Paragraph, Table
 from probgen.evaluation.page.document import Report, Section
-from probgen.evaluation.page.gathered import Material, gather
+from probgen.evaluation.page.gathered import GatheredTables, gather
 from probgen.evaluation.page.model_blocks import model_blocks
 from probgen.evaluation.page.section_blocks import (
     detection_blocks,
@@ -80,51 +80,51 @@ def report(
             `gathered.gather`), scores from which nothing can be said (see `detection.compare`), a
             path that cannot be written.
     """
-    material = gather(
+    gathered = gather(
         in_table, out_tables, name=name, images=images, labels=labels, num_distinct=num_distinct,
         level=level, seed=seed, progress_bar=progress_bar,
     )  # fmt: skip
     page = Report(
         title or f"What {fitted.model.name} makes of {name}",
-        _lead(material),
+        _lead(gathered),
         facts={
             "command": command,
             "notes": list(notes),
             "settings": {**(settings or {}), "level": level, "seed": seed},
-            "num_distinct": {each: material.distinct(each) for each in material.tables},
-            "versions": versions(fitted, material),
+            "num_distinct": {each: gathered.distinct(each) for each in gathered.tables},
+            "versions": versions(fitted, gathered),
             "info": {k: v for k, v in fitted.info.items() if k != "fallbacks"},
         },
     )
-    said = _of_the_model(fitted, material)
+    said = _of_the_model(fitted, gathered)
     if said:
         page.add(Section("Before all else", *(Paragraph(text) for text in said)))
-    for section in sections(material, seed=seed):
+    for section in sections(gathered, seed=seed):
         page.add(section)
     page.add(Section("The model", *model_blocks(fitted)))
-    page.add(_again(fitted, material, command, notes))
+    page.add(_again(fitted, gathered, command, notes))
     return page.save(path)
 
 
 @checked
-def sections(material: Material, *, seed: int = 0) -> list[Section]:
+def sections(gathered: GatheredTables, *, seed: int = 0) -> list[Section]:
     """The page's sections that speak of the data; without other sets there is no verdict."""
     out = []
-    if material.detection is not None:
-        found = verdicts(material.detection, name=material.name, ordinary=material.ordinary())
-        out.append(Section("Verdict", *verdict_blocks(material, found)))
-    out.append(Section("Likelihood", *likelihood_blocks(material)))
-    if material.detection is not None:
-        out.append(Section("Detection", *detection_blocks(material, seed=seed)))
-    out.append(Section("Every measure", *measure_blocks(material), *histogram_blocks(material)))
-    if material.images:
-        out.append(Section("Ordinary and strange", *image_blocks(material)))
+    if gathered.detection is not None:
+        found = verdicts(gathered.detection, name=gathered.name, ordinary=gathered.ordinary())
+        out.append(Section("Verdict", *verdict_blocks(gathered, found)))
+    out.append(Section("Likelihood", *likelihood_blocks(gathered)))
+    if gathered.detection is not None:
+        out.append(Section("Detection", *detection_blocks(gathered, seed=seed)))
+    out.append(Section("Every measure", *measure_blocks(gathered), *histogram_blocks(gathered)))
+    if gathered.images:
+        out.append(Section("Ordinary and strange", *image_blocks(gathered)))
     return out
 
 
-def versions(fitted: Fitted, material: Material) -> dict[str, str]:
+def versions(fitted: Fitted, gathered: GatheredTables) -> dict[str, str]:
     """What the evaluation ran on, else what the fit ran on."""
-    ran = {**fitted.info, **material.own.info}
+    ran = {**fitted.info, **gathered.own.info}
     backend = {k: str(ran[k]) for k in ("backend", "device", *VERSIONS) if ran.get(k)}
     return {
         "probgen": probgen.__version__,
@@ -134,15 +134,15 @@ def versions(fitted: Fitted, material: Material) -> dict[str, str]:
     }
 
 
-def _of_the_model(fitted: Fitted, material: Material) -> list[str]:
+def _of_the_model(fitted: Fitted, gathered: GatheredTables) -> list[str]:
     """What stands before every number: heavy weights of a likelihood, a code that has collapsed."""
     out = []
-    for measure in material.likelihoods:
-        count, size = material.own.bound_only(measure), material.own.num_data
-        if material.own.bound(measure) and count:
+    for measure in gathered.likelihoods:
+        count, size = gathered.own.bound_only(measure), gathered.own.num_data
+        if gathered.own.bound(measure) and count:
             out.append(
-                f"**{material.labels[measure]}** is a bound alone for {count:,} of {size:,} data "
-                f"of {material.name}: the k-hats of their weights do not rule out too heavy a tail."
+                f"**{gathered.labels[measure]}** is a bound alone for {count:,} of {size:,} data "
+                f"of {gathered.name}: the k-hats of their weights do not rule out too heavy a tail."
             )
     active = getattr(fitted.report, "active_units", {})
     dead = [name for name, on in active.items() if not np.any(on)]
@@ -154,22 +154,22 @@ def _of_the_model(fitted: Fitted, material: Material) -> list[str]:
     return out
 
 
-def _lead(material: Material) -> str:
-    count = material.own.num_data
-    own = f"{count:,} data of {material.name}"
-    if not material.others:
+def _lead(gathered: GatheredTables) -> str:
+    count = gathered.own.num_data
+    own = f"{count:,} data of {gathered.name}"
+    if not gathered.others:
         return f"How probable the model finds {own}, with errors."
     return (
         f"How probable the model finds {own}, and whether that, or another measure, tells them "
-        f"from {join(list(material.others))}."
+        f"from {join(list(gathered.others))}."
     )
 
 
 def _again(
-    fitted: Fitted, material: Material, command: str | None, notes: Sequence[str]
+    fitted: Fitted, gathered: GatheredTables, command: str | None, notes: Sequence[str]
 ) -> Section:
-    rows: list[list[str | float]] = [[k, v] for k, v in versions(fitted, material).items()]
-    seed = material.own.info.get("seed")
+    rows: list[list[str | float]] = [[k, v] for k, v in versions(fitted, gathered).items()]
+    seed = gathered.own.info.get("seed")
     rows += [["seed", str(seed)]] if seed is not None else []
     return Section(
         "Again",

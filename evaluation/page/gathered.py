@@ -1,6 +1,7 @@
 """What an evaluation page is made from: a table of measures for each data set, and their labels.
 
-`Material` checks that the tables belong together; scores leave it turned so that larger = stranger.
+`GatheredTables` checks that the tables belong together; scores leave it turned so that larger is
+stranger.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ CALLED = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Material:
+class GatheredTables:
     """Tables of the same measures, the in-distribution one first.
 
     Attributes:
@@ -116,7 +117,7 @@ def gather(
     level: OpenShare = 0.95,
     seed: int = 0,
     progress_bar: bool = True,
-) -> Material:
+) -> GatheredTables:
     """Checks the parts and computes the detection table.
 
     Raises:
@@ -144,7 +145,7 @@ def gather(
     distinct |= num_distinct or {}
     for each, count in distinct.items():
         _check_distinct(each, count, tables)
-    bare = Material(name, tables, called, pictures, None, distinct)
+    bare = GatheredTables(name, tables, called, pictures, None, distinct)
     if not others:
         return bare
     found = compare(

@@ -1,4 +1,4 @@
-"""The parts of an evaluation page, each a list of blocks made from a `Material`.
+"""The parts of an evaluation page, each a list of blocks made from a `GatheredTables`.
 
 Likelihoods with their errors, the verdict, AUROCs and ROC curves, histograms, the strangest and the
 most ordinary pictures. A page of its own is `page`; the demo puts the same parts on its page.
@@ -17,7 +17,7 @@ from probgen.evaluation.detection import Estimate, auroc_figure, histogram_figur
 from probgen.evaluation.detection.records import counted, with_limits
 from probgen.evaluation.page.blocks import Block, Figure, Folded, ImageRows, Paragraph, Row, Table
 from probgen.evaluation.page.drawing import figure_svg
-from probgen.evaluation.page.gathered import Material
+from probgen.evaluation.page.gathered import GatheredTables
 from probgen.evaluation.page.text import number, with_error
 from probgen.evaluation.page.verdict import SetVerdict, join, limits, summary
 from probgen.language.declared import checked
@@ -43,21 +43,21 @@ class Record:
 
 
 @checked
-def likelihood_blocks(material: Material) -> list[Block]:
+def likelihood_blocks(gathered: GatheredTables) -> list[Block]:
     """Mean of every likelihood on every set with its errors and limits; the tables' warnings."""
     rows: list[list[str | float]] = []
-    for data_set, table in material.tables.items():
-        for measure in material.likelihoods:
+    for data_set, table in gathered.tables.items():
+        for measure in gathered.likelihoods:
             (mean, error), noise = table.mean(measure), table.mc_error(measure)
             rows.append(
                 [
                     data_set,
-                    material.labels[measure],
+                    gathered.labels[measure],
                     with_error(mean, error),
                     number(noise, 3) if noise is not None else "none known",
                     _limit(table, measure),
                     _bare(table, measure),
-                    counted(table.num_data, material.distinct(data_set)),
+                    counted(table.num_data, gathered.distinct(data_set)),
                 ]
             )
     header = ["data", "measure", "mean ± s.e., nats", "of it Monte Carlo"]
@@ -70,15 +70,15 @@ def likelihood_blocks(material: Material) -> list[Block]:
         "whatever the tail of the weights. Bound only: data whose weights may have too heavy a "
         "tail for an interval about their estimate."
     )
-    if any(material.distinct(k) < t.num_data for k, t in material.tables.items()):
+    if any(gathered.distinct(k) < t.num_data for k, t in gathered.tables.items()):
         text += " ± takes all data for independent: of sets with copies it is too small."
-    summaries = {"summaries": {k: t.summary() for k, t in material.tables.items()}}
+    summaries = {"summaries": {k: t.summary() for k, t in gathered.tables.items()}}
     blocks: list[Block] = []
     if rows:
         blocks += [Paragraph(text, small=True), Table(header, rows, name="likelihoods")]
     else:
         blocks.append(Paragraph("No measure here is an estimate of log p(x)."))
-    return [*blocks, Record(summaries), *warning_blocks(material)]
+    return [*blocks, Record(summaries), *warning_blocks(gathered)]
 
 
 def _limit(table: Evaluation, measure: str) -> str:
@@ -97,36 +97,36 @@ def _bare(table: Evaluation, measure: str) -> str:
     return f"{f'**{count:,}**' if count else '0'} of {table.num_data:,}"
 
 
-def warning_blocks(material: Material) -> list[Block]:
+def warning_blocks(gathered: GatheredTables) -> list[Block]:
     """What the measures say against themselves; the same sentence on several sets only once."""
     said: dict[tuple[str, str], list[str]] = {}
-    for data_set, table in material.tables.items():
+    for data_set, table in gathered.tables.items():
         for measure, texts in table.warnings.items():
             for text in texts:
                 said.setdefault((measure, text), []).append(data_set)
-    texts = [f"{material.labels[m]} of {join(sets)}: {text}" for (m, text), sets in said.items()]
+    texts = [f"{gathered.labels[m]} of {join(sets)}: {text}" for (m, text), sets in said.items()]
     out: list[Block] = []
     if len(texts) == 1:
         out = [Paragraph(f"**Warning.** {texts[0]}")]
     elif texts:
-        of = join(list(dict.fromkeys(material.labels[m] for m, _ in said)))
+        of = join(list(dict.fromkeys(gathered.labels[m] for m, _ in said)))
         out = [Folded(f"**{len(texts)} warnings** about {of}", texts)]
-    return [*out, Record({"warnings": {k: t.warnings for k, t in material.tables.items()}})]
+    return [*out, Record({"warnings": {k: t.warnings for k, t in gathered.tables.items()}})]
 
 
-def measure_blocks(material: Material) -> list[Block]:
+def measure_blocks(gathered: GatheredTables) -> list[Block]:
     """Every measure: its full name, direction, and mean on each set."""
-    units, ways = material.own.units, material.own.larger_is_stranger
+    units, ways = gathered.own.units, gathered.own.larger_is_stranger
     names: list[list[str | float]] = [
-        [material.labels[m], m, units[m], WAYS[ways[m]]] for m in material.measures
+        [gathered.labels[m], m, units[m], WAYS[ways[m]]] for m in gathered.measures
     ]
     means: list[list[str | float]] = [
-        [material.labels[m], *(_strangeness(t, m) for t in material.tables.values())]
-        for m in material.measures
+        [gathered.labels[m], *(_strangeness(t, m) for t in gathered.tables.values())]
+        for m in gathered.measures
     ]
     return [
         Table(["measure", "in full", "unit", "direction"], names, name="measures"),
-        Table(["measure", *material.tables], means, name="means",
+        Table(["measure", *gathered.tables], means, name="means",
               caption="Means ± standard error over data, in the measure's unit, all with the sign "
               "by which larger is stranger (−log p for log p)."),
     ]  # fmt: skip
@@ -138,11 +138,11 @@ def _strangeness(table: Evaluation, measure: str) -> str:
 
 
 @checked
-def verdict_blocks(material: Material, found: Sequence[SetVerdict]) -> list[Block]:
+def verdict_blocks(gathered: GatheredTables, found: Sequence[SetVerdict]) -> list[Block]:
     """The verdict in words, and what it does not say."""
-    assert material.detection is not None  # `page` asks
+    assert gathered.detection is not None  # `page` asks
     overall = summary(found)
-    how, *rest = limits(material.detection, name=material.name)
+    how, *rest = limits(gathered.detection, name=gathered.name)
     record = {
         "verdict": [
             {"data_set": v.data_set, "readings": v.readings, "winner": v.winner, "text": v.text}
@@ -160,9 +160,9 @@ def verdict_blocks(material: Material, found: Sequence[SetVerdict]) -> list[Bloc
 
 
 @checked
-def detection_blocks(material: Material, *, seed: int = 0) -> list[Block]:
+def detection_blocks(gathered: GatheredTables, *, seed: int = 0) -> list[Block]:
     """AUROCs as a table and as dots with intervals; ROC curves with bands."""
-    table = material.detection
+    table = gathered.detection
     assert table is not None  # `page` asks
     rows: list[list[str | float]] = []
     for measure in table.measures:
@@ -193,10 +193,10 @@ def detection_blocks(material: Material, *, seed: int = 0) -> list[Block]:
         Figure(
             figure_svg(
                 roc_figure(
-                    material.scores(),
+                    gathered.scores(),
                     level=table.level,
                     seed=seed,
-                    num_distinct=material.all_distinct,
+                    num_distinct=gathered.all_distinct,
                 )
             ),
             f"ROC curves with {level} bootstrap bands, pointwise. On the dotted diagonal a "
@@ -214,31 +214,33 @@ def _in_two(estimate: Estimate) -> tuple[str, str]:
 
 
 @checked
-def histogram_blocks(material: Material, measures: Sequence[str] | None = None) -> list[Block]:
+def histogram_blocks(
+    gathered: GatheredTables, measures: Sequence[str] | None = None
+) -> list[Block]:
     """The spread of each measure in and out of distribution, in the measure's own sign."""
     blocks: list[Block] = []
-    units, ways = material.own.units, material.own.larger_is_stranger
-    for measure in material.measures if measures is None else measures:
-        label, unit = material.labels[measure], units[measure]
-        values = {k: np.asarray(t[measure]["estimate"].values) for k, t in material.tables.items()}
-        own, others = values[material.name], {k: values[k] for k in material.others}
+    units, ways = gathered.own.units, gathered.own.larger_is_stranger
+    for measure in gathered.measures if measures is None else measures:
+        label, unit = gathered.labels[measure], units[measure]
+        values = {k: np.asarray(t[measure]["estimate"].values) for k, t in gathered.tables.items()}
+        own, others = values[gathered.name], {k: values[k] for k in gathered.others}
         if others:
             drawn = histogram_figure(
                 own, others, name=label, unit=unit, larger_is_stranger=ways[measure]
             )
-            caption = f"Spread of {label}: filled, {material.name}; the line, each other set."
+            caption = f"Spread of {label}: filled, {gathered.name}; the line, each other set."
         else:
             axis = f"{label}, {unit} ({WAYS[ways[measure]]})"
-            drawn = figures.histogram(own, x_label=axis, y_label=f"{material.name}: how many")
+            drawn = figures.histogram(own, x_label=axis, y_label=f"{gathered.name}: how many")
             caption = f"Spread of {label} over data; the line is the mean."
         blocks.append(
             Figure(figure_svg(drawn), caption, f"Histograms of {label} on each data set.")
         )
-    size = sum(t.num_data for t in material.tables.values()) * len(material.measures)
+    size = sum(t.num_data for t in gathered.tables.values()) * len(gathered.measures)
     if size <= KEPT:
         scores = {
-            m: {k: t[m]["estimate"].values for k, t in material.tables.items()}
-            for m in material.measures
+            m: {k: t[m]["estimate"].values for k, t in gathered.tables.items()}
+            for m in gathered.measures
         }
         blocks.append(Record({"estimates": scores}))
     return blocks
@@ -246,7 +248,7 @@ def histogram_blocks(material: Material, measures: Sequence[str] | None = None) 
 
 @checked
 def image_blocks(
-    material: Material, measures: Sequence[str] | None = None, *, columns: Many = 8
+    gathered: GatheredTables, measures: Sequence[str] | None = None, *, columns: Many = 8
 ) -> list[Block]:
     """For each measure, the most ordinary and the strangest pictures of each set.
 
@@ -254,21 +256,21 @@ def image_blocks(
         measures: the first two by default.
         columns: pictures in a row; fewer where a set is smaller than twice that.
     """
-    sets = {k: np.asarray(v) for k, v in material.images.items()}
+    sets = {k: np.asarray(v) for k, v in gathered.images.items()}
     if not sets:
         return []
     count = min(columns, max(1, min(map(len, sets.values())) // 2))
     ink = all(v.shape[3] == 1 and np.isin(v, (0, 1)).all() for v in sets.values())
     frame = 0.2 if ink else 0.5  # or a white picture on white paper is not seen
     blocks: list[Block] = []
-    for measure in material.measures[:2] if measures is None else measures:
+    for measure in gathered.measures[:2] if measures is None else measures:
         rows = []
         for name, pictures in sets.items():
-            order = np.argsort(material.tables[name].strangeness(measure), kind="stable")
+            order = np.argsort(gathered.tables[name].strangeness(measure), kind="stable")
             for label, chosen in ((name, order[:count]), ("", order[::-1][:count])):
                 edge = ((0, 0), (1, 1), (1, 1), (0, 0))
                 rows.append(Row(label, np.pad(pictures[chosen], edge, constant_values=frame)))
-        label = material.labels[measure]
+        label = gathered.labels[measure]
         blocks.append(
             ImageRows(
                 rows,

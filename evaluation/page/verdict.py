@@ -68,7 +68,7 @@ def verdicts(
     Args:
         name: of the in-distribution data.
         ordinary: {(measure, data set): the share of that set which the measure ranks more ordinary
-            than the median in-distribution datum}, where it is known (`Material.ordinary`).
+            than the median in-distribution datum}, where it is known (`GatheredTables.ordinary`).
     """
     return [_of_set(table, each, name, ordinary or {}) for each in table.data_sets]
 

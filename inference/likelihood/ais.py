@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 
 from probgen.engine.bound import Bound
-from probgen.engine.measure import changed_settings
+from probgen.engine.measure import EvaluationContext, Function, changed_settings
 from probgen.engine.target import Target
 from probgen.errors import AlgorithmError
 from probgen.inference.likelihood.annealing import Annealer, Settings
@@ -101,7 +101,13 @@ class AIS:
         """The walks of one model's path."""
         return Annealer(bound.backend, latent_path(bound, self.start, self.name), self.settings)
 
-    def bind_measure(self, bound: Bound) -> Callable:
+    def bind_measure(self, context: EvaluationContext) -> Function:
+        """(rows, ids) -> estimates, by a loop whose transitions are compiled."""
+        run = context.backend.loop(self.device_function(context.bound))
+        weights = context.device(run, self.name, is_compiled=True)
+        return lambda rows, ids: self.finish(weights(rows, ids))
+
+    def device_function(self, bound: Bound) -> Callable:
         """The weights for one model: (params, batch, key) -> "log_w" [batch, C] and the like."""
         annealer = self.annealer(bound)
 
@@ -112,12 +118,8 @@ class AIS:
 
         return measure
 
-    def bind_rows(self, bound: Bound, num_data: int) -> Callable:
-        """The measure as a loop whose transitions are compiled, for `pg.evaluate`."""
-        return bound.backend.loop(self.bind_measure(bound))
-
     def finish(self, values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """On the host: the mean weight of the chains in double precision, and its lower limit."""
+        """The mean weight of the chains in double precision, and its lower limit."""
         found = summary(in_double(values["log_w"], values["log_w_rest"]))
         limit = found["estimate"] + lower_limit(found.pop("standard_error"), self.num_chains)
         return {**found, "lower_bound": limit, "acceptance_rate": values["acceptance_rate"]}

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from probgen.engine.bound import Bound
+from probgen.engine.measure import EvaluationContext, Function
 from probgen.inference.likelihood.probability_flow import require_diffusion
 from probgen.language.declared import declaration
 from probgen.language.kinds import Many, TwoOrMore
@@ -58,7 +59,12 @@ class DenoisingELBO:
         steps = "all steps" if self.num_steps is None else f"{self.num_steps} steps"
         return f"DenoisingELBO({self.num_draws}, {steps})"
 
-    def bind_measure(self, bound: Bound) -> Callable:
+    def bind_measure(self, context: EvaluationContext) -> Function:
+        """(rows, ids) -> estimates, by a loop whose steps are compiled."""
+        run = context.backend.loop(self.device_function(context.bound))
+        return context.device(run, self.name, is_compiled=True)
+
+    def device_function(self, bound: Bound) -> Callable:
         """The measure for one model: (params, batch, key) -> estimates."""
         b, ops = bound.backend, bound.backend.ops
         model = require_diffusion(bound, "DenoisingELBO")
@@ -117,10 +123,6 @@ class DenoisingELBO:
             }
 
         return measure
-
-    def bind_rows(self, bound: Bound, num_data: int) -> Callable:
-        """The measure as a loop whose steps are compiled, for `pg.evaluate`."""
-        return bound.backend.loop(self.bind_measure(bound))
 
 
 def _strata(total: int, count: int | None) -> np.ndarray:

@@ -17,7 +17,14 @@ import numpy as np
 from scipy.special import logsumexp
 
 from probgen.engine.bound import Bound
-from probgen.errors import AlgorithmError
+from probgen.engine.measure import EvaluationContext, Function, Values
+from probgen.inference.likelihood.guide_terms import (
+    AT_ONCE,
+    guide_terms,
+    in_parts,
+    require_terms,
+    weights_of,
+)
 from probgen.inference.likelihood.interval import Weighted, error_of_mean, lower_limit
 from probgen.inference.likelihood.psis import khat
 from probgen.inference.objectives.terms import compute, log_weights
@@ -52,7 +59,7 @@ class IWAE(Weighted):
     """
 
     num_particles: Many = 1000
-    particles_at_once: Many = 25
+    particles_at_once: Many = AT_ONCE
 
     unit = "nats"
     larger_is_stranger = False
@@ -61,18 +68,14 @@ class IWAE(Weighted):
     def name(self) -> str:
         return f"IWAE({self.num_particles})"
 
-    def bind_measure(self, bound: Bound) -> Callable:
-        """The log weights for one model: (params, batch, key) -> {"log_w": [batch, K]}."""
-        weights = particles(bound, self.name, self.num_particles, self.particles_at_once)
+    def bind_measure(self, context: EvaluationContext) -> Function:
+        """(rows, ids) -> estimate, limit, error and diagnostics from the shared draws."""
+        terms = guide_terms(context, self.name, self.num_particles, self.particles_at_once)
+        return lambda rows, ids: self.of_weights(weights_of(terms(rows, ids)))
 
-        def measure(params: Mapping, batch: Mapping, key: Any) -> dict[str, Array]:
-            return {"log_w": bound.backend.ops.transpose(weights(params, batch, key))}
-
-        return measure
-
-    def finish(self, values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Estimate, error and diagnostics from the log weights."""
-        return importance_estimate(values["log_w"])
+    def of_weights(self, log_w: np.ndarray) -> Values:
+        """From log weights [n, K]."""
+        return importance_estimate(log_w)
 
 
 def importance_estimate(log_w: np.ndarray) -> dict[str, np.ndarray]:
@@ -98,61 +101,27 @@ def importance_estimate(log_w: np.ndarray) -> dict[str, np.ndarray]:
     return out | {"effective_particles": num**2 / (relative**2).sum(1), "khat": tail}
 
 
-def elbo_measure(bound: Bound, num_particles: int, at_once: int = 100) -> Callable:
-    """The ELBO of each datum and its standard error over the particles (none at K = 1)."""
-    ops = bound.backend.ops
-    weights = particles(bound, f"ELBO({num_particles})", num_particles, at_once)
-
-    def measure(params: Mapping, batch: Mapping, key: Any) -> dict[str, Array]:
-        log_w = weights(params, batch, key)
-        mean = ops.mean(log_w, axis=0)
-        if num_particles == 1:
-            return {"estimate": mean}
-        error = ops.sqrt(ops.var(log_w, axis=0, ddof=1) / num_particles)
-        return {"estimate": mean, "standard_error": error}
-
-    return measure
-
-
 def particles(bound: Bound, who: str, num_particles: int, at_once: int) -> Callable:
     """(params, batch, key, guide_params) -> log w, [num_particles, batch], drawn in equal parts.
+
+    For what draws inside a function of its own; a measure asks for `guide_terms`.
 
     Raises:
         AlgorithmError: the model has no guide, or global latents, or an unnormalised density.
     """
-    bound.require_guide(who)
-    bound.require_normalized(who)
-    if bound.has_global_latents:
-        raise AlgorithmError(
-            f"{who}: the model {bound.model.name!r} has latents outside the data plate, expected "
-            "local ones, so that importance weights are per datum."
-        )
-    b = bound.backend
-    sizes = [at_once] * (num_particles // at_once)
-    rest = num_particles - at_once * len(sizes)
-
-    def draw(params: Mapping, guide: Mapping | None, batch: Mapping, key: Any, size: int) -> Array:
-        return log_weights(
-            compute(
-                bound, params, batch, key, num_particles=size, analytic_kl=False,
-                guide_params=guide,
-            )
-        )  # fmt: skip
+    require_terms(bound, who)
 
     def weights(
         params: Mapping, batch: Mapping, key: Any, guide_params: Mapping | None = None
     ) -> Array:
-        parts = []
-        k_whole, k_rest = b.split(key, 2)
-        if sizes:
-            _, blocks = b.scan(
-                lambda carry, k: (carry, draw(params, guide_params, batch, k, at_once)),
-                0,
-                b.split(k_whole, len(sizes)),
-            )
-            parts.append(b.ops.reshape(blocks, (at_once * len(sizes), *blocks.shape[2:])))
-        if rest:
-            parts.append(draw(params, guide_params, batch, k_rest, rest))
-        return parts[0] if len(parts) == 1 else b.ops.concatenate(parts, axis=0)
+        def draw(key: Any, size: int) -> Array:
+            return log_weights(
+                compute(
+                    bound, params, batch, key, num_particles=size, analytic_kl=False,
+                    guide_params=guide_params,
+                )
+            )  # fmt: skip
+
+        return in_parts(bound.backend, draw, key, num_particles, at_once)
 
     return weights

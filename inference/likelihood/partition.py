@@ -20,7 +20,7 @@ from probgen.backends.protocol import Backend
 from probgen.engine.batches import merge_inputs
 from probgen.engine.bound import Bound
 from probgen.engine.fitted import AnyFitted
-from probgen.engine.measure import short_mark
+from probgen.engine.measure import EvaluationContext, Function, short_mark
 from probgen.engine.spaces import model_target, total
 from probgen.engine.target import Target
 from probgen.errors import AlgorithmError, DataError, NonFiniteError, ShapeError
@@ -300,15 +300,16 @@ class UnnormalizedLogDensity:
     direction = "exact up to a constant"
     name = "log p~ (unnormalised)"
 
-    def bind_measure(self, bound: Bound) -> Callable:
-        """The measure for one model: (params, batch, key) -> estimates."""
+    def bind_measure(self, context: EvaluationContext) -> Function:
+        """(rows, ids) -> estimates."""
+        bound = context.bound
         log_density = _density(bound, self.name)
 
         def measure(params: Mapping, batch: Mapping, key: Any) -> dict[str, Array]:
             value = log_density(params, batch)
             return {"estimate": value, "standard_error": bound.backend.ops.zeros_like(value)}
 
-        return measure
+        return context.device(measure, self.name)
 
 
 @declaration
@@ -340,8 +341,9 @@ class EnergyLogLikelihood:
         )
         return f"log p~ - log Z by {self.log_z.method.name} {mark}"
 
-    def bind_measure(self, bound: Bound) -> Callable:
-        """The measure for one model: (params, batch, key) -> estimates."""
+    def bind_measure(self, context: EvaluationContext) -> Function:
+        """(rows, ids) -> estimates."""
+        bound = context.bound
         log_density = _density(bound, self.name)
         log_z, error = self.log_z.estimate, self.log_z.standard_error
         least = self.log_z.lower_bound
@@ -353,7 +355,7 @@ class EnergyLogLikelihood:
                 "estimate": value - log_z, "standard_error": spread, "upper_bound": value - least
             }  # fmt: skip
 
-        return measure
+        return context.device(measure, self.name)
 
 
 def _density(bound: Bound, who: str) -> Callable:

@@ -35,6 +35,7 @@ from scipy.interpolate import PchipInterpolator
 
 from probgen.backends.protocol import Backend
 from probgen.engine.bound import Bound
+from probgen.engine.measure import EvaluationContext, Function
 from probgen.errors import AlgorithmError
 from probgen.inference.likelihood.ode import rows_of, runge_kutta_step, solve
 from probgen.language.capabilities import Denoises
@@ -110,7 +111,12 @@ class ProbabilityFlow:
             )
         return self.divergence != "hutchinson" and dim <= self.exact_up_to
 
-    def bind_measure(self, bound: Bound) -> Callable:
+    def bind_measure(self, context: EvaluationContext) -> Function:
+        """(rows, ids) -> estimates, by a loop whose steps are compiled."""
+        run = context.backend.loop(self.device_function(context.bound))
+        return context.device(run, self.name, is_compiled=True)
+
+    def device_function(self, bound: Bound) -> Callable:
         """The measure for one model: (params, batch, key) -> estimates."""
         b, ops = bound.backend, bound.backend.ops
         model = require_diffusion(bound, "ProbabilityFlow")
@@ -154,10 +160,6 @@ class ProbabilityFlow:
             }
 
         return measure
-
-    def bind_rows(self, bound: Bound, num_data: int) -> Callable:
-        """The measure as a loop whose steps are compiled, for `pg.evaluate`."""
-        return bound.backend.loop(self.bind_measure(bound))
 
 
 def require_diffusion(bound: Bound, who: str) -> Any:

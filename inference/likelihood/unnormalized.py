@@ -11,14 +11,13 @@ log-likelihood; with `log_partition`'s log Z it would become a bound on one.
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from probgen.engine.bound import Bound
+from probgen.engine.measure import EvaluationContext, Function
 from probgen.errors import AlgorithmError
+from probgen.inference.likelihood.guide_terms import AT_ONCE, guide_terms, weights_of
 from probgen.inference.likelihood.importance import IWAE
 from probgen.inference.objectives.elbo import ELBO
 from probgen.language.declared import declaration
@@ -50,13 +49,9 @@ class UnnormalizedBound:
     def name(self) -> str:
         return f"{self.base.name} + factors (unnormalised)"
 
-    @property
-    def noise_name(self) -> str:
-        """Its draws are the base's."""
-        return self.base.name
-
-    def bind_measure(self, bound: Bound) -> Callable:
+    def bind_measure(self, context: EvaluationContext) -> Function:
         """The base's measure with every factor in its weights."""
+        bound = context.bound
         nowhere = [n for n in bound.observed if n in bound.structure.improper]
         if nowhere:
             raise AlgorithmError(
@@ -64,11 +59,10 @@ class UnnormalizedBound:
                 "even up to a constant, expected a likelihood of them; tilt the model's samples "
                 'and not its means, Tilted(base, energy, through="sample").'
             )
-        return self.base.bind_measure(dataclasses.replace(bound, is_up_to_constant=True))
-
-    def finish(self, values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """As the base ends its own."""
-        return self._of_base("finish", values, values)
+        base: Any = self.base
+        at_once = getattr(base, "particles_at_once", AT_ONCE)
+        terms = guide_terms(context, base.name, base.num_particles, at_once, up_to_constant=True)
+        return lambda rows, ids: base.of_weights(weights_of(terms(rows, ids)))
 
     def settle(self, values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """As the base does, of all data together."""

@@ -10,12 +10,15 @@ A loss is a declaration; `svi.SVI` runs it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from probgen.engine.bound import Bound
+from probgen.engine.measure import EvaluationContext, Function, Values
 from probgen.errors import AlgorithmError
-from probgen.inference.likelihood.importance import elbo_measure
+from probgen.inference.likelihood import guide_terms
 from probgen.inference.objectives.kl_weights import KLWeight
 from probgen.inference.objectives.terms import Terms, compute, log_weights, per_datum
 from probgen.language.declared import declaration
@@ -83,9 +86,14 @@ class ELBO:
     def name(self) -> str:
         return f"ELBO({self.num_particles})"
 
-    def bind_measure(self, bound: Bound) -> Callable:
-        """The bound of each datum, (params, batch, key) -> estimates; always with beta = 1."""
-        return elbo_measure(bound, self.num_particles)
+    def bind_measure(self, context: EvaluationContext) -> Function:
+        """The bound of each datum, (rows, ids) -> estimates; always with beta = 1."""
+        terms = guide_terms.guide_terms(context, self.name, self.num_particles)
+        return lambda rows, ids: self.of_weights(guide_terms.weights_of(terms(rows, ids)))
+
+    def of_weights(self, log_w: np.ndarray) -> Values:
+        """From log weights [n, K]: their mean and its standard error (none at K = 1)."""
+        return guide_terms.mean_of_draws(log_w)
 
     def evaluate(self, bound: Bound, params: Mapping, batch: Mapping, key: Any) -> dict:
         """The bound itself on held-out data: beta = 1, no free bits."""

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 from probgen.backends.protocol import Site
 from probgen.engine.bound import Bound
+from probgen.engine.guide_draws import GuideDraws, draw_guide
 from probgen.errors import AlgorithmError
 
 Array = Any
@@ -66,17 +67,16 @@ def compute(
         AlgorithmError: the guide leaves a latent site of the model out.
     """
     q_params = params if guide_params is None else guide_params
-    guide = bound.trace_guide(q_params, batch, key=key, num_particles=num_particles)
-    drawn = {n: s for n, s in guide.items() if s.kind == "sample"}
-    missing = [n for n in bound.latents if n not in drawn]
-    if missing:
-        raise AlgorithmError(
-            f"guide of {bound.model.name!r}: does not draw {missing}, expected every latent site "
-            f"of the model, {list(bound.latents)}; add pg.sample({missing[0]!r}, ...) to it, or "
-            f"give data for {missing[0]!r}."
-        )
-    latents = {n: s.value for n, s in drawn.items() if n in bound.latents}
-    sites = bound.trace(params, batch, latents, num_particles=num_particles)
+    draws = draw_guide(bound, q_params, batch, key, num_particles=num_particles)
+    sites = bound.trace(params, batch, draws.latents, num_particles=num_particles)
+    return collect(bound, draws, sites, analytic_kl=analytic_kl)
+
+
+def collect(
+    bound: Bound, draws: GuideDraws, sites: Mapping[str, Site], *, analytic_kl: bool
+) -> Terms:
+    """The terms of the bound from a guide's draws and the model's sites at them."""
+    latents, drawn = draws
     log_prob, kl, units, is_local, score = {}, {}, {}, {}, {}
     above: set[str] = set()  # latents before this one in the model
     order = list(latents)
@@ -129,6 +129,21 @@ def log_weights(terms: Terms) -> Array:
     Raises:
         AlgorithmError: a site is global, so that its weight is not one datum's.
     """
+    require_local(terms)
+    total: Any = 0.0
+    for value in terms.log_prob.values():
+        total = total + value
+    for value in terms.kl.values():
+        total = total - value
+    return total
+
+
+def require_local(terms: Terms) -> None:
+    """Refuses terms that are not one datum's.
+
+    Raises:
+        AlgorithmError: names the sites.
+    """
     shared = sorted(n for n in {*terms.log_prob, *terms.kl} if not terms.is_local[n])
     if shared:
         raise AlgorithmError(
@@ -136,12 +151,6 @@ def log_weights(terms: Terms) -> Array:
             "ones only, since the weights are per datum; move them into pg.data_plate(), or use "
             "ELBO."
         )
-    total: Any = 0.0
-    for value in terms.log_prob.values():
-        total = total + value
-    for value in terms.kl.values():
-        total = total - value
-    return total
 
 
 def per_datum(bound: Bound, terms: Terms, values: Mapping[str, Array]) -> Array | float:

@@ -23,7 +23,8 @@ import numpy as np
 from scipy.special import xlogy
 
 from probgen.engine.bound import Bound
-from probgen.engine.measure import Room, Rows, Values
+from probgen.engine.guide_draws import draw_guide
+from probgen.engine.measure import EvaluationContext, Function, Rows, Values
 from probgen.errors import AlgorithmError, DataError, DeclarationError
 from probgen.inference.likelihood.interval import Weighted
 from probgen.inference.ood.elbo_terms import NegativeLogLikelihood
@@ -87,14 +88,14 @@ class BiasCorrected(Weighted):
         stretched = ", stretched" if self.stretch_contrast else ""
         return f"BiasCorrected({self.num_particles}{stretched})"
 
-    def start(self, room: Room) -> Callable:
+    def bind_measure(self, context: EvaluationContext) -> Function:
         """(rows, ids) -> those of the likelihood, and nll, correction, unseen_values."""
-        bound, _ = room.bind()
+        bound = context.bound
         check_guide(bound, self.name)
         site, family = observed_family(bound, self.name)
-        prepare = self._prepare(room, site, family)
-        correction = self._correction(room, site, family, prepare)
-        likelihood = NegativeLogLikelihood(self.num_particles).start(room)
+        prepare = self._prepare(context, site, family)
+        correction = self._correction(context, site, family, prepare)
+        likelihood = context.function(NegativeLogLikelihood(self.num_particles))
 
         def run(rows: Rows, ids: np.ndarray) -> Values:
             rows = prepare(rows)
@@ -105,7 +106,9 @@ class BiasCorrected(Weighted):
 
         return run
 
-    def _prepare(self, room: Room, site: str, family: str) -> Callable[[Rows], Rows]:
+    def _prepare(
+        self, context: EvaluationContext, site: str, family: str
+    ) -> Callable[[Rows], Rows]:
         """What is done to data before the model sees them."""
         if not self.stretch_contrast:
             return lambda rows: rows
@@ -116,7 +119,7 @@ class BiasCorrected(Weighted):
             )
         low, high, levels = 0.0, 1.0, None
         if self.reference is not None:
-            known = self.reference.rows(room, self.name)[site]
+            known = self.reference.rows(context, self.name)[site]
             low, high = float(known.min()), float(known.max())
             levels = _levels(known, self.name) if family in TABLED else None
 
@@ -128,14 +131,14 @@ class BiasCorrected(Weighted):
         return prepare
 
     def _correction(
-        self, room: Room, site: str, family: str, prepare: Callable[[Rows], Rows]
-    ) -> Callable[[Rows, np.ndarray], Values]:
+        self, context: EvaluationContext, site: str, family: str, prepare: Callable[[Rows], Rows]
+    ) -> Function:
         """(rows, ids) -> correction, and unseen_values where there is a table."""
         if family in BY_VALUE:
             best = best_bernoulli if family == "Bernoulli" else best_continuous_bernoulli
             return lambda rows, ids: {"correction": _sum(best(rows[site]))}
         if family == "Normal":
-            return room.device(BestNormal(site))
+            return context.function(BestNormal(site))
         if self.reference is None:
             raise DataError(
                 f"{self.name}: got no reference data, expected some for the table of site "
@@ -143,8 +146,8 @@ class BiasCorrected(Weighted):
             )
         reference = self.reference
         if self.stretch_contrast:
-            reference = Reference(prepare(reference.rows(room, self.name)))
-        table = fit_table(room, reference, site, self.name)
+            reference = Reference(prepare(reference.rows(context, self.name)))
+        table = fit_table(context, reference, site, self.name)
 
         def look_up(rows: Rows, ids: np.ndarray) -> Values:
             x = np.asarray(rows[site], np.float64)
@@ -175,11 +178,11 @@ class Table(NamedTuple):
         return np.interp(x, self.levels, self.log_means)
 
 
-def fit_table(room: Room, reference: Reference, site: str, who: str) -> Table:
+def fit_table(context: EvaluationContext, reference: Reference, site: str, who: str) -> Table:
     """log mean exp of log p(x_i | z) over all values of the reference data that are equal."""
-    levels = _levels(reference.rows(room, who)[site], who)
+    levels = _levels(reference.rows(context, who)[site], who)
     log_sums, counts = np.full(len(levels), -np.inf), np.zeros(len(levels))
-    for rows, values in chunks(room, ValueLogProbs(site), reference, who):
+    for rows, values in chunks(context, ValueLogProbs(site), reference, who):
         x = np.asarray(rows[site], np.float64).reshape(-1)
         place = np.searchsorted(levels, x)
         np.logaddexp.at(log_sums, place, values["log_probs"].reshape(-1).astype(np.float64))
@@ -206,20 +209,20 @@ def _levels(x: np.ndarray, who: str) -> np.ndarray:
 
 @declaration
 class ValueLogProbs:
-    """As a measure on the device: "log_probs" [batch, *event] of each value, one z ~ q each."""
+    """As a measure: "log_probs" [n, *event] of each value, one z ~ q each."""
 
     site: Text
     unit = "nats"
     larger_is_stranger = False
     name = "ValueLogProbs"
 
-    def bind_measure(self, bound: Bound) -> Callable:
-        """(params, batch, key) -> {"log_probs": [batch, *event]}."""
+    def bind_measure(self, context: EvaluationContext) -> Function:
+        """(rows, ids) -> {"log_probs": [n, *event]}."""
+        bound = context.bound
         b, ops = bound.backend, bound.backend.ops
 
         def measure(params: Mapping, batch: Mapping, key: Any) -> dict[str, Array]:
-            drawn = bound.trace_guide(params, batch, key=key)
-            latents = {n: s.value for n, s in drawn.items() if s.kind == "sample"}
+            latents = draw_guide(bound, params, batch, key).latents
             fn = sites_at(bound, params, batch, latents)[self.site].fn
             while len(fn.event_shape):
                 fn, taken = b.event_units(fn)
@@ -231,20 +234,21 @@ class ValueLogProbs:
             x = batch[self.site]
             return {"log_probs": ops.broadcast_to(b.log_prob(fn, x), tuple(x.shape))}
 
-        return measure
+        return context.device(measure, self.name)
 
 
 @declaration
 class BestNormal:
-    """As a measure on the device: the log density at its own mean, [batch], z = mu(x)."""
+    """As a measure: the log density at its own mean, [n], z = mu(x)."""
 
     site: Text
     unit = "nats"
     larger_is_stranger = False
     name = "BestNormal"
 
-    def bind_measure(self, bound: Bound) -> Callable:
-        """(params, batch, key) -> {"correction": [batch]}."""
+    def bind_measure(self, context: EvaluationContext) -> Function:
+        """(rows, ids) -> {"correction": [n]}."""
+        bound = context.bound
         b, ops = bound.backend, bound.backend.ops
 
         def measure(params: Mapping, batch: Mapping, key: Any) -> dict[str, Array]:
@@ -253,7 +257,7 @@ class BestNormal:
             best = b.log_prob(fn, b.mean(fn))
             return {"correction": ops.broadcast_to(best, (bound.batch_size(batch),))}
 
-        return measure
+        return context.device(measure, self.name)
 
 
 def observed_family(bound: Bound, who: str) -> tuple[str, str]:

@@ -8,14 +8,21 @@ Larger is stranger; a chi-squared statistic, with 2 degrees of freedom for each 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
 
-from probgen.engine.measure import AnyMeasure, Room, Values, changed_settings, short_mark
+from probgen.engine.measure import (
+    AnyMeasure,
+    EvaluationContext,
+    Function,
+    Values,
+    changed_settings,
+    short_mark,
+)
 from probgen.errors import DataError
-from probgen.inference.ood.dose import FEWEST, set_measures, start_all
+from probgen.inference.ood.dose import FEWEST, functions_of, set_measures
 from probgen.inference.ood.gradient import GradientNorm
 from probgen.inference.ood.ranks import brown, fisher, right_tail
 from probgen.inference.ood.reference import ReferenceData, over, set_reference
@@ -75,12 +82,12 @@ class CombinedTest:
         said = [f"{len(own)} tests{mark}", *more]
         return f"CombinedTest({', '.join(said)})"
 
-    def start(self, room: Room) -> Callable:
+    def bind_measure(self, context: EvaluationContext) -> Function:
         """(rows, ids) -> estimate, p_value, p_values [n, tests]."""
         tests = self.tests or ()
-        functions = start_all(tests, room, self.name)
+        functions = functions_of(tests, context, self.name)
         signs = [1.0 if t.larger_is_stranger else -1.0 for t in tests]
-        known = [over(room, t, self.reference, self.name, FEWEST)["estimate"] for t in tests]
+        known = [over(context, t, self.reference, self.name, FEWEST)["estimate"] for t in tests]
         known = [s * np.asarray(k, np.float64) for s, k in zip(signs, known, strict=True)]
         for test, values in zip(tests, known, strict=True):
             if values.min() == values.max():

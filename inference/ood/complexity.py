@@ -10,17 +10,24 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from probgen.engine.bound import Bound
-from probgen.engine.measure import AnyMeasure, Room, Rows, Values, changed_settings
+from probgen.engine.measure import (
+    AnyMeasure,
+    EvaluationContext,
+    Function,
+    Rows,
+    Values,
+    changed_settings,
+)
 from probgen.errors import AlgorithmError, DataError, DeclarationError
 from probgen.inference.likelihood.importance import IWAE
 from probgen.inference.likelihood.interval import bound_warning
 from probgen.inference.ood.codecs import Levels, as_images, check_codecs, code_bits
-from probgen.inference.ood.dose import start_all
+from probgen.inference.ood.dose import functions_of
 from probgen.inference.ood.other_models import observed_site
 from probgen.inference.ood.ratio import level_indices
 from probgen.language.declared import declaration
@@ -95,12 +102,12 @@ class InputComplexity:
         said = [self.likelihood.name, "+".join(self.codecs), *mixed, *more]
         return f"InputComplexity({', '.join(said)})"
 
-    def start(self, room: Room) -> Callable[[Rows, np.ndarray], Values]:
+    def bind_measure(self, context: EvaluationContext) -> Function:
         """The likelihood from the device and the code lengths from the host."""
-        bound, _ = room.bind()
+        bound = context.bound
         site = observed_site(bound, self.name)
         num_levels = self._levels(bound, site)
-        (likelihood,) = start_all((self.likelihood,), room, self.name)
+        (likelihood,) = functions_of((self.likelihood,), context, self.name)
         offset = math.log(num_levels) if self.dequantized else 0.0
 
         def measure(rows: Rows, ids: np.ndarray) -> Values:

@@ -8,13 +8,13 @@ either direction.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from scipy.stats import gaussian_kde
 
-from probgen.engine.measure import AnyMeasure, Room, Values, short_mark, start
+from probgen.engine.measure import AnyMeasure, EvaluationContext, Function, Values, short_mark
 from probgen.errors import DataError, ProbgenError
 from probgen.inference.ood.elbo_terms import KLTerm, NegativeLogLikelihood, ReconstructionError
 from probgen.inference.ood.reference import ReferenceData, over, set_reference
@@ -63,12 +63,12 @@ class DoSE:
         mark = "" if own == default else f" {short_mark(*own)}"
         return f"DoSE({len(own)} statistics{mark})"
 
-    def start(self, room: Room) -> Callable:
+    def bind_measure(self, context: EvaluationContext) -> Function:
         """(rows, ids) -> estimate, log_densities [n, statistics]."""
-        functions = start_all(self.statistics, room, self.name)
+        functions = functions_of(self.statistics, context, self.name)
         densities = []
         for statistic in self.statistics:
-            known = over(room, statistic, self.reference, self.name, FEWEST)["estimate"]
+            known = over(context, statistic, self.reference, self.name, FEWEST)["estimate"]
             densities.append(_density(known, f"{self.name}, {statistic.name}"))
 
         def run(rows: Any, ids: np.ndarray) -> Values:
@@ -100,14 +100,14 @@ def _finite(t: np.ndarray) -> np.ndarray:
     return np.where(np.isfinite(t), np.asarray(t, np.float64), np.nan)
 
 
-def start_all(measures: Sequence[Any], room: Room, who: str) -> list[Callable]:
+def functions_of(measures: Sequence[Any], context: EvaluationContext, who: str) -> list[Function]:
     """Each measure's function (rows, ids) -> values.
 
     Raises:
         ProbgenError: what a measure raises, with the name of the score that it is a part of.
     """
     try:
-        return [start(each, room) for each in measures]
+        return [context.function(each) for each in measures]
     except ProbgenError as error:
         raise type(error)(f"{who}, {error}") from error
 

@@ -4,29 +4,19 @@
     reconstruction   -E_q log p(x | z)
     KL               KL(q(z | x) || p(z)),       ELBO = -(reconstruction + KL)
 
-All in nats, larger is stranger. Reconstruction and KL of one number of draws share their draws, so
-that their sum is the negative ELBO of those draws.
+All in nats, larger is stranger. Scores of one number of draws share their draws
+(`likelihood.guide_terms`), so that reconstruction and KL by draw add up to the negative ELBO(K).
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
-from typing import Any
-
-import numpy as np
-
-from probgen.engine.bound import Bound
-from probgen.engine.measure import Room, Values, changed_settings
-from probgen.errors import AlgorithmError
+from probgen.engine.measure import EvaluationContext, Function, changed_settings
+from probgen.inference.likelihood.guide_terms import guide_terms, mean_of_draws
 from probgen.inference.likelihood.importance import IWAE
 from probgen.inference.likelihood.interval import Weighted, as_upper
-from probgen.inference.objectives.terms import compute
 from probgen.inference.ood.moments import check_guide
 from probgen.language.declared import declaration
 from probgen.language.kinds import Many
-
-Array = Any
 
 
 @declaration
@@ -62,57 +52,11 @@ class NegativeLogLikelihood(Weighted):
     def name(self) -> str:
         return f"NegativeLogLikelihood({self.num_particles})"
 
-    def start(self, room: Room) -> Callable:
+    def bind_measure(self, context: EvaluationContext) -> Function:
         """(rows, ids) -> estimate, upper_bound, standard_error, effective_particles, khat."""
-        check_guide(room.bind()[0], self.name)
-        likelihood: Any = IWAE(self.num_particles, self.particles_at_once)
-        function = room.device(likelihood)
+        check_guide(context.bound, self.name)
+        function = context.function(IWAE(self.num_particles, self.particles_at_once))
         return lambda rows, ids: as_upper(function(rows, ids))
-
-
-@declaration
-class BoundParts:
-    """As a measure on the device: "reconstruction" and "kl", [batch, K] nats, of the same draws.
-
-    Args:
-        num_particles: K.
-        analytic_kl: closed form of each KL where one is known, else log q - log p at the draw.
-    """
-
-    num_particles: Many
-    analytic_kl: bool = True
-
-    unit = "nats"
-    larger_is_stranger = True
-
-    @property
-    def name(self) -> str:
-        return f"BoundParts({self.num_particles})"
-
-    def bind_measure(self, bound: Bound) -> Callable:
-        """(params, batch, key) -> {"reconstruction": [batch, K], "kl": [batch, K]}."""
-        check_guide(bound, self.name)
-        ops, num = bound.backend.ops, self.num_particles
-
-        def measure(params: Mapping, batch: Mapping, key: Any) -> dict[str, Array]:
-            terms = compute(
-                bound, params, batch, key, num_particles=num, analytic_kl=self.analytic_kl
-            )
-            shared = sorted(n for n, local in terms.is_local.items() if not local)
-            if shared:
-                raise AlgorithmError(
-                    f"{self.name}: the sites {shared} of {bound.model.name!r} lie outside the data "
-                    "plate, expected local ones, since a score is one datum's; move them into "
-                    "pg.data_plate()."
-                )
-            shape = (num, bound.batch_size(batch))
-            one = {
-                "reconstruction": -sum(terms.log_prob.values(), start=0.0),
-                "kl": sum(terms.kl.values(), start=0.0),
-            }
-            return {n: ops.transpose(ops.broadcast_to(v, shape)) for n, v in one.items()}
-
-        return measure
 
 
 @declaration
@@ -141,12 +85,11 @@ class ReconstructionError:
     def name(self) -> str:
         return f"ReconstructionError({self.num_particles})"
 
-    def start(self, room: Room) -> Callable:
+    def bind_measure(self, context: EvaluationContext) -> Function:
         """(rows, ids) -> estimate, standard_error."""
-        check_guide(room.bind()[0], self.name)
-        parts: Any = BoundParts(self.num_particles)
-        function = room.device(parts)
-        return lambda rows, ids: mean_of_draws(function(rows, ids)["reconstruction"])
+        check_guide(context.bound, self.name)
+        terms = guide_terms(context, self.name, self.num_particles)
+        return lambda rows, ids: mean_of_draws(-terms(rows, ids)["log_prob"])
 
 
 @declaration
@@ -179,19 +122,9 @@ class KLTerm:
         more = changed_settings(self, shown=("num_particles",))
         return f"KLTerm({', '.join([str(self.num_particles), *more])})"
 
-    def start(self, room: Room) -> Callable:
+    def bind_measure(self, context: EvaluationContext) -> Function:
         """(rows, ids) -> estimate, standard_error."""
-        check_guide(room.bind()[0], self.name)
-        parts: Any = BoundParts(self.num_particles, self.analytic_kl)
-        function = room.device(parts)
-        return lambda rows, ids: mean_of_draws(function(rows, ids)["kl"])
-
-
-def mean_of_draws(draws: np.ndarray) -> Values:
-    """Mean of [n, K] and its standard error, in float64."""
-    draws = np.asarray(draws, np.float64)
-    num = draws.shape[1]
-    values = {"estimate": draws.mean(1)}
-    if num > 1:
-        values["standard_error"] = draws.std(1, ddof=1) / math.sqrt(num)
-    return values
+        check_guide(context.bound, self.name)
+        terms = guide_terms(context, self.name, self.num_particles)
+        kind = "closed_kl" if self.analytic_kl else "kl"
+        return lambda rows, ids: mean_of_draws(terms(rows, ids)[kind])

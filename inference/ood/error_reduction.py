@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from probgen.engine.bound import Bound
-from probgen.engine.measure import Room, Rows, Values, changed_settings
+from probgen.engine.measure import EvaluationContext, Function, Rows, Values, changed_settings
 from probgen.errors import AlgorithmError, DataError, DeclarationError, ShapeError
 from probgen.inference.ood.codecs import Levels, as_images, check_codecs, code_bits
 from probgen.inference.ood.complexity import declared_levels
@@ -163,9 +163,9 @@ class ErrorReduction:
         said = [f"{weight} {'+'.join(self.codecs)}", *more]
         return f"ErrorReduction({', '.join(said)})"
 
-    def start(self, room: Room) -> Callable[[Rows, np.ndarray], Values]:
+    def bind_measure(self, context: EvaluationContext) -> Function:
         """Restores on the device; residuals and code lengths on the host."""
-        bound, _ = room.bind()
+        bound = context.bound
         site = observed_site(bound, self.name)
         num_levels = self.num_levels or declared_levels(bound, site)
         if num_levels is None:
@@ -173,8 +173,7 @@ class ErrorReduction:
                 f"{self.name}: the model {bound.model.name!r} does not tell how many levels its "
                 "data have, expected num_levels=... (2 for binary images, 256 for bytes)."
             )
-        measured: Any = _Restored(site, self.lossy)
-        restored = room.device(measured)
+        restored = context.function(_Restored(site, self.lossy))
 
         def measure(rows: Rows, ids: np.ndarray) -> Values:
             x, rough = np.asarray(rows[site]), np.asarray(rows[self.lossy])
@@ -222,7 +221,8 @@ class _Restored:
     def name(self) -> str:
         return f"restored {self.site}"
 
-    def bind_measure(self, bound: Bound) -> Callable:
+    def bind_measure(self, context: EvaluationContext) -> Function:
+        bound = context.bound
         guide = bound.require_guide("ErrorReduction")
         model: Any = bound.model
         if self.lossy not in arguments(guide) or self.site in arguments(guide):
@@ -239,7 +239,6 @@ class _Restored:
 
         def measure(params: Mapping, batch: Mapping, key: Any) -> dict[str, Array]:
             z = guide_means(bound, params, batch, key)["z"]
-            mean = model.mean(bound, params, z)
-            return {"mean": mean}
+            return {"mean": model.mean(bound, params, z)}
 
-        return measure
+        return context.device(measure, self.name)

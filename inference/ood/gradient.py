@@ -18,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 
 from probgen.engine.bound import Bound
-from probgen.engine.measure import Room, Values, changed_settings
+from probgen.engine.measure import EvaluationContext, Function, Values, changed_settings
 from probgen.errors import AlgorithmError, DataError, NonFiniteError
 from probgen.inference.ood.moments import check_guide
 from probgen.inference.ood.reference import ReferenceData, over, set_reference
@@ -34,7 +34,7 @@ FEWEST = 10  # reference data that a scale is made of
 
 @declaration
 class LayerNorms:
-    """As a measure on the device: "layers" [batch, L], squared norms of the ELBO's gradient.
+    """As a measure: "layers" [n, L], squared norms of the ELBO's gradient.
 
     The gradient of one datum is that of its ELBO by K draws, log p(x, z) - log q(z | x) with z a
     function of noise, so of expectation the ELBO's. Data are taken `data_at_once` together (one
@@ -57,9 +57,13 @@ class LayerNorms:
     def name(self) -> str:
         return f"LayerNorms({self.num_particles})"
 
-    def bind_measure(self, bound: Bound) -> Callable:
-        """(params, batch, key) -> {"layers": [batch, L]}, in the order of `layer_names`."""
-        check_guide(bound, self.name)
+    def bind_measure(self, context: EvaluationContext) -> Function:
+        """(rows, ids) -> {"layers": [n, L]}, in the order of `layer_names`."""
+        check_guide(context.bound, self.name)
+        return context.device(self.device_function(context.bound), self.name)
+
+    def device_function(self, bound: Bound) -> Callable:
+        """(params, batch, key) -> {"layers": [batch, L]}."""
         b, ops, at_once = bound.backend, bound.backend.ops, self.data_at_once
         shapes = _noise_shapes(bound, self.name)
 
@@ -226,16 +230,16 @@ class GradientNorm:
     def unit(self) -> str:
         return {"norm": "nats^2", "fisher": "1", "density": "nats"}[self.method]
 
-    def start(self, room: Room) -> Callable:
+    def bind_measure(self, context: EvaluationContext) -> Function:
         """(rows, ids) -> estimate, log_layers [n, L]."""
-        norms: Any = LayerNorms(self.num_particles, self.nets, self.data_at_once)
-        check_guide(room.bind()[0], self.name)
+        norms = LayerNorms(self.num_particles, self.nets, self.data_at_once)
+        check_guide(context.bound, self.name)
         known = None
         if self.reference is not None:
-            found = over(room, norms, self.reference, self.name, FEWEST)
+            found = over(context, norms, self.reference, self.name, FEWEST)
             known = found["layers"].astype(np.float64)
         combine = _combiner(self.method, known, self.name)
-        function = room.device(norms)
+        function = context.function(norms)
 
         def run(rows: Any, ids: np.ndarray) -> Values:
             layers = function(rows, ids)["layers"].astype(np.float64)

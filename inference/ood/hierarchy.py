@@ -14,14 +14,16 @@ the upper ones do not explain loses much by going without.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
 
 from probgen.engine.bound import Bound
-from probgen.engine.measure import Room, Rows, Values
+from probgen.engine.guide_draws import draw_guide
+from probgen.engine.measure import EvaluationContext, Function, Rows, Values
 from probgen.errors import AlgorithmError
+from probgen.inference.likelihood.guide_terms import in_parts
 from probgen.inference.likelihood.importance import IWAE, importance_estimate
 from probgen.inference.likelihood.interval import Weighted, settle
 from probgen.language.declared import declaration
@@ -77,12 +79,12 @@ class HierarchyRatio(Weighted):
             f"{self.num_particles_above} {self.lowest})"
         )
 
-    def start(self, room: Room) -> Callable[[Rows, np.ndarray], Values]:
+    def bind_measure(self, context: EvaluationContext) -> Function:
         """Both bounds, chunk by chunk."""
         at_once, at_mode = self.particles_at_once, self.lowest == "mode"
-        lower: Any = _Above(self.num_lowest, self.num_particles_above, at_mode, at_once, self.name)
-        full: Any = IWAE(self.num_particles, at_once)
-        above, whole = room.device(lower), room.device(full)
+        lower = _Above(self.num_lowest, self.num_particles_above, at_mode, at_once, self.name)
+        above = context.function(lower)
+        whole = context.function(IWAE(self.num_particles, at_once))
 
         def measure(rows: Rows, ids: np.ndarray) -> Values:
             ours, upper = whole(rows, ids), above(rows, ids)
@@ -122,27 +124,19 @@ class _Above:
         kind = "mode" if self.at_mode else "sample"
         return f"L(>{self.num_lowest}, {self.num_particles} {kind})"
 
-    def bind_measure(self, bound: Bound) -> Callable:
+    def bind_measure(self, context: EvaluationContext) -> Function:
+        bound, once = context.bound, min(self.at_once, self.num_particles)
         low = self._lowest(bound)
-        b, once = bound.backend, min(self.at_once, self.num_particles)
-        whole, rest = divmod(self.num_particles, once)
 
         def measure(params: Mapping, batch: Mapping, key: Any) -> dict[str, Array]:
-            k_whole, k_rest = b.split(key, 2)
-
             def draw(k: Any, size: int) -> Array:
                 return self._log_w(bound, params, batch, k, size, low)
 
-            _, blocks = b.scan(lambda c, k: (c, draw(k, once)), 0, b.split(k_whole, whole))
-            parts = [b.ops.reshape(blocks, (whole * once, -1))]
-            if rest:
-                parts.append(draw(k_rest, rest))
-            return {"log_w": b.ops.transpose(b.ops.concatenate(parts, axis=0))}
+            log_w = in_parts(bound.backend, draw, key, self.num_particles, once)
+            return {"log_w": bound.backend.ops.transpose(log_w)}
 
-        return measure
-
-    def finish(self, values: Values) -> Values:
-        return importance_estimate(values["log_w"])
+        run = context.device(measure, self.name)
+        return lambda rows, ids: importance_estimate(run(rows, ids)["log_w"])
 
     def _log_w(
         self, bound: Bound, params: Mapping, batch: Mapping, key: Any, size: int, low: list[str]
@@ -150,8 +144,8 @@ class _Above:
         """[size, batch] log weights with the upper latents alone from the guide."""
         b = bound.backend
         k_guide, k_model = b.split(key, 2)
-        guide = bound.trace_guide(params, batch, key=k_guide, num_particles=size)
-        kept = {n: guide[n].value for n in bound.latents if n not in low}
+        drawn = draw_guide(bound, params, batch, k_guide, num_particles=size)
+        kept = {n: drawn.latents[n] for n in bound.latents if n not in low}
 
         def run() -> dict:
             return bound.trace(params, batch, kept, key=k_model, num_particles=size)
@@ -165,7 +159,7 @@ class _Above:
             if site.log_prob is not None and name not in low:
                 log_w = log_w + site.log_prob
                 if name in kept:
-                    log_w = log_w - guide[name].log_prob
+                    log_w = log_w - drawn.sites[name].log_prob
         return log_w
 
     def _lowest(self, bound: Bound) -> list[str]:

@@ -8,13 +8,12 @@ pass, nothing is fitted but the three numbers' law over reference data.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
 
-from probgen.engine.bound import Bound
-from probgen.engine.measure import Room, Values
+from probgen.engine.measure import EvaluationContext, Function, Values
 from probgen.errors import NonFiniteError
 from probgen.inference.ood.mahalanobis import fit_gaussian
 from probgen.inference.ood.moments import check_guide, flat, moments, reconstruction
@@ -28,14 +27,15 @@ FEWEST = 10  # reference data that tail probabilities are made of
 
 @declaration
 class PathNorms:
-    """As a measure on the device: "norms" [batch, 3]; no estimate."""
+    """As a measure: "norms" [n, 3]; no estimate."""
 
     unit = "norms"
     larger_is_stranger = True
     name = "PathNorms"
 
-    def bind_measure(self, bound: Bound) -> Callable:
-        """(params, batch, key) -> {"norms": [batch, 3]}."""
+    def bind_measure(self, context: EvaluationContext) -> Function:
+        """(rows, ids) -> {"norms": [n, 3]}."""
+        bound = context.bound
         check_guide(bound, self.name)
         ops = bound.backend.ops
 
@@ -49,7 +49,7 @@ class PathNorms:
             off = {n: ops.cast(batch[n], "float32") - v for n, v in rebuilt.items()}
             return {"norms": ops.stack([norm(off), norm(means), norm(spreads)], axis=1)}
 
-        return measure
+        return context.device(measure, self.name)
 
 
 @declaration
@@ -92,17 +92,17 @@ class LPath:
     def unit(self) -> str:
         return "nats" if self.method == "copod" else "squared standard deviations"
 
-    def start(self, room: Room) -> Callable:
+    def bind_measure(self, context: EvaluationContext) -> Function:
         """(rows, ids) -> estimate, norms [n, 3]."""
-        check_guide(room.bind()[0], self.name)
+        check_guide(context.bound, self.name)
         norms = PathNorms()
-        known = over(room, norms, self.reference, self.name, FEWEST)["norms"]
+        known = over(context, norms, self.reference, self.name, FEWEST)["norms"]
         if not np.isfinite(known).all():
             raise NonFiniteError(
                 f"{self.name}: the norms of the reference data are not finite, expected a guide "
                 "and a decoder with finite means; look at the model's parameters for NaN."
             )
-        function = room.device(norms)
+        function = context.function(norms)
         gaussian = None if self.method == "copod" else fit_gaussian(known, self.name)
 
         def run(rows: Any, ids: np.ndarray) -> Values:

@@ -9,13 +9,12 @@ degrees of freedom where the codes are Gaussian.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.linalg import cho_factor, cho_solve
 
-from probgen.engine.measure import Room, Values, changed_settings
+from probgen.engine.measure import EvaluationContext, Function, Values, changed_settings
 from probgen.errors import DataError, NonFiniteError
 from probgen.inference.ood.moments import GuideMoments, check_guide
 from probgen.inference.ood.reference import Reference, ReferenceData, over, set_reference
@@ -152,13 +151,13 @@ class Mahalanobis:
     def _classes(self) -> Any:
         return None if self.labels is None else self.labels.arrays["labels"]
 
-    def start(self, room: Room) -> Callable:
+    def bind_measure(self, context: EvaluationContext) -> Function:
         """(rows, ids) -> estimate, and "distances" by class."""
-        check_guide(room.bind()[0], self.name)
+        check_guide(context.bound, self.name)
         codes = GuideMoments()
-        known = over(room, codes, self.reference, self.name)["mean"]
+        known = over(context, codes, self.reference, self.name)["mean"]
         gaussian = fit_gaussian(known, self.name, self._classes(), self.shrinkage)
-        function = room.device(codes)
+        function = context.function(codes)
 
         def run(rows: Any, ids: np.ndarray) -> Values:
             distances = gaussian.distances(function(rows, ids)["mean"])

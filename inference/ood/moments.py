@@ -8,10 +8,13 @@ All latents of a datum are one vector, in the order in which the guide draws the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
+from probgen.backends.protocol import Site
 from probgen.engine.bound import Bound
+from probgen.engine.guide_draws import guide_at_means
+from probgen.engine.measure import EvaluationContext, Function
 from probgen.errors import AlgorithmError
 from probgen.language.capabilities import HasMean
 from probgen.language.declared import declaration
@@ -21,21 +24,22 @@ Array = Any
 
 @declaration
 class GuideMoments:
-    """As a measure on the device: "mean" and "sd", [batch, d], of the guide; no estimate."""
+    """As a measure: "mean" and "sd", [n, d], of the guide; no estimate."""
 
     unit = "latent units"
     larger_is_stranger = True
     name = "GuideMoments"
 
-    def bind_measure(self, bound: Bound) -> Callable:
-        """(params, batch, key) -> {"mean": [batch, d], "sd": [batch, d]}."""
+    def bind_measure(self, context: EvaluationContext) -> Function:
+        """(rows, ids) -> {"mean": [n, d], "sd": [n, d]}."""
+        bound = context.bound
         check_guide(bound, self.name)
 
         def measure(params: Mapping, batch: Mapping, key: Any) -> dict[str, Array]:
             means, spreads = moments(bound, params, batch, key)
             return {"mean": flat(bound, means), "sd": flat(bound, spreads)}
 
-        return measure
+        return context.device(measure, self.name)
 
 
 def moments(
@@ -43,10 +47,9 @@ def moments(
 ) -> tuple[dict[str, Array], dict[str, Array]]:
     """(means, standard deviations) of the guide's latents by name; the key changes nothing."""
     b, ops = bound.backend, bound.backend.ops
-    means: dict[str, Array] = {}
     spreads: dict[str, Array] = {}
-    for name in _drawn(bound):
-        site = bound.trace_guide(params, batch, key=key, latents=means)[name]
+
+    def mean_of(name: str, site: Site) -> Array:
         shape = tuple(site.value.shape)
         try:
             mean, variance = b.mean(site.fn), site.fn.variance
@@ -57,9 +60,10 @@ def moments(
                 "Gaussian or the like; use a score that draws from the guide, such as "
                 "ReconstructionError."
             ) from error
-        means[name] = ops.broadcast_to(mean, shape)
         spreads[name] = ops.broadcast_to(ops.sqrt(variance), shape)
-    return means, spreads
+        return ops.broadcast_to(mean, shape)
+
+    return guide_at_means(bound, params, batch, key, mean_of), spreads
 
 
 def sites_at(
@@ -116,9 +120,3 @@ def flat(bound: Bound, values: Mapping[str, Array]) -> Array:
     ops = bound.backend.ops
     parts = [ops.reshape(v, (v.shape[0], -1)) for v in values.values()]
     return parts[0] if len(parts) == 1 else ops.concatenate(parts, axis=1)
-
-
-def _drawn(bound: Bound) -> list[str]:
-    """Latents of the guide, in its order."""
-    sites = bound.guide_structure.sites  # type: ignore[union-attr]
-    return [n for n, s in sites.items() if s.kind == "sample" and n in bound.latents]

@@ -16,21 +16,20 @@ from scipy.special import logsumexp
 from probgen.engine.bound import Bound
 from probgen.engine.data_support import SupportCheck
 from probgen.engine.fitted import Fitted
-from probgen.engine.measure import Room, Rows, Values
+from probgen.engine.measure import EvaluationContext, Function, Rows, Values
 from probgen.errors import AlgorithmError, DeclarationError, ProbgenError
-from probgen.inference.likelihood.importance import IWAE, importance_estimate
+from probgen.inference.likelihood.guide_terms import GuideTerms, weights_of
+from probgen.inference.likelihood.importance import IWAE
 from probgen.inference.likelihood.interval import error_of_mean
 from probgen.inference.ood.moments import check_guide
-from probgen.language.declared import declaration
 from probgen.language.identity import identity
 
 
-@declaration
-class Weights(IWAE):
-    """`IWAE`, with the same draws, that also hands out the log weights, "log_w" [n, K]."""
-
-    def finish(self, values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        return importance_estimate(values["log_w"]) | {"log_w": values["log_w"]}
+def weighted(context: EvaluationContext, num_particles: int, at_once: int) -> Function:
+    """What `IWAE` gives of the context's model, with its log weights, "log_w" [n, K]."""
+    found = context.function(IWAE(num_particles, at_once))
+    terms = context.function(GuideTerms(num_particles, at_once))
+    return lambda rows, ids: found(rows, ids) | {"log_w": weights_of(terms(rows, ids))}
 
 
 def shown(fitted: Fitted) -> str:
@@ -51,7 +50,9 @@ def require_fitted(who: str, what: str, fitted: object) -> None:
         )
 
 
-def bind_other(room: Room, who: str, what: str, fitted: Fitted | None) -> Callable[[Rows], None]:
+def bind_other(
+    context: EvaluationContext, who: str, what: str, fitted: Fitted
+) -> Callable[[Rows], None]:
     """Holds another model against the evaluated one; the result holds it against rows of data.
 
     Raises:
@@ -59,9 +60,9 @@ def bind_other(room: Room, who: str, what: str, fitted: Fitted | None) -> Callab
         density where the evaluated model gives probabilities; either has no guide. SupportError (by
         the result): data outside its support.
     """
-    mine, _ = room.bind()
+    mine, there = context.bound, context.at(fitted)
     with _about(who, what):
-        other, params = room.bind(fitted)
+        other, params = there.bound, there.params
     if set(other.observed) != set(mine.observed):
         raise AlgorithmError(
             f"{who}: {what} observes the sites {sorted(other.observed)}, expected "
@@ -78,7 +79,7 @@ def bind_other(room: Room, who: str, what: str, fitted: Fitted | None) -> Callab
             )
     check_guide(mine, who)
     check_guide(other, f"{who}, {what}")
-    check = SupportCheck(other, params, room.backend.key(0))
+    check = SupportCheck(other, params, context.backend.key(0))
 
     def hold(rows: Rows) -> None:
         with _about(who, what):

@@ -9,17 +9,16 @@ clean data knows remains.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any, TypeVar
 
 import numpy as np
 
 from probgen.data.images import Images
 from probgen.engine.fitted import Fitted
-from probgen.engine.measure import Room, Rows, Values
+from probgen.engine.measure import EvaluationContext, Function, Rows, Values
 from probgen.errors import DataError, DeclarationError
 from probgen.inference.likelihood.interval import Weighted
-from probgen.inference.ood.other_models import Weights, bind_other, shown, with_error
+from probgen.inference.ood.other_models import bind_other, shown, weighted, with_error
 from probgen.language.declared import declaration
 from probgen.language.kinds import Many
 from probgen.language.model import Model
@@ -79,11 +78,11 @@ class LikelihoodRatio(Weighted):
         label = f"{self.label}, " if self.label else ""
         return f"LikelihoodRatio({label}{self.num_particles})"
 
-    def start(self, room: Room) -> Callable[[Rows, np.ndarray], Values]:
+    def bind_measure(self, context: EvaluationContext) -> Function:
         """Both models' estimates, chunk by chunk."""
-        check = bind_other(room, self.name, "the background model", self.background)
-        weights: Any = Weights(self.num_particles, self.particles_at_once)
-        clean, rough = room.device(weights), room.device(weights, self.background)
+        check = bind_other(context, self.name, "the background model", self.background)
+        k, at_once = self.num_particles, self.particles_at_once
+        clean, rough = (weighted(c, k, at_once) for c in (context, context.at(self.background)))
 
         def measure(rows: Rows, ids: np.ndarray) -> Values:
             check(rows)

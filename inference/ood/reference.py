@@ -10,22 +10,18 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 from typing import Annotated, Any
-from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from probgen.data.sources import as_arrays
 from probgen.engine.data_support import SupportCheck
-from probgen.engine.measure import Room, Rows, Same, Values, start
+from probgen.engine.evaluation_context import CacheKey
+from probgen.engine.measure import EvaluationContext, Rows, Values
 from probgen.errors import DataError, NonFiniteError, ProbgenError
 from probgen.language.content import content
 from probgen.language.kinds import Rule
 
 FIRST_ID = 2**30  # numbers of reference data, so that they share no noise with the data evaluated
-
-# What was computed of reference data in one evaluation, for scores that ask for the same; an entry
-# goes when its room does.
-_computed: WeakKeyDictionary[Room, dict[Same, Values]] = WeakKeyDictionary()
 
 
 class Reference:
@@ -77,7 +73,7 @@ class Reference:
                 "such as all the training data."
             )
 
-    def rows(self, room: Room, who: str, at_least: int = 2) -> Rows:
+    def rows(self, context: EvaluationContext, who: str, at_least: int = 2) -> Rows:
         """The arrays under the names of the data evaluated, held against the model.
 
         Raises:
@@ -85,18 +81,20 @@ class Reference:
             ShapeError: a datum of another shape. SupportError: outside the support of its site.
         """
         self.require(who, at_least)
-        return room.once(("reference", self.hash), lambda: self._checked(room, who))
+        return context.once(
+            CacheKey("reference", self, context.fitted), lambda: self._checked(context, who)
+        )
 
-    def _checked(self, room: Room, who: str) -> Rows:
-        arrays, b = as_arrays(self.data, names=room.names), room.backend
-        missing = sorted(set(room.bind()[0].observed) - set(arrays))
+    def _checked(self, context: EvaluationContext, who: str) -> Rows:
+        arrays, b = as_arrays(self.data, names=context.names), context.backend
+        missing = sorted(set(context.bound.observed) - set(arrays))
         if missing:
             raise DataError(
                 f"{who}: the reference data have {sorted(arrays)}, expected also {missing}, as the "
                 "data have; give them under the same names."
             )
         try:
-            bound, params = room.fitted.bind(b, arrays)
+            bound, params = context.fitted.bind(b, arrays)
             SupportCheck(bound, params, b.key(0))(arrays)
         except ProbgenError as error:
             raise type(error)(f"{who}, reference data: {error}") from error
@@ -133,7 +131,7 @@ def set_reference(score: Any, name: str = "reference") -> None:
 
 
 def over(
-    room: Room, measure: Any, reference: Reference, who: str = "", at_least: int = 2
+    context: EvaluationContext, measure: Any, reference: Reference, who: str = "", at_least: int = 2
 ) -> Values:
     """A measure of the reference data, computed once an evaluation, whichever score asks.
 
@@ -142,23 +140,23 @@ def over(
     """
     # Each score has its own least number, so that what another had computed is no answer to it.
     reference.require(who or measure.name, at_least)
-    kept = _computed.setdefault(room, {})
-    token = Same(measure, reference)
-    if token not in kept:
-        parts = [v for _, v in chunks(room, measure, reference, who, at_least)]
-        kept[token] = {q: np.concatenate([p[q] for p in parts]) for q in parts[0]}
-    return dict(kept[token])
+
+    def make() -> Values:
+        parts = [v for _, v in chunks(context, measure, reference, who, at_least)]
+        return {q: np.concatenate([p[q] for p in parts]) for q in parts[0]}
+
+    return dict(context.once(CacheKey("over", measure, reference, context.fitted), make))
 
 
 def chunks(
-    room: Room, measure: Any, reference: Reference, who: str = "", at_least: int = 2
+    context: EvaluationContext, measure: Any, reference: Reference, who: str = "", at_least: int = 2
 ) -> Iterator[tuple[Rows, Values]]:
     """(rows, values) of a measure, chunk by chunk, for reference data of any size."""
     who = who or measure.name
-    rows = reference.rows(room, who, at_least)
-    function = start(measure, room)
-    for first in range(0, reference.size, room.chunk_size):
-        stop = min(first + room.chunk_size, reference.size)
+    rows = reference.rows(context, who, at_least)
+    function = context.function(measure)
+    for first in range(0, reference.size, context.chunk_size):
+        stop = min(first + context.chunk_size, reference.size)
         part = {k: v[first:stop] for k, v in rows.items()}
         values = function(part, FIRST_ID + np.arange(first, stop))
         check_finite(f"{who}, {measure.name}", values.get("estimate"), first)

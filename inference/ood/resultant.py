@@ -18,7 +18,15 @@ from typing import Annotated, Any, Literal
 import numpy as np
 
 from probgen.engine.bound import Bound
-from probgen.engine.measure import Room, Rows, Values, changed_settings, short_mark
+from probgen.engine.guide_draws import draw_guide, guide_at_means
+from probgen.engine.measure import (
+    EvaluationContext,
+    Function,
+    Rows,
+    Values,
+    changed_settings,
+    short_mark,
+)
 from probgen.errors import AlgorithmError, DataError
 from probgen.inference.ood.codecs import as_images
 from probgen.inference.ood.other_models import observed_site
@@ -99,17 +107,16 @@ class Resultant:
         said = [f"{kind}{many} of {self.latents}", str(self.num_particles), *bare, *more]
         return f"Resultant({', '.join(said)})"
 
-    def start(self, room: Room) -> Callable[[Rows, np.ndarray], Values]:
+    def bind_measure(self, context: EvaluationContext) -> Function:
         """Fits qhat and the calibration to the reference, then scores chunk by chunk."""
-        draws: Any = _Draws(self.num_particles)
-        device = room.device(draws)
-        bound, _ = room.bind()
-        site = observed_site(bound, self.name)
-        known = over(room, draws, self.reference, who=self.name)
+        draws = _Draws(self.num_particles)
+        device = context.function(draws)
+        site = observed_site(context.bound, self.name)
+        known = over(context, draws, self.reference, who=self.name)
         log_density = self._fit(known)
         typical = self._post_hoc(known, log_density)[0].mean()
         calibrate = (
-            self._calibration(self.reference.rows(room, self.name)[site], typical)
+            self._calibration(self.reference.rows(context, self.name)[site], typical)
             if self.complexity
             else None
         )
@@ -224,7 +231,8 @@ class _Draws:
     def name(self) -> str:
         return f"guide draws({self.num_particles})"
 
-    def bind_measure(self, bound: Bound) -> Callable:
+    def bind_measure(self, context: EvaluationContext) -> Function:
+        bound = context.bound
         bound.require_guide("Resultant")
         for name in bound.latents:
             site = bound.structure.sites[name]
@@ -242,30 +250,23 @@ class _Draws:
             )
 
         def measure(params: Mapping, batch: Mapping, key: Any) -> dict[str, Array]:
-            guide = bound.trace_guide(params, batch, key=key, num_particles=k)
-            drawn = {n: guide[n].value for n in order}
-            sites = bound.trace(params, batch, drawn, num_particles=k)
-            log_q = sum(guide[n].log_prob for n in order)
+            draws = draw_guide(bound, params, batch, key, num_particles=k)
+            sites = bound.trace(params, batch, draws.latents, num_particles=k)
             log_prior = sum(sites[n].log_prob for n in order)
-            seen = [s.log_prob for n, s in sites.items() if n not in drawn]
-            rest = sum(v for v in seen if v is not None) - log_q
+            seen = [s.log_prob for n, s in sites.items() if n not in draws.latents]
+            rest = sum(v for v in seen if v is not None) - draws.log_q
             means = guide_means(bound, params, batch, key)
             return {
                 "estimate": b.ops.mean(rest + log_prior, axis=0),
                 "rest": b.ops.transpose(rest),
-                "z": b.ops.transpose(flat(drawn, 2), (1, 0, 2)),
+                "z": b.ops.transpose(flat(draws.latents, 2), (1, 0, 2)),
                 "means": flat(means, 1),
             }
 
-        return measure
+        return context.device(measure, self.name)
 
 
 def guide_means(bound: Bound, params: Mapping, batch: Mapping, key: Any) -> dict[str, Array]:
     """Each latent's mean under the guide, given the means of those that the guide draws before."""
-    sites = bound.guide_structure.sites  # type: ignore[union-attr]
-    order = [n for n, s in sites.items() if n in bound.latents and s.kind == "sample"]
-    means: dict[str, Array] = {}
-    for name in order:
-        fn = bound.trace_guide(params, batch, key=key, latents=means)[name].fn
-        means[name] = bound.backend.mean(fn)
-    return means
+    b = bound.backend
+    return guide_at_means(bound, params, batch, key, lambda name, site: b.mean(site.fn))

@@ -10,12 +10,11 @@ sound one, and a single datum is a batch of one.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from probgen.engine.measure import Room, Values
+from probgen.engine.measure import EvaluationContext, Function, Values
 from probgen.errors import DataError, DeclarationError
 from probgen.inference.likelihood.interval import Weighted
 from probgen.inference.ood.elbo_terms import NegativeLogLikelihood
@@ -68,13 +67,13 @@ class Typicality(Weighted):
         label = f"{self.label}, " if self.label else ""
         return f"Typicality({label}{self.num_particles})"
 
-    def start(self, room: Room) -> Callable:
+    def bind_measure(self, context: EvaluationContext) -> Function:
         """(rows, ids) -> estimate, standard_error, nll, entropy, khat, effective_particles."""
-        check_guide(room.bind()[0], self.name)
-        likelihood: Any = NegativeLogLikelihood(self.num_particles)
-        known = over(room, likelihood, self.reference, self.name)["estimate"]
+        check_guide(context.bound, self.name)
+        likelihood = NegativeLogLikelihood(self.num_particles)
+        known = over(context, likelihood, self.reference, self.name)["estimate"]
         entropy = float(known.mean())
-        function = likelihood.start(room)
+        function = context.function(likelihood)
 
         def run(rows: Any, ids: np.ndarray) -> Values:
             values = function(rows, ids)

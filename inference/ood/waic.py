@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Annotated, Any
+from collections.abc import Sequence
+from typing import Annotated
 
 import numpy as np
 
 from probgen.engine.fitted import Fitted
-from probgen.engine.measure import Room, Rows, Values
+from probgen.engine.measure import EvaluationContext, Function, Rows, Values
 from probgen.inference.likelihood.interval import Weighted
-from probgen.inference.ood.other_models import Weights, bind_other, shown, with_error
+from probgen.inference.ood.other_models import bind_other, shown, weighted, with_error
 from probgen.language.declared import declaration
 from probgen.language.kinds import Many, Rule
 
@@ -68,13 +68,13 @@ class WAIC(Weighted):
     def name(self) -> str:
         return f"WAIC({len(self.models)} models, {self.num_particles})"
 
-    def start(self, room: Room) -> Callable[[Rows, np.ndarray], Values]:
+    def bind_measure(self, context: EvaluationContext) -> Function:
         """All models' estimates, chunk by chunk."""
-        weights: Any = Weights(self.num_particles, self.particles_at_once)
+        k, at_once = self.num_particles, self.particles_at_once
         checks = [
-            bind_other(room, self.name, f"model {i}", each) for i, each in enumerate(self.models)
+            bind_other(context, self.name, f"model {i}", each) for i, each in enumerate(self.models)
         ]
-        members = [room.device(weights, each) for each in self.models]
+        members = [weighted(context.at(each), k, at_once) for each in self.models]
 
         def measure(rows: Rows, ids: np.ndarray) -> Values:
             for check in checks:

@@ -18,6 +18,7 @@ import numpy as np
 from scipy.special import logsumexp
 
 from probgen.engine.bound import Bound
+from probgen.engine.measure import EvaluationContext, Function
 from probgen.inference.likelihood.importance import particles
 from probgen.inference.regret.refit import bind_search, negative_bound, num_parameters, rows_of
 from probgen.language.declared import declaration, require
@@ -168,7 +169,13 @@ class LikelihoodRegret:
         said += [repr(self.optimizer)] if self.optimizer is not None else []
         return f"LikelihoodRegret({', '.join(said)})"
 
-    def bind_rows(self, bound: Bound, num_data: int) -> Callable:
+    def bind_measure(self, context: EvaluationContext) -> Function:
+        """(rows, ids) -> the regret, its error and bounds, and diagnostics."""
+        fn = self.device_function(context.bound, context.num_data)
+        weights = context.device(fn, self.noise_name, is_compiled=True)
+        return lambda rows, ids: self.finish(weights(rows, ids))
+
+    def device_function(self, bound: Bound, num_data: int) -> Callable:
         """(params, batch, row keys) -> log weights before and after, and diagnostics."""
         who = f"LikelihoodRegret(search={self.search!r})"
         b, ops = bound.backend, bound.backend.ops

@@ -15,6 +15,7 @@ import numpy as np
 from probgen.backends.chains import Chains
 from probgen.backends.protocol import Backend
 from probgen.engine.chain_pieces import Pieces
+from probgen.engine.guide_draws import draw_guide
 from probgen.engine.markov import NUM_PIECES, joined
 from probgen.engine.posterior import CHUNK_ELEMENTS, Posterior
 from probgen.engine.target import Kernel, Target
@@ -85,16 +86,15 @@ class Guide:
         length = min(-(-self.num_samples // NUM_PIECES), most)
 
         def piece(params: Any, rows: Any, key: Any) -> dict[str, Any]:
-            sites = bound.trace_guide(
-                params, rows, key=key, num_particles=length, batch_size=posterior.num_rows
+            drawn = draw_guide(
+                bound, params, rows, key, num_particles=length, batch_size=posterior.num_rows
             )
             log_q: Any = 0.0
-            for site in sites.values():
-                if site.kind == "sample":
-                    log_q = log_q + b.ops.sum(b.ops.reshape(site.log_prob, (length, -1)), axis=-1)
+            for site in drawn.sites.values():
+                log_q = log_q + b.ops.sum(b.ops.reshape(site.log_prob, (length, -1)), axis=-1)
             shapes = {n: (length, *posterior.shape(n)) for n in posterior.latents}
             # Particles stand in front of as many axes of one as plates are deep.
-            values = {n: b.ops.reshape(sites[n].value, s) for n, s in shapes.items()}
+            values = {n: b.ops.reshape(drawn.latents[n], s) for n, s in shapes.items()}
 
             def one(given: Any, params: Any, rows: Any) -> tuple:
                 at = posterior.point(params, rows, given=given)

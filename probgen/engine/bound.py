@@ -40,7 +40,6 @@ class Bound(Updates):
         freeze: names of nets, or of parts with several, that the fit was told to leave alone.
         seed: of the fit, for initial weights alone: what is compiled serves every seed.
         names: of all nets that have parameters.
-        is_up_to_constant: whoever asks says "nats + constant", so that log Z may be missing.
         upkeep: nets with more than an optimiser's step to them; see `probgen.nets.buffers`.
         own: the algorithm's own nets, declarations by name (`new_net`).
     """
@@ -60,7 +59,6 @@ class Bound(Updates):
     freeze: tuple[str, ...] = ()
     seed: int = 0
     names: tuple[str, ...] = ()
-    is_up_to_constant: bool = False
     upkeep: dict[str, Any] = dataclasses.field(default_factory=dict)
     own: dict[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -105,7 +103,7 @@ class Bound(Updates):
         Raises:
             AlgorithmError: names the factors, and what gives the constant or does without it.
         """
-        if self.is_normalized or self.is_up_to_constant:
+        if self.is_normalized:
             return
         factors, improper = self.structure.factors, self.structure.improper
         said = [f"it has the factors {factors}"] if factors else []

@@ -17,6 +17,7 @@ from probgen.backends.protocol import Backend
 from probgen.data.sources import as_arrays
 from probgen.engine.batches import merge_inputs
 from probgen.engine.bound import Bound
+from probgen.engine.guide_draws import guide_at_means
 from probgen.errors import AlgorithmError
 
 ROWS = 1000
@@ -39,7 +40,7 @@ def codes(
             f"{who}: {bound.model.name!r} has the latents {list(bound.latents)}, expected latents "
             "inside the data plate alone, codes of single data; draw global ones by pg.infer."
         )
-    run = b.compile(_back(bound, names) if is_back else _codes(bound, names))
+    run = b.compile(_back(bound) if is_back else _codes(bound))
     size = len(next(iter(rows.values())))
     parts = []
     for start in range(0, size, ROWS):
@@ -49,20 +50,15 @@ def codes(
     return {n: np.concatenate([p[n] for p in parts]) for n in parts[0]}
 
 
-def _codes(bound: Bound, names: tuple[str, ...]) -> Callable:
+def _codes(bound: Bound) -> Callable:
     def run(params: Any, batch: Any, key: Any) -> dict[str, Any]:
-        known: dict[str, Any] = {}
-        order = [n for n in bound.guide_structure.sites if n in names]  # type: ignore[union-attr]
-        for name in order:
-            site = bound.trace_guide(params, batch, key=key, latents=known)[name]
-            known[name] = _mean(bound, site, name)
-        return known
+        return guide_at_means(bound, params, batch, key, lambda n, site: _mean(bound, site, n))
 
     return run
 
 
-def _back(bound: Bound, names: tuple[str, ...]) -> Callable:
-    encode = _codes(bound, names)
+def _back(bound: Bound) -> Callable:
+    encode = _codes(bound)
 
     def run(params: Any, batch: Any, key: Any) -> dict[str, Any]:
         known = encode(params, batch, key)

@@ -18,7 +18,7 @@ from probgen.engine.data_support import SupportCheck
 from probgen.engine.explain import explain
 from probgen.engine.fitted import AnyFitted
 from probgen.engine.interrupt import asked_to_stop
-from probgen.engine.measure import Measure, Room, check_finite, start
+from probgen.engine.measure import EvaluationContext, Measure, check_finite
 from probgen.errors import AlgorithmError, DataError
 from probgen.language.content import RowsMark
 from probgen.language.declared import checked
@@ -100,10 +100,11 @@ def evaluate(
         return {**rows, **{k: v[first:stop] for k, v in per_datum.items()}}
 
     chunk_size = min(chunk_size, size)
-    count = -(-size // chunk_size)
     key = b.key(seed)
-    room = Room(fitted, b, key, chunk_size, count, read(0, 1), size, names)
-    bound, params = room.bind()
+    context = EvaluationContext(
+        fitted, b, key, read(0, 1), num_data=size, chunk_size=chunk_size, names=names
+    )
+    bound, params = context.bound, context.params
     bound.require_rows("evaluate")
     check = SupportCheck(bound, params, key)
     seen = RowsMark()
@@ -135,7 +136,7 @@ def evaluate(
                 if values is None:
                     check({k: b.asarray(v) for k, v in rows.items()})
                     # Reference data are only gone through when something is to be computed.
-                    functions = functions or [start(m, room) for m in chosen]
+                    functions = functions or [context.function(m) for m in chosen]
                     values = _measure(chosen, functions, rows, np.arange(first, stop), why)
                     if kept:
                         kept.write(first, rows, values)
@@ -156,7 +157,6 @@ def evaluate(
 
 def _checked(measures: Any) -> list[Measure]:
     chosen = list(measures) if isinstance(measures, Iterable) else [measures]
-    kinds = ("bind_measure", "bind_rows", "start")
     if not chosen:
         raise AlgorithmError("evaluate: got no measure, expected a list such as [IWAE(1000)].")
     for measure in chosen:
@@ -165,7 +165,7 @@ def _checked(measures: Any) -> list[Measure]:
                 f"evaluate: got the class {measure.__name__}, expected a measure; write "
                 f"{measure.__name__}(...) with its settings."
             )
-        if not any(hasattr(measure, k) for k in kinds):
+        if not hasattr(measure, "bind_measure"):
             raise AlgorithmError(
                 f"evaluate: got {measure!r} among the measures, which gives no number per datum, "
                 "expected one such as IWAE(num_particles=1000) or another of probgen.inference."

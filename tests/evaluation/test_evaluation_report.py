@@ -122,9 +122,9 @@ def table(values, ways=None, warnings=None):
 def test_a_likelihood_counts_in_its_own_direction():
     """IWAE is larger where likelier: it tells far data apart by being small on them."""
     own, far = (table({"IWAE(5)": normal(m, m)}, {"IWAE(5)": False}) for m in (50, 41))
-    material = gather(own, {"far": far}, progress_bar=False)
-    assert material.detection.cell("IWAE", "far").auroc.value == 1.0
-    assert material.likelihoods == ["IWAE(5)"]
+    gathered = gather(own, {"far": far}, progress_bar=False)
+    assert gathered.detection.cell("IWAE", "far").auroc.value == 1.0
+    assert gathered.likelihoods == ["IWAE(5)"]
 
 
 def test_warnings_of_a_part_speak_of_that_part():
@@ -287,8 +287,8 @@ def test_the_ends_of_the_pictures_are_the_ends_of_the_scores(fitted):
 
     scores = np.random.default_rng(1).permutation(N).astype(float)
     ranks = (scores / N)[:, None, None, None] * np.ones((1, 4, 4, 1))
-    material = gather(table({"m": scores}), images={"x": ranks}, name="x")
-    (block,) = image_blocks(material, columns=5)
+    gathered = gather(table({"m": scores}), images={"x": ranks}, name="x")
+    (block,) = image_blocks(gathered, columns=5)
     ordinary, strange = (row.images[:, 2, 2, 0] * N for row in block.rows)
     np.testing.assert_allclose(ordinary, [0, 1, 2, 3, 4])
     np.testing.assert_allclose(strange, [59, 58, 57, 56, 55])

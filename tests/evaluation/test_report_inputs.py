@@ -54,20 +54,20 @@ def test_of_two_distinct_pictures_the_page_says_so_and_claims_nothing():
     rng = np.random.default_rng(0)
     shades = np.repeat([0.0, 1.0], 30)[:, None, None, None] * np.ones((1, 4, 4, 1))
     images = {"x": rng.random((N, 4, 4, 1)), "constants": shades}
-    material = gather(
+    gathered = gather(
         table({"m": normal(0, 1)}), {"constants": table({"m": normal(50, 2)})},
         name="x", images=images, progress_bar=False,
     )  # fmt: skip
-    cell = material.detection.cell("m", "constants")
+    cell = gathered.detection.cell("m", "constants")
     assert (cell.num_out, cell.distinct_out, cell.distinct_in) == (60, 2, 60)
     assert cell.auroc == (1.0, pytest.approx(0.05**0.5), 1.0)
-    (verdict,) = verdicts(material.detection, name="x")
+    (verdict,) = verdicts(gathered.detection, name="x")
     assert verdict.readings == {"m": TOO_FEW} and verdict.winner is None
     assert "(60 data, 2 distinct, against 60 x)" in verdict.text and "too few data" in verdict.text
     assert "apart." not in verdict.text
-    assert "count once in its interval" in " ".join(limits(material.detection, name="x"))
+    assert "count once in its interval" in " ".join(limits(gathered.detection, name="x"))
     assert summary([verdict]) == ["**m** has too few data of constants."]
-    text = "".join(block.html(str(i)) for i, block in enumerate(detection_blocks(material)))
+    text = "".join(block.html(str(i)) for i, block in enumerate(detection_blocks(gathered)))
     assert "[0.224, 1.000]" in text.replace("\N{NO-BREAK SPACE}", " ")
 
 

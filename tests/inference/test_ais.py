@@ -28,7 +28,7 @@ from probgen.inference.likelihood.annealing import schedule
 def estimates(b, fitted, x, method, key=None):
     """What the measure gives, as `evaluate` would ask for it."""
     bound, params = fitted.bind(b, {"x": x})
-    measure = b.loop(method.bind_measure(bound))
+    measure = b.loop(method.device_function(bound))
     out = measure(params, {"x": b.asarray(x)}, b.key(1) if key is None else key)
     return method.finish({k: b.to_numpy(v) for k, v in out.items()})
 
@@ -71,7 +71,7 @@ def test_a_datum_does_not_see_its_neighbours(b):
     x, method = ppca_data(6), AIS(15, num_chains=3, num_leapfrog=3, num_pilot_steps=20)
     with float64(b):
         bound, params = ppca().bind(b, {"x": x})
-        measure = b.loop(method.bind_measure(bound))
+        measure = b.loop(method.device_function(bound))
 
         def run(start, stop):
             keys = b.row_keys(b.key(5), np.arange(start, stop))
@@ -184,13 +184,13 @@ def refusals():
 def test_models_without_such_an_integral_are_refused(backend, model, start, message):
     bound, _ = bind(model, backend, data={"x": clusters_data(3)})
     with pytest.raises(AlgorithmError, match=message):
-        AIS(10, start=start).bind_measure(bound)
+        AIS(10, start=start).device_function(bound)
 
 
 def test_a_guide_is_needed_to_start_there_and_data_to_condition_on(backend):
     bound, _ = ppca().bind(backend, {"x": ppca_data(2)})
     with pytest.raises(AlgorithmError, match="start='guide'.*has no guide"):
-        AIS(10, start="guide").bind_measure(bound)
+        AIS(10, start="guide").device_function(bound)
     bound, _ = dataclasses.replace(ppca(), shapes={}).bind(backend)
     with pytest.raises(AlgorithmError, match="no site of 'Generator' is observed"):
-        AIS(10).bind_measure(bound)
+        AIS(10).device_function(bound)

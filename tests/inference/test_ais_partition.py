@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 from ais_cases import clusters, guided, ppca
+from measure_cases import context_of, measured
 
 import probgen as pg
 from probgen import dist, nets, ops
@@ -113,13 +114,8 @@ def test_energies_give_a_density_that_is_labelled(b):
     out = log_partition(HILLS, AIS(100, 500, 5), seed=0, backend=b)
     points = np.stack(np.meshgrid(*[np.linspace(-8, 8, 161, dtype=np.float32)] * 2), -1)
     x = points.reshape(-1, 2)
-    bound, params = HILLS.bind(b, {"x": x})
     plain, normal = UnnormalizedLogDensity(), EnergyLogLikelihood(out)
-    batch = {"x": b.asarray(x)}
-    values = {
-        m.name: {k: b.to_numpy(v) for k, v in m.bind_measure(bound)(params, batch, None).items()}
-        for m in (plain, normal)
-    }
+    values = {m.name: measured(HILLS, b, m, x) for m in (plain, normal)}
     raw, density = values[plain.name], values[normal.name]
     np.testing.assert_allclose(raw["estimate"], hills_log_density(x), rtol=1e-4, atol=1e-3)
     np.testing.assert_allclose(raw["estimate"] - out.estimate, density["estimate"], atol=1e-3)
@@ -145,9 +141,8 @@ def test_a_tilted_generator_is_annealed_in_noise_space(b):
     truth = -0.7 + 0.5 * e @ (w.T @ w + 0.25 * np.eye(3)) @ e
     fitted = Fitted(model, params, shapes={"x": (3,)})
     near(log_partition(fitted, AIS(60, 2000, 5), seed=0, backend=b), truth)
-    bound, params = fitted.bind(b, {"x": np.zeros((2, 3), np.float32)})
     with pytest.raises(AlgorithmError, match="integral over them"):
-        UnnormalizedLogDensity().bind_measure(bound)
+        context_of(fitted, b, np.zeros((2, 3), np.float32)).function(UnnormalizedLogDensity())
     with pytest.raises(AlgorithmError, match="expected one where a base is given"):
         log_partition(fitted, AIS(10, 4), base=Gaussian(0.0, 1.0), seed=0, backend=b)
 

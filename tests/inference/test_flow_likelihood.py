@@ -215,17 +215,17 @@ def test_what_has_no_flow_is_refused(b):
     )  # fmt: skip
     bound, _ = bind(vae, b, data={"x": np.zeros((1, 3), np.float32)})
     with pytest.raises(AlgorithmError, match=r"no denoiser.*expected a Diffusion.*use IWAE"):
-        ProbabilityFlow().bind_measure(bound)
+        ProbabilityFlow().device_function(bound)
     wide = Fitted(
         Diffusion(nets.MLPDenoiser(out=65, hidden=(4,)), (65,), NoiseSchedule(3)), {},
         shapes={"x": (65,)},
     ).bind(b)[0]  # fmt: skip
     with pytest.raises(AlgorithmError, match=r"65 dimensions.*at most 64.*hutchinson"):
-        ProbabilityFlow(divergence="exact").bind_measure(wide)
-    ProbabilityFlow(divergence="exact", exact_up_to=65).bind_measure(wide)
+        ProbabilityFlow(divergence="exact").device_function(wide)
+    ProbabilityFlow(divergence="exact", exact_up_to=65).device_function(wide)
     short = exact_diffusion(steps=1)[0].bind(b)[0]
     with pytest.raises(AlgorithmError, match=r"1 noise level.*two or more"):
-        ProbabilityFlow().bind_measure(short)
+        ProbabilityFlow().device_function(short)
 
 
 @pytest.mark.parametrize(

@@ -136,7 +136,7 @@ def test_another_family_is_refused(b):
     )  # fmt: skip
     bound, _ = bind(vae, b, data={"x": np.zeros((1, 3), np.float32)})
     with pytest.raises(AlgorithmError, match=r"DenoisingELBO: .*expected a Diffusion.*use IWAE"):
-        DenoisingELBO().bind_measure(bound)
+        DenoisingELBO().device_function(bound)
 
 
 @pytest.mark.parametrize("options", [{"num_draws": 1}, {"num_steps": 0}])

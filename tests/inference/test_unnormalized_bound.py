@@ -7,13 +7,13 @@ it is that of quadrature, at most log Z from a likelihood. One evaluation binds 
 import numpy as np
 import pytest
 import scipy.stats as st
+from measure_cases import context_of
 from scores_models_cases import B, S, W, draws, linear
 
 import probgen as pg
 from probgen import nets
 from probgen.engine import fitted as engine_fitted
 from probgen.engine.fitted import Fitted
-from probgen.engine.measure import Room
 from probgen.engine.spaces import model_target
 from probgen.errors import AlgorithmError, DeclarationError
 from probgen.inference import ELBO, IWAE, UnnormalizedBound
@@ -97,7 +97,7 @@ def test_a_tilt_of_decoder_means_has_draws_and_no_likelihood(b):
     np.testing.assert_allclose(b.to_numpy(data["tilt"].log_prob), -energy(x), rtol=1e-4)
     for measure in (IWAE(4), UnnormalizedBound(IWAE(4))):
         with pytest.raises(AlgorithmError, match="has no guide|no density|up to a constant"):
-            measure.bind_measure(bound)
+            context_of(fitted, b, x).function(measure)
     with pytest.raises(DeclarationError, match="through"):
         Tilted(model, whole.model.energy, on="z", through="mean")
 
@@ -115,7 +115,7 @@ def test_an_evaluation_binds_its_model_once(b, monkeypatch):
     pg.evaluate(linear(), draws(5), [IWAE(2), ELBO(2)], seed=0, backend=b, chunk_size=3,
                 progress_bar=False)  # fmt: skip
     assert count[0] == 1
-    room = Room(linear(), b, b.key(0), 3, 1, {"x": draws(1)}, 5, ("x",))
+    context = context_of(linear(), b, draws(5))
     reference = Reference(draws(4))
-    assert reference.rows(room, "one") is Reference(draws(4)).rows(room, "another")
-    assert room.bind() is room.bind() and count[0] == 3  # the model's, and the reference's own
+    assert reference.rows(context, "one") is Reference(draws(4)).rows(context, "another")
+    assert context.bound is context.bound and count[0] == 3  # the model's, and the reference's own

@@ -15,7 +15,7 @@ import pytest
 from identity_cases import EDITS, SAME, USERS, X, edited, module, vae
 
 from probgen import dist, nets
-from probgen.engine.measure import Same
+from probgen.engine.evaluation_context import CacheKey
 from probgen.errors import DeclarationError
 from probgen.inference import IWAE
 from probgen.inference.likelihood.partition import LogPartition
@@ -217,8 +217,8 @@ def test_one_computation_serves_equal_measures_and_no_others():
     class Holds:
         x: np.ndarray
 
-    assert Same(IWAE(5), X) == Same(IWAE(5), X) != Same(IWAE(6), X)
-    assert Same(IWAE(5), X) != Same(IWAE(5), X.copy())  # arrays by object
+    assert CacheKey(IWAE(5), X) == CacheKey(IWAE(5), X) != CacheKey(IWAE(6), X)
+    assert CacheKey(IWAE(5), X) != CacheKey(IWAE(5), X.copy())  # arrays by object
 
     class Clash:
         def __hash__(self):
@@ -230,10 +230,10 @@ def test_one_computation_serves_equal_measures_and_no_others():
         def __repr__(self):
             return "Clash()"
 
-    assert Same(Clash()) != Same(Clash())
+    assert CacheKey(Clash()) != CacheKey(Clash())
     held = Holds(X)
-    assert Same(held) == Same(held) != Same(Holds(X))
-    assert len({Same(Holds(X)) for _ in range(50)}) == 50  # none is freed for the next
+    assert CacheKey(held) == CacheKey(held) != CacheKey(Holds(X))
+    assert len({CacheKey(Holds(X)) for _ in range(50)}) == 50  # none is freed for the next
 
 
 # ---- networks of other libraries

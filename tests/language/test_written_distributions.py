@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import scipy.stats as st
 from coupling_cases import STANDARD, coupling_flow, flow, off_zero
+from measure_cases import context_of
 
 import probgen as pg
 from probgen import dist, nets, ops
@@ -318,7 +319,7 @@ def test_svi_does_not_learn_a_density_up_to_its_constant(b):
     with pytest.raises(AlgorithmError, match="which carries the density of 'x', depends"):
         pg.fit(model, x, SVI(ELBO()), num_steps=1, batch_size=2, seed=0, backend=b)
     with pytest.raises(AlgorithmError, match="known up to a constant"):
-        IWAE(2).bind_measure(bind(model, b, data={"x": x})[0])
+        context_of(model, b, x).function(IWAE(2))
 
 
 def test_axes_that_do_not_fit_are_refused(b):

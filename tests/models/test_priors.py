@@ -78,7 +78,7 @@ def test_the_forward_process_is_a_guide_with_the_bound_of_all_steps(b):
     keys = b.row_keys(b.key(1), np.arange(300))
     many = {"x": b.asarray(np.repeat(x, 100, 0))}
     closed = b.to_numpy(
-        DenoisingELBO(num_draws=8).bind_measure(bound)(params, many, keys)["estimate"]
+        DenoisingELBO(num_draws=8).device_function(bound)(params, many, keys)["estimate"]
     )
     closed = closed.reshape(3, 100).astype(np.float64)
     error = np.hypot(log_w.std(0) / math.sqrt(count), closed.std(1) / 10.0)

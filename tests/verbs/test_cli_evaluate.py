@@ -11,7 +11,7 @@ import pytest
 
 import probgen as pg
 from probgen import cli, data, dist, nets
-from probgen.engine import measure
+from probgen.engine.measure import EvaluationContext
 from probgen.errors import DataError, ShapeError
 from probgen.evaluation.page import command, sentences
 from probgen.evaluation.page.sentences import BUILT_IN, Loaded, Need, fitted_to, load
@@ -94,15 +94,15 @@ def test_a_run_that_is_killed_goes_on_and_gives_the_same_numbers(place, monkeypa
     words_ = ["--ood", "noise", "--measures", "elbo"]
     assert evaluate(place, *words_, "--chunk-size", "15", out="whole") == 0
     whole = pg.Evaluation.load(place / "whole" / "table")
-    real, calls = measure.Room._run, []
+    real, calls = EvaluationContext._run, []
 
-    def counted(self, measure, function, params, key, rows, ids):
+    def counted(self, run, key, rows, ids):
         calls.append(int(ids[0]))
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return real(self, measure, function, params, key, rows, ids)
+        return real(self, run, key, rows, ids)
 
-    monkeypatch.setattr(measure.Room, "_run", counted)
+    monkeypatch.setattr(EvaluationContext, "_run", counted)
     assert evaluate(place, *words_, "--chunk-size", "15", out="cut") == 130
     assert evaluate(place, *words_, "--chunk-size", "15", out="cut") == 0
     assert calls == [0, 15, 15, 30, 45]
@@ -116,15 +116,15 @@ def test_a_run_that_is_asked_to_end_says_in_one_line_how_to_go_on(
     place, number, status, monkeypatch, capsys, caplog
 ):
     words_ = ["--ood", "noise", "--measures", "elbo", "--chunk-size", "15"]
-    real, calls = measure.Room._run, []
+    real, calls = EvaluationContext._run, []
 
-    def asked(self, measure, function, params, key, rows, ids):
+    def asked(self, run, key, rows, ids):
         calls.append(int(ids[0]))
         if len(calls) == 2:
             os.kill(os.getpid(), number)
-        return real(self, measure, function, params, key, rows, ids)
+        return real(self, run, key, rows, ids)
 
-    monkeypatch.setattr(measure.Room, "_run", asked)
+    monkeypatch.setattr(EvaluationContext, "_run", asked)
     assert evaluate(place, *words_, out=f"asked-{status}") == status
     err = capsys.readouterr().err if status == 130 else caplog.messages[-1] + "\n"
     assert err.count("\n") == 1 and "stopped after 30 of 60 data" in err and "goes on" in err

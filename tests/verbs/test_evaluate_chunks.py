@@ -52,8 +52,8 @@ class Noisy:
     def name(self):
         return self.label
 
-    def bind_measure(self, bound):
-        b = bound.backend
+    def bind_measure(self, context):
+        b = context.backend
 
         def measure(params, batch, key):
             first, second = b.split(key, 2)
@@ -62,7 +62,7 @@ class Noisy:
             return {"estimate": batch["x"][:, 0] + eps[:, 0] + more, "standard_error": more,
                     "pair": eps}  # fmt: skip
 
-        return measure
+        return context.device(measure, self.name)
 
 
 class Host:
@@ -76,7 +76,7 @@ class Host:
     def __identity__(self):
         return self.name
 
-    def start(self, room):
+    def bind_measure(self, context):
         def run(rows, ids):
             if self.stop_at is not None and ids[0] >= self.stop_at:
                 raise KeyboardInterrupt

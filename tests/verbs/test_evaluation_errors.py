@@ -103,17 +103,15 @@ class Spiked:
     unit = "nats"
     larger_is_stranger = False
 
-    def bind_measure(self, bound):
-        ops = bound.backend.ops
+    def bind_measure(self, context):
+        ops = context.backend.ops
 
         def measure(params, batch, key):
             high = ops.where(batch["x"] > 2.0, math.inf, 0.0)  # [batch, 1]
             return {"log_w": ops.concatenate([high, 0.0 * batch["x"]], axis=1)}
 
-        return measure
-
-    def finish(self, values):
-        return importance_estimate(values["log_w"])
+        run = context.device(measure, self.name)
+        return lambda rows, ids: importance_estimate(run(rows, ids)["log_w"])
 
 
 def test_a_weight_of_infinity_is_refused_with_the_number_of_its_datum(b):

@@ -27,7 +27,7 @@ class Stops:
     def __identity__(self):
         return self.name
 
-    def start(self, room):
+    def bind_measure(self, context):
         def run(rows, ids):
             if self.stop and ids[0]:
                 raise KeyboardInterrupt

@@ -4,6 +4,7 @@ import importlib.util
 
 import numpy as np
 import pytest
+from measure_cases import measured
 from scipy.stats import kstest, skew
 from test_generate_evaluate import S, data, linear_vae
 
@@ -181,10 +182,8 @@ def test_the_code_of_a_hierarchy_needs_no_noise(backend):
     b, x = backend, data(6)
     _, drawn = bind(model, b, data={"x": x[:1]}, seed=0)
     params = b.tree_map(b.to_numpy, drawn)
-    bound, here = Fitted(model, params, shapes={"x": (3,)}).bind(b, {"x": x[:1]})
-    function = b.compile(GuideMoments().bind_measure(bound), 1, over="rows")
-    batch = {"x": b.asarray(x)}
-    one, other = (function(here, batch, b.row_keys(b.key(i), np.arange(6))) for i in range(2))
+    fitted = Fitted(model, params, shapes={"x": (3,)})
+    one, other = (measured(fitted, b, GuideMoments(), x, seed=i) for i in range(2))
     lower, upper = params["encoder"]["out"], params["prior/encoder"]["out"]
     h = x @ lower["weight"] + lower["bias"]
     g = h[:, :2] @ upper["weight"] + upper["bias"]
@@ -231,7 +230,7 @@ def test_gradient_norms_are_those_of_each_datum_alone(backend):
     exact = np.array([norms_by_hand(arrays, x[i].astype(float), eps[i]) for i in range(5)])
     found = {}
     for which in ("all", "guide", "model"):  # blocks of 2, 2 and 1
-        measure = LayerNorms(3, which, data_at_once=2).bind_measure(bound)
+        measure = LayerNorms(3, which, data_at_once=2).device_function(bound)
         out = b.compile(measure, 1, over="rows")(params, {"x": b.asarray(x)}, keys)
         found[which] = b.to_numpy(out["layers"])
     np.testing.assert_allclose(found["all"], exact, rtol=2e-3, atol=1e-4)

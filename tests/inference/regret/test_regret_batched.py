@@ -260,7 +260,7 @@ def test_decoder_and_encoder_stay_bit_identical(b, search, rows_at_once):
     bound, params = fitted.bind(b, {"x": x[:1]}, num_data=4)
     on_host = [np.array(a) for a in tree_leaves(fitted.params)]
     on_device = [b.to_numpy(a).copy() for a in tree_leaves(params)]
-    run = measure.bind_rows(bound, 4)
+    run = measure.device_function(bound, 4)
     keys = b.row_keys(b.key(0), np.arange(4))
     outs = [run(params, {"x": b.asarray(x)}, keys) for _ in range(2)]
     assert np.abs(b.to_numpy(outs[0]["log_w_after"] - outs[0]["log_w_before"])).min() > 0
@@ -298,7 +298,7 @@ def test_rank_1_is_the_exact_search_without_weight_decay(b, hidden):
         # The name chooses the noise, so the layers are compared under one key.
         bound, params = fitted.bind(b, {"x": x[:1]}, num_data=6)
         keys = b.row_keys(measure_key(b, exact, 3), np.arange(6))
-        out = rank_1.bind_rows(bound, 6)(params, {"x": b.asarray(x)}, keys)
+        out = rank_1.device_function(bound, 6)(params, {"x": b.asarray(x)}, keys)
         other = b.to_numpy(out["log_w_after"]).mean(1)
         gain = one - b.to_numpy(out["log_w_before"]).mean(1)
         assert np.abs(gain).min() > 1e-3
@@ -315,7 +315,7 @@ def test_rank_1_ranks_as_the_exact_search_with_its_published_optimiser(b):
         for rank_1 in (False, True):
             measure = LikelihoodRegret(search="guide", num_draws=20, rank_1=rank_1)
             keys = b.row_keys(b.key(5), np.arange(40))
-            values = measure.bind_rows(bound, 40)(params, {"x": b.asarray(x)}, keys)
+            values = measure.device_function(bound, 40)(params, {"x": b.asarray(x)}, keys)
             scores.append(measure.finish({n: b.to_numpy(v) for n, v in values.items()})["estimate"])
     assert stats.spearmanr(*scores).statistic >= 0.999
     difference = np.abs(scores[0] - scores[1])

@@ -90,7 +90,7 @@ def test_the_regret_falls_to_nothing_as_k_grows(b):
     base = settled(1000, search="posterior", num_draws=10_000, particles_at_once=2500)
     bound, params = fitted.bind(b, {"x": x[:1]}, num_data=len(x))
     keys = b.row_keys(measure_key(b, base, 0), np.arange(len(x)))
-    values = base.bind_rows(bound, len(x))(params, {"x": b.asarray(x)}, keys)
+    values = base.device_function(bound, len(x))(params, {"x": b.asarray(x)}, keys)
     values = {name: b.to_numpy(v) for name, v in values.items()}
     start = model.guide(x, **faults)
     tau = free_gaussian(fitted_tau(b, fitted, x, base))

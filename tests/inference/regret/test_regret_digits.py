@@ -107,7 +107,7 @@ def test_rank_1_ranks_digits_as_the_exact_search(b, digits, fitted):
     keys, scores = b.row_keys(b.key(0), np.arange(len(x))), []
     for rank_1 in (False, True):
         measure = LikelihoodRegret(rank_1=rank_1)
-        values = measure.bind_rows(bound, len(x))(params, {"x": b.asarray(x)}, keys)
+        values = measure.device_function(bound, len(x))(params, {"x": b.asarray(x)}, keys)
         scores.append(measure.finish({k: b.to_numpy(v) for k, v in values.items()})["estimate"])
     assert stats.spearmanr(*scores).statistic >= 0.999
     assert np.abs(scores[0] - scores[1]).max() < 0.03 * np.abs(scores[0]).max()
