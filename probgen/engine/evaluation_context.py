@@ -109,6 +109,11 @@ class EvaluationContext:
         key = b.fold_in(self._key, zlib.crc32(noise.encode()) & 0x7FFFFFFF)
         return lambda rows, ids: self._run(run, key, rows, ids)
 
+    def close(self) -> None:
+        """Drops what is kept, functions of this context among it: parameters go with the call."""
+        self._kept.clear()
+        self._placed.clear()
+
     def _run(self, run: Callable, key: Any, rows: Rows, ids: np.ndarray) -> Values:
         b, count = self.backend, len(ids)
         keys = b.row_keys(key, ids[self._fill(count)])

@@ -117,7 +117,7 @@ def evaluate(
 
     functions: list[Callable] = []
     parts: list[dict[str, dict[str, np.ndarray]]] = []
-    with kept.held() if kept else contextlib.nullcontext():
+    with contextlib.closing(context), kept.held() if kept else contextlib.nullcontext():
         if kept and store.check_place(kept.table, "evaluation"):
             for first in range(0, size, chunk_size):
                 seen.add(read(first, min(first + chunk_size, size)))

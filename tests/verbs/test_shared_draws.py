@@ -1,5 +1,8 @@
 """Measures of one number of draws share them, and none changes the numbers of another."""
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 from measure_cases import context_of
@@ -72,3 +75,17 @@ def test_encoder_and_decoder_run_as_often_for_five_scores_as_for_one(b, monkeypa
     five = [IWAE(7), NegativeLogLikelihood(7), ELBO(7), ReconstructionError(7), KLTerm(7, False)]
     assert count(five) == one and min(one.values()) > 0
     assert count([IWAE(7), ELBO(8)])["encoder"] > one["encoder"]  # another number is another draw
+
+
+def test_a_closed_context_is_freed_at_once(b):
+    """What is kept of its measures holds no parameters until some collector comes."""
+    context = context_of(vae(), b, X)
+    context.function(NegativeLogLikelihood(2))({"x": X}, np.arange(len(X)))
+    held = weakref.ref(context)
+    gc.disable()
+    try:
+        context.close()
+        del context
+        assert held() is None
+    finally:
+        gc.enable()
