@@ -3,10 +3,10 @@
     ops.logsumexp(x, axis=-1)        # x decides who computes: torch or JAX
 
 A function looks at the type of its array arguments, never at their values, so it is traceable by
-jax.jit and jax.vmap, and by torch's make_fx and torch.func. Axes, `keepdims`, `ddof` and the way of
-NaN (clip, maximum and max propagate it) are numpy's on both. Numpy arrays and Python numbers beside
-a framework's array follow it: a float takes its dtype and device, integers and booleans keep their
-kind. Images are channel-last [n, h, w, c].
+jax.jit and jax.vmap, and by torch's dispatch modes and torch.func. Axes, `keepdims`, `ddof` and the
+way of NaN (clip, maximum and max propagate it) are numpy's on both. Numpy arrays and Python numbers
+beside a framework's array follow it: a float takes its dtype and device, integers and booleans keep
+their kind. Images are channel-last [n, h, w, c].
 
 Nothing is computed here and no framework is imported: `probgen/backends/torch/ops.py` and
 `probgen/backends/jax/ops.py` hold one function for each name below.

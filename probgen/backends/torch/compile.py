@@ -6,7 +6,7 @@
 
 Tensors, keys and noise are the graph's inputs; everything else is a constant of it. What could not
 be traced or compiled falls to the next route, with the reason logged and kept (`Built.reason`).
-The example inputs are cloned before tracing: make_fx merges two inputs that are one tensor.
+A function is written down as it runs once on copies of its arguments (`record.py`).
 """
 
 from __future__ import annotations
@@ -16,14 +16,11 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from torch._guards import TracingContext
-from torch._guards import tracing as one_context
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from probgen.backends.compiled_store import programs
 from probgen.backends.keys import Key, mix
 from probgen.backends.torch import random
+from probgen.backends.torch.record import Recorder
 from probgen.backends.torch.routes import tracing
 from probgen.backends.torch.simplify import fold, lift, simplify
 from probgen.errors import DeclarationError, NotByRow, ProbgenError
@@ -109,38 +106,21 @@ class Graph:
         tensors: list = []
         keys: list = []
         flatten(args, tensors, keys, [])
-        template = args
-        self.plan = random.Planner()
-        self.route = route
+        self.route, recorder = route, Recorder()
+        plan = random.Planner(recorder)
         marked = [Key(k.seed, (i,)) for i, k in enumerate(keys)]
-        # On copies: a function that writes into its arguments must do so once a call.
-        copies = [t.detach().clone() for t in tensors]
-        rebuilt = _rebuild(template, iter(copies), iter(marked))
-        with torch.no_grad():
-            output = self._run(fn, rebuilt)
+        # On copies, each an input of its own: a function that writes into its arguments must do so
+        # once a call, and one tensor may be given twice.
+        example = [t.detach().clone(memory_format=torch.contiguous_format) for t in tensors]
+        copies = [recorder.input(t) for t in example]
+        with torch.no_grad(), recorder:
+            output = self._run(fn, _rebuild(args, iter(copies), iter(marked)), plan)
+            leaves = [torch.as_tensor(leaf) for leaf in tree_leaves(output)]
         self.build_output = _builder(output)
-        self.num_noise = len(self.plan.slots)
-        example_noise = random.redraw(self.plan.slots, [k.seed for k in keys])
-
-        def flat(*inputs: torch.Tensor) -> list[torch.Tensor]:
-            self.plan.found = {}
-            self.plan.inputs = list(inputs[len(tensors) :])
-            args = _rebuild(template, iter(inputs[: len(tensors)]), iter(marked))
-            out = tree_leaves(self._run(fn, args))
-            return [o if isinstance(o, torch.Tensor) else torch.as_tensor(o) for o in out]
-
-        example = [
-            t.detach().clone(memory_format=torch.contiguous_format)
-            for t in (*tensors, *example_noise)
-        ]
-        # One mode for the shapes of all nodes: without, make_fx makes one a node, each of which
-        # walks the whole stack of Python.
-        shapes = TracingContext(FakeTensorMode(allow_fallback_kernels=True))
-        with torch.no_grad(), one_context(shapes):
-            module = make_fx(flat)(*example)
-        module.graph.eliminate_dead_code()
-        self.constants = lift(module)
-        simplify(module)
+        self.slots = plan.slots
+        graph, root = recorder.finish(leaves), recorder.root
+        self.constants = lift(root, graph)
+        simplify(root, graph)
         self.draws_inside = any(
             "rand" in str(n.target)
             or "normal" in str(n.target)
@@ -149,18 +129,19 @@ class Graph:
             or "poisson" in str(n.target)
             or "dirichlet" in str(n.target)
             or "multinomial" in str(n.target)
-            for n in module.graph.nodes
+            for n in graph.nodes
             if n.op == "call_function"
         )
         if route == "inductor":
+            example += random.redraw(plan.slots, [k.seed for k in keys])
+            module = torch.fx.GraphModule(root, graph)
             self.run = self._inductor(module, [*example, *self.constants])
         else:
-            fold(module)
-            self.run = module.forward
-        self.plan.found, self.plan.inputs = {}, None
+            fold(root, graph)
+            self.run = torch.fx.GraphModule(root, graph).forward
 
-    def _run(self, fn: Callable, args: tuple) -> Any:
-        plan_token, token = random.planner.set(self.plan), tracing.set(self.route)
+    def _run(self, fn: Callable, args: tuple, plan: random.Planner) -> Any:
+        plan_token, token = random.planner.set(plan), tracing.set(self.route)
         try:
             return fn(*args)
         finally:
@@ -186,8 +167,8 @@ class Graph:
         # Compiled code reads memory by the strides that it was made for, the contiguous ones.
         inputs = [t if t.is_contiguous() else t.contiguous() for t in tensors]
         seeds = [k.seed for k in keys]
-        if self.num_noise:
-            inputs += random.redraw(self.plan.slots, seeds)
+        if self.slots:
+            inputs += random.redraw(self.slots, seeds)
         if constants:
             inputs += [t if t.is_contiguous() else t.contiguous() for t in constants]
         had_grad = torch.is_grad_enabled()

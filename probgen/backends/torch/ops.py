@@ -1,9 +1,9 @@
 """`probgen.ops` on torch: the same names, numpy's axes and NaN, in torch's functions.
 
-Everything runs under make_fx, torch.func and vmap: no `.item()`, no `if` on a value, nothing in
-place. Documentation of each function is in `probgen/language/ops.py`. Images are channel-last at
-the interface; a permuted view of one is what torch calls channels-last memory, so nothing is
-copied.
+Everything may be written down as a graph (`record.py`), under torch.func and vmap: no `.item()`, no
+`if` on a value, nothing in place. Documentation of each function is in `probgen/language/ops.py`.
+Images are channel-last at the interface; a permuted view of one is what torch calls channels-last
+memory, so nothing is copied.
 """
 
 # ruff: noqa: D103 - one text documents both backends, in probgen/language/ops.py.

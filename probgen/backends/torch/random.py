@@ -19,6 +19,7 @@ import torch
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
 from probgen.backends.keys import Key, seed_at
+from probgen.backends.torch.record import Recorder
 from probgen.backends.turns import pyro_turn
 from probgen.errors import NotByRow, ShapeError
 
@@ -38,23 +39,20 @@ class Slot(NamedTuple):
 
 
 class Planner:
-    """Collects the slots while a function is run once, then feeds their stand-ins while traced."""
+    """Draws noise while a function is written down, and makes each draw an input of its graph."""
 
-    def __init__(self) -> None:
+    def __init__(self, recorder: Recorder) -> None:
         self.slots: list[Slot] = []
-        self.inputs: list[torch.Tensor] | None = None
-        self.found: dict[Slot, torch.Tensor] = {}
+        self._recorder = recorder
+        self._found: dict[Slot, torch.Tensor] = {}
 
     def take(self, slot: Slot, key: Key) -> torch.Tensor:
-        if slot in self.found:
-            return self.found[slot]
-        if self.inputs is None:
+        if slot not in self._found:
             self.slots.append(slot)
-            value = draw(slot, key.seed)
-        else:
-            value = self.inputs[self.slots.index(slot)]
-        self.found[slot] = value
-        return value
+            with self._recorder.outside():
+                value = draw(slot, key.seed)
+            self._found[slot] = self._recorder.input(value)
+        return self._found[slot]
 
 
 planner: contextvars.ContextVar[Planner | None] = contextvars.ContextVar("planner", default=None)
@@ -114,7 +112,7 @@ def in_vmap() -> bool:
 def noise(
     kind: str, key: Key, shape: tuple[int, ...], device: str, low: int = 0, high: int = 0
 ) -> torch.Tensor:
-    """A draw from a key: an input of the graph while a function is planned or traced.
+    """A draw from a key: an input of the graph while a function is written down.
 
     In a `vmap` over data the physical draw has their axis in front, each row from its own key, and
     comes back as one datum's: what a loop over the data would see.

@@ -1,4 +1,4 @@
-"""Cleans a traced graph: what make_fx writes down and nobody needs.
+"""Cleans a traced graph: what is written down as a function runs and nobody needs.
 
 A trace holds every `detach`, every view to the shape that is there already, `x + 0`, `x ** 1`, and
 the making of each constant. `simplify` takes them out, and writes a column times a row as an
@@ -11,10 +11,13 @@ Inductor does the like on its own; a graph that is replayed as Python pays for e
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
-from torch.fx import GraphModule, Node
+from torch.fx import Graph, Node
+
+from probgen.backends.torch.record import form
 
 aten = torch.ops.aten
 
@@ -64,42 +67,31 @@ def _base(node: Node) -> Node:
         node = node.args[0]
 
 
-def _written(graph: torch.fx.Graph) -> set[Node]:
+def _written(graph: Graph) -> set[Node]:
     return {_base(target) for node in graph.nodes for target in _writes(node)}
-
-
-def _value(node: Node) -> Any:
-    return node.meta.get("val")
 
 
 def _is_same(node: Node, source: Node) -> bool:
     """Whether two nodes hold tensors of one shape, strides and type."""
-    a, b = _value(node), _value(source)
-    return (
-        isinstance(a, torch.Tensor)
-        and isinstance(b, torch.Tensor)
-        and a.shape == b.shape
-        and a.dtype == b.dtype
-        and a.stride() == b.stride()
-    )
+    one, other = form(node), form(source)
+    return one is not None and other is not None and one[:3] == other[:3]
 
 
 def _is_outer(node: Node) -> bool:
     """Whether a matrix product is that of a column and a row: of one datum's gradient, say."""
-    left = _value(node.args[0])
-    return isinstance(left, torch.Tensor) and left.ndim == 2 and left.shape[1] == 1
+    left = form(node.args[0])
+    return left is not None and len(left.shape) == 2 and left.shape[1] == 1
 
 
-def lift(module: GraphModule) -> list[torch.Tensor]:
+def lift(root: torch.nn.Module, graph: Graph) -> list[torch.Tensor]:
     """Makes the tensors that the traced function closes over inputs, after the others; gives them.
 
     What it makes of numbers in its own text (`lift_fresh_copy`) stays a constant of the graph.
     """
-    graph = module.graph
     found: dict[Any, tuple[Node, torch.Tensor]] = {}
     last = [n for n in graph.nodes if n.op == "placeholder"]
     for node in list(graph.nodes):
-        value = getattr(module, str(node.target), None) if node.op == "get_attr" else None
+        value = getattr(root, str(node.target), None) if node.op == "get_attr" else None
         own = all(_op(user) is aten.lift_fresh_copy.default for user in node.users)
         if own or not isinstance(value, torch.Tensor):
             continue
@@ -111,14 +103,12 @@ def lift(module: GraphModule) -> list[torch.Tensor]:
         node.replace_all_uses_with(found[node.target][0])
         graph.erase_node(node)
     for name in found:
-        delattr(module, name)
-    module.recompile()
+        delattr(root, name)
     return [value for _, value in found.values()]
 
 
-def simplify(module: GraphModule) -> None:
+def simplify(root: torch.nn.Module, graph: Graph) -> None:
     """Takes out nodes that change nothing; makes scalar constants part of the graph's text."""
-    graph = module.graph
     written = _written(graph)
     outputs = set(graph.output_node().all_input_nodes)
     for node in list(graph.nodes):
@@ -129,7 +119,7 @@ def simplify(module: GraphModule) -> None:
         if op in _SAME or (op in _SHAPES and _is_same(node, source)):
             node.replace_all_uses_with(source)
         elif op is aten.lift_fresh_copy.default and source.op == "get_attr":
-            _inline_scalar(module, node, source, written)
+            _inline_scalar(root, node, source, written)
         elif op is aten.mm.default and _is_outer(node):
             # A library call that inductor cannot fuse with what is done to the product.
             node.target = aten.mul.Tensor
@@ -140,15 +130,14 @@ def simplify(module: GraphModule) -> None:
             if neutral and apart and _is_same(node, source):
                 node.replace_all_uses_with(source)
     graph.eliminate_dead_code()
-    module.recompile()
 
 
-def _inline_scalar(module: GraphModule, node: Node, source: Node, written: set[Node]) -> None:
-    constant = getattr(module, str(source.target))
+def _inline_scalar(root: torch.nn.Module, node: Node, source: Node, written: set[Node]) -> None:
+    constant = getattr(root, str(source.target))
     if constant.ndim or _base(node) in written or constant.dtype is torch.bool:
         return
-    with module.graph.inserting_before(node):
-        full = module.graph.call_function(
+    with node.graph.inserting_before(node):
+        full = node.graph.call_function(
             aten.full.default,
             ([], constant.item()),
             {"dtype": constant.dtype, "device": constant.device},
@@ -157,12 +146,11 @@ def _inline_scalar(module: GraphModule, node: Node, source: Node, written: set[N
     node.replace_all_uses_with(full)
 
 
-def fold(module: GraphModule) -> None:
+def fold(root: torch.nn.Module, graph: Graph) -> None:
     """Computes once what depends on constants only, as far as it is small.
 
     A tensor that the traced function merely closes over is no constant: its owner may change it.
     """
-    graph = module.graph
     # Outputs belong to the caller, who may overwrite them.
     taken = _written(graph) | {_base(node) for node in graph.output_node().all_input_nodes}
     known: dict[Node, torch.Tensor] = {}
@@ -174,14 +162,12 @@ def fold(module: GraphModule) -> None:
             continue
         of_its_own = op is aten.lift_fresh_copy.default and node.args[0].op == "get_attr"
         if of_its_own:
-            known[node] = getattr(module, str(node.args[0].target)).clone()
+            known[node] = getattr(root, str(node.args[0].target)).clone()
         elif op is aten.ones_like.default or op is aten.zeros_like.default:
-            value = _value(node)
-            if isinstance(value, torch.Tensor) and value.numel() <= _FOLD_UP_TO:
+            like = form(node)
+            if like is not None and math.prod(like.shape) <= _FOLD_UP_TO:
                 number = 1 if op is aten.ones_like.default else 0
-                known[node] = torch.full(
-                    value.shape, number, dtype=value.dtype, device=value.device
-                )
+                known[node] = torch.full(like.shape, number, dtype=like.dtype, device=like.device)
         elif all(n in known for n in node.all_input_nodes):
             values = torch.fx.map_arg((node.args, node.kwargs), lambda n: known[n])
             result = op(*values[0], **values[1])
@@ -191,9 +177,8 @@ def fold(module: GraphModule) -> None:
         if all(user in known for user in node.users):
             continue
         name = f"_folded_{i}"
-        module.register_buffer(name, value)
+        root.register_buffer(name, value)
         with graph.inserting_before(node):
             constant = graph.get_attr(name)
         node.replace_all_uses_with(constant)
     graph.eliminate_dead_code()
-    module.recompile()
