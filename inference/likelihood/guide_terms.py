@@ -23,10 +23,11 @@ from probgen.backends.protocol import Backend
 from probgen.engine.bound import Bound
 from probgen.engine.guide_draws import draw_guide
 from probgen.engine.measure import EvaluationContext, Function, Values
-from probgen.errors import AlgorithmError
+from probgen.errors import AlgorithmError, DeclarationError
 from probgen.inference.objectives.terms import Terms, collect, require_local
 from probgen.language.declared import declaration
 from probgen.language.kinds import Many
+from probgen.language.memory import ask
 
 Array = Any
 AT_ONCE = 25  # draws at a time, for memory
@@ -44,8 +45,14 @@ def guide_terms(
 
     Raises:
         AlgorithmError: the model has no guide, or global latents, or an unnormalised density.
+        DeclarationError: more particles than memory holds for a chunk of the data.
     """
-    require_terms(context.bound, who, up_to_constant=up_to_constant)
+    bound, rows = context.bound, context.chunk_size
+    require_terms(bound, who, up_to_constant=up_to_constant)
+    # Three terms, in single precision and in double; and the sites of those drawn at a time.
+    each = 36 * num_particles + 4 * min(num_particles, at_once) * bound.structure.count(1)
+    what = f"{who}: {num_particles:,} particles of {rows:,} data at a time"
+    ask(what, rows * each, "lower chunk_size, or take fewer particles", DeclarationError)
     return context.function(GuideTerms(num_particles, at_once))
 
 

@@ -23,7 +23,8 @@ from typing import Any, NamedTuple
 from probgen.backends.protocol import Site
 from probgen.engine.bound import Bound
 from probgen.engine.guide_draws import GuideDraws, draw_guide
-from probgen.errors import AlgorithmError
+from probgen.errors import AlgorithmError, DeclarationError
+from probgen.language.memory import ask
 
 Array = Any
 
@@ -65,8 +66,15 @@ def compute(
 
     Raises:
         AlgorithmError: the guide leaves a latent site of the model out.
+        DeclarationError: more particles than memory holds.
     """
     q_params = params if guide_params is None else guide_params
+    if num_particles is not None:
+        rows = [len(v) for n, v in batch.items() if n in bound.structure.sites and v.ndim]
+        size = max(rows, default=1)
+        numbers = 4 * num_particles * bound.structure.count(size)
+        where = f"{bound.model.name!r}: {num_particles:,} particles of {size:,} data"
+        ask(where, numbers, "take fewer particles, or fewer data at a time", DeclarationError)
     draws = draw_guide(bound, q_params, batch, key, num_particles=num_particles)
     sites = bound.trace(params, batch, draws.latents, num_particles=num_particles)
     return collect(bound, draws, sites, analytic_kl=analytic_kl)

@@ -6,6 +6,7 @@ axes, as in Pyro and NumPyro.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -103,6 +104,15 @@ class Structure(NamedTuple):
         """Sizes of a site's plates from left to right, 1 where none lies."""
         sizes = {**self.plate_sizes, DATA_PLATE: num_rows}
         return axis_sizes({self.plate_axes[p]: sizes[p] for p in self.sites[name].plates})
+
+    def count(self, num_rows: int) -> int:
+        """How many numbers its random variables are, for so many data."""
+        shapes = (
+            (*self.plate_shape(n, num_rows), *s.event_shape)
+            for n, s in self.sites.items()
+            if s.kind == "sample"
+        )
+        return sum(map(math.prod, shapes))
 
 
 def expanded(sites: Mapping[str, Any], like: Mapping[str, str]) -> dict[str, Any]:

@@ -28,9 +28,17 @@ from probgen.engine.fitted import AnyModel, Fitted
 from probgen.engine.learner import AnyAlgorithm, Learner
 from probgen.engine.loop import Loop, numpy_copy, result_params
 from probgen.engine.once import one_value
-from probgen.errors import AlgorithmError, DataError, SaveError, ShapeError, UnknownName
+from probgen.errors import (
+    AlgorithmError,
+    DataError,
+    DeclarationError,
+    SaveError,
+    ShapeError,
+    UnknownName,
+)
 from probgen.language.declared import checked
 from probgen.language.kinds import Count, CountOrZero, Inputs, Names, OpenShare, PathLike
+from probgen.language.memory import ask
 from probgen.language.model import Model
 from probgen.language.program import ROW
 from probgen.language.seeds import check_seed
@@ -157,6 +165,9 @@ def fit(
         num_draws=size if data is None else None, freeze=freeze or (), is_once=once is not None,
     )  # fmt: skip
     bound.require_rows("fit")
+    if data is None:
+        numbers, cure = 4 * bound.structure.count(size), "draw fewer at a time"
+        ask(f"fit: batch_size={size:,} without data", numbers, cure, DeclarationError)
     params = {**(params or {}), **starting.given(b, initial, init)}
     initial = {**initial, **tree_map(b.asarray, {k: params[k] for k in init or {}})}
     starting.check_freeze(bound)

@@ -11,7 +11,6 @@ Every sample has globals of its own, so that samples are independent draws of th
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Literal
@@ -137,9 +136,12 @@ def generate(
         )
     source = _source(fitted, bound, predictive, method, dict(inputs or {}))
     sites, key = bound.structure.sites, b.key(seed)
-    numbers = sum(math.prod(s.event_shape) for s in sites.values() if s.kind == "sample")
+    numbers = 8 * bound.structure.count(1) * num_samples
     cure = "draw fewer samples, call by call with other seeds"
-    ask(f"generate: num_samples={num_samples}", 8 * numbers * num_samples, cure, DeclarationError)
+    if method is not None and return_chain:
+        numbers *= transitions(method)
+        cure += ", or leave out return_chain"
+    ask(f"generate: num_samples={num_samples}", numbers, cure, DeclarationError)
     # Of two data it can be told which axis of a computed value is theirs.
     least = 2 if any(s.kind == "deterministic" for s in sites.values()) and source is None else 1
     ends = None

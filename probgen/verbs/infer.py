@@ -7,6 +7,7 @@ gives plates' names to axes.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -31,10 +32,11 @@ from probgen.engine.explain import explain
 from probgen.engine.fitted import AnyModel, Fitted
 from probgen.engine.markov import draw_posterior
 from probgen.engine.posterior import Posterior
-from probgen.engine.target import AnySampler
-from probgen.errors import AlgorithmError, NonFiniteError
+from probgen.engine.target import AnySampler, Sampler
+from probgen.errors import AlgorithmError, DeclarationError, NonFiniteError
 from probgen.language.declared import checked
 from probgen.language.kinds import Count, Inputs, Names, PathLike
+from probgen.language.memory import ask
 from probgen.language.model import Model
 from probgen.language.program import DATA_PLATE
 from probgen.language.seeds import check_seed
@@ -123,6 +125,7 @@ def infer(
     _check_names(bound)
     posterior = Posterior(bound, bound.num_rows)
     posterior.check()
+    _ask(posterior, method, log_likelihood)
     # Everything that is an array is an argument, so that other data need no other program.
     everything = {**constants, **rows}
     placed = on_device(b, {k: v for k, v in everything.items() if isinstance(v, np.ndarray)})
@@ -186,6 +189,22 @@ def _start(
         b = model.resolve(backend, device)
         return b, model.model, model.params, dict(model.constants)
     return resolve(backend, device, prefer=model.backend or "jax"), model, None, {}
+
+
+def _ask(posterior: Posterior, method: Sampler, log_likelihood: bool) -> None:
+    """All draws are in memory at the end, on the real line and as values: 8 bytes a number."""
+    chains, draws = method.num_chains, method.num_draws
+    sites = posterior.bound.structure.sites
+    numbers = sum(math.prod(posterior.shape(n)) for n in posterior.latents)
+    if log_likelihood:
+        numbers += sum(
+            math.prod(posterior.shape(n)) for n in posterior.bound.observed if n in sites
+        )
+    ask(
+        f"infer: {chains:,} chains of {draws:,} draws of {numbers:,} numbers",
+        8 * chains * draws * numbers, "take fewer draws, or thin them (thinning=)",
+        DeclarationError,
+    )  # fmt: skip
 
 
 def _check_nets(bound: Bound, params: Any, with_guide: bool) -> None:

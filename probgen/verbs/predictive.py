@@ -17,7 +17,8 @@ from probgen.engine.bind import bind
 from probgen.engine.bound import Bound
 from probgen.engine.draws import latents_of
 from probgen.engine.fitted import Fitted
-from probgen.errors import AlgorithmError
+from probgen.errors import AlgorithmError, DeclarationError
+from probgen.language.memory import ask
 
 
 def data_sets(
@@ -53,6 +54,10 @@ def data_sets(
             f"generate: got num_samples={num_samples} for {total} draws, expected at most as many; "
             "infer more, or ask for fewer."
         )
+    size = bound.num_rows or 1
+    cure = "ask for fewer data sets, or for smaller ones"
+    numbers = 8 * bound.structure.count(size) * num_samples
+    ask(f"generate: {num_samples} sets of {size} data", numbers, cure, DeclarationError)
     index = np.linspace(0, total - 1, num_samples).round().astype(np.int64)
     placed = {k: b.asarray(v) for k, v in constants.items() if isinstance(v, np.ndarray)}
 

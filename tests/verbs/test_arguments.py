@@ -7,6 +7,8 @@ from test_generate_evaluate import data, linear_vae
 import probgen as pg
 from probgen.errors import DataError, DeclarationError, ProbgenError, UnknownName
 from probgen.inference import ELBO, IWAE, NUTS, SVI, Langevin
+from probgen.inference.ood import NegativeLogLikelihood
+from probgen.language import memory
 
 X, FITTED = data(12), linear_vae()
 FIT = {"num_steps": 1, "seed": 0}
@@ -113,11 +115,51 @@ def test_what_is_no_backend_is_refused(wrong):
 def test_more_than_memory_holds_is_refused_before_it_is_taken(backend):
     with pytest.raises(DeclarationError, match=r"generate.*of memory that are free"):
         pg.generate(FITTED, 10**9, seed=0, backend=backend)
+    with pytest.raises(DeclarationError, match=r"generate: num_samples=.*memory that are free"):
+        steps = Langevin(0.1, num_steps=10**7)
+        pg.generate(FITTED, 10**4, seed=0, method=steps, return_chain=True, backend=backend)
     net = pg.nets.MLP((10**6, 10**6), out=3)
     with pytest.raises(DeclarationError, match="of memory that are free"):
         net.init(np.random.default_rng(0), (3,))
     with pytest.raises(DataError, match="of memory that are free"):
         pg.data.noise(10**9, (28, 28, 1), seed=0)
+
+
+@pg.model
+def mean_of_many():
+    mu = pg.sample("mu", pg.dist.Normal(0.0, 1.0).expand([100]).to_event(1))
+    with pg.data_plate():
+        pg.sample("x", pg.dist.Normal(mu[0], 1.0))
+
+
+def free_memory(monkeypatch, num_bytes):
+    monkeypatch.setattr(memory, "available", lambda: num_bytes)
+
+
+def test_more_draws_than_memory_holds_are_refused_before_the_first(backend, monkeypatch):
+    """100 numbers a draw, on the line and as values: 8 bytes, so that 10**6 draws are 800 MB."""
+    free_memory(monkeypatch, 7 * 10**8)
+    for method in (Langevin(0.1, num_steps=10**6, num_chains=1), NUTS(num_samples=250_000)):
+        with pytest.raises(DeclarationError, match="infer: .* draws of 100 numbers.* 800 MB.*thin"):
+            pg.infer(mean_of_many, X[:, 0], method, seed=0, backend=backend)
+    draws = {"mu": np.zeros((1, 100, 100), "f")}
+    with pytest.raises(DeclarationError, match="generate: 100 sets of 1000000 data.*free"):
+        pg.generate(mean_of_many, 100, seed=0, draws=draws, num_data=10**6, backend=backend)
+
+
+def test_particles_are_asked_for_a_chunk_at_a_time(backend, monkeypatch):
+    """Their terms take 36 bytes each; what a smaller chunk holds is not refused with a larger."""
+    free_memory(monkeypatch, 10**8)
+    for measure in (IWAE(10**6), ELBO(10**7), NegativeLogLikelihood(10**6)):
+        with pytest.raises(DeclarationError, match="particles of 12 data at a time.*chunk_size"):
+            pg.evaluate(FITTED, X, [measure], seed=0, backend=backend)
+    table = pg.evaluate(FITTED, X, [IWAE(3)], seed=0, chunk_size=1, backend=backend)
+    assert table.num_data == 12
+    with pytest.raises(DeclarationError, match="10,000,000 particles of 12 data.*fewer particles"):
+        fit(SVI(ELBO(10**7)), backend=backend)
+    learner = pg.GradientLearner(len, pg.Adam(), needs_data=False)
+    with pytest.raises(DeclarationError, match="batch_size=100,000,000 without data.*fewer"):
+        pg.fit(FITTED.model, None, learner, batch_size=10**8, backend=backend, **FIT)
 
 
 @pytest.mark.parametrize("wrong", [None, 3, b"\x00", "a\x00b", "x" * 5000])

@@ -115,6 +115,15 @@ def test_an_option_out_of_range_is_one_line(place, options, said, capsys):
     assert said in err and err.count("\n") == 1 and not (place / "none").exists()
 
 
+def test_more_particles_than_memory_holds_are_one_line(place, capsys, monkeypatch):
+    monkeypatch.setattr("probgen.language.memory.available", lambda: 10**8)
+    options = ("--measures", "nll", "--particles", "1000000", "--out", str(place / "much"))
+    assert evaluate(place, "model", "digits", *options) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("probgen evaluate: IWAE(1000000): 1,000,000 particles of 60 data at a time: got a size of")
+    assert "lower chunk_size, or take fewer particles" in err and err.count("\n") == 1
+
+
 def test_the_commands_name_is_said_once(place, capsys):
     assert evaluate(place, "model", "digits", "--measures", "elbos") == 2
     err = capsys.readouterr().err
