@@ -103,7 +103,7 @@ def _steps(settings: Settings, num_epochs: int, train: np.ndarray) -> tuple[int,
 def measure(
     fitted: Fitted, train: np.ndarray, held_out: np.ndarray, settings: Settings, *, seed: int
 ) -> dict[str, Any]:
-    """The likelihoods: `Results`' fields elbo, train_elbo, log_p, log_p_each, effective."""
+    """The likelihoods: fields of `Results`, from elbo to num_bare."""
     bound, estimate = ELBO(num_particles=settings.elbo_particles), IWAE(settings.num_particles)
     table = pg.evaluate(fitted, held_out, [bound, estimate], seed=seed)
     seen = pg.evaluate(fitted, train[: len(held_out)], [bound], seed=seed)
@@ -113,6 +113,7 @@ def measure(
         "log_p": table.mean(estimate.name),
         "log_p_each": table[estimate.name]["estimate"].values,
         "effective": table[estimate.name]["effective_particles"].values,
+        "num_bare": table.bound_only(estimate.name),
     }
 
 

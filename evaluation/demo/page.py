@@ -29,7 +29,6 @@ from probgen.evaluation.page import (
     image_blocks,
     verdict_blocks,
     verdicts,
-    with_error,
 )
 from probgen.evaluation.page.drawing import figure_svg
 from probgen.evaluation.page.model_blocks import model_blocks
@@ -93,7 +92,8 @@ def _summary(r: Results) -> Section:
                 Number("Held-out ELBO", r.elbo[0], "nats per digit", r.elbo[1],
                        f"± is one standard error over {len(r.log_p_each)} digits"),
                 Number("Estimate of log p(x)", r.log_p[0], "nats per digit", r.log_p[1],
-                       f"importance-weighted, K = {r.settings.num_particles:,} particles"),
+                       f"importance-weighted, K = {r.settings.num_particles:,} particles; "
+                       f"{_of_weights(r)}"),
                 Number("ELBO, training digits", r.train_elbo[0], "nats", r.train_elbo[1]),
                 Number("KL to the prior", kl, "nats", None,
                        f"{int(r.active.sum())} of {r.active.size} units active"),
@@ -109,6 +109,13 @@ def _summary(r: Results) -> Section:
             ]
         ),
     )  # fmt: skip
+
+
+def _of_weights(r: Results) -> str:
+    """For how many digits the headline is a bound alone, which their k-hats tell."""
+    if not r.num_bare:
+        return "no digit's weights are too heavy"
+    return f"for {r.num_bare:,} of {len(r.log_p_each):,} digits, whose weights are heavy, a bound"
 
 
 def _meaning(r: Results) -> Section:
@@ -223,7 +230,7 @@ def _reconstructions(r: Results) -> Section:
 
 
 def _units(r: Results) -> Section:
-    order, pale = r.units, "" if r.active.all() else " Pale bars are not."
+    order, pale = r.units, "" if r.active.all() else " Pale bars are not active."
     names = [str(i) if len(order) <= 20 or i % 5 == 0 else "" for i in order]
     return Section(
         "KL per unit",
@@ -234,9 +241,8 @@ def _units(r: Results) -> Section:
                     x_label="latent unit", y_label="KL, nats per digit",
                 )
             ),
-            f"How much each unit of the code says about a digit; "
-            f"{int(r.active.sum())} of {r.active.size} are active (the mean of their code moves "
-            f"with the digit: variance above 0.01).{pale}",
+            f"How much each unit of the code says about a digit. Active is a unit where the mean "
+            f"of its code moves with the digit (variance above 0.01).{pale}",
             "Bar chart of the KL divergence of each latent unit, largest first.",
             numbers={"kl_units": r.kl_units, "active": r.active},
         ),
@@ -246,18 +252,15 @@ def _units(r: Results) -> Section:
 
 def _information(r: Results) -> list[Any]:
     report = r.fitted.report
-    rows: list[list[str | float]] = [
-        ["KL, all units", f"{with_error(report.kl['z'], None)} nats"],
-        ["active units", f"{int(r.active.sum())} of {r.active.size}"],
-    ]
-    if report.information is not None:
-        low, high = report.information
-        rows.append(["information I(x; z)", f"{low:.2f} to {high:.2f} nats"])
+    if report.information is None:
+        return []
+    low, _ = report.information
     text = (
-        f"On {report.num_data} training digits. The lower bound on the information cannot exceed "
-        f"log {report.num_data} = {np.log(report.num_data):.2f}."
+        f"On {report.num_data} training digits the code holds at least {low:.2f} nats of "
+        "information about the digit, and at most the KL of all its units together. The lower "
+        f"bound cannot exceed log {report.num_data} = {np.log(report.num_data):.2f}."
     )
-    return [Table(["the code", "value"], rows, caption=text, name="code", wide=False)]
+    return [Paragraph(text)]
 
 
 def _traversal(r: Results) -> Section:

@@ -46,7 +46,8 @@ class Results:
 
     elbo, log_p: (mean over the held-out digits, standard error), nats per datum.
     log_p_each: [n] the estimate of each held-out digit; order: their indices, likeliest first.
-    effective: [n] effective particles of each estimate.
+    effective: [n] effective particles of each estimate; num_bare: of how many the k-hats say that
+        it is a lower bound alone.
     units: latent units, the largest KL first; kl_units, active: [d] in the units' own order.
     traversals: [units, steps, 28, 28, 1]; steps: the values along an axis, in standard deviations.
     strangers: measures of held-out digits and of sets that are no digits.
@@ -59,6 +60,7 @@ class Results:
     log_p: tuple[float, float]
     log_p_each: np.ndarray
     effective: np.ndarray
+    num_bare: int
     kl_units: np.ndarray
     active: np.ndarray
     samples: np.ndarray

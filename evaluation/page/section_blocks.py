@@ -18,7 +18,7 @@ from probgen.evaluation.detection.records import counted, with_limits
 from probgen.evaluation.page.blocks import Block, Figure, Folded, ImageRows, Paragraph, Row, Table
 from probgen.evaluation.page.drawing import figure_svg
 from probgen.evaluation.page.gathered import GatheredTables
-from probgen.evaluation.page.text import number, with_error
+from probgen.evaluation.page.text import MINUS, number, with_error
 from probgen.evaluation.page.verdict import SetVerdict, join, limits, summary
 from probgen.language.declared import checked
 from probgen.language.kinds import Many
@@ -44,7 +44,10 @@ class Record:
 
 @checked
 def likelihood_blocks(gathered: GatheredTables) -> list[Block]:
-    """Mean of every likelihood on every set with its errors and limits; the tables' warnings."""
+    """Mean of every likelihood on every set with its errors and limits; the tables' warnings.
+
+    All with the sign of log p, whatever the measure's own.
+    """
     rows: list[list[str | float]] = []
     for data_set, table in gathered.tables.items():
         for measure in gathered.likelihoods:
@@ -52,8 +55,8 @@ def likelihood_blocks(gathered: GatheredTables) -> list[Block]:
             rows.append(
                 [
                     data_set,
-                    gathered.labels[measure],
-                    with_error(mean, error),
+                    gathered.labels[measure].removeprefix(MINUS),
+                    with_error(_way(table, measure) * mean, error),
                     number(noise, 3) if noise is not None else "none known",
                     _limit(table, measure),
                     _bare(table, measure),
@@ -63,7 +66,8 @@ def likelihood_blocks(gathered: GatheredTables) -> list[Block]:
     header = ["data", "measure", "mean ± s.e., nats", "of it Monte Carlo"]
     header += ["true mean, 95 %", "bound only", "n"]
     text = (
-        "Nats per datum, constants included. ± is the standard error of the mean over data; the "
+        "log p(x) in nats per datum, constants included; larger is likelier. ± is the standard "
+        "error of the mean over data; the "
         "part of it that more particles would remove is beside it, where it can be told. An "
         "estimate of log p from weights is a lower bound in expectation, its mean the mean of a "
         "bound: in 95 % of cases the true mean over these data is beyond the limit that is shown, "
@@ -86,7 +90,14 @@ def _limit(table: Evaluation, measure: str) -> str:
     limit = table.mean_limit(measure)
     if limit is None:
         return "–"
-    return f"{'>' if table.bound(measure) == 'lower' else '<'}{NBSP}{number(limit, 2)}"
+    way = _way(table, measure)
+    is_below = (table.bound(measure) == "lower") == (way > 0)
+    return f"{'>' if is_below else '<'}{NBSP}{number(way * limit, 2)}"
+
+
+def _way(table: Evaluation, measure: str) -> float:
+    """What turns a measure of likelihood into log p: -1 of one that is minus it."""
+    return -1.0 if table.larger_is_stranger[measure] else 1.0
 
 
 def _bare(table: Evaluation, measure: str) -> str:
@@ -115,7 +126,8 @@ def warning_blocks(gathered: GatheredTables) -> list[Block]:
 
 
 def measure_blocks(gathered: GatheredTables) -> list[Block]:
-    """Every measure: its full name, direction, and mean on each set."""
+    """Every measure: its full name and direction; of those that are no likelihoods, whose means
+    stand with their errors in a table of their own, the mean on each set."""
     units, ways = gathered.own.units, gathered.own.larger_is_stranger
     names: list[list[str | float]] = [
         [gathered.labels[m], m, units[m], WAYS[ways[m]]] for m in gathered.measures
@@ -123,13 +135,18 @@ def measure_blocks(gathered: GatheredTables) -> list[Block]:
     means: list[list[str | float]] = [
         [gathered.labels[m], *(_strangeness(t, m) for t in gathered.tables.values())]
         for m in gathered.measures
+        if m not in gathered.likelihoods
     ]
-    return [
-        Table(["measure", "in full", "unit", "direction"], names, name="measures"),
-        Table(["measure", *gathered.tables], means, name="means",
-              caption="Means ± standard error over data, in the measure's unit, all with the sign "
-              "by which larger is stranger (−log p for log p)."),
-    ]  # fmt: skip
+    blocks: list[Block] = [
+        Table(["measure", "in full", "unit", "direction"], names, name="measures")
+    ]
+    if means:
+        caption = (
+            "Means ± standard error over data, in the measure's unit, all with the sign by which "
+            "larger is stranger."
+        )
+        blocks.append(Table(["measure", *gathered.tables], means, name="means", caption=caption))
+    return blocks
 
 
 def _strangeness(table: Evaluation, measure: str) -> str:

@@ -14,7 +14,8 @@ clear 1/2 by chance, and a claim takes more.
 Of a set with fewer than `MIN_DATA` distinct data, or against as few, only that is said. Copies
 among the data count once: `report` is told, or sees in the pictures, how many differ.
 
-A measure is called the best of a set only where the table's verdict names a winner, which takes a
+Numbers are left to the table: each stands there once, and as a dot in the figure. A measure is
+called the best of a set only where the table's verdict names a winner, which takes a
 significant paired test against every other measure.
 """
 
@@ -24,8 +25,8 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Annotated
 
-from probgen.evaluation.detection import Detection, DetectionTable
-from probgen.evaluation.detection.records import MIN_DATA, shown
+from probgen.evaluation.detection import DetectionTable
+from probgen.evaluation.detection.records import MIN_DATA
 from probgen.language.declared import checked
 from probgen.language.kinds import Share, Text, not_empty
 
@@ -85,9 +86,6 @@ def _of_set(
     for kind, sign in ((DETECTS, -1), (INVERTS, 1)):
         groups[kind].sort(key=lambda m: sign * cells[m].auroc.value)
 
-    def listed(names: Sequence[str]) -> str:
-        return join([f"{m} ({_interval(cells[m])})" for m in names])
-
     first = next(iter(cells.values()))
     sizes = (
         f"{_counted(first.num_out, first.distinct_out)} against "
@@ -97,13 +95,12 @@ def _of_set(
     if groups[TOO_FEW]:
         return SetVerdict(data_set, readings, None, (
             f"**{data_set}** ({sizes}): too few data to say what is better than chance; it takes "
-            f"{MIN_DATA} distinct ones on either side. For what they are worth: "
-            f"{listed(groups[TOO_FEW])}.",
+            f"{MIN_DATA} distinct ones on either side.",
         ))  # fmt: skip
     if groups[DETECTS]:
         verb = "is" if len(groups[DETECTS]) == 1 else "are"
         sentences.append(
-            f"**{data_set}** ({sizes}): {listed(groups[DETECTS])} {verb} better than chance."
+            f"**{data_set}** ({sizes}): {join(groups[DETECTS])} {verb} better than chance."
         )
         first_of = (groups[DETECTS][0], data_set)
         if first_of in ordinary:
@@ -118,7 +115,7 @@ def _of_set(
         )
     if groups[INVERTS]:
         sentences.append(
-            f"To {listed(groups[INVERTS])} these data are MORE ordinary than the model's own: the "
+            f"To {join(groups[INVERTS])} these data are MORE ordinary than the model's own: the "
             "AUROC is significantly below 0.5."
         )
     clear = [m for m in groups[UNCLEAR] if not cells[m].auroc.lower <= 0.5 <= cells[m].auroc.upper]
@@ -127,7 +124,7 @@ def _of_set(
         (clear, f"of {len(table.detections)} intervals, so much may clear 0.5 by chance"),
     ):
         if names:
-            sentences.append(f"Not shown to be better than chance ({why}): {listed(names)}.")
+            sentences.append(f"Not shown to be better than chance ({why}): {join(names)}.")
     winner = table.verdict(data_set).winner
     sentences += _best(table, data_set, groups[DETECTS])
     return SetVerdict(data_set, readings, winner, tuple(sentences))
@@ -196,9 +193,9 @@ def limits(table: DetectionTable, *, name: Text = "the model's own data") -> lis
             "and count once in its interval and in every test."
         )
     out = [
-        "In brackets: AUROC and its interval. AUROC is the chance that a datum drawn from the "
-        f"other set has a stranger score than one of {name}; 0.5 is a coin. Intervals: DeLong's, "
-        f"{level}, over other data of the same sets.{copies}{several}",
+        "AUROC is the chance that a datum drawn from the other set has a stranger score than one "
+        f"of {name}; 0.5 is a coin. The numbers stand in the table of AUROCs, with intervals: "
+        f"DeLong's, {level}, over other data of the same sets.{copies}{several}",
     ]
     if len(table.measures) > 1:
         out.append(
@@ -217,11 +214,6 @@ def limits(table: DetectionTable, *, name: Text = "the model's own data") -> lis
 
 def _counted(size: int, distinct: int) -> str:
     return f"{size:,}" if size == distinct else f"{size:,} data, {distinct:,} distinct,"
-
-
-def _interval(cell: Detection) -> str:
-    value, lower, upper = (shown(each) for each in cell.auroc)
-    return f"{value}, {lower} to {upper}"
 
 
 def join(words: Sequence[str], last: str = "and") -> str:

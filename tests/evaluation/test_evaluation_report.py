@@ -53,16 +53,18 @@ def test_a_measure_that_separates_perfectly_is_named_and_is_the_best_of_a_useles
     scores = {"good": (x, {"far": x + 100}), "useless": (y, {"far": normal(0, 3)})}
     (found,), _ = judged(scores, name="digits")
     assert found.readings == {"good": DETECTS, "useless": UNCLEAR} and found.winner == "good"
-    assert found.text.startswith(f"**far** ({N} against {N} digits): good (1.000, ")
+    assert found.text.startswith(f"**far** ({N} against {N} digits): good is better than chance.")
     assert "The best here, significantly: good." in found.text
-    assert "Not shown to be better than chance (the interval holds 0.5): useless (" in found.text
+    assert "Not shown to be better than chance (the interval holds 0.5): useless." in found.text
 
 
 def test_a_measure_that_inverts_is_said_to_invert():
     (found,), _ = judged({"nll": (normal(0, 1), {"black": normal(-3, 2)})})
     assert found.readings == {"nll": INVERTS} and found.winner is None
     assert "no measure is shown to be better than chance" in found.text
-    assert "To nll (" in found.text and "MORE ordinary than the model's own" in found.text
+    assert (
+        "To nll these data are" in found.text and "MORE ordinary than the model's own" in found.text
+    )
     assert summary([found]) == ["**nll** inverts on black."]
 
 
@@ -277,8 +279,28 @@ def test_errors_and_bounds_stand_beside_the_likelihoods(page):
     assert [r["data"] for r in rows] == ["digits", "set 1", "set 2", "set 3"]
     assert all(r["bound only"] == f"**7** of {N}" for r in rows)
     assert all(r["of it Monte Carlo"] == "none known" for r in rows)
+    assert {r["measure"] for r in rows} == {"log p"}
+    shown = [float(r["mean ± s.e., nats"].split(" ±")[0].replace("−", "-")) for r in rows]
+    own, others = sets_of()
+    want = [-t.mean("NegativeLogLikelihood(50)")[0] for t in (own, *others.values())]
+    np.testing.assert_allclose(shown, want, atol=0.5)
     text = page[0].read_text(encoding="utf-8")
+    # Before all numbers stands for how many data the weights are heavy.
+    said = f"is a bound alone for 7 of {N} data of digits: the k-hats of their weights"
+    assert text.count(said) == 1 and text.index(said) < text.index("<h2>Likelihood</h2>")
     assert "<strong>Warning.</strong> −log p of digits, set 1, set 2 and set 3: a bound" in text
+
+
+def test_a_number_stands_on_the_page_once(page):
+    """Means and AUROCs in one table each, and in no sentence; drawn as dots, with no digits."""
+    text = page[0].read_text(encoding="utf-8")
+    sections = page[1]["sections"]
+    numbers = [r["mean ± s.e., nats"] for r in sections["likelihood"]["likelihoods"]]
+    numbers += [v for r in sections["every-measure"]["means"] for k, v in r.items() if " ± " in v]
+    cells = [v for r in sections["detection"]["auroc"] for k, v in r.items() if k != "measure"]
+    limits = [c[c.index("[") :] for c in cells]
+    for each in (*numbers, *limits):
+        assert text.count(each) == (numbers + limits).count(each), each
 
 
 def test_the_ends_of_the_pictures_are_the_ends_of_the_scores(fitted):

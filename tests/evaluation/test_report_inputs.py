@@ -134,10 +134,9 @@ def test_the_table_counts_bounds_as_the_warning_does(name, side):
     assert count == (60 if name == "AIS(9)" else np.isnan(error).sum())
     assert not said or f"for {count} of 60 data" in said[0]
     # log 20 / 60 = 0.05 nats below the mean, or above
-    limit = group["estimate"].mean() + (0.05 if side == "upper" else -0.05)
-    assert (
-        row["true mean, 95 %"] == f"{'<' if side == 'upper' else '>'}\N{NO-BREAK SPACE}{limit:.2f}"
-    )
+    way = -1 if side == "upper" else 1  # all rows have the sign of log p
+    shown = f"{way * group['estimate'].mean() - 0.05:.2f}".replace("-", "\N{MINUS SIGN}")
+    assert row["true mean, 95 %"] == f">\N{NO-BREAK SPACE}{shown}"
 
 
 # --- what is refused -------------------------------------------------------------------------
@@ -235,6 +234,18 @@ def test_a_page_begins_with_a_collapsed_code_and_with_heavy_weights(tmp_path):
         report, active_units={"z": np.array([True, False])}
     ))  # fmt: skip
     assert not _of_the_model(alive, gather(table({"m": np.arange(30.0)}), name="x"))
+    heavy = np.where(np.arange(60) < 41, np.nan, 0.1)
+    group = {"estimate": normal(-90, 3), "lower_bound": normal(-93, 3), "standard_error": heavy}
+    own = pg.Evaluation.from_values(
+        {"IWAE(100)": group}, units={"IWAE(100)": "nats"}, larger_is_stranger={"IWAE(100)": False}
+    )
+    (said,) = _of_the_model(alive, gather(own, name="digits"))
+    assert said.startswith("**IWAE** is a bound alone for 41 of 60 data of digits: the k-hats")
+    light = {**group, "standard_error": np.full(60, 0.1)}
+    own = pg.Evaluation.from_values(
+        {"IWAE(100)": light}, units={"IWAE(100)": "nats"}, larger_is_stranger={"IWAE(100)": False}
+    )
+    assert not _of_the_model(alive, gather(own, name="digits"))
 
 
 def test_means_of_all_measures_have_one_sign():

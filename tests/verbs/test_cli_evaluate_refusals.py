@@ -120,7 +120,9 @@ def test_more_particles_than_memory_holds_are_one_line(place, capsys, monkeypatc
     options = ("--measures", "nll", "--particles", "1000000", "--out", str(place / "much"))
     assert evaluate(place, "model", "digits", *options) == 2
     err = capsys.readouterr().err
-    assert err.startswith("probgen evaluate: IWAE(1000000): 1,000,000 particles of 60 data at a time: got a size of")
+    assert err.startswith(
+        "probgen evaluate: IWAE(1000000): 1,000,000 particles of 60 data at a time: got a size of"
+    )
     assert "lower chunk_size, or take fewer particles" in err and err.count("\n") == 1
 
 
