@@ -53,7 +53,8 @@ class MaximumLikelihood:
     `loss`, and the chain's mean `log_density` at its end.
 
     Raises (when bound):
-        AlgorithmError: the model has no factor or no free parameter to learn; the base is not
+        AlgorithmError: the model has no factor (its density is normalised: `SVI(ELBO())` learns
+            it without chains) or no free parameter to learn; the base is not
             frozen though it has latents, or the end of a support is learned
             (`engine.dependence.require_contrast`); a factor reads a latent that data do not give;
             gradient accumulation; persistent chains under inputs that differ from datum to datum.
@@ -70,12 +71,12 @@ class MaximumLikelihood:
     def bind(self, bound: Bound) -> Learner:
         """A learner of this contrast for `probgen.fit`."""
         b, ops = bound.backend, bound.backend.ops
+        self._check(bound)
         target = model_target(bound, self.space)
         factors_only = bool(bound.latents) or self.space == "noise"
         sites = bound.structure.sites
         variables = [n for n, s in sites.items() if s.kind == "sample" and not s.is_fixed]
         left = variables if factors_only else []
-        self._check(bound)
         if bound.accumulate > 1:
             raise AlgorithmError(
                 f"MaximumLikelihood: got gradient_accumulation={bound.accumulate}, expected 1: "
@@ -191,6 +192,15 @@ class MaximumLikelihood:
             raise AlgorithmError(
                 f"MaximumLikelihood: the data observe no site of {bound.model.name!r}, expected "
                 f"data for one of {list(bound.latents)}."
+            )
+        if not factors and not bound.structure.improper:
+            guide = "" if bound.model.guide or not bound.latents else " with a guide (AutoNormal())"
+            raise AlgorithmError(
+                f"MaximumLikelihood: the density of {bound.model.name!r} has its constant (no "
+                "pg.factor), expected one that is known up to a constant, whose gradient takes "
+                "chains that draw from the model; a normalised one needs no chains: use "
+                f"SVI(ELBO()){guide}, which maximises log p(x) itself where there are no latents, "
+                "and a bound on it where there are."
             )
         if not trainable or not factors:
             raise AlgorithmError(

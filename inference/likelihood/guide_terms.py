@@ -23,7 +23,7 @@ from probgen.backends.protocol import Backend
 from probgen.engine.bound import Bound
 from probgen.engine.guide_draws import draw_guide
 from probgen.engine.measure import EvaluationContext, Function, Values
-from probgen.errors import AlgorithmError, DeclarationError
+from probgen.errors import DeclarationError
 from probgen.inference.objectives.terms import Terms, collect, require_local
 from probgen.language.declared import declaration
 from probgen.language.kinds import Many
@@ -60,16 +60,14 @@ def require_terms(bound: Bound, who: str, *, up_to_constant: bool = False) -> No
     """Refuses a model whose terms are not one datum's.
 
     Raises:
-        AlgorithmError: no guide, global latents, an unnormalised density.
+        AlgorithmError: no guide, an unnormalised density, latents that all data share, given which
+            alone a datum has a density of its own (but for `is_once`, of which all is one datum).
     """
     bound.require_guide(who)
     if not up_to_constant:
         bound.require_normalized(who)
-    if bound.has_global_latents:
-        raise AlgorithmError(
-            f"{who}: the model {bound.model.name!r} has latents outside the data plate, expected "
-            "local ones, so that importance weights are per datum."
-        )
+    if not bound.is_once:
+        bound.require_local_latents(who)
 
 
 def weights_of(terms: Values) -> np.ndarray:
@@ -112,6 +110,8 @@ class GuideTerms:
 
         def measure(params: Mapping, batch: Mapping, key: Any) -> dict[str, Array]:
             def draw(key: Any, size: int) -> dict[str, Array]:
+                if bound.is_once:
+                    return _of_one_value(bound, params, batch, key, size)
                 draws = draw_guide(bound, params, batch, key, num_particles=size)
                 sites = bound.trace(params, batch, draws.latents, num_particles=size)
                 drawn, closed = (
@@ -133,6 +133,38 @@ def _summed(ops: Any, drawn: Terms, closed: Terms, shape: tuple) -> dict[str, Ar
     one = {"kl": drawn.kl, "closed_kl": closed.kl}
     sums = {n: sum(v.values(), start=ops.zeros_like(log_prob)) for n, v in one.items()}
     return {"log_prob": log_prob, **{n: ops.broadcast_to(v, shape) for n, v in sums.items()}}
+
+
+def _of_one_value(
+    bound: Bound, params: Mapping, batch: Mapping, key: Any, size: int
+) -> dict[str, Array]:
+    """The terms of a program without a data plate, [size, 1]: those of all of it.
+
+    The program is written for one draw of its latents, so that each gets a run of its own.
+    """
+    b, ops = bound.backend, bound.backend.ops
+    sites, known = bound.structure.sites, set(bound.latents)
+
+    def run(latents: Mapping) -> tuple[Array, Array]:
+        found = bound.trace(params, batch, latents)
+        parts = {n: s.log_prob for n, s in found.items() if s.log_prob is not None}
+        of = [sum(v for n, v in parts.items() if (n in known) is is_latent) for is_latent in (0, 1)]
+        return of[0] + ops.zeros_like(next(iter(parts.values()))), of[1]
+
+    if not known:
+        log_prob = ops.broadcast_to(ops.reshape(run({})[0], (1, 1)), (size, 1))
+        nothing = ops.zeros_like(log_prob)
+        return {"log_prob": log_prob, "kl": nothing, "closed_kl": nothing}
+    drawn = bound.trace_guide(params, batch, key=key, num_particles=size)
+    latents, log_q = {}, 0.0
+    for name in bound.latents:
+        # Particles stand in front of as many axes of one as plates are deep.
+        shape = (size, *bound.structure.plate_shape(name, 1), *sites[name].event_shape)
+        latents[name] = ops.reshape(drawn[name].value, shape)
+        log_q = log_q + ops.reshape(drawn[name].log_prob, (size,))
+    log_prob, log_prior = b.vmap(run)(latents)
+    kl = ops.reshape(log_q - log_prior, (size, 1))
+    return {"log_prob": ops.reshape(log_prob, (size, 1)), "kl": kl, "closed_kl": kl}
 
 
 def in_parts(

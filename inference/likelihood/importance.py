@@ -63,6 +63,7 @@ class IWAE(Weighted):
 
     unit = "nats"
     larger_is_stranger = False
+    takes_one_value = True
 
     @property
     def name(self) -> str:

@@ -43,6 +43,7 @@ class UnnormalizedBound:
 
     unit = "nats + constant"
     larger_is_stranger = False
+    takes_one_value = True
     direction = "lower, up to a constant"
 
     @property

@@ -81,6 +81,7 @@ class ELBO:
     # As a measure of `pg.evaluate`: the bound of each datum by `num_particles` draws.
     unit = "nats"
     larger_is_stranger = False
+    takes_one_value = True
 
     @property
     def name(self) -> str:

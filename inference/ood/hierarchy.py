@@ -168,11 +168,7 @@ class _Above:
         bound.require_guide(who)
         names = list(bound.latents)
         bound.require_normalized(who)
-        if bound.has_global_latents:
-            raise AlgorithmError(
-                f"{who}: the model {bound.model.name!r} has latents outside the data plate, "
-                "expected local ones."
-            )
+        bound.require_local_latents(who)
         if len(names) <= self.num_lowest:
             raise AlgorithmError(
                 f"{who}: the model {bound.model.name!r} has the latents {names}, expected a "

@@ -103,11 +103,7 @@ def check_guide(bound: Bound, who: str) -> None:
     """
     bound.require_guide(who)
     bound.require_normalized(who)
-    if bound.has_global_latents:
-        raise AlgorithmError(
-            f"{who}: the model {bound.model.name!r} has global latents, expected latents inside "
-            "the data plate."
-        )
+    bound.require_local_latents(who)
     if not bound.latents:
         raise AlgorithmError(
             f"{who}: the model {bound.model.name!r} has no latents, expected a guide over some; "

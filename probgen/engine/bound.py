@@ -140,7 +140,7 @@ class Bound(Updates):
         the data out, except as inputs.
         """
         program = self.model.program
-        batch_size, batch = batch_size or self.batch_size(batch), self._values(batch)
+        batch_size, batch = batch_size or self.batch_size(batch), self.values_of(batch)
         given = {n: batch[n] for n in self.observed if n in batch} if condition else {}
         depth = max(
             self.structure.plate_ndim,
@@ -170,7 +170,7 @@ class Bound(Updates):
     ) -> dict[str, Site]:
         """Runs the guide; its latents are drawn from `key`, or given, or made from `noise`."""
         guide = self.require_guide("trace_guide")
-        batch_size, batch = batch_size or self.batch_size(batch), self._values(batch)
+        batch_size, batch = batch_size or self.batch_size(batch), self.values_of(batch)
         within = self.guide_structure.plate_ndim if self.guide_structure else 0
         depth = max(self.structure.plate_ndim, within)
         return self.backend.trace(
@@ -184,7 +184,8 @@ class Bound(Updates):
             noise=noise,
         )
 
-    def _values(self, batch: Mapping[str, Array]) -> Mapping[str, Array]:
+    def values_of(self, batch: Mapping[str, Array]) -> Mapping[str, Array]:
+        """A batch as programs take it: without the axis of its one row where that `is_once`."""
         return {k: v[0] for k, v in batch.items()} if self.is_once else batch
 
     def require_guide(self, who: str) -> Callable:
@@ -217,6 +218,23 @@ class Bound(Updates):
                 f"{who}: the guide of {self.model.name!r} draws {seen}, which the data observe, "
                 f"expected latents alone, {sorted(self.latents)}; leave them out of the guide (one "
                 "for data without them is another: my_model.with_guide), or out of the data."
+            )
+
+    def require_local_latents(self, who: str) -> None:
+        """Refuses latents that all data share, where a number is asked for of each datum.
+
+        Raises:
+            AlgorithmError: names them, and what is known in their place.
+        """
+        shared = [n for n in self.latents if not self.structure.sites[n].is_local]
+        if shared:
+            raise AlgorithmError(
+                f"{who}: the latents {shared} of {self.model.name!r} stand outside the data plate, "
+                "expected latents of single data, since data that share some have no log p(x) of "
+                "their own. How well each is predicted: pg.infer(..., log_likelihood=True), then "
+                "arviz_stats.loo of its draws. log p(data), one number: log-mean-exp of "
+                "sample_stats.log_weight of pg.infer(fitted, data, Guide(1000)). A fit has its "
+                "bound as history['elbo'], per datum."
             )
 
     def require_rows(self, who: str) -> None:

@@ -33,6 +33,7 @@ class EvaluationContext:
     Args:
         key: of the seed.
         example: one datum, with its inputs.
+        is_once: it is all the data of a program without a data plate (`Bound.is_once`).
         num_chunks: how often a function will run, for `compile`; by the data where not told.
 
     Attributes:
@@ -47,7 +48,9 @@ class EvaluationContext:
     def __init__(
         self, fitted: Fitted, backend: Backend, key: Any, example: Rows, *, num_data: int,
         chunk_size: int, num_chunks: int | None = None, names: tuple[str, ...] | None = None,
+        is_once: bool = False,
     ):  # fmt: skip
+        self._is_once = is_once
         self.fitted, self.backend, self.names = fitted, backend, names
         self.num_data, self.chunk_size = num_data, chunk_size
         self._key, self._example = key, {k: v[:1] for k, v in example.items()}
@@ -58,8 +61,9 @@ class EvaluationContext:
     @functools.cached_property
     def _bound(self) -> tuple[Bound, dict]:
         return self.fitted.bind(
-            self.backend, self._example, num_data=self.num_data, num_steps=self._num_chunks
-        )
+            self.backend, self._example, num_data=self.num_data, num_steps=self._num_chunks,
+            is_once=self._is_once,
+        )  # fmt: skip
 
     @property
     def bound(self) -> Bound:

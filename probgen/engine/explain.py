@@ -39,6 +39,7 @@ def explain(
     found: list[str] = []
     values: dict[str, Any] = {}
     size = batch_size or bound.batch_size(batch)
+    rows, batch = batch, bound.values_of(batch)
     programs = [(bound.model.guide, "guide"), (bound.model.program, "model")]
     for program, what in programs:
         if program is None or (what == "guide" and not with_guide):
@@ -57,7 +58,7 @@ def explain(
         values = {n: v for n, v in drawn.items() if n in bound.latents}
     if found:
         return "".join(f"; {each}" for each in found[:3]) + f"; {CURE.rstrip('.')}"
-    return "".join(f"; {each}" for each in _without_density(bound, params, batch, key, size))
+    return "".join(f"; {each}" for each in _without_density(bound, params, rows, key, size))
 
 
 def _without_density(

@@ -51,6 +51,8 @@ class Measure(Protocol):
         settle(values): on the host, once all data are in: what only they together can tell.
         warnings(values): sentences about all the data, for the printed table.
         shared_error: True where its standard errors are one error that all data share.
+        takes_one_value: True where it also measures data of a program without a data plate, whose
+            sites have one value each: its batch has one row then, and `bound.is_once` is True.
         __identity__(): what tells it from others where its attributes do not
             (`probgen.language.identity`).
     """

@@ -19,6 +19,7 @@ from probgen.engine.explain import explain
 from probgen.engine.fitted import AnyFitted
 from probgen.engine.interrupt import asked_to_stop
 from probgen.engine.measure import EvaluationContext, Measure, check_finite
+from probgen.engine.once import one_value
 from probgen.errors import AlgorithmError, DataError
 from probgen.language.content import RowsMark
 from probgen.language.declared import checked
@@ -55,7 +56,9 @@ def evaluate(
 
     Args:
         fitted: model and parameters.
-        data: as in `fit`; memory-mapped arrays and map-style data sets are read chunk by chunk.
+        data: as in `fit`; memory-mapped arrays and map-style data sets are read chunk by chunk. Of
+            a program without a data plate (a time series, one draw of a process) they are one
+            value of each site, and the table has one row: log p(data), by `ELBO` or `IWAE`.
         measures: such as `[ELBO(num_particles=16), IWAE(num_particles=1000)]`.
         seed: an integer.
         inputs: further arguments of the program or the guide.
@@ -82,13 +85,20 @@ def evaluate(
         path = atomic.at(path)
         store.check_place(path, "evaluation")
     b = fitted.resolve(backend, device)
+    known = {**fitted.constants, **(inputs or {})}
+    once = one_value(fitted.model, b, data, names, known, fitted.params, seed)
+    if once is not None:
+        _require_one_value(chosen, fitted.model.name, once)
+        data, names = once, None
     source = as_source(data, batch_size=None, seed=0, names=names)
     if not isinstance(source, ArraySource | LazySource):
         raise DataError(
             "evaluate: got a stream, expected data of a known size; collect it into arrays first."
         )
     size, example = source.size, source.take(np.arange(1))
-    constants, per_datum = merge_inputs(fitted.model, example, inputs, size=size)
+    # No input has one row a datum where there are no rows.
+    num_rows = size if once is None else -1
+    constants, per_datum = merge_inputs(fitted.model, example, inputs, size=num_rows)
     fitted = dataclasses.replace(fitted, constants={**fitted.constants, **constants})
 
     def read(first: int, stop: int) -> dict[str, np.ndarray]:
@@ -102,8 +112,9 @@ def evaluate(
     chunk_size = min(chunk_size, size)
     key = b.key(seed)
     context = EvaluationContext(
-        fitted, b, key, read(0, 1), num_data=size, chunk_size=chunk_size, names=names
-    )
+        fitted, b, key, read(0, 1), num_data=size, chunk_size=chunk_size, names=names,
+        is_once=once is not None,
+    )  # fmt: skip
     bound, params = context.bound, context.params
     bound.require_rows("evaluate")
     check = SupportCheck(bound, params, key)
@@ -180,6 +191,17 @@ def _checked(measures: Any) -> list[Measure]:
             "differ by their reference data or models, give label=..., or evaluate them apart."
         )
     return chosen
+
+
+def _require_one_value(chosen: list[Measure], model: str, once: dict[str, np.ndarray]) -> None:
+    others = [m.name for m in chosen if not getattr(m, "takes_one_value", False)]
+    if others:
+        raise AlgorithmError(
+            f"evaluate: got {others[0]} for {model!r}, which has no data plate, so that "
+            f"{sorted(once)} are observed as one value each, expected a measure of all of it: "
+            "ELBO or IWAE, whose one number is log p(data); what compares data, or holds each "
+            "against the others, needs rows of them, in `with pg.data_plate():`."
+        )
 
 
 def _measure(

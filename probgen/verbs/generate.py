@@ -239,7 +239,7 @@ class _Globals:
 
     Attributes:
         guide: those that the guide draws, given a batch of `batch_size` data.
-        prior: those that the program draws.
+        prior: those that the program draws; data of a program without a data plate are none.
     """
 
     guide: tuple[str, ...]
@@ -250,7 +250,7 @@ class _Globals:
         """What the samples are."""
         drawn = f"{', '.join(self.prior)} from the prior" if self.prior else ""
         if not self.guide:
-            return f"prior predictive: globals {drawn}"
+            return f"prior predictive: globals {drawn}" if drawn else "ancestral"
         text = f"posterior predictive: globals {', '.join(self.guide)} from the guide"
         return f"{text}, {drawn}" if drawn else text
 
@@ -294,7 +294,8 @@ def _source(
     if not shared or method is not None:
         return None
     size = next((len(np.asarray(inputs[n])) for n in data), 1)
-    return _Globals(drawn, tuple(n for n in shared if n not in drawn), size)
+    known = {*drawn, *fitted.shapes}
+    return _Globals(drawn, tuple(n for n in shared if n not in known), size)
 
 
 def _check_guide(fitted: Fitted, bound: Bound, drawn: tuple[str, ...]) -> None:

@@ -60,11 +60,18 @@ def test_fit_refuses_batches_of_what_is_observed_once(b, program):
         pg.fit(model, X, SVI(ELBO()), num_steps=1, batch_size=4, seed=0, backend=b)
 
 
-def test_evaluate_refuses_them_in_the_same_words(b):
-    model = pg.model(bare).with_guide(guide)
-    fitted = pg.Fitted(model, {"a": {"value": np.float32(0.0)}}, shapes={"x": ()})
-    with pytest.raises(AlgorithmError, match=r"evaluate: the data observe.*pg\.data_plate\(\)"):
-        pg.evaluate(fitted, X, [ELBO()], seed=0, backend=b, progress_bar=False)
+def test_evaluate_takes_one_value_by_all_of_it_and_refuses_rows_of_it(b):
+    """A plate of N and one event of N have one bound; N rows of a scalar are no value of it."""
+    how, found = {"seed": 0, "backend": b, "progress_bar": False}, []
+    params = {"a": {"value": np.float32(1.0)}}
+    for program in (in_its_own_plate, as_one_event):
+        fitted = pg.Fitted(pg.model(program).with_guide(guide), params)
+        found.append(pg.evaluate(fitted, X, [ELBO(5)], **how)["ELBO(5)"]["estimate"].values)
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-5)
+    with pytest.raises(
+        ShapeError, match=r"expected \(\), since the site stands outside.*data_plate"
+    ):
+        pg.evaluate(pg.Fitted(pg.model(bare).with_guide(guide), params), X, [ELBO()], **how)
 
 
 @pytest.mark.parametrize("size", ["all", "rows"])

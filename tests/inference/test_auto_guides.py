@@ -2,8 +2,10 @@
 
 import numpy as np
 import pytest
+from arviz_stats import loo
 from auto_guide_cases import COV, MEAN, C, Y, bent, regression
 from scipy import stats
+from scipy.special import logsumexp
 
 import probgen as pg
 from probgen import dist
@@ -12,6 +14,7 @@ from probgen.engine.fitted import Fitted
 from probgen.errors import AlgorithmError
 from probgen.inference import (
     ELBO,
+    IWAE,
     SVI,
     AutoLowRankMultivariateNormal,
     AutoMultivariateNormal,
@@ -63,6 +66,29 @@ def test_joint_guides_hold_a_correlated_gaussian_posterior(b, guide):
     # Var of an estimated covariance: (c_ii c_jj + c_ij^2) / n.
     error = np.sqrt((np.outer(np.diag(COV), np.diag(COV)) + COV**2) / 2000)
     assert (np.abs(np.cov(found.T) - COV) < 5 * error).all()
+
+
+def test_of_shared_latents_evaluate_says_what_else_is_known(b):
+    """Data that share latents have no log p(x) each. What the refusal names is right: log p(y), and
+    log p(y_i | the others) by arviz of infer's log_likelihood, here in closed form."""
+    guide, how = AutoMultivariateNormal(), {"inputs": {"c": C}, "seed": 1, "progress_bar": False}
+    params = {n: {"value": v.astype("float32")} for n, v in exact_params(guide).items()}
+    fitted = Fitted(regression.with_guide(guide), params)
+    for measure in (ELBO(), IWAE(10)):
+        with pytest.raises(
+            AlgorithmError, match=r"\['a', 'b'\] .* log_likelihood=True\), then arv"
+        ):
+            pg.evaluate(fitted, {"y": Y}, [measure], backend=b, **how)
+    draws = pg.infer(fitted, {"y": Y}, Guide(2000), backend=b, log_likelihood=True, **how)
+    weights = draws.sample_stats["log_weight"].values
+    evidence = stats.multivariate_normal(np.zeros(20), np.eye(20) + C @ C.T).logpdf(Y)
+    assert abs(logsumexp(weights) - np.log(2000) - evidence) < 1e-3
+    found = loo(draws, pointwise=True).elpd_i.values
+    # y_i | the others is normal, with precision and residual off the inverse of the covariance.
+    inverse = np.linalg.inv(np.eye(20) + C @ C.T)
+    exact = stats.norm(Y - inverse @ Y / np.diag(inverse), np.diag(inverse) ** -0.5).logpdf(Y)
+    # Weights 1 / p(y_i | w) spread by about exp of the pull of y_i: a tenth of a nat is ample.
+    np.testing.assert_allclose(found, exact, atol=0.1)
 
 
 def test_svi_finds_the_correlated_posterior(b):

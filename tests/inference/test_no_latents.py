@@ -7,7 +7,13 @@ from scipy import stats
 import probgen as pg
 from probgen import dist, nets, ops
 from probgen.errors import AlgorithmError
-from probgen.inference import ELBO, SVI, ImportanceWeightedELBO
+from probgen.inference import (
+    ELBO,
+    SVI,
+    ImportanceWeightedELBO,
+    Langevin,
+    MaximumLikelihood,
+)
 
 X = np.random.default_rng(0).normal(2.0, 3.0, 200).astype("float32")
 
@@ -41,3 +47,12 @@ def test_latents_without_a_guide_are_refused_still(b):
     for loss in (ELBO(), ImportanceWeightedELBO(2)):
         with pytest.raises(AlgorithmError, match="no guide"):
             pg.fit(hidden, X, SVI(loss), num_steps=1, backend=b, seed=0)
+
+
+def test_maximum_likelihood_by_chains_is_for_densities_without_a_constant(b):
+    """Of a normalised one the words say that SVI(ELBO()) is maximum likelihood, as it is above."""
+    chains = MaximumLikelihood(Langevin(0.1, num_steps=2))
+    with pytest.raises(
+        AlgorithmError, match=r"'normal' has its constant .* use SVI\(ELBO\(\)\), wh"
+    ):
+        pg.fit(normal, X, chains, num_steps=1, backend=b, seed=0)

@@ -1,4 +1,4 @@
-"""A site outside the data plate is observed by one value of its event shape: fit and infer."""
+"""A site outside the data plate is observed by one value of its event shape, by every verb."""
 
 import numpy as np
 import pytest
@@ -6,8 +6,9 @@ from scipy import stats
 
 import probgen as pg
 from probgen import dist, nets, ops
-from probgen.errors import ShapeError
-from probgen.inference import ELBO, SVI, AutoNormal, Guide
+from probgen.errors import AlgorithmError, ShapeError
+from probgen.inference import ELBO, IWAE, SVI, AutoNormal, Guide
+from probgen.inference.ood import Typicality
 
 X = np.linspace(-1, 1, 6).astype("float32")
 Y = np.random.default_rng(0).normal(1.0, 2.0, 6).astype("float32")
@@ -87,3 +88,69 @@ def test_a_program_without_data_plate_observes_all_data_as_one_value(b):
         np.testing.assert_allclose(bound_of(program), 6 * each, rtol=1e-5)
     with pytest.raises(ShapeError, match=r"expected \(\), since the site stands outside"):
         bound_of(bare)
+
+
+KERNEL = np.exp(-0.5 * np.subtract.outer(X, X) ** 2)
+COV = KERNEL + 0.25 * np.eye(6)
+EVIDENCE = stats.multivariate_normal(np.zeros(6), COV + np.outer(X, X))
+
+
+@pg.model
+def process(x):
+    """A Gaussian process about a line, for one draw of its slope: y ~ N(0, K + I/4 + x x')."""
+    a = pg.sample("a", dist.Normal(0.0, 1.0))
+    size = ops.exp(pg.net("log_size", nets.Parameter())())
+    near = ops.exp(-0.5 * ops.square(x[:, None] - x + 0.0 * a))
+    tril = ops.cholesky(size * near + 0.25 * ops.eye_like(6, x))
+    pg.sample("y", dist.MultivariateNormal(a * x, scale_tril=tril))
+
+
+def process_at_its_posterior():
+    precision = 1 + X @ np.linalg.solve(COV, X)
+    loc, sd = X @ np.linalg.solve(COV, Y) / precision, precision**-0.5
+    values = {"guide/a/loc": loc, "guide/a/log_scale": np.log(sd), "log_size": 0.0}
+    params = {k: {"value": np.float32(v)} for k, v in values.items()}
+    return pg.Fitted(process.with_guide(AutoNormal()), params, shapes={"y": (6,)})
+
+
+def test_evaluate_gives_log_p_of_the_one_vector(b):
+    """At the exact posterior every weight is p(y), a multivariate normal's; without latents so is
+    the density itself."""
+    how = {"inputs": {"x": X}, "seed": 0, "backend": b, "progress_bar": False}
+    table = pg.evaluate(process_at_its_posterior(), {"y": Y}, [ELBO(3), IWAE(60)], **how)
+    for name in ("ELBO(3)", "IWAE(60)"):
+        found = table[name]["estimate"].values
+        np.testing.assert_allclose(found, [EVIDENCE.logpdf(Y)], rtol=2e-4)
+
+    @pg.model
+    def known(x):
+        pg.sample("y", dist.MultivariateNormal(0.0 * x, scale_tril=np.linalg.cholesky(COV)))
+
+    table = pg.evaluate(pg.Fitted(known, {}), {"y": Y}, [ELBO(), IWAE(2)], **how)
+    want = stats.multivariate_normal(np.zeros(6), COV).logpdf(Y)
+    for name in ("ELBO(1)", "IWAE(2)"):
+        np.testing.assert_allclose(table[name]["estimate"].values, [want], rtol=1e-4)
+    with pytest.raises(
+        AlgorithmError, match="observed as one value each, expected a measure of all"
+    ):
+        pg.evaluate(pg.Fitted(known, {}), {"y": Y}, [Typicality(X)], **how)
+    with pytest.raises(ShapeError, match=r"expected \(6,\)"):
+        pg.evaluate(pg.Fitted(known, {}), {"y": Y[None]}, [ELBO()], **how)
+
+
+def test_generate_draws_the_vector_at_prior_and_posterior(b):
+    fitted, n = process_at_its_posterior(), 500
+    how = {"inputs": {"x": X}, "seed": 0, "backend": b}
+    prior = pg.generate(fitted, n, predictive="prior", **how)
+    later = pg.generate(fitted, n, **how)
+    assert "globals a from the prior" in prior.note and later.note.endswith("a from the guide")
+    precision = 1 + X @ np.linalg.solve(COV, X)
+    mean = X * (X @ np.linalg.solve(COV, Y)) / precision
+    for draws, loc, cov in (
+        (prior, 0 * X, COV + np.outer(X, X)), (later, mean, COV + np.outer(X, X) / precision),
+    ):  # fmt: skip
+        far = (draws["y"].mean(0) - loc) / np.sqrt(np.diag(cov) / n)
+        assert np.abs(far).max() < 6
+        # Var of an estimated covariance: (c_ii c_jj + c_ij^2) / n.
+        error = np.sqrt((np.outer(np.diag(cov), np.diag(cov)) + cov**2) / n)
+        assert (np.abs(np.cov(draws["y"].T) - cov) < 6 * error).all()
