@@ -7,6 +7,7 @@ import importlib
 from typing import Any
 
 from probgen.inference.learn.auto_guides import (
+    AutoLaplaceApproximation,
     AutoLowRankMultivariateNormal,
     AutoMultivariateNormal,
     AutoNormal,
@@ -35,12 +36,15 @@ from probgen.inference.objectives.controlled import CapacityELBO, ControlledELBO
 from probgen.inference.objectives.elbo import ELBO, ImportanceWeightedELBO
 from probgen.inference.objectives.kl_weights import CyclicalWarmup, LinearWarmup, SigmoidWarmup
 from probgen.inference.regret.likelihood_regret import LikelihoodRegret
+from probgen.inference.sample.ancestral import DDIM, Ancestral
 from probgen.inference.sample.guide import Guide
 from probgen.inference.sample.langevin import Langevin
 from probgen.inference.sample.mcmc import HMC, NUTS
 
 __all__ = [
     "AIS",
+    "Ancestral",
+    "AutoLaplaceApproximation",
     "AutoLowRankMultivariateNormal",
     "AutoMultivariateNormal",
     "AutoNormal",
@@ -49,6 +53,7 @@ __all__ = [
     "CapacityELBO",
     "CollapseReport",
     "ControlledELBO",
+    "DDIM",
     "CyclicalWarmup",
     "Denoising",
     "DenoisingELBO",

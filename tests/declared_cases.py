@@ -60,9 +60,10 @@ REGISTRY = [
     # learners, chains and methods
     pg.GradientLearner(len), inference.SVI(inference.ELBO()), inference.Denoising(),
     inference.AutoNormal(), inference.AutoMultivariateNormal(),
-    inference.AutoLowRankMultivariateNormal(),
+    inference.AutoLowRankMultivariateNormal(), inference.AutoLaplaceApproximation(),
     inference.MaximumLikelihood(inference.Langevin(0.1)), inference.Langevin(0.1),
     inference.NUTS(), inference.HMC(), inference.sample.mcmc.HamiltonianMethod(),
+    inference.Ancestral(), inference.DDIM(),
     inference.AIS().settings, rbm.RBM(*RBM_PARTS), inference.Gaussian(0.0, 1.0),
     # measures
     inference.AIS(), inference.IWAE(), inference.DenoisingELBO(), inference.ProbabilityFlow(),

@@ -40,7 +40,8 @@ class SVI:
         optimizer: such as `pg.Adam(1e-3)`.
 
     Raises (when bound):
-        AlgorithmError: the model has latents and no guide, or the guide leaves one out, or (before
+        AlgorithmError: the model has latents and no guide, or the guide leaves one out, or a chain
+            of more than 200 steps would run whole at every update (a diffusion's), or (before
             the first step) log Z of a model with factors depends on what would be learned; see
             `probgen.engine.dependence.require_fixed_constant`. Where it does not, what is called
             `elbo` is the bound plus log Z, in nats + constant; history and report say so.
@@ -55,6 +56,7 @@ class SVI:
         """A learner of this loss for `probgen.fit`."""
         bound.require_guide("SVI")
         bound.require_latents_drawn("SVI")
+        bound.require_short("SVI")
         loss = self.loss
 
         def objective(bound: Bound, params: Any, batch: Any, key: Any, given: Any) -> Any:

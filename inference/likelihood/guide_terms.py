@@ -66,6 +66,7 @@ def require_terms(bound: Bound, who: str, *, up_to_constant: bool = False) -> No
     bound.require_guide(who)
     if not up_to_constant:
         bound.require_normalized(who)
+    bound.require_short(who)
     if not bound.is_once:
         bound.require_local_latents(who)
 
@@ -148,7 +149,7 @@ def _of_one_value(
     def run(latents: Mapping) -> tuple[Array, Array]:
         found = bound.trace(params, batch, latents)
         parts = {n: s.log_prob for n, s in found.items() if s.log_prob is not None}
-        of = [sum(v for n, v in parts.items() if (n in known) is is_latent) for is_latent in (0, 1)]
+        of = [sum(v for n, v in parts.items() if (n in known) == kind) for kind in (False, True)]
         return of[0] + ops.zeros_like(next(iter(parts.values()))), of[1]
 
     if not known:

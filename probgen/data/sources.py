@@ -7,7 +7,7 @@ incomplete last batch of an epoch is dropped; the next epoch's permutation is an
 is left out for good. A source without a size is a stream: see `streams`.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -81,6 +81,15 @@ class _Order:
     def schedule(self, step: int, num_steps: int) -> np.ndarray:
         """[num_steps, batch_size] int64: the indices of a chunk of steps, for a compiled loop."""
         return np.stack([self.indices(step + k) for k in range(num_steps)])
+
+    def take(self, indices: np.ndarray) -> Batch:
+        """The data at `indices`."""
+        raise NotImplementedError  # abstract: each source has its own
+
+    def chunks(self, size: int = 1000) -> Iterator[Batch]:
+        """All data in their own order, `size` at a time."""
+        for first in range(0, self.size, size):
+            yield self.take(np.arange(first, min(first + size, self.size)))
 
 
 class ArraySource(_Order):

@@ -16,8 +16,8 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import math
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -31,6 +31,9 @@ from probgen.language.series import moved
 from probgen.language.supports import support_of
 from probgen.nets.layers import Parameter
 
+if TYPE_CHECKING:
+    from probgen.engine.bound import Bound
+
 Array = Any
 
 
@@ -39,6 +42,18 @@ class Family(Protocol):
 
     def base(self, place: Place, state: dict) -> tuple[Any, Callable | None]:
         """(q of the latent on the real line, what to do with its drawn u or None)."""
+
+
+class Settled(NamedTuple):
+    """What a fit of an automatic guide ends with.
+
+    Attributes:
+        guide: that the `Fitted` has; params: of all nets, numpy; words: for the history.
+    """
+
+    guide: AutoGuide
+    params: dict
+    words: str
 
 
 class Place(NamedTuple):
@@ -72,7 +87,13 @@ class Place(NamedTuple):
 
 
 class AutoGuide:
-    """Base of automatic guides: `model.with_guide(AutoNormal())`."""
+    """Base of automatic guides: `model.with_guide(AutoNormal())`.
+
+    Attributes:
+        is_point: a fit learns a point alone, and `settled` makes a guide of it.
+    """
+
+    is_point = False
 
     def __call__(self, row: Any = None) -> None:
         raise DeclarationError(
@@ -83,6 +104,16 @@ class AutoGuide:
     def base(self, place: Place, state: dict) -> tuple[Any, Callable | None]:
         raise NotImplementedError  # abstract: each family defines it
 
+    def settled(
+        self, bound: Bound, params: Mapping, chunks: Callable[[], Iterable[Mapping]]
+    ) -> Settled | None:
+        """What a fit ends with, where that is not the guide itself.
+
+        Args:
+            chunks: all data with their inputs, some rows at a time, numpy.
+        """
+        return None
+
     def program_of(
         self, model: Model, structure: Structure, observed: tuple[str, ...], num_data: int | None
     ) -> Callable:
@@ -91,6 +122,12 @@ class AutoGuide:
         Raises:
             AlgorithmError: a discrete latent, or none at all.
         """
+        if words := model.sketch().left_out:
+            raise AlgorithmError(
+                f"{type(self).__name__}: {model.name!r} is a long chain, of which {words} show the "
+                "structure, expected latents few enough to have parameters of their own; a "
+                "Diffusion's forward process is its guide."
+            )
         latents = [
             n for n, s in structure.sites.items()
             if s.kind == "sample" and n not in observed and not s.is_fixed
@@ -339,6 +376,21 @@ def automatic(model: Model) -> AutoGuide | None:
     return model.guide if isinstance(model.guide, AutoGuide) else None
 
 
+def require_settled(model: Model, who: str) -> None:
+    """Refuses a guide of which there is no more than a point yet.
+
+    Raises:
+        AlgorithmError: the covariance is not there.
+    """
+    found = automatic(model)
+    if found is not None and found.is_point:
+        raise AlgorithmError(
+            f"{who}: the guide of {model.name!r} is {found!r}, a point without a covariance, "
+            "expected what pg.fit makes of it, whose guide is a Gaussian; give the Fitted that "
+            "pg.fit returns."
+        )
+
+
 def with_program(
     model: Any, structure: Structure, observed: tuple[str, ...], num_data: int | None
 ) -> Any:
@@ -349,4 +401,12 @@ def with_program(
     return model.with_guide(found.program_of(model, structure, observed, num_data))
 
 
-__all__ = ["AutoGuide", "Place", "arguments", "automatic", "moved", "with_program"]
+__all__ = [
+    "AutoGuide",
+    "Place",
+    "arguments",
+    "automatic",
+    "moved",
+    "require_settled",
+    "with_program",
+]

@@ -16,11 +16,13 @@ from probgen.engine.guide_checks import left_out
 from probgen.engine.structure import Structure
 from probgen.engine.updates import Updates
 from probgen.errors import AlgorithmError
+from probgen.language.capabilities import Denoises
 from probgen.language.model import Model, call_arguments
 from probgen.language.program import DATA_PLATE
 from probgen.trees import tree_items
 
 Array = Any
+LONG = 200  # steps of a chain that programs unroll in bearable time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -236,6 +238,28 @@ class Bound(Updates):
                 "sample_stats.log_weight of pg.infer(fitted, data, Guide(1000)). A fit has its "
                 "bound as history['elbo'], per datum."
             )
+
+    def require_short(self, who: str) -> None:
+        """Refuses a chain of so many steps that what runs all of them is of no use.
+
+        Raises:
+            AlgorithmError: says how many, and what draws one of them in place of all.
+        """
+        sketch = self.model.sketch()
+        if len(sketch.sites) <= LONG:
+            return
+        cure = (
+            "Denoising() learns it by one step a datum, and DenoisingELBO(num_steps=...) estimates "
+            "this bound by a few"
+            if isinstance(self.model, Denoises)
+            else "fit the model with a plain prior first, then the chain by Denoising() on its "
+            "codes (fitted.encode(data)), and put that Fitted in the prior's place"
+        )
+        raise AlgorithmError(
+            f"{who}: {self.model.name!r} goes through a chain of {len(sketch.sites)} steps, all of "
+            f"which a bound by its program runs for each draw, expected at most {LONG}; {cure}; or "
+            "take a shorter chain, such as NoiseSchedule.rescaled(50)."
+        )
 
     def require_rows(self, who: str) -> None:
         """Refuses data of sites whose first axis is not that of the data plate.

@@ -11,6 +11,7 @@ import numpy as np
 
 from probgen.backends import available, resolve
 from probgen.backends.protocol import Backend
+from probgen.engine.auto_guide import require_settled
 from probgen.engine.bind import bind
 from probgen.engine.bound import Bound, parameter_count
 from probgen.engine.codes import codes
@@ -85,6 +86,7 @@ class Fitted(Viewed):
             data: rows; None stands for one datum of zeros, as the fit saw them.
             constants: inputs shared by all data, in place of the fit's.
         """
+        require_settled(self.model, "Fitted")
         rows = self._blank_rows() if data is None else data
         shared = {**self.constants, **(constants or {})}
         return bind(self.model, backend, data=rows, constants=shared, params=self.params, **fields)
@@ -275,7 +277,11 @@ class Fitted(Viewed):
             return None
         ran = self.info.get("backend")
         backend = resolve(ran if ran in there else "auto", "cpu")
-        _, fresh = bind(self.model, backend, data=self._blank_rows(), constants=self.constants)
+        size = self.info.get("num_data")
+        _, fresh = bind(
+            self.model, backend, data=self._blank_rows(), constants=self.constants,
+            num_data=size if isinstance(size, int) else None,
+        )  # fmt: skip
         return tree_map(backend.to_numpy, fresh)
 
     def __repr__(self) -> str:

@@ -12,7 +12,7 @@ every update of a fit. Targets of models are made by `probgen.engine.spaces` and
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, NamedTuple, Protocol
+from typing import Annotated, Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -107,6 +107,17 @@ class Sampler(Protocol):
 
     def cure(self) -> str:
         """What to do where chains end at NaN or infinity."""
+
+
+@runtime_checkable
+class DrawsModel(Protocol):
+    """A sampler that draws from a model in a way of its own, and climbs nothing, such as `DDIM`.
+
+    `draws_of(bound)` gives (params, batch, key, num_samples) -> values of sites by name,
+    [num_samples, *event].
+    """
+
+    def draws_of(self, bound: Any) -> Callable: ...
 
 
 AnySampler = Annotated[

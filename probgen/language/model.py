@@ -102,6 +102,11 @@ class Model(Viewed):
         """Who draws from the model where its program is not the best way to; else None."""
         return self if isinstance(self, Ancestral) else None
 
+    def with_guide(self, guide: Callable) -> Model:
+        """The same model with a guide in place of its own: a program of its latent sites (use it as
+        a decorator), or an automatic one, such as `AutoNormal()`."""
+        return Guided(self, guide)
+
 
 class ProgramModel(Model):
     """A function as a model; made by `pg.model`."""
@@ -120,15 +125,66 @@ class ProgramModel(Model):
         return self._fn.__name__
 
     def with_guide(self, guide: Callable) -> ProgramModel:
-        """The same model with a guide: a program of its latent sites (use it as a decorator), or an
-        automatic one, such as `AutoNormal()`."""
-        return ProgramModel(self._fn, guide)
+        """As `Model.with_guide`."""
+        return ProgramModel(self._fn, _checked_guide(self.name, guide))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._fn(*args, **kwargs)
 
     def __repr__(self) -> str:
         return f"pg.model({self.name})"
+
+
+@dataclasses.dataclass(frozen=True)
+class Guided(Model):
+    """A model of a family with another guide; made by `Model.with_guide`."""
+
+    model: Model
+    guide: Callable
+
+    def __post_init__(self) -> None:
+        _checked_guide(self.name, self.guide)
+
+    @property
+    def program(self) -> Callable:
+        return self.model.program
+
+    @property
+    def name(self) -> str:
+        return self.model.name
+
+    @property
+    def is_normalized(self) -> bool:  # type: ignore[override]
+        return self.model.is_normalized
+
+    def fitted_params(self) -> dict:
+        return self.model.fitted_params()
+
+    def frozen(self) -> frozenset[str]:
+        return self.model.frozen()
+
+    def formula(self) -> str | None:
+        return self.model.formula()
+
+    def sketch(self) -> Sketch:
+        inner = self.model.sketch()
+        return inner._replace(model=dataclasses.replace(self, model=inner.model))
+
+    def ancestral(self) -> Ancestral | None:
+        return self.model.ancestral()
+
+    def with_guide(self, guide: Callable) -> Guided:
+        return dataclasses.replace(self, guide=guide)
+
+
+def _checked_guide(model: str, guide: Any) -> Callable:
+    if isinstance(guide, type) or not callable(guide):
+        what = f"the class {guide.__name__}" if isinstance(guide, type) else repr(guide)
+        raise DeclarationError(
+            f"with_guide: got {what} for {model!r}, expected a program of its latent sites, or an "
+            "automatic guide, such as AutoNormal()."
+        )
+    return guide
 
 
 def framework_of(thing: Any) -> str:

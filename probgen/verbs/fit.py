@@ -178,6 +178,12 @@ def fit(
     held_out = None if validation is None else _held_out(validation, names, example, check)
     learner = algorithm.bind(bound)
     starting.check_feed(learner, algorithm, source, gradient_accumulation)
+    guide = automatic(declared)
+    if guide is not None and guide.is_point and not hasattr(source, "chunks"):
+        raise DataError(
+            f"fit: got a stream of data for {guide!r}, expected data of a known size, at all of "
+            "which it takes the curvature at the end; collect them into arrays."
+        )
     if learner.needs_rows:
         feed.number_rows()
     initial = from_data(bound, initial, feed.first(), b.fold_in(root_key, DATA_INIT), known)
@@ -222,12 +228,16 @@ def fit(
     key = b.fold_in(root_key, REPORT)
     rows = {k: b.asarray(v) for k, v in _some_rows(source, example).items()}
     report = learner.report(result, rows, key, history) if learner.report else None
+    params = numpy_copy(b, result)
+    if guide is not None and (end := guide.settled(bound, result, source.chunks)) is not None:
+        declared, params = declared.with_guide(end.guide), end.params
+        history.events.append(f"step {step}: {end.words}")
     info = {
         "backend": b.name, "seed": seed, "num_steps": step, "num_data": source.size,
         "seconds": round(time.perf_counter() - began, 3), **b.info(),
     }  # fmt: skip
     return Fitted(
-        declared, numpy_copy(b, result), history, report, info,
+        declared, params, history, report, info,
         {k: tuple(v.shape[1:]) for k, v in example.items()}, constants,
         {k: str(v.dtype) for k, v in example.items()},
         _extras(learner, state, b),

@@ -27,7 +27,7 @@ from probgen.engine.fitted import AnyModel, Fitted
 from probgen.engine.markov import chain_ends
 from probgen.engine.sample_chunks import in_chunks
 from probgen.engine.spaces import model_target
-from probgen.engine.target import AnySampler, Sampler, transitions
+from probgen.engine.target import AnySampler, DrawsModel, Sampler, transitions
 from probgen.errors import AlgorithmError, DataError, DeclarationError
 from probgen.language.declared import checked
 from probgen.language.kinds import Count, Inputs, PathLike
@@ -91,7 +91,8 @@ def generate(
             is "posterior" for a model whose guide draws some. Each sample has its own. A guide that
             reads the data gets them by `inputs` (all of them, under the site's name).
         method: a sampler such as `Langevin(step_size, num_steps)`; needed for densities that are
-            known up to a constant, which have no ancestral draws.
+            known up to a constant, which have no ancestral draws. `Ancestral()` is what is done
+            without a method; `DDIM(num_steps=50)` draws from a diffusion in fewer steps.
         space: where the chains live: "data", the default without latents, or "noise", with them.
         inputs: arrays with one row per sample, or constants.
         chunk_size: samples drawn at a time, for memory; noise belongs to the chunk, so that others
@@ -116,7 +117,9 @@ def generate(
             (says what differs); another process is writing there.
     """
     seed = check_seed(seed, "generate")
-    if method is None and (space is not None or return_chain):
+    if getattr(method, "is_ancestral", False):
+        method = None
+    if (method is None or isinstance(method, DrawsModel)) and (space is not None or return_chain):
         raise AlgorithmError(
             f"generate: got space={space!r}, return_chain={return_chain} without a method, "
             "expected one whose chains they are about, such as Langevin(1e-2, num_steps=100)."
@@ -145,7 +148,10 @@ def generate(
     # Of two data it can be told which axis of a computed value is theirs.
     least = 2 if any(s.kind == "deterministic" for s in sites.values()) and source is None else 1
     ends = None
-    if method is not None:
+    if isinstance(method, DrawsModel):
+        own = method.draws_of(bound)
+        ends = lambda params, batch, k, n: (own(params, batch, k, n), {}, {})  # noqa: E731
+    elif method is not None:
         num_chunks = -(-num_samples // chunk_size)
         ends = _chains(bound, method, space, num_chunks, return_chain)
 

@@ -21,6 +21,7 @@ from probgen.backends.protocol import Backend
 from probgen.data.checks import on_device
 from probgen.data.sources import as_whole
 from probgen.engine import provenance
+from probgen.engine.auto_guide import require_settled
 from probgen.engine.batches import merge_inputs
 from probgen.engine.bind import bind
 from probgen.engine.bound import Bound
@@ -112,6 +113,8 @@ def infer(
         path = atomic.at(path)
         store.check_place(path, "chains")
     b, declared, given, constants = _start(model, backend, device)
+    if reads_guide := getattr(method, "reads_guide", False):
+        require_settled(declared, "infer")
     empty = data is None or (isinstance(data, Mapping) and not data)
     arrays = {} if empty else as_whole(data, names=names)
     shared, per_datum = merge_inputs(declared, arrays, inputs)
@@ -121,7 +124,7 @@ def infer(
         declared, b, data=rows, constants=constants, params=given, seed=seed, whole=True,
         num_data=num_data,
     )  # fmt: skip
-    _check_nets(bound, given, getattr(method, "reads_guide", False))
+    _check_nets(bound, given, reads_guide)
     _check_names(bound)
     posterior = Posterior(bound, bound.num_rows)
     posterior.check()

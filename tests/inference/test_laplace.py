@@ -1,0 +1,134 @@
+"""The Laplace approximation: exact where the posterior is Gaussian, else by its formula by hand."""
+
+import logging
+
+import numpy as np
+import pytest
+from auto_guide_cases import COV, MEAN, C, Y, regression
+from scipy import stats
+
+import probgen as pg
+from probgen import dist
+from probgen.errors import AlgorithmError, DataError, DeclarationError
+from probgen.inference import ELBO, IWAE, SVI, AutoLaplaceApproximation, AutoNormal, Guide
+
+COUNTS = np.random.default_rng(0).poisson(3.0, 1300).astype("float32")
+LAPLACE = AutoLaplaceApproximation()
+
+
+def fitted_to(model, data, b, num_steps=300, size=None, **options):
+    optimizer = pg.Adam(pg.CosineDecay(0.1, num_steps))
+    return pg.fit(model, data, SVI(ELBO(), optimizer), num_steps=num_steps, batch_size=size, seed=0,
+                  backend=b, progress_bar=False, **options)  # fmt: skip
+
+
+def gaussian_of(fitted, names):
+    """(mean, covariance) on the real line, read off the parameters of a full Gaussian guide."""
+    loc, rows = [], []
+    for name in names:
+        of = {k: fitted.params[f"guide/{name}/{k}"]["value"] for k in ("loc", "log_scale", "below")}
+        size, before = len(of["loc"]), of["below"].shape[1] - len(of["loc"])
+        own = np.tril(of["below"], before - 1) + np.eye(size, before + size, before)
+        rows.append(np.exp(of["log_scale"])[:, None] * own)
+        loc.append(of["loc"])
+    tril = np.zeros((sum(map(len, loc)),) * 2)
+    start = 0
+    for each in rows:
+        tril[start : start + len(each), : each.shape[1]] = each
+        start += len(each)
+    return np.concatenate(loc), tril @ tril.T
+
+
+def test_it_is_the_posterior_of_a_linear_gaussian_model(b, tmp_path):
+    """Mean and covariance to 1e-3, and log p(y) from any of its draws."""
+    fitted = fitted_to(regression.with_guide(LAPLACE), {"y": Y}, b, inputs={"c": C})
+    mean, cov = gaussian_of(fitted, "ab")
+    sd = np.sqrt(np.diag(COV))
+    np.testing.assert_allclose(mean / sd, MEAN / sd, atol=1e-3)
+    np.testing.assert_allclose(cov / np.outer(sd, sd), COV / np.outer(sd, sd), atol=1e-3)
+    assert "all 20 data" in fitted.history.events[-1]
+    fitted.save_pretrained(tmp_path / "fit")
+    again = pg.Fitted.from_pretrained(tmp_path / "fit", model=fitted.model)
+    draws = pg.infer(again, {"y": Y}, Guide(50), inputs={"c": C}, seed=1, progress_bar=False)
+    evidence = stats.multivariate_normal(np.zeros(20), np.eye(20) + C @ C.T).logpdf(Y)
+    np.testing.assert_allclose(draws.sample_stats["log_weight"].values, evidence, atol=5e-3)
+    assert "posterior predictive" in pg.generate(fitted, 2, inputs={"c": C[:2]}, seed=0).note
+
+
+def test_of_a_rate_it_is_the_formula_on_the_log_scale(b):
+    """r ~ Gamma(2, 1), k_n ~ Poisson(r): u = log r has the log density (2 + K) u - (1 + N) e^u, so
+    its mode is log((2 + K) / (1 + N)) and its curvature 2 + K. The data come in two pieces."""
+
+    @pg.model
+    def rate():
+        r = pg.sample("r", dist.Gamma(2.0, 1.0))
+        with pg.data_plate():
+            pg.sample("k", dist.Poisson(r))
+
+    fitted = fitted_to(rate.with_guide(LAPLACE), {"k": COUNTS}, b, 200)
+    mean, cov = gaussian_of(fitted, "r")
+    total = COUNTS.sum()
+    sd = (2 + total) ** -0.5
+    assert abs(mean[0] - np.log((2 + total) / (1 + len(COUNTS)))) < 1e-2 * sd
+    assert abs(cov[0, 0] / sd**2 - 1) < 1e-3
+    # The metric is the log density at the mode over the number of data, Jacobian included.
+    r = np.exp(mean[0])
+    joint = stats.gamma(2).logpdf(r) + stats.poisson(r).logpmf(COUNTS).sum() + mean[0]
+    np.testing.assert_allclose(fitted.history["elbo"][-1], joint / len(COUNTS), rtol=1e-5)
+
+
+def test_one_observed_vector_in_constrained_latents_of_a_plate(b):
+    """Of the GP-like model without rows, whose latents stand in a plate: Laplace's log p(y), which
+    is exact as far as the posterior is Gaussian, against the importance-weighted one."""
+
+    @pg.model
+    def scales():
+        with pg.plate("groups", 2):
+            s = pg.sample("s", dist.LogNormal(0.0, 0.3))
+        m = pg.sample("m", dist.Normal(0.0, 1.0))
+        pg.sample("y", dist.Normal(m, s[0] + s[1]).expand([60]).to_event(1))
+
+    y = stats.norm(0.5, 2.0).ppf((np.arange(60) + 0.5) / 60).astype("float32")
+    fitted = fitted_to(scales.with_guide(LAPLACE), {"y": y}, b, 200)
+    mean, cov = gaussian_of(fitted, "sm")
+    table = pg.evaluate(fitted, {"y": y}, [IWAE(400)], seed=0, progress_bar=False)["IWAE(400)"]
+    s, m = np.exp(mean[:2]), mean[2]
+    joint = (
+        stats.norm(m, s.sum()).logpdf(y).sum()
+        + stats.norm(0, 0.3).logpdf(mean[:2]).sum() + stats.norm(0, 1).logpdf(m)
+    )  # fmt: skip
+    by_hand = joint + 0.5 * np.linalg.slogdet(2 * np.pi * cov)[1]
+    assert abs(table["estimate"].values[0] - by_hand) < 0.1
+    assert abs(mean[0] - mean[1]) < 1e-3 and cov[0, 1] < 0
+
+
+def test_what_has_no_laplace_approximation_is_refused_in_words(b, caplog):
+    @pg.model
+    def free():  # y tells a + c alone
+        a = pg.sample("a", dist.ImproperUniform("real", ()))
+        c = pg.sample("c", dist.Normal(0.0, 1.0))
+        with pg.data_plate():
+            pg.sample("y", dist.Normal(0.0 * a + c, 1.0))
+
+    @pg.model
+    def local():
+        with pg.data_plate():
+            pg.sample("y", dist.Normal(pg.sample("z", dist.Normal(0, 1)), 1.0))
+
+    with pytest.raises(AlgorithmError, match=r"not positive definite \(.*'a'\)"):
+        fitted_to(free.with_guide(LAPLACE), {"y": Y}, b, 1)
+    with pytest.raises(AlgorithmError, match=r"\['z'\] of 'local' stand inside the data plate"):
+        fitted_to(local.with_guide(LAPLACE), {"y": Y}, b, 1)
+    with pytest.raises(DataError, match="got a stream"):
+        fitted_to(regression.with_guide(LAPLACE), iter([{"y": Y, "c": C}]), b, 1, size=None)
+    params = {f"guide/{n}/loc": {"value": np.zeros(1, "float32")} for n in "ab"}
+    point = pg.Fitted(regression.with_guide(LAPLACE), params)
+    with pytest.raises(AlgorithmError, match="a point without a covariance"):
+        pg.infer(point, {"y": Y}, Guide(5), inputs={"c": C}, seed=0, backend=b)
+    with pytest.raises(AlgorithmError, match="a point without a covariance"):
+        pg.evaluate(point, {"y": Y}, [ELBO()], inputs={"c": C}, seed=0, backend=b)
+    with pytest.raises(DeclarationError, match="got the class AutoNormal"):
+        regression.with_guide(AutoNormal)
+    with caplog.at_level(logging.WARNING, "probgen"):
+        fitted_to(regression.with_guide(LAPLACE), {"y": Y}, b, 1, inputs={"c": C})
+    assert "Fit longer" in caplog.text
