@@ -188,7 +188,7 @@ RESULTS = {
     "Arrow", "BatchTypicality", "BetweenRuns", "BitsPerDim", "Bound", "Bracket", "ChanceTest",
     "CollapseReport", "Comparison", "Coverage", "Curve", "Deferred", "Density2D",
     "Detection", "DetectionTable", "Diagnosis", "Estimate", "Family",
-    "Geweke", "Graph", "Images", "Loaded", "LogPartition", "GatheredTables", "ModeCount",
+    "Geweke", "Graph", "Guided", "Images", "Loaded", "LogPartition", "GatheredTables", "ModeCount",
     "NativeModel", "Need", "Node", "Posterior", "PrCurve", "PredictiveCheck", "Record", "Results",
     "RocBand", "RocCurve", "SBC", "SampleQuality", "Section", "SetVerdict",
     "Shapes", "Symmetry", "VSBC", "Verdict",

@@ -13,7 +13,7 @@ t), and s the next step that is visited, below t (at the end alpha_bar_s = 1, so
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 
@@ -24,7 +24,7 @@ from probgen.errors import AlgorithmError
 from probgen.language import ops
 from probgen.language.capabilities import Denoises
 from probgen.language.declared import declaration
-from probgen.language.kinds import Many, between
+from probgen.language.kinds import Many, Share
 
 Array = Any
 
@@ -82,7 +82,7 @@ class DDIM(_OneDraw):
     """
 
     num_steps: Many = 50
-    eta: Annotated[float, between(0.0, 1.0)] = 0.0
+    eta: Share = 0.0
 
     def note(self, stats: Mapping[str, np.ndarray] | None = None) -> str:
         """What the draws target."""
