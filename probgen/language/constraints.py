@@ -3,9 +3,11 @@
     real  positive  unit_interval  (low, high)      numbers, each by itself
     simplex  ordered_vector                         vectors
     corr_cholesky                                   factors of correlation matrices
+    lower_cholesky  positive_definite               factors of covariance matrices, and those
 
-The words are Pyro's and NumPyro's own, and each has both libraries' map from the real line:
-`BijectTo("ordered_vector")` is that map as a part of `dist.Transformed`.
+The words are Pyro's and NumPyro's own, and each has a map from the real line, the libraries' or,
+for the last two, ours (`matrices.py`): `BijectTo("ordered_vector")` is that map as a part of
+`dist.Transformed`.
 """
 
 from __future__ import annotations
@@ -51,6 +53,19 @@ def _is_simplex(x: Array) -> Array:
     return ops.all(~(x < 0), axis=-1) & ~(ops.abs(ops.sum(x, axis=-1) - 1.0) > 1e-5)
 
 
+def _is_lower_cholesky(x: Array) -> Array:
+    above = ops.any(ops.abs(x - ops.tril(x)) > 0, axis=(-2, -1))
+    return ops.all(~(ops.diagonal(x) <= 0), axis=-1) & ~above
+
+
+def _is_positive_definite(x: Array) -> Array:
+    turned = ops.transpose(x, (*range(x.ndim - 2), x.ndim - 1, x.ndim - 2))
+    size = ops.max(ops.abs(x), axis=(-2, -1), keepdims=True)
+    is_skew = ops.any(ops.abs(x - turned) > 1e-5 * size, axis=(-2, -1))
+    has_none = ops.isnan(ops.sum(ops.cholesky(x), axis=(-2, -1)))
+    return ~(has_none & ~ops.isnan(ops.sum(x, axis=(-2, -1)))) & ~is_skew
+
+
 def _identity(x: Array) -> Array:
     return 0.0 * x + ops.eye_like(x.shape[-1], x)
 
@@ -73,6 +88,8 @@ CONSTRAINTS: dict[str, Constraint] = {
             lambda x: ops.zeros_like(x) + ops.arange_like(x.shape[-1], x),
         ),
         Constraint("corr_cholesky", 2, None, None, None, _identity),
+        Constraint("lower_cholesky", 2, None, None, _is_lower_cholesky, _identity),
+        Constraint("positive_definite", 2, None, None, _is_positive_definite, _identity),
     )
 }  # fmt: skip
 
@@ -118,11 +135,12 @@ def guard(support: Constraint, x: Array, event_ndim: int) -> tuple[Array | None,
 
 @declaration
 class BijectTo:
-    """The map from the real line onto a support, Pyro's and NumPyro's own, for `dist.Transformed`.
+    """The map from the real line onto a support, for `dist.Transformed`.
 
     `dist.Transformed(dist.Normal(0, 1).expand([3]).to_event(1), dist.BijectTo("ordered_vector"))`
     is a distribution of increasing triples. A simplex of k numbers is made of k - 1, a factor
-    of a k x k correlation matrix of k (k - 1) / 2.
+    of a k x k correlation matrix of k (k - 1) / 2, a k x k covariance matrix, or its lower factor,
+    of k (k + 1) / 2.
 
     Args:
         support: one of the words above, or a pair (low, high).

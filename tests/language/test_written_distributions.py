@@ -99,6 +99,8 @@ FREE = {  # support: (size of the base, where the free numbers of a value stand)
     "simplex": (2, [0, 1]),
     "ordered_vector": (3, [0, 1, 2]),
     "corr_cholesky": (1, [2]),
+    "lower_cholesky": (6, [0, 3, 4, 6, 7, 8]),
+    "positive_definite": (6, [0, 3, 4, 6, 7, 8]),
 }
 
 

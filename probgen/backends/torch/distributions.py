@@ -11,7 +11,8 @@ import pyro.distributions as pyro_dist
 import pyro.distributions.constraints as pyro_constraints
 import torch
 from pyro.distributions.torch_distribution import TorchDistribution
-from torch.distributions import biject_to, constraints
+from pyro.distributions.transforms import biject_to
+from torch.distributions import constraints
 
 from probgen.backends.lowering import (
     composed,
@@ -24,7 +25,7 @@ from probgen.backends.lowering import (
 )
 from probgen.backends.series import SeriesOf
 from probgen.backends.written import Law, Written
-from probgen.language import densities, discretized
+from probgen.language import densities, discretized, matrices
 from probgen.language.constraints import Constraint, constraint
 from probgen.language.noise import NoiseMap
 
@@ -219,10 +220,21 @@ def _classes(family: str) -> list:
 NOISE_MAPS = noise_maps(_classes)
 
 
+def onto(support: Any) -> Any:
+    """The map from the real line onto a constraint, Pyro's or, of what it has none for, ours."""
+    base = support
+    while isinstance(base, constraints.independent):
+        base = base.base_constraint
+    for word in matrices.WORDS:
+        if base is getattr(constraints, word):
+            return matrices.OntoMatrix(word)
+    return biject_to(support)
+
+
 def bijection(support: Any, event_shape: tuple[int, ...]) -> tuple:
     """torch's map onto a support: (forward, inverse_and_log_det, event shape)."""
     kind = constraint(support)
-    transform = biject_to(library_constraint(kind, max(len(event_shape), kind.event_ndim)))
+    transform = onto(library_constraint(kind, max(len(event_shape), kind.event_ndim)))
 
     def inverse(y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         x = transform.inv(y)

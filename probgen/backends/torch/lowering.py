@@ -11,7 +11,6 @@ import numpy as np
 import pyro
 import pyro.distributions as pyro_dist
 import torch
-from pyro.distributions.transforms import biject_to
 from pyro.poutine.trace_messenger import TraceMessenger
 from torch.overrides import TorchFunctionMode
 
@@ -36,6 +35,7 @@ from probgen.backends.torch.distributions import (
     has_moving_support,
     is_inside,
     noise_map,
+    onto,
 )
 from probgen.backends.turns import pyro_turn
 from probgen.backends.written import stand_in
@@ -91,7 +91,7 @@ class Lowering(BaseLowering):
             AlgorithmError: there is none.
         """
         try:
-            return biject_to(fn.support)
+            return onto(fn.support)
         except NotImplementedError as error:
             raise AlgorithmError(NO_BIJECTION.format(name=name, support=fn.support)) from error
 
