@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from probgen.errors import ShapeError
+from probgen.language.odes import solve_ode as solve_ode
 from probgen.language.ops_modules import ops_for as ops_for
 from probgen.language.ops_modules import running_ops as running_ops
 from probgen.language.recursions import scan as scan

@@ -29,8 +29,8 @@ FLOORS = [
     {"verbs", "interop", "cli"},
 ]  # fmt: skip
 
-TORCH_SIDE = {"torch", "pyro", "functorch", "torchvision"}
-JAX_SIDE = {"jax", "jaxlib", "numpyro", "optax", "flax", "equinox", "blackjax"}
+TORCH_SIDE = {"torch", "pyro", "functorch", "torchvision", "torchdiffeq"}
+JAX_SIDE = {"jax", "jaxlib", "numpyro", "optax", "flax", "equinox", "blackjax", "diffrax"}
 BACKEND_WORDS = {"torch", "pyro", "jax", "numpyro"}
 
 # The only file outside probgen/backends that meets a framework: networks that users bring along.

@@ -19,6 +19,7 @@ import numpy as np
 from jax import lax
 
 from probgen.backends.jax.conv import conv_by_slices, conv_transpose_by_phases, total
+from probgen.backends.jax.odes import solve_ode as solve_ode
 
 Array = Any
 Axis = int | tuple[int, ...] | None

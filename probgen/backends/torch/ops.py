@@ -18,6 +18,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from probgen.backends.torch.odes import solve_ode as solve_ode
 from probgen.backends.torch.routes import check_length
 from probgen.trees import tree_map
 

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import contextvars
 
+import torch
+
 # "inductor" or "graph" while a function is traced for it, else "".
 tracing: contextvars.ContextVar[str] = contextvars.ContextVar("tracing", default="")
 
 MOST_STEPS = {"inductor": 16, "graph": 128}
 
 
-class NotTraced(Exception):
+class NotTraced(RuntimeError):
     """A function that the route at hand leaves to the next one."""
 
 
@@ -34,10 +36,13 @@ def check_length(length: int) -> None:
 
 
 def refuse_adaptive(what: str) -> None:
-    """Leaves what asks a number how to go on to the live route.
+    """Leaves what asks numbers how to go on to the live route, and to one item at a time.
 
     Raises:
-        NotTraced: a function is being traced.
+        NotTraced: a function is being traced, or mapped over.
     """
-    if tracing.get():
-        raise NotTraced(f"{what} chooses its steps by the numbers it meets, so it runs live")
+    if tracing.get() or torch._C._functorch.peek_interpreter_stack() is not None:
+        raise NotTraced(
+            f"{what} chooses its steps by the numbers it meets, which a graph or a vmap cannot "
+            "show; it runs live, and fixed steps (num_steps=) can be traced"
+        )
