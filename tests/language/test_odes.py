@@ -66,7 +66,7 @@ def test_a_rate_is_recovered_from_noisy_data(b):
         here, near = (float(slope(b.asarray(np.float32(v)), rows)) for v in (r, r + 0.01))
         curvature = (near - here) / 0.01
         r -= here / curvature
-    assert abs(r - 1.3) < 5 * (-curvature) ** -0.5 < 0.1
+    assert abs(r - 1.3) < 5 * (-curvature) ** -0.5 < 0.2
 
 
 def test_steps_that_run_out_are_nan(b):
