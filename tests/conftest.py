@@ -47,10 +47,18 @@ def backend_name(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="session")
 def backend(backend_name: str):
-    """The backend itself, on the CPU."""
+    """The backend itself, on the CPU and without inductor, whose compilation short computations do
+    not earn back. Programs of README and docs, and tests of compilation, run as users' do."""
     from probgen import backends
 
-    return backends.load(backend_name)
+    options = {"compile": "graph"} if backend_name == "torch" else {}
+    return backends.load(backend_name, "cpu", **options)
+
+
+@pytest.fixture(scope="session")
+def b(backend):
+    """The same, by the name that it has in algorithms."""
+    return backend
 
 
 def _gpu_is_visible() -> bool:
@@ -75,15 +83,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return
     for item in chosen:
         item.add_marker(pytest.mark.skip(reason="no GPU here that torch or jax can see"))
-
-
-@pytest.fixture(scope="session")
-def b(backend_name):
-    """A backend without inductor, whose compilation short computations do not earn back."""
-    from probgen import backends
-
-    options = {"compile": "graph"} if backend_name == "torch" else {}
-    return backends.load(backend_name, "cpu", **options)
 
 
 @pytest.fixture

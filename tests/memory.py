@@ -13,7 +13,7 @@ from pathlib import Path
 from probgen import backends
 
 GIB = 2**30
-LARGE = 1.5 * GIB
+LARGE = 2.25 * GIB
 
 
 def resident() -> int:

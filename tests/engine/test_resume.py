@@ -80,7 +80,7 @@ def check_killed_and_resumed(backend, compile, tmp_path, kills, case="vae"):
 
 
 def test_killed_again_and_again_it_ends_as_if_nothing_had_happened(backend_name, tmp_path):
-    check_killed_and_resumed(backend_name, "graph", tmp_path, kills=3)
+    check_killed_and_resumed(backend_name, "graph", tmp_path, kills=2)
 
 
 def test_chains_of_each_datum_survive_a_kill(backend_name, tmp_path):
