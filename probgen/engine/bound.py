@@ -232,9 +232,9 @@ class Bound(Updates):
         if shared:
             raise AlgorithmError(
                 f"{who}: the latents {shared} of {self.model.name!r} stand outside the data plate, "
-                "expected latents of single data, since data that share some have no log p(x) of "
-                "their own. How well each is predicted: pg.infer(..., log_likelihood=True), then "
-                "arviz_stats.loo of its draws. log p(data), one number: log-mean-exp of "
+                "expected local ones, of single data, since data that share some have no log p(x) "
+                "of their own. How well each is predicted: pg.infer(..., log_likelihood=True), "
+                "then arviz_stats.loo of its draws. log p(data), one number: log-mean-exp of "
                 "sample_stats.log_weight of pg.infer(fitted, data, Guide(1000)). A fit has its "
                 "bound as history['elbo'], per datum."
             )
