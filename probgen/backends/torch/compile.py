@@ -28,7 +28,9 @@ from probgen.language.identity import contents
 from probgen.progress import log
 from probgen.trees import tree_leaves, tree_map
 
-INDUCTOR_FROM = 400  # calls below which 2 to 15 s of compilation are not earned back
+INDUCTOR_FROM = (
+    4000  # calls below which 4 s (16 s the first time) of compilation are not earned back
+)
 GRAPH_FROM = 8  # and below which even tracing is not
 
 
