@@ -189,8 +189,8 @@ RESULTS = {
     "CollapseReport", "Comparison", "Coverage", "Curve", "Deferred", "Density2D",
     "Detection", "DetectionTable", "Diagnosis", "Estimate", "Family",
     "Geweke", "Graph", "Guided", "Images", "Loaded", "LogPartition", "GatheredTables", "ModeCount",
-    "NativeModel", "Need", "Node", "Posterior", "PrCurve", "PredictiveCheck", "Record", "Results",
-    "RocBand", "RocCurve", "SBC", "SampleQuality", "Section", "SetVerdict",
+    "NativeModel", "Need", "Node", "OntoMatrix", "Posterior", "PrCurve", "PredictiveCheck",
+    "Record", "Results", "RocBand", "RocCurve", "SBC", "SampleQuality", "Section", "SetVerdict",
     "Shapes", "Symmetry", "VSBC", "Verdict",
 }  # fmt: skip
 

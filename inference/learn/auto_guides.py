@@ -158,8 +158,8 @@ class AutoLaplaceApproximation(AutoGuide):
     optimum; from a tenth on it is a warning.
 
     Raises (when bound):
-        as `AutoNormal`; AlgorithmError: a latent inside the data plate, whose curvature is joined
-            with that of all others.
+        as `AutoNormal`; AlgorithmError: no latent at all, or one inside the data plate, whose
+            curvature is joined with that of all others.
     Raises (at the end of a fit):
         AlgorithmError: H is not positive definite.
 
@@ -185,16 +185,20 @@ class AutoLaplaceApproximation(AutoGuide):
     def program_of(
         self, model: Model, structure: Structure, observed: tuple[str, ...], num_data: int | None
     ) -> Callable:
-        local = [
-            n for n, s in structure.sites.items()
-            if s.kind == "sample" and n not in observed and not s.is_fixed and s.is_local
-        ]  # fmt: skip
+        drawn = [n for n, s in structure.sites.items() if s.kind == "sample" and not s.is_fixed]
+        local = [n for n in drawn if n not in observed and structure.sites[n].is_local]
         if local:
             raise AlgorithmError(
                 f"AutoLaplaceApproximation: the latents {local} of {model.name!r} stand inside the "
                 "data plate, one a datum, expected latents that all data share, since the "
                 "curvature joins those of all data with each other through what they share; use "
                 "AutoNormal, AutoMultivariateNormal, or NUTS."
+            )
+        if set(drawn) <= set(observed):
+            raise AlgorithmError(
+                f"AutoLaplaceApproximation: the data observe all of {drawn} of {model.name!r}, "
+                "expected latents to approximate the posterior of; SVI(ELBO()) of the model "
+                "without a guide is maximum likelihood."
             )
         return super().program_of(model, structure, observed, num_data)
 

@@ -120,7 +120,7 @@ class AutoGuide:
         """The guide of a model whose structure is known.
 
         Raises:
-            AlgorithmError: a discrete latent, or none at all.
+            AlgorithmError: a discrete latent, or a long chain.
         """
         if words := model.sketch().left_out:
             raise AlgorithmError(
@@ -218,8 +218,7 @@ class _Hands:
             return self._observed(name, obs)
         transform = self.outer.onto_support(name, fn)
         plates = self.run.plate_shape()
-        full = tuple(transform.inverse_shape((*plates, *fn.event_shape)))
-        place = self._place(name, plates, full[len(plates) :])
+        place = self._place(name, plates, _free_event(transform, fn, plates))
         q, seen = self.family.base(place, self.state)
         is_real = _is_real(site["distribution"])
         onto = _Onto(transform, site["distribution"], len(place.free_event), is_real)
@@ -240,7 +239,7 @@ class _Hands:
             return self._observed_series(name, fn, length, is_fixed)
         transform = self.outer.onto_support(name, fn)
         plates = self.run.plate_shape()
-        one = tuple(transform.inverse_shape((*plates, *fn.event_shape)))[len(plates) :]
+        one = _free_event(transform, fn, plates)
         q, seen = self.family.base(self._place(name, plates, (length, *one)), self.state)
         built, given = self.outer.build(q, name), self.outer.values.get(name)
         if given is None:
@@ -328,6 +327,13 @@ class _Hands:
             return net(name, Parameter(tuple(map(int, shape)), value))()
         finally:
             self.run.prefix, self.run.rename = before
+
+
+def _free_event(transform: Any, fn: Any, plates: tuple[int, ...]) -> tuple[int, ...]:
+    """Shape of one u; a support that depends on other latents has their particles in front."""
+    lead = max(len(fn.batch_shape), len(plates))
+    shape = (*(1,) * (lead - len(plates)), *plates, *fn.event_shape)
+    return tuple(transform.inverse_shape(shape))[lead:]
 
 
 def _is_real(declaration: Any) -> bool:

@@ -231,6 +231,9 @@ def _check_batch_shape(run: Run, name: str, batch_shape: tuple[int, ...]) -> Non
     inner = batch_shape
     if run.particles is not None and len(batch_shape) == -run.particles[1]:
         inner = batch_shape[1:]
+        # Particles stand in front of as many axes of one as plates are deep elsewhere.
+        while len(inner) > len(plates) and inner[0] == 1:
+            inner = inner[1:]
     if run.is_native and len(inner) > len(plates):
         inner = inner[len(inner) - len(plates) :]
     padded = (1,) * (len(plates) - len(inner)) + inner

@@ -8,7 +8,7 @@ from auto_guide_cases import COV, MEAN, C, Y, regression
 from scipy import stats
 
 import probgen as pg
-from probgen import dist
+from probgen import dist, nets
 from probgen.errors import AlgorithmError, DataError, DeclarationError
 from probgen.inference import ELBO, IWAE, SVI, AutoLaplaceApproximation, AutoNormal, Guide
 
@@ -102,6 +102,42 @@ def test_one_observed_vector_in_constrained_latents_of_a_plate(b):
     assert abs(mean[0] - mean[1]) < 1e-3 and cov[0, 1] < 0
 
 
+def test_a_support_that_depends_on_another_latent(b):
+    """s ~ LogNormal, u ~ Uniform(0, s): the mode and curvature by differences of the density on the
+    line; and the weight of each of fifty draws, run side by side as in the fit's report."""
+
+    @pg.model
+    def within():
+        s = pg.sample("s", dist.LogNormal(0.0, 0.5))
+        u = pg.sample("u", dist.Uniform(0.0, s))
+        with pg.data_plate():
+            pg.sample("y", dist.Normal(u, 1.0 + s))
+
+    def log_density(
+        v, w
+    ):  # of s = e^v, u = s / (1 + e^-w): log p(y, s, u) + v + log u + log(1-u/s)
+        s, share = np.exp(v), 1 / (1 + np.exp(-w))
+        log_y = sum(stats.norm(s * share, 1.0 + s).logpdf(y) for y in Y)
+        return stats.norm(0.0, 0.5).logpdf(v) + np.log(share * (1 - share)) + log_y
+
+    fitted = fitted_to(within.with_guide(LAPLACE), {"y": Y}, b, 150)
+    mean, cov = gaussian_of(fitted, "su")
+    eye, h = 1e-4 * np.eye(2), 1e-4
+
+    def second(i, j):
+        f = [[log_density(*(mean + p * eye[i] + q * eye[j])) for q in (-1, 1)] for p in (-1, 1)]
+        return (f[1][1] - f[1][0] - f[0][1] + f[0][0]) / (4 * h * h)
+
+    curvature = -np.array([[second(i, j) for j in range(2)] for i in range(2)])
+    np.testing.assert_allclose(cov, np.linalg.inv(curvature), rtol=5e-3)
+    draws = pg.infer(fitted, {"y": Y}, Guide(50), seed=0, progress_bar=False)
+    top, low = (draws.posterior[n].values.ravel().astype("float64") for n in "su")
+    v, w = np.log(top), np.log(low / (top - low))
+    log_q = stats.multivariate_normal(mean, cov).logpdf(np.stack([v, w], axis=1))
+    found = draws.sample_stats["log_weight"].values.ravel()
+    np.testing.assert_allclose(found, log_density(v, w) - log_q, atol=5e-3)
+
+
 def test_what_has_no_laplace_approximation_is_refused_in_words(b, caplog):
     @pg.model
     def free():  # y tells a + c alone
@@ -115,6 +151,13 @@ def test_what_has_no_laplace_approximation_is_refused_in_words(b, caplog):
         with pg.data_plate():
             pg.sample("y", dist.Normal(pg.sample("z", dist.Normal(0, 1)), 1.0))
 
+    @pg.model
+    def nothing():
+        with pg.data_plate():
+            pg.sample("y", dist.Normal(pg.net("m", nets.Parameter())(), 1.0))
+
+    with pytest.raises(AlgorithmError, match=r"observe all of \['y'\] .* expected latents"):
+        fitted_to(nothing.with_guide(LAPLACE), {"y": Y}, b, 1)
     with pytest.raises(AlgorithmError, match=r"not positive definite \(.*'a'\)"):
         fitted_to(free.with_guide(LAPLACE), {"y": Y}, b, 1)
     with pytest.raises(AlgorithmError, match=r"\['z'\] of 'local' stand inside the data plate"):
