@@ -1,5 +1,6 @@
 """What a function is written down as: its calls, and no number that is another at the next call."""
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -46,11 +47,39 @@ def of_a_draw(x):
     return x * torch.rand(()).item()
 
 
+def as_numpys(x):
+    return torch.from_numpy(np.exp(np.asarray(x)))
+
+
+def in_a_list(x):
+    return x * x.sum(0).tolist()[0]
+
+
+def made_of_a_list(x):
+    return x * torch.tensor([x.sum(), 2.0, 1.0])
+
+
+def of_how_many(x):
+    return x[x > 0].sum() / len(x[x > 0])
+
+
+def of_which(x):
+    return x * len((x > 0).nonzero())
+
+
+def where_the_error_is_caught(x):
+    try:
+        return x * float(x.sum())
+    except RuntimeError:
+        return x
+
+
 @pytest.mark.parametrize(
     "fn",
     [
         of_an_argument, by_a_condition, of_what_is_closed_over, of_a_number_that_was_written_into,
-        of_a_draw,
+        of_a_draw, as_numpys, in_a_list, made_of_a_list, of_how_many, of_which,
+        where_the_error_is_caught,
     ],
     ids=lambda fn: fn.__name__,
 )  # fmt: skip
@@ -70,7 +99,8 @@ def test_so_such_a_function_runs_as_it_is():
 def test_a_number_of_the_text_may_be_asked():
     def fn(x):
         half = torch.tensor([0.25, 0.5]).max()
-        return x * half.item() if half > 0.3 else x
+        first = x[:, torch.tensor([True, False, False])]  # of a shape that is always the same
+        return x * half.item() + 0 * first if half > 0.3 else x
 
     assert torch.equal(recorded(fn, X)(X + 1), (X + 1) * 0.5)
 
@@ -115,3 +145,54 @@ def test_pieces_and_writes_come_out_where_they_were_put():
     module = recorded(fn, X)
     for x in (X, X.flip(1)):
         assert torch.equal(module(x), fn(x))
+
+
+def test_a_call_that_failed_is_not_written_down():
+    def fn(x):
+        y = x.clone()
+        try:
+            y.add_(torch.ones(7))
+        except RuntimeError:
+            y.mul_(2.0)
+        return y
+
+    assert torch.equal(recorded(fn, X)(X + 1), 2 * (X + 1))
+
+
+def test_what_is_closed_over_is_written_into_once_a_call():
+    """Such a function runs live: it would write once more while it is written down."""
+    b = backends.load("torch", "cpu", compile="graph")
+    total = torch.zeros(3)
+    f = b.compile(lambda x: total[:].add_(x.sum(0)) * 1)
+    for count in (1.0, 2.0):
+        assert torch.equal(f(X), count * X.sum(0))
+    assert "closes over" in f.reason
+
+
+@pytest.mark.parametrize("family", ["Binomial", "Cauchy", "Geometric", "Beta"])
+def test_one_key_gives_one_draw_of_what_draws_inside(family):
+    import probgen as pg
+    from probgen.engine.bind import bind
+
+    b = backends.load("torch", "cpu", compile="graph")
+    args = {"Binomial": (100, 0.3), "Cauchy": (0.0, 1.0), "Geometric": (0.1,), "Beta": (2.0, 1.0)}
+
+    @pg.model
+    def program():
+        with pg.plate("many", 50):
+            pg.sample("x", getattr(pg.dist, family)(*args[family]))
+
+    bound, params = bind(program, b, data={})
+    draw = b.compile(lambda k: bound.trace(params, {}, key=k)["x"].value, num_calls=100)
+    draws = [draw(b.key(seed)) for seed in (1, 1, 2)]
+    assert draw.route == "graph"
+    assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])
+
+
+def test_a_function_that_draws_nothing_takes_row_keys():
+    """`lgamma` is no draw, for all that its name says gamma."""
+    b = backends.load("torch", "cpu", compile="graph")
+    f = b.compile(lambda x, key: torch.lgamma(x + 1) + b.normal(key, x.shape), num_calls=100)
+    keys = b.row_keys(b.key(0), np.arange(2))
+    torch.testing.assert_close(f(X, keys), torch.lgamma(X + 1) + b.normal(keys, X.shape))
+    assert f.route == "graph"

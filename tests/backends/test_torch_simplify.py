@@ -42,6 +42,31 @@ def written_through_a_view(x):
     return y, y.sum()
 
 
+def written_through_a_piece(x):
+    """Of what is zero at first, and of what was copied before."""
+    total, y = torch.zeros_like(x), x.clone()
+    kept = y + 0
+    total.unbind(0)[0].add_(x[0])
+    y.split(1)[1].mul_(3.0)
+    return total * 2, kept * 2, y
+
+
+def written_in_a_list(x):
+    y = x.clone()
+    kept = y + 0
+    torch._foreach_add_([y], [x])
+    return kept * 2, y
+
+
+def written_by_name(x):
+    y = torch.empty(2, 3)
+    row = y.view(-1)
+    torch.add(x, 1, out=y)
+    kept = y + 0
+    row.zero_()
+    return kept * 2, y
+
+
 def draws(x):
     return x + torch.rand(2, 3)
 
@@ -54,7 +79,8 @@ def gradient(x):
 
 
 FUNCTIONS = [
-    neutral, constants, written_in_place, written_constant, written_through_a_view, draws, gradient,
+    neutral, constants, written_in_place, written_constant, written_through_a_view,
+    written_through_a_piece, written_in_a_list, written_by_name, draws, gradient,
 ]  # fmt: skip
 
 

@@ -20,6 +20,7 @@ import torch
 from probgen.backends.compiled_store import programs
 from probgen.backends.keys import Key, mix
 from probgen.backends.torch import random
+from probgen.backends.torch.aliases import op_of
 from probgen.backends.torch.record import Recorder
 from probgen.backends.torch.routes import tracing
 from probgen.backends.torch.simplify import fold, lift, simplify
@@ -124,15 +125,7 @@ class Graph:
         self.constants = lift(root, graph)
         simplify(root, graph)
         self.draws_inside = any(
-            "rand" in str(n.target)
-            or "normal" in str(n.target)
-            or "bernoulli" in str(n.target)
-            or "gamma" in str(n.target)
-            or "poisson" in str(n.target)
-            or "dirichlet" in str(n.target)
-            or "multinomial" in str(n.target)
-            for n in graph.nodes
-            if n.op == "call_function"
+            torch.Tag.nondeterministic_seeded in op.tags for op in map(op_of, graph.nodes) if op
         )
         if route == "inductor":
             example += random.redraw(plan.slots, [k.seed for k in keys])

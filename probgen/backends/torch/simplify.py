@@ -2,9 +2,9 @@
 
 A trace holds every `detach`, every view to the shape that is there already, `x + 0`, `x ** 1`, and
 the making of each constant. `simplify` takes them out, and writes a column times a row as an
-elementwise product; `fold` computes, once and for all, what
-depends on constants only. Both keep results to the bit. A graph may still write in place
-(Pyro's `masked_fill_`); what such a node touches is left as it is.
+elementwise product; `fold` computes, once and for all, what depends on constants only. Both keep
+results to the bit, the sign of a zero aside. A graph may still write in place (Pyro's
+`masked_fill_`); what such a node touches is left as it is.
 
 Inductor does the like on its own; a graph that is replayed as Python pays for every node.
 """
@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch.fx import Graph, Node
 
+from probgen.backends.torch.aliases import base, op_of, written_by
 from probgen.backends.torch.record import form
 
 aten = torch.ops.aten
@@ -40,35 +41,8 @@ _NEUTRAL: dict[Any, float] = {
 _FOLD_UP_TO = 2**16  # elements of a folded constant
 
 
-def _op(node: Any) -> Any:
-    """The ATen operator that a node calls, or None."""
-    is_call = isinstance(node, Node) and node.op == "call_function"
-    return node.target if is_call and isinstance(node.target, torch._ops.OpOverload) else None
-
-
-def _writes(node: Node) -> list[Node]:
-    """Arguments that a node writes into."""
-    op = _op(node)
-    if op is None or not op._schema.is_mutable:
-        return []
-    given = [*zip(op._schema.arguments, node.args, strict=False)]
-    given += [(a, node.kwargs[a.name]) for a in op._schema.arguments if a.name in node.kwargs]
-    return [v for a, v in given if a.alias_info and a.alias_info.is_write and isinstance(v, Node)]
-
-
-def _base(node: Node) -> Node:
-    """The node whose memory a view shows; itself for a fresh tensor."""
-    while True:
-        op = _op(node)
-        if op is None or not op._schema.returns or op._schema.returns[0].alias_info is None:
-            return node
-        if not node.args or not isinstance(node.args[0], Node):
-            return node
-        node = node.args[0]
-
-
 def _written(graph: Graph) -> set[Node]:
-    return {_base(target) for node in graph.nodes for target in _writes(node)}
+    return {base(target) for node in graph.nodes for target in written_by(node)}
 
 
 def _is_same(node: Node, source: Node) -> bool:
@@ -92,7 +66,7 @@ def lift(root: torch.nn.Module, graph: Graph) -> list[torch.Tensor]:
     last = [n for n in graph.nodes if n.op == "placeholder"]
     for node in list(graph.nodes):
         value = getattr(root, str(node.target), None) if node.op == "get_attr" else None
-        own = all(_op(user) is aten.lift_fresh_copy.default for user in node.users)
+        own = all(op_of(user) is aten.lift_fresh_copy.default for user in node.users)
         if own or not isinstance(value, torch.Tensor):
             continue
         if node.target not in found:
@@ -112,7 +86,7 @@ def simplify(root: torch.nn.Module, graph: Graph) -> None:
     written = _written(graph)
     outputs = set(graph.output_node().all_input_nodes)
     for node in list(graph.nodes):
-        op = _op(node)
+        op = op_of(node)
         if op is None or not node.args or not isinstance(node.args[0], Node):
             continue
         source = node.args[0]
@@ -126,7 +100,7 @@ def simplify(root: torch.nn.Module, graph: Graph) -> None:
         elif op in _NEUTRAL and len(node.args) == 2 and not node.kwargs:
             # These make a new tensor: not where somebody writes, nor in place of an output.
             neutral = not isinstance(node.args[1], Node) and node.args[1] == _NEUTRAL[op]
-            apart = node not in outputs and not {_base(node), _base(source)} & written
+            apart = node not in outputs and not {base(node), base(source)} & written
             if neutral and apart and _is_same(node, source):
                 node.replace_all_uses_with(source)
     graph.eliminate_dead_code()
@@ -134,7 +108,7 @@ def simplify(root: torch.nn.Module, graph: Graph) -> None:
 
 def _inline_scalar(root: torch.nn.Module, node: Node, source: Node, written: set[Node]) -> None:
     constant = getattr(root, str(source.target))
-    if constant.ndim or _base(node) in written or constant.dtype is torch.bool:
+    if constant.ndim or base(node) in written or constant.dtype is torch.bool:
         return
     with node.graph.inserting_before(node):
         full = node.graph.call_function(
@@ -152,11 +126,11 @@ def fold(root: torch.nn.Module, graph: Graph) -> None:
     A tensor that the traced function merely closes over is no constant: its owner may change it.
     """
     # Outputs belong to the caller, who may overwrite them.
-    taken = _written(graph) | {_base(node) for node in graph.output_node().all_input_nodes}
+    taken = _written(graph) | {base(node) for node in graph.output_node().all_input_nodes}
     known: dict[Node, torch.Tensor] = {}
     for node in list(graph.nodes):
-        op = _op(node)
-        if op is None or op._schema.is_mutable or _base(node) in taken:
+        op = op_of(node)
+        if op is None or op._schema.is_mutable or base(node) in taken:
             continue
         if torch.Tag.nondeterministic_seeded in op.tags or len(op._schema.returns) != 1:
             continue
