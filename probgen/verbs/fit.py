@@ -21,6 +21,7 @@ from probgen.engine import provenance, starting
 from probgen.engine.auto_guide import automatic
 from probgen.engine.batches import Feed, NoData, merge_inputs
 from probgen.engine.bind import bind
+from probgen.engine.bound import Bound
 from probgen.engine.callbacks import Callback
 from probgen.engine.data_init import from_data
 from probgen.engine.data_support import SupportCheck
@@ -175,10 +176,12 @@ def fit(
     root_key = b.key(seed)
     check = SupportCheck(bound, initial, root_key)
     feed = Feed(source, b, check)
-    held_out = None if validation is None else _held_out(validation, names, example, check)
+    guide = automatic(declared)
+    held_out = None
+    if validation is not None:
+        held_out = _held_out(validation, names, example, bound, guide, check)
     learner = algorithm.bind(bound)
     starting.check_feed(learner, algorithm, source, gradient_accumulation)
-    guide = automatic(declared)
     if guide is not None and guide.is_point and not hasattr(source, "chunks"):
         raise DataError(
             f"fit: got a stream of data for {guide!r}, expected data of a known size, at all of "
@@ -293,9 +296,21 @@ def _source(
     return as_source(arrays, batch_size=source.batch_size, seed=seed), constants
 
 
-def _held_out(validation: Any, names: Any, example: dict, check: SupportCheck) -> dict:
+def _held_out(
+    validation: Any, names: Any, example: dict, bound: Bound, guide: Any, check: SupportCheck
+) -> dict:
     """Held-out data as arrays, alike the training data in names, shapes and support."""
     arrays = as_arrays(validation, names=names)
+    if guide is not None and ROW in example and ROW not in arrays:
+        local = [n for n in bound.latents if bound.structure.sites[n].is_local]
+        if local:
+            raise AlgorithmError(
+                f"validation: {guide!r} has a q of {local} for each of the data that "
+                "are fitted, and none for held-out ones, expected no validation data; or write a "
+                "guide that reads the data (an encoder)."
+            )
+        size = len(next(iter(arrays.values())))
+        arrays = {**arrays, ROW: np.arange(size)}  # of no meaning where all latents are shared
     missing = sorted(set(example) - set(arrays))
     if missing:
         raise UnknownName(

@@ -1,6 +1,7 @@
 """The Laplace approximation: exact where the posterior is Gaussian, else by its formula by hand."""
 
 import logging
+import re
 
 import numpy as np
 import pytest
@@ -20,6 +21,11 @@ def fitted_to(model, data, b, num_steps=300, size=None, **options):
     optimizer = pg.Adam(pg.CosineDecay(0.1, num_steps))
     return pg.fit(model, data, SVI(ELBO(), optimizer), num_steps=num_steps, batch_size=size, seed=0,
                   backend=b, progress_bar=False, **options)  # fmt: skip
+
+
+def distance(fitted):
+    """From the optimum, in standard deviations, as the history says it."""
+    return float(re.search(r"([\d.e+-]+) standard deviations", fitted.history.events[-1])[1])
 
 
 def gaussian_of(fitted, names):
@@ -67,6 +73,7 @@ def test_of_a_rate_it_is_the_formula_on_the_log_scale(b):
 
     fitted = fitted_to(rate.with_guide(LAPLACE), {"k": COUNTS}, b, 200)
     mean, cov = gaussian_of(fitted, "r")
+    assert distance(fitted) < 0.02 and "all 1300 data" in fitted.history.events[-1]
     total = COUNTS.sum()
     sd = (2 + total) ** -0.5
     assert abs(mean[0] - np.log((2 + total) / (1 + len(COUNTS)))) < 1e-2 * sd
@@ -173,5 +180,10 @@ def test_what_has_no_laplace_approximation_is_refused_in_words(b, caplog):
     with pytest.raises(DeclarationError, match="got the class AutoNormal"):
         regression.with_guide(AutoNormal)
     with caplog.at_level(logging.WARNING, "probgen"):
-        fitted_to(regression.with_guide(LAPLACE), {"y": Y}, b, 1, inputs={"c": C})
+        data = {"y": Y, "c": C}
+        fitted = fitted_to(regression.with_guide(LAPLACE), data, b, 1, validation=data)
     assert "Fit longer" in caplog.text
+    off = gaussian_of(fitted, "ab")[0] - MEAN
+    assert distance(fitted) == pytest.approx(np.sqrt(off @ np.linalg.solve(COV, off)), rel=0.06)
+    with pytest.raises(AlgorithmError, match=r"has a q of \['z'\] .* none for held-out ones"):
+        fitted_to(local.with_guide(AutoNormal()), {"y": Y}, b, 1, validation={"y": Y})
