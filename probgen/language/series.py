@@ -69,7 +69,8 @@ def scan(
         (the last carry, the outputs stacked in front).
 
     Raises:
-        ShapeError: no length, arrays of different lengths, or a carry that keeps no shape.
+        ShapeError: no length, arrays of different lengths, a carry that keeps no shape, or events
+            that grow with it.
         DuplicateSite: a name is taken.
         DeclarationError: one loop inside another.
         BackendError: in a native program (`to_pyro`, `to_numpyro`).
@@ -111,6 +112,7 @@ class Step:
             self.series[name] = self.outer.series(name, fn, self.length, obs is not None)
         series = self.series[name]
         if self.is_first:
+            self._check_event(name, series, fn)
             x = tree_map(lambda v: v[0], series.xs)
         else:
             x = self.now[name]  # type: ignore[index]
@@ -122,6 +124,16 @@ class Step:
         if self.is_first:
             series.first = fn
         return value
+
+    def _check_event(self, name: str, series: Any, fn: Any) -> None:
+        """What values are made of was laid out for the events of the first run."""
+        shapes = [tuple(law.event_shape) for law in (series.first, fn) if law is not None]
+        if shapes[0] != shapes[-1] and series.whole is None and not series.is_fixed:
+            raise ShapeError(
+                f"pg.scan {self.loop!r}: site {name!r} has events of shape {shapes[0]} by init and "
+                f"of {shapes[1]} by the carry that the step returns, expected one shape for all "
+                "moments; give init in the shape of the returned carry."
+            )
 
     def factor(self, name: str, value: Any) -> None:
         self.kept[name] = {"log_prob": ops.asarray(value)}

@@ -346,6 +346,13 @@ def test_what_a_loop_cannot_do_is_refused_in_words(b):
 
     with pytest.raises(ShapeError, match=r"a carry .*expected one shape"):
         bind(model_of(grows, np.zeros(2)), b)
+
+    def widens(x, _):  # its three coordinates would be of one number's noise
+        x = pg.sample("x", dist.Normal(x, 1.0).to_event(1))
+        return ops.broadcast_to(x, (3,)), None
+
+    with pytest.raises(ShapeError, match=r"events of shape \(1,\) by init and of \(3,\)"):
+        bind(model_of(widens, np.zeros(1)), b)
     with pytest.raises(DeclarationError, match=r"expected a pair \(carry, output\)"):
         bind(model_of(lambda x, _: x), b)
     with pytest.raises(DeclarationError, match="expected one loop"):
