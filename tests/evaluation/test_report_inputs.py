@@ -19,6 +19,7 @@ from probgen.evaluation.page.section_blocks import (
     _strangeness,
     detection_blocks,
     likelihood_blocks,
+    warning_blocks,
 )
 from probgen.evaluation.page.verdict import DETECTS, TOO_FEW
 from probgen.inference.likelihood.interval import bound_warning
@@ -208,15 +209,30 @@ def test_the_json_says_how_many_data_differ(tmp_path):
     assert "60 data, 11 distinct, against 60 x" in path.read_text("utf-8")
 
 
-def test_a_page_says_how_ordinary_the_others_are_and_folds_its_warnings(tmp_path):
-    """10 of 40 strangers lie below the median; the measure is better than chance all the same."""
+def test_a_page_says_how_ordinary_the_others_are():
+    """Of 40 strangers 8 lie below the median and 4 at it; the measure is better than chance all
+    the same."""
     own = table({"m": np.arange(101.0)})
-    strange = table({"m": np.r_[np.full(10, 1.0), np.full(30, 100.5)]})
+    strange = table({"m": np.r_[np.full(8, 1.0), np.full(4, 50.0), np.full(28, 100.5)]})
     found = gather(own, {"far": strange}, name="x")
     assert found.ordinary() == {("m", "far"): 0.25}
     (verdict,) = verdicts(found.detection, name="x", ordinary=found.ordinary())
     assert verdict.readings == {"m": DETECTS}
     assert "m ranks 25 % of them more ordinary than the median of x." in verdict.text
+
+
+def test_one_warning_is_said_and_several_are_folded_behind_one_line():
+    def found(*texts):
+        own = pg.Evaluation.from_values(
+            {"m": {"estimate": np.arange(30.0)}}, units={"m": "nats"},
+            larger_is_stranger={"m": True}, warnings={"m": list(texts)},
+        )  # fmt: skip
+        return warning_blocks(gather(own, name="x"))
+
+    assert "<strong>Warning.</strong> m of x: one" in found("one")[0].html("k")
+    folded = found("one", "two")[0].html("k")
+    assert folded.startswith("<details><summary><strong>2 warnings</strong> about m</summary>")
+    assert folded.index("m of x: one") < folded.index("m of x: two") < folded.index("</details>")
 
 
 def test_a_table_is_a_csv_file_too(tmp_path):
