@@ -196,3 +196,22 @@ def test_a_function_that_draws_nothing_takes_row_keys():
     keys = b.row_keys(b.key(0), np.arange(2))
     torch.testing.assert_close(f(X, keys), torch.lgamma(X + 1) + b.normal(keys, X.shape))
     assert f.route == "graph"
+
+
+def test_noise_that_is_written_into_is_drawn_again():
+    b = backends.load("torch", "cpu", compile="graph")
+
+    def fn(key):
+        first, second = b.normal(key, (3,)), b.normal(key, (3,))
+        return first.mul_(2.0) + second
+
+    want = 3 * b.normal(b.key(1), (3,))
+    torch.testing.assert_close(b.compile(fn, num_calls=100)(b.key(1)), want)
+
+
+def test_a_graph_is_of_the_precision_that_is_asked_for():
+    b = backends.load("torch", "cpu", compile="graph")
+    f = b.compile(lambda x: x @ x.T, num_calls=100)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert f(X).dtype == torch.bfloat16
+    assert f(X).dtype == torch.float32

@@ -121,6 +121,7 @@ class Graph:
             leaves = [torch.as_tensor(leaf) for leaf in tree_leaves(output)]
         self.build_output = _builder(output)
         self.slots = plan.slots
+        plan.check()
         graph, root = recorder.finish(leaves), recorder.root
         self.constants = lift(root, graph)
         simplify(root, graph)
@@ -230,6 +231,7 @@ class Compiled:
         seen: Seen | None = None,
     ):  # fmt: skip
         self.fn, self.device, self.policy, self.num_calls = fn, device, policy, num_calls
+        self._kind = device.partition(":")[0]
         self.times = 1  # calls of this for each of `num_calls`, where items are taken one by one
         self.seen = Seen() if seen is None else seen
         self.graphs: dict[tuple, Built] = {}
@@ -260,7 +262,7 @@ class Compiled:
             return self.fn(*args)
         tensors: list = []
         keys: list = []
-        spec: list = []
+        spec: list = [torch.is_autocast_enabled(self._kind), torch.get_default_dtype()]
         flatten(args, tensors, keys, spec)
         signature = tuple(spec)
         built = self.graphs.get(signature)

@@ -45,14 +45,32 @@ class Planner:
         self.slots: list[Slot] = []
         self._recorder = recorder
         self._found: dict[Slot, torch.Tensor] = {}
+        self._drawn: dict[Slot, int] = {}  # torch's count of writes, when it was drawn
+        self._again: set[Slot] = set()
 
     def take(self, slot: Slot, key: Key) -> torch.Tensor:
-        if slot not in self._found:
+        if slot in self._found:
+            self._again.add(slot)
+        else:
             self.slots.append(slot)
             with self._recorder.outside():
                 value = draw(slot, key.seed)
-            self._found[slot] = self._recorder.input(value)
+            self._found[slot], self._drawn[slot] = self._recorder.input(value), _writes(value)
         return self._found[slot]
+
+    def check(self) -> None:
+        """Two draws from one key are one input of the graph, into which nothing may be written.
+
+        Raises:
+            NotTraced: something was.
+        """
+        if any(_writes(self._found[s]) != self._drawn[s] for s in self._again):
+            self._recorder.refuse("writes into noise that it draws twice from one key")
+
+
+def _writes(x: torch.Tensor) -> int:
+    """How often it was written into; torch does not count in its inference mode."""
+    return 0 if x.is_inference() else x._version
 
 
 planner: contextvars.ContextVar[Planner | None] = contextvars.ContextVar("planner", default=None)
