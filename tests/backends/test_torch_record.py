@@ -1,5 +1,8 @@
 """What a function is written down as: its calls, and no number that is another at the next call."""
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 
@@ -215,3 +218,22 @@ def test_a_graph_is_of_the_precision_that_is_asked_for():
     with torch.autocast("cpu", torch.bfloat16):
         assert f(X).dtype == torch.bfloat16
     assert f(X).dtype == torch.float32
+
+
+def test_what_is_closed_over_goes_with_the_function():
+    """At once, also where tracing was refused: nothing waits for the garbage collector."""
+    b = backends.load("torch", "cpu", compile="graph")
+
+    def kept(fn):
+        table = torch.ones(3)
+        b.compile(lambda x: fn(x, table))(X)
+        return weakref.ref(table)
+
+    kept(torch.mul)  # torch's own imports keep frames of a first trace
+    gc.collect()
+    gc.disable()
+    try:
+        gone = [kept(torch.mul), kept(lambda x, table: x * float(table.sum()))]
+        assert [ref() for ref in gone] == [None, None]
+    finally:
+        gc.enable()

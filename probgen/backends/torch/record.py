@@ -20,6 +20,7 @@ function's own text alone; and a write into what the function closes over, which
 from __future__ import annotations
 
 import operator
+import weakref
 from typing import Any, NamedTuple, NoReturn
 
 import torch
@@ -197,7 +198,7 @@ class _Reads(TorchFunctionMode):
 
     def __init__(self, recorder: Recorder) -> None:
         super().__init__()
-        self._recorder = recorder
+        self._recorder = weakref.proxy(recorder)  # no cycle: what is closed over goes at once
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
