@@ -16,11 +16,19 @@ from collections.abc import MutableMapping
 
 from probgen.backends import xla_flags
 
-HASTE = {"--xla_backend_optimization_level": "0", "--xla_cpu_use_fusion_emitters": "false"}
+HASTE = {
+    "--xla_backend_optimization_level": "0",
+    "--xla_llvm_disable_expensive_passes": "true",
+    "--xla_cpu_use_fusion_emitters": "false",
+}
+# No keys of a cache on disk that is not there, and no stack of Python beside every operation.
+JAX = {"JAX_ENABLE_COMPILATION_CACHE": "false", "JAX_TRACEBACK_IN_LOCATIONS_LIMIT": "0"}
 
 
 def hasten(environment: MutableMapping[str, str] = os.environ) -> None:
     """Puts the flags that this jaxlib knows before the user's; before JAX's client starts."""
+    for name, value in JAX.items():
+        environment.setdefault(name, value)
     said = environment.get("XLA_FLAGS", "")
     if said.strip() and not said.lstrip().startswith("-"):
         return  # the user's own file of flags

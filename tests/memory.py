@@ -37,22 +37,28 @@ def drop() -> None:
 
 
 class Watch:
-    """Drops what is compiled once the process is large: after each file, and within a long one.
+    """Drops what is compiled once the process is large: between files, and within a long one.
 
     What is freed often stays with the process, since small objects lie scattered, and is used again
-    by what comes next. So it is dropped after every file, not only when the process has grown.
+    by what comes next. So a large process drops every few files, grown or not; at the end of each
+    it would pay more for compiling anew than the memory is worth.
 
     Args:
-        large: bytes; within a file, as much growth again as half a GiB after each time.
+        large: bytes; above, it drops where it has grown by a quarter of a GiB since the last time
+            (half a GiB within a file), and at the end of every sixth file.
     """
 
     def __init__(self, large: float = LARGE):
-        self.large = self.limit = large
+        self.large = large
+        self._last, self._files = 0, 0
 
     def look(self, is_end_of_file: bool) -> bool:
         """Whether it dropped anything."""
-        if resident() < (self.large if is_end_of_file else self.limit):
+        size, grown = resident(), GIB // 4 if is_end_of_file else GIB // 2
+        self._files += is_end_of_file
+        is_time = is_end_of_file and self._files >= 6
+        if size < self.large or not (is_time or size > self._last + grown):
             return False
         drop()
-        self.limit = max(self.large, resident() + GIB // 2)
+        self._last, self._files = resident(), 0
         return True

@@ -296,7 +296,7 @@ def assert_backends_agree(
     assert_agree(found[0][1], found[1][1], "gradient by")
 
 
-@settings(max_examples=20, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=12, suppress_health_check=[HealthCheck.too_slow])
 @given(lines=programs(), seed=st.integers(0, 2**16))
 def test_random_programs_agree_on_both_backends(lines, seed):
     values = numpy_values(lines, np.random.default_rng(seed))

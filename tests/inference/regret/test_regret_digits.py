@@ -17,7 +17,7 @@ from probgen.inference import ELBO, SVI
 from probgen.inference.regret.likelihood_regret import LikelihoodRegret
 from probgen.models import VAE, likelihoods
 
-COUNT = 60
+COUNT = 40
 
 
 @pytest.fixture(scope="module")
