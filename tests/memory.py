@@ -13,7 +13,7 @@ from pathlib import Path
 from probgen import backends
 
 GIB = 2**30
-LARGE = 2.25 * GIB
+LARGE = 3 * GIB
 
 
 def resident() -> int:
@@ -39,26 +39,19 @@ def drop() -> None:
 class Watch:
     """Drops what is compiled once the process is large: between files, and within a long one.
 
-    What is freed often stays with the process, since small objects lie scattered, and is used again
-    by what comes next. So a large process drops every few files, grown or not; at the end of each
-    it would pay more for compiling anew than the memory is worth.
-
     Args:
-        large: bytes; above, it drops where it has grown by a quarter of a GiB since the last time
-            (half a GiB within a file), and at the end of every sixth file.
+        large: bytes; from there on it drops where the process has grown by a quarter of a GiB since
+            the last time (half a GiB within a file), since not all that is freed leaves it.
     """
 
     def __init__(self, large: float = LARGE):
-        self.large = large
-        self._last, self._files = 0, 0
+        self.large, self.last = large, 0.0
 
     def look(self, is_end_of_file: bool) -> bool:
         """Whether it dropped anything."""
-        size, grown = resident(), GIB // 4 if is_end_of_file else GIB // 2
-        self._files += is_end_of_file
-        is_time = is_end_of_file and self._files >= 6
-        if size < self.large or not (is_time or size > self._last + grown):
+        grown = GIB // 4 if is_end_of_file else GIB // 2
+        if resident() < max(self.large, self.last + grown):
             return False
         drop()
-        self._last, self._files = resident(), 0
+        self.last = resident()
         return True
