@@ -48,26 +48,25 @@ def _are_weights(x: Array) -> Array:
     return (_is_finite(x) & (x >= 0)).all(-1) & (x.sum(-1) > 0)
 
 
-def _corner(x: Array) -> Array:
-    """The entries above the diagonal, flat."""
-    rows, columns = np.triu_indices(x.shape[-1], 1)
-    return x[..., rows.tolist(), columns.tolist()]
-
-
 def _diagonal(x: Array) -> Array:
-    places = list(range(x.shape[-1]))
-    return x[..., places, places]
+    return x.diagonal(0, -2, -1)
+
+
+def _everywhere(x: Array) -> Array:
+    """[...] whether all entries of a matrix are true."""
+    return x.all(-1).all(-1)
 
 
 def _is_factor(x: Array) -> Array:
     """A Cholesky factor: lower triangular, the diagonal above 0."""
-    return (_corner(x) == 0).all(-1) & (_is_finite(_diagonal(x)) & (_diagonal(x) > 0)).all(-1)
+    lower = np.tril(x) if isinstance(x, np.ndarray) else ops.tril(x)
+    return _everywhere(lower == x) & (_is_finite(_diagonal(x)) & (_diagonal(x) > 0)).all(-1)
 
 
 def _is_symmetric(x: Array) -> Array:
     """Up to the rounding of a product of float32 matrices."""
-    size = abs(_diagonal(x)).sum(-1)[..., None]
-    return (abs(_corner(x) - _corner(x.swapaxes(-1, -2))) <= 1e-5 * size).all(-1)
+    size = abs(_diagonal(x)).sum(-1)[..., None, None]
+    return _everywhere(abs(x - x.swapaxes(-1, -2)) <= 1e-5 * size)
 
 
 def _is_covariance(x: Array) -> Array:
