@@ -19,7 +19,7 @@ from probgen.inference import ELBO, IWAE, SVI
 from probgen.trees import tree_leaves
 
 STEPS, ROWS = 20, 256
-ASKED = {("fit", "jax"): 6.0, ("evaluate", "jax"): 10.0, ("fit", "torch"): 1.5}
+ASKED = {("fit", "jax"): 6.0, ("evaluate", "jax"): 10.0, ("fit", "torch"): 1.0}
 
 
 def fitted(b: Any, data: np.ndarray, seed: int) -> Any:
