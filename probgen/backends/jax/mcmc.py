@@ -22,18 +22,19 @@ from numpyro.infer.hmc_util import HMCAdaptState
 from numpyro.infer.util import ParamInfo
 
 from probgen.backends.chains import NUM_STARTS, Chains, LogDensity, Start
+from probgen.backends.free import FreeHands
 from probgen.backends.jax.compile import Compiled
 from probgen.backends.jax.lowering import Lowering, broadcast_plates, run_program
-from probgen.backends.lowering import per_datum
 from probgen.backends.protocol import Site
-from probgen.backends.series import Series
 from probgen.errors import SaveError
 
 NUM_CHUNKS = 20  # about how often the progress bar moves in a phase
 
 
-class FreeLowering(Lowering):
+class FreeLowering(FreeHands, Lowering):
     """Runs a program whose latents are given on the real line, and keeps the log Jacobians."""
+
+    broadcast_plates = staticmethod(broadcast_plates)
 
     def __init__(
         self, values: Mapping[str, Any], key: Any, names: tuple[str, ...],
@@ -42,44 +43,6 @@ class FreeLowering(Lowering):
         super().__init__(values, key, None)
         self.names, self.free, self.given, self.strategy = names, dict(free), given, strategy
         self.log_det: dict[str, Any] = {}
-
-    def value_of(self, name: str, fn: Any, obs: Any) -> Any:
-        if name not in self.names:
-            return super().value_of(name, fn, obs)
-        transform = self.onto_support(name, fn)
-        if name not in self.free:
-            self.free[name] = self._start(name, fn, transform)
-        u = self.free[name]
-        value, log_det = self._moved(transform, u, fn)
-        plates = self.run.active  # type: ignore[union-attr]
-        self.log_det[name] = per_datum(name, log_det, plates, broadcast_plates)
-        return value
-
-    def _moved(self, transform: Any, u: Any, fn: Any) -> tuple[Any, Any]:
-        """(value, [*batch] log |det|) of a position on the real line."""
-        value = transform(u)
-        log_det = transform.log_abs_det_jacobian(u, value)
-        event = log_det.ndim - len(self.batch_of(fn))  # some leave axes of the event unsummed
-        return value, log_det.sum(tuple(range(-event, 0))) if event else log_det
-
-    def series(self, name: str, fn: Any, length: int, is_fixed: bool) -> Series:
-        """Positions have the time in front; the bijection is that of each moment's support."""
-        if name not in self.names:
-            return super().series(name, fn, length, is_fixed)
-        if name not in self.free:
-            self.free[name] = self._start(name, fn, self.onto_support(name, fn), (length,))
-        return Series(
-            self.free[name], lambda law, u: self._moved(self.onto_support(name, law), u, law)
-        )
-
-    def sample_series(
-        self, name: str, series: Series, value: Any, kept: dict[str, Any], length: int
-    ) -> Any:
-        if name in self.names:
-            plates = self.run.active  # type: ignore[union-attr]
-            log_det = self.summed(kept["more"], series.first)
-            self.log_det[name] = per_datum(name, log_det, plates, broadcast_plates)
-        return super().sample_series(name, series, value, kept, length)
 
     def _start(self, name: str, fn: Any, transform: Any, lead: tuple = ()) -> Any:
         shape = (*lead, *self.batch_of(fn), *fn.event_shape)
