@@ -48,6 +48,9 @@ def pure(declaration: optim.OptimizerDeclaration) -> Optimizer:
     def update(grads: Any, state: dict, params: Any) -> tuple[Any, dict]:
         ps, gs = tree_leaves(params), tree_leaves(grads)
         ms = [tree_leaves(m) for m in state["moments"]]
+        if is_adam and d.clip_by_moment is not None:  # type: ignore[attr-defined]
+            bounds = moment_bounds(d, state["count"], ms[1])
+            gs = [ops.maximum(-c, ops.minimum(g, c)) for g, c in zip(gs, bounds, strict=True)]
         if d.clip_norm is not None:
             squares: Any = sum(ops.sum(g * g) for g in gs)
             gs = [g * ops.minimum(d.clip_norm / ops.sqrt(squares), 1.0) for g in gs]
@@ -73,6 +76,21 @@ def _adam(d: Any, ps: list, gs: list, ms: list, by: dict) -> tuple[list, list]:
             move = move + by["rate"] * d.weight_decay * p
         new.append(p - move)
     return new, [first, second]
+
+
+def moment_bounds(d: Any, count: Array, seconds: list) -> list:
+    """a sqrt(v / (1 - b2^count)) + b for each element; no bound where no moment is known yet.
+
+    Args:
+        d: an `optim.Adam` with `clip_by_moment`.
+        count: finished updates.
+        seconds: the second moments v after them.
+    """
+    slope, floor = d.clip_by_moment
+    known = count > 0.0
+    scale = slope / ops.sqrt(ops.where(known, _unbias(d.b2, count), 1.0))
+    least = ops.where(known, floor, math.inf)
+    return [ops.sqrt(v) * scale + least for v in seconds]
 
 
 def _unbias(b: float, t: Array) -> Array:

@@ -90,12 +90,21 @@ class OptimizerDeclaration:
 class Adam(OptimizerDeclaration):
     """Adam: m/(1-b1^t) / (sqrt(v/(1-b2^t)) + eps); `weight_decay` is added to the gradient.
 
-    Source: Kingma & Ba 2015, arXiv:1412.6980.
+    Args:
+        clip_by_moment: (a, b) holds each element of the gradient within +-(a sqrt(vhat) + b), vhat
+            = v/(1-b2^t) as the updates before left it; the first update has none and is not
+            clipped. (3.0, 0.1) is customary for energies. It comes before `clip_norm`.
+
+    Sources: Kingma & Ba 2015, arXiv:1412.6980; the clip: Du & Mordatch 2019, arXiv:1903.08689,
+    and Xiao et al. 2021, arXiv:2010.00654.
     """
 
     b1: BelowOne = 0.9
     b2: BelowOne = 0.999
     eps: Positive = 1e-8
+    clip_by_moment: tuple[NonNegative, Positive] | None = dataclasses.field(
+        default=None, kw_only=True
+    )
     decoupled: bool = dataclasses.field(default=False, init=False, repr=False)
 
     @property

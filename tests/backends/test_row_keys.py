@@ -231,7 +231,7 @@ def test_each_datum_is_optimised_on_its_own(b, rows_at_once, kept):
         pg.Adam(1e-2),
         pg.Adam(pg.CosineDecay(1e-1, 20), weight_decay=0.1),
         pg.AdamW(1e-2, weight_decay=0.1),
-        pg.Adam(1e-2, clip_norm=0.1),
+        pg.Adam(1e-2, clip_norm=0.1, clip_by_moment=(3.0, 0.1)),
         pg.SGD(1e-2, momentum=0.9, nesterov=True, weight_decay=0.1),
         pg.SGD(1e-1, clip_norm=0.5),
     ],

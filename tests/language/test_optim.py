@@ -7,6 +7,7 @@ import pytest
 
 import probgen as pg
 from probgen.backends import available
+from probgen.backends.optimizer_steps import pure
 from probgen.errors import DeclarationError
 from probgen.trees import tree_map
 
@@ -164,6 +165,29 @@ def test_the_state_counts_steps_and_its_scale_scales_the_step(backend):
     assert float(backend.to_numpy(state["count"])) == 1.0
 
 
+@pytest.mark.parametrize("is_pure", [False, True])
+def test_elements_are_clipped_by_the_second_moment_before_them(backend, is_pure):
+    """+-(3 sqrt(vhat) + 0.1) by hand, vhat of the updates before: the first is free, the jump to
+    50 is held, each element by its own bound."""
+    d = pg.Adam(0.1, b1=0.5, b2=0.9, clip_by_moment=(3.0, 0.1), weight_decay=0.01)
+    given = np.array([[2.0, -0.01, 0.0], [50.0, -50.0, 0.5], [1.0, 1.0, -9.0]])
+    p, m, v, clipped = np.ones(3), np.zeros(3), np.zeros(3), 0
+    for t, g in enumerate(given, start=1):
+        if t > 1:
+            bound = 3.0 * np.sqrt(v / (1.0 - 0.9 ** (t - 1))) + 0.1
+            clipped, g = clipped + (np.abs(g) > bound).sum(), np.clip(g, -bound, bound)
+        g = g + 0.01 * p
+        m, v = 0.5 * m + 0.5 * g, 0.9 * v + 0.1 * g * g
+        p = p - 0.1 * (m / (1 - 0.5**t)) / (np.sqrt(v / (1 - 0.9**t)) + d.eps)
+    assert clipped == 5
+    optimizer = pure(d) if is_pure else backend.optimizer(d)
+    params = {"w": backend.asarray(np.ones(3))}
+    state = optimizer.init(params)
+    for g in given:
+        params, state = optimizer.update({"w": backend.asarray(g)}, state, params)
+    np.testing.assert_allclose(backend.to_numpy(params["w"]), p, rtol=1e-5)
+
+
 def test_clipping_a_zero_gradient_leaves_the_parameters(backend):
     optimizer = backend.optimizer(pg.SGD(0.1, clip_norm=1.0))
     params = {"w": backend.asarray(np.ones(3))}
@@ -179,6 +203,7 @@ def test_clipping_a_zero_gradient_leaves_the_parameters(backend):
         lambda: pg.Adam(float("nan")),
         lambda: pg.Adam(b1=1.0),
         lambda: pg.Adam(eps=0.0),
+        lambda: pg.Adam(clip_by_moment=(3.0, 0.0)),
         lambda: pg.Adam(clip_norm=0.0),
         lambda: pg.AdamW(weight_decay=-0.1),
         lambda: pg.SGD(0.1, momentum=1.0),

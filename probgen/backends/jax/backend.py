@@ -30,10 +30,11 @@ from probgen.backends.jax.lowering import (
     run_program,
 )
 from probgen.backends.lowering import edges, gaussian_kl, held_integers
+from probgen.backends.optimizer_steps import moment_bounds
 from probgen.backends.protocol import Optimizer, Site
 from probgen.errors import BackendError, NotByRow, ShapeError
 from probgen.language import optim
-from probgen.trees import tree_map
+from probgen.trees import tree_leaves, tree_like, tree_map
 
 
 class JaxBackend:
@@ -392,6 +393,14 @@ def _draw(draw: Callable, key: Any, shape: tuple[int, ...]) -> jax.Array:
     return jax.vmap(lambda k: draw(k, tuple(shape[1:])))(key)
 
 
+def _clip_by_moment(declaration: Any, grads: Any, moments: Any) -> Any:
+    """The gradient within the bounds of the Adam moments in a chain's state."""
+    is_adam = lambda s: isinstance(s, optax.ScaleByAdamState)  # noqa: E731
+    adam = next(filter(is_adam, jax.tree.leaves(moments, is_leaf=is_adam)))
+    high = moment_bounds(declaration, adam.count * 1.0, tree_leaves(adam.nu))
+    return jax.tree.map(lambda g, c: jnp.clip(g, -c, c), grads, tree_like(grads, high))
+
+
 def _optimizer(declaration: optim.OptimizerDeclaration) -> Optimizer:
     parts = []
     if declaration.clip_norm is not None:
@@ -417,6 +426,8 @@ def _optimizer(declaration: optim.OptimizerDeclaration) -> Optimizer:
         }
 
     def update(grads: Any, state: dict, params: Any) -> tuple[Any, dict]:
+        if getattr(declaration, "clip_by_moment", None) is not None:
+            grads = _clip_by_moment(declaration, grads, state["moments"])
         direction, moments = chain.update(grads, state["moments"], params)
         rate = declaration.learning_rate_at(state["count"]) * state["step_scale"]
         new = jax.tree.map(lambda p, d: p - rate * d, params, direction)

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from probgen.backends.optimizer_steps import moment_bounds
 from probgen.backends.protocol import Optimizer
 from probgen.language import optim
 from probgen.trees import tree_leaves, tree_map
@@ -29,6 +30,10 @@ def optimizer(declaration: optim.OptimizerDeclaration, device: str) -> Optimizer
         if not ps:
             return params, state
         with torch.no_grad():
+            if getattr(declaration, "clip_by_moment", None) is not None:
+                high = moment_bounds(declaration, state["count"], ms[1])
+                gs = torch._foreach_minimum(gs, high)
+                gs = torch._foreach_maximum(gs, torch._foreach_neg(high))
             if declaration.clip_norm is not None:
                 norms = torch._foreach_norm(gs)
                 norm = torch.linalg.vector_norm(torch.stack(norms))
