@@ -13,6 +13,7 @@ from probgen.inference.learn.auto_guides import (
     AutoNormal,
 )
 from probgen.inference.learn.denoising import Denoising
+from probgen.inference.learn.em import EM
 from probgen.inference.learn.maximum_likelihood import MaximumLikelihood
 from probgen.inference.learn.svi import SVI
 from probgen.inference.likelihood.ais import AIS
@@ -58,6 +59,7 @@ __all__ = [
     "Denoising",
     "DenoisingELBO",
     "ELBO",
+    "EM",
     "EnergyLogLikelihood",
     "Gaussian",
     "Guide",

@@ -59,6 +59,7 @@ REGISTRY = [
     inference.ImportanceWeightedELBO(), inference.ControlledELBO(), inference.CapacityELBO(),
     # learners, chains and methods
     pg.GradientLearner(len), inference.SVI(inference.ELBO()), inference.Denoising(),
+    inference.EM(inference.Langevin(0.1)),
     inference.AutoNormal(), inference.AutoMultivariateNormal(),
     inference.AutoLowRankMultivariateNormal(), inference.AutoLaplaceApproximation(),
     inference.MaximumLikelihood(inference.Langevin(0.1)), inference.Langevin(0.1),
@@ -187,7 +188,7 @@ def right_of(annotation):
 RESULTS = {
     "Arrow", "BatchTypicality", "BetweenRuns", "BitsPerDim", "Bound", "Bracket", "ChanceTest",
     "CollapseReport", "Comparison", "Coverage", "Curve", "Deferred", "Density2D",
-    "Detection", "DetectionTable", "Diagnosis", "Estimate", "Family",
+    "Detection", "DetectionTable", "Diagnosis", "EMReport", "Estimate", "Family",
     "Geweke", "Graph", "Guided", "Images", "Loaded", "LogPartition", "GatheredTables", "ModeCount",
     "NativeModel", "Need", "Node", "OntoMatrix", "Posterior", "PrCurve", "PredictiveCheck",
     "Record", "Results", "RocBand", "RocCurve", "SBC", "SampleQuality", "Section", "SetVerdict",

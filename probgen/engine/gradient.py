@@ -17,6 +17,7 @@ from typing import Any
 from probgen.engine.bound import Bound
 from probgen.engine.learner import Learner
 from probgen.language.declared import declaration
+from probgen.language.kinds import Many
 from probgen.language.optim import Adam, AnyOptimizer
 
 Array = Any
@@ -40,6 +41,7 @@ class GradientLearner:
             `extras` are those of the `Fitted` that the fit goes on from, or None.
         before: (bound, state, batch, key) -> (given, own, metrics): what the loss is taken at, with
             no gradient; the state has "params", "frozen", "opt" and "own".
+        repeats: steps of the optimiser at what one `before` gave; metrics are those of the first.
         evaluate, report, watch, extras, cures, note, needs_rows, needs_data: as in `Learner`, the
             functions with the bound model as a further first argument.
         check: (bound, params, batch) -> None, before the first step: refuses what does not fit.
@@ -49,6 +51,7 @@ class GradientLearner:
     optimizer: AnyOptimizer = dataclasses.field(default_factory=Adam)
     own: Callable | None = dataclasses.field(default=None, kw_only=True)
     before: Callable | None = dataclasses.field(default=None, kw_only=True)
+    repeats: Many = dataclasses.field(default=1, kw_only=True)
     evaluate: Callable | None = dataclasses.field(default=None, kw_only=True)
     report: Callable | None = dataclasses.field(default=None, kw_only=True)
     watch: Callable | None = dataclasses.field(default=None, kw_only=True)
@@ -75,11 +78,21 @@ class GradientLearner:
             given, own, found = None, state["own"], {}
             if self.before is not None:
                 given, own, found = self.before(bound, state, batch, key)
-            (_, (metrics, after)), grads = gradient(
-                state["params"], state["frozen"], given, batch, key
-            )
-            state = {**state, "own": own if after is None else after}
-            return bound.step(optimizer, grads, state), {**metrics, **found}
+            state = {**state, "own": own}
+
+            def step(state: dict, key: Any) -> tuple[dict, dict]:
+                (_, (metrics, after)), grads = gradient(
+                    state["params"], state["frozen"], given, batch, key
+                )
+                own = state["own"] if after is None else after
+                return bound.step(optimizer, grads, {**state, "own": own}), metrics
+
+            if self.repeats == 1:
+                state, metrics = step(state, key)
+            else:
+                state, all_metrics = b.scan(step, state, b.split(key, self.repeats))
+                metrics = b.tree_map(lambda v: b.copy(v[0]), all_metrics)
+            return state, {**metrics, **found}
 
         evaluate = None
         if self.evaluate is not None:

@@ -1,0 +1,117 @@
+"""E-steps: what is known of each datum's latents at the parameters of the moment.
+
+    chains    z_n <- K_theta(z_n), a kernel that keeps p_theta(z | x_n), from where the chain of
+              datum n was left at its last visit
+
+A chain a datum, in the state of the learner, so that it survives a kill and goes on with a
+`Fitted`. The M-step, which is `em`'s, reads `Expected`: latents with weights.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from probgen.engine.bound import Bound
+from probgen.engine.learner import all_params
+from probgen.engine.markov import judged
+from probgen.engine.spaces import model_target
+from probgen.engine.target import Sampler, run_chain, transitions
+from probgen.inference.sample.hamiltonian import leading
+from probgen.language.program import ROW
+
+Array = Any
+Tree = Any
+
+
+class Expected(NamedTuple):
+    """Of each datum's latents, what expectations are taken over.
+
+    Attributes:
+        latents: values by site, [C, batch, *event], in their supports.
+        weights: [C, batch], which sum to one over C.
+    """
+
+    latents: dict[str, Array]
+    weights: Array
+
+
+class Chains:
+    """The E-step by a sampler: one chain a datum, which starts at its first visit from the prior.
+
+    State: "chains", positions by site, [num_data, *event]; "visited", [num_data] of 0 and 1.
+    """
+
+    needs_rows = True
+
+    def __init__(self, bound: Bound, sampler: Sampler):
+        self.bound, self.sampler = bound, sampler
+        self.target = model_target(bound, "latent")
+        calls = None if bound.num_steps is None else bound.num_steps * transitions(sampler)
+        b = bound.backend
+        self.kernel = sampler.kernel(b, self.target, num_calls=calls)
+        self.fresh = b.compile(
+            lambda params, batch, key: self.target.init(params, batch, key, size_of(batch)),
+            num_calls=bound.num_steps,
+        )
+        self.values = b.compile(self.target.values, num_calls=bound.num_steps)
+
+    def own(self, bound: Bound, params: Mapping, batch: Mapping, key: Any, extras: Any) -> dict:
+        """Chains that no datum has visited yet, or those of an earlier fit."""
+        b, n = bound.backend, bound.num_data or 0
+        blank = b.tree_map(lambda v: 0.0 * v[:1], self.fresh(params, batch, key))
+        chains = b.tree_map(lambda v: b.ops.broadcast_to(v, (bound.num_data, *v.shape[1:])), blank)
+        state = {"chains": chains, "visited": 0.0 * b.uniform(key, (n,))}
+        return {n: bound.kept(n, v, extras) for n, v in state.items()}
+
+    def __call__(
+        self, bound: Bound, state: Mapping, batch: Mapping, key: Any
+    ) -> tuple[Expected, dict, dict]:
+        """(latents of the batch, the state from here on, metrics)."""
+        b, ops, own = bound.backend, bound.backend.ops, state["own"]
+        params, rows = all_params(state), batch[ROW]
+        k_new, k_chain = b.split(key, 2)
+        visits = ops.take(own["visited"], rows)
+        start = b.tree_map(
+            lambda old, new: ops.where(leading(ops, visits, new) > 0, ops.take(old, rows), new),
+            own["chains"], self.fresh(params, batch, k_new),
+        )  # fmt: skip
+        end, stats = run_chain(
+            b, self.kernel, start, k_chain, transitions(self.sampler), params, batch,
+            keep=lambda at, info: _told(ops, judged(ops, info, at.x)),
+        )  # fmt: skip
+        chains = b.tree_map(lambda old, new: ops.put(old, rows, new), own["chains"], end.x)
+        visited = ops.put(own["visited"], rows, ops.ones_like(visits))
+        values = self.values(end.x, params, batch)
+        found = {n: ops.mean(v) for n, v in stats.items()}
+        found["movement"] = _movement(ops, start, end.x)
+        latents = {n: values[n][None] for n in self.target.names}
+        expected = Expected(latents, ops.ones_like(visits)[None])
+        return expected, {"chains": chains, "visited": visited}, found
+
+    def note(self) -> str:
+        return f"{self.sampler.note()}, one chain a datum, kept from one visit to the next"
+
+    def cures(self) -> dict[str, str]:
+        ends = f"of the ends of the chains: {self.sampler.cure()}"
+        return {"log_joint": ends, "movement": ends}
+
+
+def size_of(batch: Mapping) -> int:
+    """Number of data in a batch."""
+    return int(next(iter(batch.values())).shape[0])
+
+
+def _told(ops: Any, stats: Mapping[str, Array]) -> dict[str, Array]:
+    """Means over a batch's chains: acceptance where steps have a ratio, share that diverged."""
+    found = {"diverging": ops.mean(ops.where(stats["diverging"], 1.0, 0.0))}
+    if "acceptance_rate" in stats:
+        found["acceptance"] = ops.mean(stats["acceptance_rate"])
+    return found
+
+
+def _movement(ops: Any, start: Tree, end: Tree) -> Array:
+    """Root of the mean square that a coordinate moved in the E-step."""
+    total = sum(ops.sum((x - start[n]) ** 2) for n, x in end.items())
+    return ops.sqrt(total / sum(math.prod(x.shape) for x in end.values()))
