@@ -58,9 +58,10 @@ def declared(name: str, device: str, compile: str) -> tuple[Callable, Latents]:
     # As pg.infer does: inputs with one row a datum go along with the data.
     per_datum, shared = (inputs, {}) if data else ({}, inputs)
     size = len(data["y"]) if data else None
-    bound, params = bind(model, b, data={**data, **per_datum}, constants=shared, num_data=size)
+    given = {**data, **per_datum}
+    bound, params = bind(model, b, data=given, constants=shared, num_data=size, whole=True)
     posterior = Posterior(bound, size)
-    rows = {k: b.asarray(v) for k, v in arrays.items()}
+    rows = {k: b.asarray(v) for k, v in given.items()}
 
     def log_density(free: Any, params: Any, rows: Any) -> Any:
         return posterior.point(params, rows, free).log_density

@@ -133,7 +133,7 @@ class _Outside:
             with self.side.apart():
                 bound, params = bind(
                     self.model, self.backend, data=blank, constants=fixed, params=self.start,
-                    seed=self.seed,
+                    seed=self.seed, is_blank=True,
                 )  # fmt: skip
                 params = tree_map(self.backend.to_numpy, params)
             guide = bound.guide_structure

@@ -42,6 +42,7 @@ class BaseLowering(SeriesHands):
 
     Attributes:
         checks: constants among the arguments are held against their domains; for a probe.
+        held: arrays among the run's inputs that lie in their domains (`language.model.Inputs`).
     """
 
     library: ClassVar[str]
@@ -50,6 +51,7 @@ class BaseLowering(SeriesHands):
     renamed: ClassVar[Mapping[str, Mapping[str, str]]] = {}
     classes: ClassVar[Any]
     checks: bool = False
+    held: tuple[Any, ...] = ()
 
     def __init__(self, values: Mapping[str, Any], key: Any, noise: Mapping[str, Any] | None):
         self.values, self.key, self.noise = values, key, noise or {}
@@ -93,7 +95,9 @@ class BaseLowering(SeriesHands):
             return self.build(value, site)
         out = self.argument(name, value)
         is_computed = domains.constant(value) is None and hasattr(value, "shape")
-        return domains.poison(family, name, out) if is_computed else out
+        if not is_computed or any(value is known for known in self.held):
+            return out
+        return domains.poison(family, name, out)
 
     def _class(self, name: str, given: Mapping[str, Any]) -> Any:
         form = "Logits" if "logits" in given else "Probs"
@@ -370,6 +374,11 @@ def held_integers(x: np.ndarray, kind: type, library: str) -> np.ndarray:
             "digits, smaller units" + (', or backend="torch".' if library == "JAX" else ".")
         )
     return x.astype(kind)
+
+
+def held_inputs(inputs: Mapping[str, Any]) -> tuple[Any, ...]:
+    """The arrays among a run's inputs that need no look at their domains."""
+    return tuple(inputs[n] for n in sorted(getattr(inputs, "held", ())) if n in inputs)
 
 
 def declarations(run: Run) -> dict[str, Deferred]:

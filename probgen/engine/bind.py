@@ -33,6 +33,7 @@ def bind(
     seed: int = 0,
     whole: bool = False,
     is_once: bool = False,
+    is_blank: bool = False,
     **fields: Any,
 ) -> tuple[Bound, dict]:
     """Binds a model to a backend by running it once on one datum, or on all of them.
@@ -46,6 +47,7 @@ def bind(
             many there are.
         is_once: `data` have one row, which is the one value of each site of a program without a
             data plate, [1, *plates, *event].
+        is_blank: the values of data and constants are made up, for their shapes alone.
         constants: inputs shared by all data.
         params: parameters that exist already; nets without any are initialised from `seed`.
 
@@ -56,6 +58,8 @@ def bind(
         UnknownName: data under a name that is neither a site nor an input.
         ShapeError: data, a value of `obs=` or a guide's latent that does not stand where its site
             does.
+        DeclarationError: an input, of which all values are here, that lies outside the domain of a
+            distribution's argument.
         DataError, SupportError, DuplicateSite: see `probgen.engine.data_support`,
             `probgen.language.program`.
     """
@@ -72,15 +76,17 @@ def bind(
     def initialise(name: str, declaration: Any, shapes: Any) -> Any:
         return declaration.init(named(seed, name), *shapes)
 
-    probe = Probe(model, backend, started, fixed, key, initialise)
+    looked_at = frozenset() if is_blank else frozenset({*fixed, *(data if whole else ())})
+    probe = Probe(model, backend, started, fixed, key, initialise, looked_at)
     if is_once:
         seen = probe.one_value(data)
     else:
         seen = probe.all_rows(data, fields.get("num_data")) if whole else probe.one_row(data)
-    guide_structure = None
+    guide_structure, held = None, seen.held
     model = with_program(model, seen.structure, seen.observed, fields.get("num_data"))
     if model.guide is not None:
-        guide_structure = _probe_guide(probe, model, seen)
+        guide_structure, more = _probe_guide(probe, model, seen)
+        held |= more
         check_guide(model.name, seen.structure, guide_structure, seen.observed)
     final = tree_map(backend.asarray, probe.params)
     structure = seen.structure
@@ -89,14 +95,14 @@ def bind(
     if whole:
         fields["num_rows"] = seen.num_rows
     bound = Bound(
-        model, backend, structure, guide_structure, seen.observed, fixed, upkeep=upkeep,
+        model, backend, structure, guide_structure, seen.observed, fixed, held=held, upkeep=upkeep,
         seed=seed, names=tuple(sorted(final)), is_once=is_once, **fields,
     )  # fmt: skip
     warn_left_out(model.name, bound.left_out)
     return bound, final
 
 
-def _probe_guide(probe: Probe, model: Model, seen: Seen) -> Structure:
+def _probe_guide(probe: Probe, model: Model, seen: Seen) -> tuple[Structure, frozenset[str]]:
     """One run of the guide; sites that it reads and no data were given for are zeros."""
     b, small = probe.backend, model.sketch()
     guide: Any = small.model.guide
@@ -105,15 +111,10 @@ def _probe_guide(probe: Probe, model: Model, seen: Seen) -> Structure:
         for n, s in seen.sites.items()
         if s.kind == "sample" and n not in seen.rows and hasattr(s.value, "shape")
     }
+    known = {**probe.constants, **zeros, **seen.rows}
+    inputs = call_arguments(guide, known, f"guide of {model.name!r}")
     run, sites = b.probe(
-        guide,
-        probe.params,
-        values={},
-        inputs=call_arguments(
-            guide, {**probe.constants, **zeros, **seen.rows}, f"guide of {model.name!r}"
-        ),
-        key=probe.key,
-        batch_size=seen.num_rows,
+        guide, probe.params, values={}, inputs=inputs, key=probe.key, batch_size=seen.num_rows,
         initialise=probe.initialise,
-    )
-    return structure_of(b, run, sites, small.sites)
+    )  # fmt: skip
+    return structure_of(b, run, sites, small.sites), probe.held(run, inputs)

@@ -17,7 +17,7 @@ from probgen.engine.structure import Structure
 from probgen.engine.updates import Updates
 from probgen.errors import AlgorithmError
 from probgen.language.capabilities import Denoises
-from probgen.language.model import Model, call_arguments
+from probgen.language.model import Inputs, Model, call_arguments
 from probgen.language.program import DATA_PLATE
 from probgen.trees import tree_items
 
@@ -34,6 +34,7 @@ class Bound(Updates):
         latents: names of the sample sites that they do not.
         num_data: size of the data set (for minibatch scaling), or None when it is not known.
         constants: inputs that are shared by all data, on the backend.
+        held: names of inputs all of whose values lie in the domains of what they are arguments of.
         is_once: a batch's one row is the one value of what stands outside a data plate.
         num_rows: size of the data plate where all data are one batch (`pg.infer`).
         num_steps: how often a step will run, for `compile`.
@@ -52,6 +53,7 @@ class Bound(Updates):
     guide_structure: Structure | None
     observed: tuple[str, ...]
     constants: dict[str, Any]
+    held: frozenset[str] = frozenset()
     num_data: int | None = None
     num_rows: int | None = None
     is_once: bool = False
@@ -118,8 +120,11 @@ class Bound(Updates):
             "UnnormalizedBound do without."
         )
 
-    def inputs(self, fn: Callable, batch: Mapping[str, Array], what: str) -> dict[str, Any]:
-        return call_arguments(fn, {**self.constants, **batch}, what)
+    def inputs(self, fn: Callable, batch: Mapping[str, Array], what: str) -> Inputs:
+        out = call_arguments(fn, {**self.constants, **batch}, what)
+        # Rows of a batch are known where all data are one: another batch brings others.
+        out.held = self.held if self.num_rows is not None else self.held - batch.keys()
+        return out
 
     def batch_size(self, batch: Mapping[str, Array]) -> int | None:
         return next((int(v.shape[0]) for v in batch.values()), None)

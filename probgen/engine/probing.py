@@ -15,11 +15,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from probgen.backends.lowering import declarations
 from probgen.backends.protocol import Backend, Key, Site
 from probgen.data.checks import on_device
 from probgen.engine.data_types import check_types
 from probgen.engine.structure import SiteInfo, Structure, expanded, structure_of
 from probgen.errors import AlgorithmError, DeclarationError, ProbgenError, UnknownName
+from probgen.language import domains
 from probgen.language.dist import did_you_mean
 from probgen.language.model import Model, arguments, call_arguments
 from probgen.language.program import DATA_PLATE
@@ -37,6 +39,7 @@ class Seen(NamedTuple):
         observed: names of the sites that the data observe.
         rows: the data as the run was given them, on the backend.
         num_rows: size of the data plate in the run; None where there is none.
+        held: names of the inputs of which the run has seen that they lie in their domains.
     """
 
     structure: Structure
@@ -44,6 +47,7 @@ class Seen(NamedTuple):
     observed: tuple[str, ...]
     rows: dict[str, Any]
     num_rows: int | None
+    held: frozenset[str]
 
 
 @dataclasses.dataclass
@@ -53,6 +57,7 @@ class Probe:
     Attributes:
         params: those that exist; a run adds those that `initialise` draws.
         constants: inputs that all data share.
+        whole: names of inputs that are here with all their values, which are then looked at.
     """
 
     model: Model
@@ -61,12 +66,13 @@ class Probe:
     constants: Arrays
     key: Key
     initialise: Callable
+    whole: frozenset[str] = frozenset()
 
     def observes_once(self, data: Arrays) -> bool:
         """Whether data are values of sites of a program that opens no data plate at all."""
         before, self.params = self.params, dict(self.params)
         try:
-            structure, _ = self.run({}, None)  # a data plate of no known size ends the run
+            structure, *_ = self.run({}, None)  # a data plate of no known size ends the run
         except Exception:  # whatever it is, the run on a row says it better
             return False
         finally:
@@ -81,12 +87,12 @@ class Probe:
             as `one_row`.
         """
         rows = on_device(self.backend, {k: np.asarray(v)[0] for k, v in data.items()})
-        structure, sites = self.run(rows, None)
+        structure, sites, held = self.run(rows, None)
         observed = self._names(structure, data)
         self._types(structure, sites, data)
         for name in observed:
             self._check(structure, name, np.shape(data[name])[1:], None)
-        return Seen(structure, sites, observed, rows, None)
+        return Seen(structure, sites, observed, rows, None, held)
 
     def one_row(self, data: Arrays) -> Seen:
         """The structure as one datum shows it, and the data held against it.
@@ -96,7 +102,7 @@ class Probe:
                 their site's, of a type that its distribution does not take.
         """
         rows = on_device(self.backend, {k: np.asarray(v)[:1] for k, v in data.items()})
-        structure, sites = self.run(rows, 1)
+        structure, sites, held = self.run(rows, 1)
         observed = self._names(structure, data)
         self._types(structure, sites, data)
         for name in observed:
@@ -106,7 +112,8 @@ class Probe:
                     f"data {name!r}", got, ("number of data",), site.event_shape,
                     where={DATA_PLATE: "any size"}, is_local=True,
                 )  # fmt: skip
-        return Seen(self._with_rows(structure, sites, rows), sites, observed, rows, 1)
+        structure = self._with_rows(structure, sites, rows)
+        return Seen(structure, sites, observed, rows, 1, held)
 
     def all_rows(self, data: Arrays, num_data: int | None = None) -> Seen:
         """The structure as all the data show it, taken as one batch, and the data held against it.
@@ -125,7 +132,7 @@ class Probe:
         for size in _sizes(inputs, {k: v for k, v in data.items() if k not in inputs}, num_data):
             self.params = dict(given)
             try:
-                structure, sites = self.run(rows, size)
+                structure, sites, held = self.run(rows, size)
             except Exception as error:  # also a framework's, of axes that do not meet
                 errors.append(error)
                 continue
@@ -139,18 +146,20 @@ class Probe:
                 continue
             if DATA_PLATE not in structure.plate_axes:
                 _check_num_data(self.model.name, num_data, None)
-                return Seen(structure, sites, observed, rows, None)
+                return Seen(structure, sites, observed, rows, None, held)
             known = {n for n, s in structure.sites.items() if s.is_fixed or n in observed}
             if size in [num_data, *(len(v) for v in inputs.values())] or any(
                 structure.sites[n].is_local for n in known
             ):
                 _check_num_data(self.model.name, num_data, size)
-                return Seen(structure, sites, observed, rows, size)
+                return Seen(structure, sites, observed, rows, size, held)
             errors.append(DeclarationError(NO_SIZE))
         raise errors[0]
 
-    def run(self, rows: Arrays, size: int | None) -> tuple[Structure, dict[str, Site]]:
-        """One run with no site observed."""
+    def run(
+        self, rows: Arrays, size: int | None
+    ) -> tuple[Structure, dict[str, Site], frozenset[str]]:
+        """One run with no site observed: structure, sites, and inputs held to their domains."""
         small = self.model.sketch()
         program, b = small.model.program, self.backend
         names = arguments(program)
@@ -175,12 +184,32 @@ class Probe:
                 found, sites = once(values)
             except Exception:
                 raise error from None
+        held = self.held(found, inputs)
         structure = structure_of(b, found, sites, small.sites)
         sites = expanded(sites, small.sites)
         for name, site in structure.sites.items():
             if site.is_fixed and name not in rows:
                 _check_counts(structure, name, size)
-        return structure, sites
+        return structure, sites, held
+
+    def held(self, run: Any, inputs: Arrays) -> frozenset[str]:
+        """Names of the inputs that are arguments of distributions as they stand.
+
+        Raises:
+            DeclarationError: one of them has a value outside the argument's domain.
+        """
+        names = {id(v): n for n, v in inputs.items() if n in self.whole and hasattr(v, "shape")}
+        seen: set[str] = set()
+
+        def read(value: Any) -> np.ndarray | None:
+            if id(value) not in names:
+                return None
+            seen.add(names[id(value)])
+            return self.backend.to_numpy(value)
+
+        for site, deferred in declarations(run).items():
+            domains.check(site, deferred, read)
+        return frozenset(seen)
 
     def _inputs(self, data: Arrays) -> dict[str, Any]:
         """Arrays that the program takes as arguments."""
@@ -229,7 +258,7 @@ class Probe:
             return structure
         two = {k: self.backend.ops.concatenate([v, v], axis=0) for k, v in rows.items()}
         try:
-            _, more = self.run(two, 2)
+            _, more, _ = self.run(two, 2)
             grown = [n for n in asked if _shape(more[n].value) != _shape(sites[n].value)]
         except Exception:  # a plate that holds one value only
             grown = asked

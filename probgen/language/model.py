@@ -234,7 +234,18 @@ def arguments(fn: Callable) -> dict[str, bool]:
     return {p.name: p.default is p.empty for p in parameters}
 
 
-def call_arguments(fn: Callable, available: Mapping[str, Any], what: str) -> dict[str, Any]:
+class Inputs(dict):
+    """Arguments of a program by name.
+
+    Attributes:
+        held: names of those that lie in the domain of every argument of a distribution that they
+            are as they stand, so that a run need not look again.
+    """
+
+    held: frozenset[str] = frozenset()
+
+
+def call_arguments(fn: Callable, available: Mapping[str, Any], what: str) -> Inputs:
     """Those of `available` that the program takes, or an error that names what lacks."""
     wanted = arguments(fn)
     missing = [k for k, needed in wanted.items() if needed and k not in available]
@@ -244,4 +255,4 @@ def call_arguments(fn: Callable, available: Mapping[str, Any], what: str) -> dic
             f"{sorted(wanted)}; there are {sorted(available)}. Give them by "
             "inputs={...} or as data."
         )
-    return {k: available[k] for k in wanted if k in available}
+    return Inputs({k: available[k] for k in wanted if k in available})

@@ -280,3 +280,43 @@ def test_a_value_at_an_edge_is_taken_where_its_density_is_finite(b):
     m = model_of(dist.Gamma(2.0, 2.0)).with_guide(lambda: None)
     with pytest.raises(SupportError, match="'x': 1 of 2 data have a value at the edge.*is 0"):
         pg.fit(m, x, SVI(ELBO()), **options)
+
+
+@pg.model
+def correlated(tril):
+    pg.sample("x", dist.MultivariateNormal(0 * tril[0], scale_tril=tril))
+
+
+@pg.model
+def waiting(rate):
+    with pg.data_plate():
+        pg.sample("y", dist.Gamma(2.0, rate))
+
+
+def test_an_input_all_of_which_is_here_is_looked_at_once(b):
+    """What `infer` is given is refused when the program is bound, and no run looks again."""
+    chains = NUTS(num_warmup=5, num_samples=5, num_chains=1)
+    options = {"seed": 0, "backend": b, "progress_bar": False}
+    factor = np.array([[1.0, 0.0], [0.5, 2.0]], np.float32)
+    with pytest.raises(DeclarationError, match=r"'x': MultivariateNormal\(scale_tril=...\)"):
+        pg.infer(correlated, {}, chains, inputs={"tril": factor.T}, **options)
+    rates = np.array([1.0, 2.0, -1.0], np.float32)
+    with pytest.raises(DeclarationError, match=r"got -1. \(1 of 3 values\)"):
+        pg.infer(waiting, {"y": np.ones(3, np.float32)}, chains, inputs={"rate": rates}, **options)
+    bound, params = bind(correlated, b, constants={"tril": factor}, whole=True)
+    assert bound.held == {"tril"}
+    # The mark goes with the value: another one under that name is looked at in the run.
+    at = {"x": b.asarray(np.zeros(2, np.float32))}
+    for batch, is_nan in (({}, False), ({"tril": b.asarray(-factor)}, True)):
+        value = bound.trace(params, batch, at, batch_size=1)["x"].log_prob
+        assert bool(np.isnan(b.to_numpy(value)).any()) == is_nan
+
+
+def test_rows_of_a_batch_are_looked_at_in_every_run(b):
+    """`bind` has seen one datum of them, or zeros in their place."""
+    rows = {"rate": np.ones(1, np.float32), "y": np.ones(1, np.float32)}
+    bound, params = bind(waiting, b, data=rows)
+    assert not bound.held
+    later = {k: b.asarray(np.array([1.0, s], np.float32)) for k, s in (("rate", -1.0), ("y", 1.0))}
+    found = b.to_numpy(bound.trace(params, later)["y"].log_prob)
+    assert np.isfinite(found[0]) and np.isnan(found[1])

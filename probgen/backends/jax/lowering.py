@@ -30,6 +30,7 @@ from probgen.backends.lowering import (
     BaseLowering,
     as_site,
     declarations,
+    held_inputs,
     numpy_in_words,
 )
 from probgen.backends.protocol import Site
@@ -181,7 +182,7 @@ def run_program(
 ) -> tuple[Run, dict[str, Site]]:
     """Runs a program under NumPyro's trace and turns the trace into sites."""
     run = Run(lower, params, batch_size, initialise, particles)
-    lower.run = run
+    lower.run, lower.held = run, held_inputs(inputs)
     with numpyro_turn, numpyro.validation_enabled(False):
         known = constants.constants_of(program, Constant)
         with numpyro.handlers.trace() as trace, running(run), known:

@@ -21,6 +21,7 @@ from probgen.backends.lowering import (
     NumpyMet,
     as_site,
     declarations,
+    held_inputs,
     numpy_in_words,
 )
 from probgen.backends.protocol import Site
@@ -243,7 +244,7 @@ def run_program(
 ) -> tuple[Run, dict[str, Site]]:
     """Runs a program under Pyro's trace and turns the trace into sites."""
     run = Run(lower, params, batch_size, initialise, particles)
-    lower.run = run
+    lower.run, lower.held = run, held_inputs(inputs)
     messenger = TraceMessenger()
     seed = None if lower.key is None else lower.key.seed
     draws: Any = contextlib.nullcontext()
