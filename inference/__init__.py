@@ -38,6 +38,7 @@ from probgen.inference.objectives.elbo import ELBO, ImportanceWeightedELBO
 from probgen.inference.objectives.kl_weights import CyclicalWarmup, LinearWarmup, SigmoidWarmup
 from probgen.inference.regret.likelihood_regret import LikelihoodRegret
 from probgen.inference.sample.ancestral import DDIM, Ancestral
+from probgen.inference.sample.gradient_flow import GradientFlow
 from probgen.inference.sample.guide import Guide
 from probgen.inference.sample.langevin import Langevin
 from probgen.inference.sample.mcmc import HMC, NUTS
@@ -62,6 +63,7 @@ __all__ = [
     "EM",
     "EnergyLogLikelihood",
     "Gaussian",
+    "GradientFlow",
     "Guide",
     "HMC",
     "IWAE",

@@ -64,7 +64,7 @@ REGISTRY = [
     inference.AutoLowRankMultivariateNormal(), inference.AutoLaplaceApproximation(),
     inference.MaximumLikelihood(inference.Langevin(0.1)), inference.Langevin(0.1),
     inference.NUTS(), inference.HMC(), inference.sample.mcmc.HamiltonianMethod(),
-    inference.Ancestral(), inference.DDIM(),
+    inference.Ancestral(), inference.DDIM(), inference.GradientFlow(0.1),
     inference.AIS().settings, rbm.RBM(*RBM_PARTS), inference.Gaussian(0.0, 1.0),
     # measures
     inference.AIS(), inference.IWAE(), inference.DenoisingELBO(), inference.ProbabilityFlow(),

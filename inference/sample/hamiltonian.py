@@ -8,7 +8,6 @@ matrix, are in `mcmc`.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -17,6 +16,7 @@ import numpy as np
 from probgen.backends.protocol import Backend
 from probgen.engine.target import Kernel, Target, acceptance, climb, require_density, step_sizes
 from probgen.errors import AlgorithmError
+from probgen.inference.sample.adaptation import Learned, learned, unlearned
 
 Array = Any
 Tree = Any
@@ -83,70 +83,62 @@ def choose(ops: Any, accept: Array, new: Tree, old: Tree) -> Tree:
 
 
 class State(NamedTuple):
-    """Position and log density [n]; of the step size's dual averaging: its iterate and average in
-    logs, the mean error so far, and how many steps were taken, each []."""
+    """Position, log density [n], and the factor on the step size where it is learned."""
 
     x: Tree
     log_density: Array
-    log_size: Array
-    averaged: Array
-    error: Array
-    count: Array
+    size: Learned | None = None
 
 
 def hamiltonian(
     backend: Backend, target: Target, *, step_size: float | Mapping[str, float], num_leapfrog: int,
-    num_warmup: int, target_accept_prob: float, num_calls: int | None,
+    num_warmup: int, target_accept_prob: float, jitter: float = 0.0, num_calls: int | None = None,
 ) -> Kernel:  # fmt: skip
     """HMC of all chains at once, whose common step size is learned in the first `num_warmup` steps.
 
     A step size by site is learned as one factor of them all, by the mean acceptance of the chains.
+    With `jitter` each chain's transition has a step of its own, uniform in (1 - jitter, 1 + jitter)
+    times that: trajectories of many lengths, so that none of them is a period of the target's.
 
-    Source: Hoffman & Gelman 2014, arXiv:1111.4246, section 3.2.
+    Sources: `adaptation`; for the jitter Neal 2011, arXiv:1206.1901, section 5.4.2.2.
     """
     b, ops = backend, backend.ops
     require_density(target, "HMC")
     start = step_sizes(step_size, target, "HMC")
     names, up = sorted(target.names), climb(b, target)
-    shrink = math.log(10.0)  # the iterates are drawn to ten times the size that they start from
 
     def init(x: Tree, *args: Any) -> State:
         value = target.log_density(x, *args)  # type: ignore[misc]
-        zero = 0.0 * ops.sum(ops.zeros_like(value))
-        return State(x, value, zero, zero, zero, zero)
+        return State(x, value, unlearned(ops, value) if num_warmup else None)
 
-    def learned(state: State, rate: Array) -> tuple[Array, Array, Array]:
-        m = state.count + 1.0
-        error = state.error + (target_accept_prob - rate - state.error) / (m + 10.0)
-        log_size = shrink - error * m**0.5 / 0.05
-        weight = m**-0.75
-        averaged = weight * log_size + (1.0 - weight) * state.averaged
-        is_last = m >= num_warmup
-        return ops.where(is_last, averaged, log_size), averaged, error
+    def factor(state: State, key: Any = None) -> Array:
+        """On the step sizes, [] or one a chain."""
+        size = ops.exp(state.size.log_factor) if state.size is not None else 1.0
+        if not jitter:
+            return size + ops.sum(ops.zeros_like(state.log_density))
+        u = b.uniform(key, tuple(state.log_density.shape))
+        return size * (1.0 + jitter * (2.0 * u - 1.0))
 
     def step(key: Any, state: State, *args: Any) -> tuple[State, dict]:
-        k_momentum, k_accept = b.split(key, 2)
+        k_momentum, k_accept, *k_jitter = b.split(key, 3 if jitter else 2)
         keys = dict(zip(names, b.split(k_momentum, len(names)), strict=True))
         r = {n: b.normal(keys[n], tuple(state.x[n].shape)) for n in names}
-        factor = ops.exp(state.log_size)
+        size = factor(state, *k_jitter)
 
         def visit(x: Tree) -> tuple[tuple, Tree]:
             value, grad = up(x, *args)
             return (value,), grad
 
-        moved = trajectory(
-            b, visit, state.x, r, {n: start[n] * factor for n in names}, num_leapfrog
-        )
+        moved = trajectory(b, visit, state.x, r, {n: start[n] * size for n in names}, num_leapfrog)
         ratio = moved.log_ratio
         accept = ops.log(b.uniform(k_accept, tuple(ratio.shape))) < ratio
         x = choose(ops, accept, moved.x, state.x)
         value = ops.where(accept, moved.last[0], moved.first[0])
-        kept = (state.log_size, state.averaged, state.error)
-        if num_warmup:
-            new = learned(state, ops.mean(acceptance(ops, ratio)))
-            is_warm = state.count < num_warmup
-            kept = tuple(ops.where(is_warm, a, c) for a, c in zip(new, kept, strict=True))
-        return State(x, value, *kept, state.count + 1.0), {"noise": r, "log_ratio": ratio}
+        kept = state.size
+        if kept is not None:
+            rate = ops.mean(acceptance(ops, ratio))
+            kept = learned(ops, kept, rate, goal=target_accept_prob, num_warmup=num_warmup)
+        return State(x, value, kept), {"noise": r, "log_ratio": ratio}
 
     return Kernel(init, b.compile(step, num_calls=num_calls))
 
@@ -159,6 +151,8 @@ def of_chains(stats: Mapping[str, np.ndarray] | None, *, tested: bool) -> str:
     if "acceptance_rate" in stats:
         rate = f"acceptance {float(np.mean(stats['acceptance_rate'])):.2f}"
         text = f", {rate}" if tested else f", {rate} had steps been tested"
+    if "clipped" in stats:
+        text += f", the drift clipped in {float(np.mean(stats['clipped'])):.0%} of steps"
     if "diverged" in stats:
         diverged = stats["diverged"]
         text += f", {int(diverged.sum())} of {len(diverged)} chains diverged"

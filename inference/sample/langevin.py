@@ -1,16 +1,18 @@
-"""Langevin dynamics, plain or with a Metropolis test (MALA), on any target.
+"""Langevin dynamics, plain or with a Metropolis test (MALA), at any temperature, on any target.
 
-    x' = x + h grad log p(x) + s sqrt(2 h) xi,     xi ~ N(0, I)
+    x' = x + h M grad log p(x) + s sqrt(M) xi,     xi ~ N(0, I),     T = s^2 / (2 h)
 
-Where a target has a drift of its own, it stands for the gradient. Hamiltonian dynamics are in
-`hamiltonian`, the backends' own NUTS and HMC in `mcmc`.
+h is the step, s the noise's size, M a diagonal. What a chain keeps is p^(1/T), so that s = sqrt(2h)
+is the density itself: step and noise are two numbers, and what they imply is in the note. Where a
+target has a drift of its own, it stands for the gradient. Hamiltonian dynamics are in
+`hamiltonian`, the backends' own NUTS and HMC in `mcmc`, steps without noise in `gradient_flow`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,68 +21,106 @@ from probgen.backends.protocol import Backend
 from probgen.engine.target import (
     Kernel,
     Target,
+    acceptance,
     climb,
     require_density,
     step_sizes,
     transitions,
 )
-from probgen.inference.sample.hamiltonian import of_chains
+from probgen.errors import ShapeError
+from probgen.inference.sample.adaptation import Learned, learned, unlearned
+from probgen.inference.sample.hamiltonian import leading, of_chains
 from probgen.language.declared import declaration, require
-from probgen.language.kinds import CountOrZero, Many, NonNegative, StepSize
+from probgen.language.kinds import (
+    CountOrZero,
+    Diagonal,
+    Many,
+    NoiseSize,
+    OpenShare,
+    Positive,
+    StepSize,
+)
 
 Array = Any
 Tree = Any
 
 
 class ChainState(NamedTuple):
-    """Position, its log density [n] (None under a drift alone) and the direction to climb in."""
+    """Position, its log density [n] (None under a drift alone), the direction to climb in, of each
+    chain whether that was clipped, 1 or 0, and the factor on the step where it is learned."""
 
     x: Tree
     log_density: Array | None
     grad: Tree
+    clipped: Array | None = None
+    size: Learned | None = None
 
 
 @declaration
 class Langevin:
-    """Langevin dynamics: x' = x + h grad log p(x) + s sqrt(2 h) xi, with xi ~ N(0, I).
+    """Langevin dynamics: x' = x + h M grad log p(x) + s sqrt(M) xi, with xi ~ N(0, I).
 
     Args:
         step_size: h, one number or one of each site that moves, such as {"z": 0.1, "w": 0.01}.
         num_steps: steps of one chain, after `num_warmup`: `infer` keeps them all as draws (or every
             `thinning`-th), `generate` and learners take the chain's end.
-        noise_scale: s; 1 targets p (with a bias of order h), other values target p^(1/s^2)
-            and the result says so; 0 is gradient ascent.
+        noise_size: s, a number or one of each site. None is sqrt(2 h), the density itself. Others
+            have the temperature T = s^2 / (2 h) and the law p^(1/T), as `note` says; 0 climbs.
+            Chains of energy-based models are often run far below sqrt(2 h): what is learned so is
+            the energy times T.
         metropolis: corrects every step by an accept-reject test (MALA), which removes the bias;
-            needs noise_scale = 1.
-        num_warmup: first steps, whose draws `infer` leaves out. Nothing is adapted in them.
+            at a temperature the test is that of p^(1/T).
+        preconditioner: M, the diagonal of the step's matrix: a number or array, or one by site,
+            such as variances, so that all coordinates move alike. The law stays what it is.
+        max_grad_norm: longest drift, of a chain's grad log p over all its sites; longer ones are
+            scaled down. Without the correction that changes the law, which the note says, with the
+            share of steps; with it the law is kept.
+        max_grad_value: the same, element by element.
+        adapt_step_size: learns in warm-up one factor on all step sizes, by which the mean
+            acceptance is `target_accept_prob`; noise goes with its root, so that T stays. Needs
+            `metropolis` and `num_warmup`.
+        target_accept_prob: 0.574 is best for many coordinates.
+        num_warmup: first steps, whose draws `infer` leaves out.
         num_chains: of `infer`; `generate` and learners run one chain a sample.
         thinning: every `thinning`-th step of `infer` is kept: num_steps // thinning draws.
 
-    Without the correction the stationary law of x^2 / 2 has variance 1 / (1 - h / 2). Sites of
+    Without the correction the stationary law of x^2 / 2 has variance T / (1 - h / 2). Sites of
     constrained support move on the real line, under the density there (`probgen.engine.spaces`); h
     is a step of theirs. `infer` starts its chains uniform in (-2, 2) there.
 
     `sample_stats` of `infer`: `lp`, `acceptance_rate` (without the correction: what a test would
-    have accepted), `diverging` (a log ratio below -1000, or none).
+    have accepted), `diverging` (a log ratio below -1000, or none), `clipped` where drifts are.
 
-    Sources: Roberts & Tweedie 1996, Bernoulli 2(4); Nijkamp et al. 2019, arXiv:1904.09770
-    (short-run chains).
+    Raises (when it runs): AlgorithmError: a mapping that is not of the sites that move.
+    ShapeError: a preconditioner that is not of a site's shape.
+
+    Sources: Roberts & Tweedie 1996, Bernoulli 2(4); Roberts & Rosenthal 1998, JRSS B 60 (0.574);
+    Nijkamp et al. 2019, arXiv:1904.09770 (short-run chains).
     """
 
     step_size: StepSize
     num_steps: Many = 20
-    noise_scale: NonNegative = 1.0
+    noise_size: NoiseSize | None = None
     metropolis: bool = False
+    preconditioner: Diagonal | None = dataclasses.field(default=None, kw_only=True)
+    max_grad_norm: Positive | None = dataclasses.field(default=None, kw_only=True)
+    max_grad_value: Positive | None = dataclasses.field(default=None, kw_only=True)
+    adapt_step_size: bool = dataclasses.field(default=False, kw_only=True)
+    target_accept_prob: OpenShare = dataclasses.field(default=0.574, kw_only=True)
     num_warmup: CountOrZero = dataclasses.field(default=0, kw_only=True)
     num_chains: Many = dataclasses.field(default=4, kw_only=True)
     thinning: Many = dataclasses.field(default=1, kw_only=True)
 
     def __post_init__(self) -> None:
-        require(
-            self.noise_scale == 1.0 or not self.metropolis, self,
-            "noise_scale 1: the correction is for the density itself; leave the noise scale out",
-            "metropolis", "noise_scale",
-        )  # fmt: skip
+        h, s = self.step_size, self.noise_size
+        alike = not (isinstance(h, Mapping) and isinstance(s, Mapping)) or set(h) == set(s)
+        require(alike, self, "both of the same sites", "step_size", "noise_size")
+        tested = not self.metropolis or bool(self.temperature)
+        expected = "one temperature above 0, noise_size^2 / (2 step_size), whose power is tested"
+        require(tested, self, expected, "metropolis", "step_size", "noise_size")
+        can = not self.adapt_step_size or (self.metropolis and self.num_warmup > 0)
+        expected = "metropolis=True and some num_warmup, to learn a step size by its acceptance"
+        require(can, self, expected, "adapt_step_size", "metropolis", "num_warmup")
         expected = "at most num_steps, to keep a draw"
         require(self.thinning <= self.num_steps, self, expected, "thinning", "num_steps")
 
@@ -89,6 +129,23 @@ class Langevin:
         """Draws that `infer` keeps of each chain."""
         return self.num_steps // self.thinning
 
+    @property
+    def temperatures(self) -> dict[str, float]:
+        """T = noise_size^2 / (2 step_size) by site, under "" where all sites have one."""
+        h, s = self.step_size, self.noise_size
+        names = list(h if isinstance(h, Mapping) else s if isinstance(s, Mapping) else [""])
+        if s is None:
+            return dict.fromkeys(names, 1.0)
+        heats = {n: _of(s, n) ** 2 / (2.0 * _of(h, n)) for n in names}
+        # sqrt(2 h) in figures is the density too.
+        return {n: 1.0 if math.isclose(t, 1.0, rel_tol=1e-6) else t for n, t in heats.items()}
+
+    @property
+    def temperature(self) -> float | None:
+        """T, where all sites have one; else None."""
+        first, *rest = self.temperatures.values()
+        return first if all(math.isclose(t, first, rel_tol=1e-6) for t in rest) else None
+
     def note(self, stats: Mapping[str, np.ndarray] | None = None) -> str:
         """What the chain targets and, of the `stats` of its run, how it went.
 
@@ -96,76 +153,160 @@ class Langevin:
         below -1000, as when an energy blows up.
         """
         warmup = f"{self.num_warmup} + " if self.num_warmup else ""
-        steps = f"{warmup}{self.num_steps} steps of {self._size()}"
-        heat = f", temperature {self.noise_scale**2:g}" if self.noise_scale != 1.0 else ""
-        text = f"MALA, {steps}" if self.metropolis else f"short-run Langevin, {steps}{heat}"
-        return text + of_chains(stats, tested=self.metropolis)
+        kind = "MALA" if self.metropolis else "short-run Langevin"
+        about = "about " if self.adapt_step_size else ""
+        steps = f"{kind}, {warmup}{self.num_steps} steps of {about}{_shown(self.step_size)}"
+        return f"{steps}, {self._law()}{of_chains(stats, tested=self.metropolis)}"
+
+    def _law(self) -> str:
+        """The temperature, and what has it as its law."""
+        heat, size = self.temperature, self.noise_size
+        noise = "" if size is None else f"noise {_shown(size)}, "
+        if heat is None:
+            each = ", ".join(f"{t:g} {n}" for n, t in self.temperatures.items())
+            return f"{noise}temperatures {each}: no power of the density is its law"
+        if heat == 0.0:
+            return "no noise: it climbs to modes and has no law"
+        law = "the density itself" if heat == 1.0 else f"p^(1/{heat:g}), not the density itself"
+        bias = "" if self.metropolis else ", but for a bias of the order of the step"
+        if not self.metropolis and (self.max_grad_norm or self.max_grad_value):
+            bias += " and the clipped drift, which changes the law"
+        return f"{noise}temperature {heat:g}: {law}{bias}"
 
     def cure(self) -> str:
         """What to do where chains end at NaN or infinity."""
-        text = f"lower the sampler's step_size, now {self._size()}"
+        text = f"lower the sampler's step_size, now {_shown(self.step_size)}"
         return text if self.metropolis else f"{text}, or test every step with metropolis=True"
-
-    def _size(self) -> str:
-        given = self.step_size
-        each = given.items() if isinstance(given, Mapping) else [("", given)]
-        return ", ".join(f"{h:g} {n}".strip() for n, h in each)
 
     def kernel(self, backend: Backend, target: Target, num_calls: int | None = None) -> Kernel:
         """The kernel on a target."""
-        b, ops = backend, backend.ops
-        h = step_sizes(self.step_size, target, "Langevin")
-        scale = {n: self.noise_scale * math.sqrt(2.0 * v) for n, v in h.items()}
-        names = sorted(target.names)
         if self.metropolis:
             require_density(target, "Langevin(metropolis=True)")
-        up = climb(b, target)
-        is_judged = self.noise_scale > 0 and target.log_density is not None
-
-        def init(x: Tree, *args: Any) -> ChainState:
-            return ChainState(x, *up(x, *args))
-
-        def propose(key: Any, state: ChainState) -> tuple[Tree, Tree]:
-            keys = dict(zip(names, b.split(key, len(names)), strict=True))
-            still = {n: state.x[n] + h[n] * state.grad[n] for n in names}
-            if not self.noise_scale:
-                return still, {}
-            noise = {n: b.normal(keys[n], tuple(still[n].shape)) for n in names}
-            return {n: still[n] + scale[n] * noise[n] for n in names}, noise
-
-        def forward(x: Tree, y: Tree, grad: Tree) -> Array:
-            """log q(y | x) up to a constant, [n]."""
-            out: Any = 0.0
-            for n in names:
-                d = ops.reshape(y[n] - x[n] - h[n] * grad[n], (x[n].shape[0], -1))
-                out = out - ops.sum(d * d, axis=-1) / (4.0 * h[n])
-            return out
-
-        def log_ratio(state: ChainState, new: ChainState) -> Array:
-            """Of p^(1 / s^2), which the chain would keep were its steps tested."""
-            change: Any = new.log_density - state.log_density  # type: ignore[operator]
-            back = forward(new.x, state.x, new.grad) - forward(state.x, new.x, state.grad)
-            return (change + back) / self.noise_scale**2
-
-        def plain(key: Any, state: ChainState, *args: Any) -> tuple[ChainState, dict]:
-            x, noise = propose(key, state)
-            new = init(x, *args)
-            return new, {"noise": noise} | (
-                {"log_ratio": log_ratio(state, new)} if is_judged else {}
-            )
-
-        def corrected(key: Any, state: ChainState, *args: Any) -> tuple[ChainState, dict]:
-            key_step, key_accept = b.split(key, 2)
-            x, noise = propose(key_step, state)
-            new = init(x, *args)
-            ratio = log_ratio(state, new)
-            accept = ops.log(b.uniform(key_accept, tuple(ratio.shape))) < ratio
-
-            def choose(a: Array, c: Array) -> Array:
-                return ops.where(ops.reshape(accept, (*accept.shape, *([1] * (a.ndim - 1)))), a, c)
-
-            return b.tree_map(choose, new, state), {"noise": noise, "log_ratio": ratio}
-
         starts = None if num_calls is None else max(1, num_calls // transitions(self))
-        step = corrected if self.metropolis else plain
-        return Kernel(b.compile(init, num_calls=starts), b.compile(step, num_calls=num_calls))
+        init, step = _functions(self, backend, target)
+        compiled = backend.compile(init, num_calls=starts)
+        return Kernel(compiled, backend.compile(step, num_calls=num_calls))
+
+
+def _functions(given: Langevin, b: Backend, target: Target) -> tuple[Callable, Callable]:
+    """`init` and `step` on a target."""
+    ops, names, who = b.ops, sorted(target.names), "Langevin"
+    h = step_sizes(given.step_size, target, who)
+    noises = {n: math.sqrt(2.0 * v) for n, v in h.items()}
+    if given.noise_size is not None:
+        noises = step_sizes(given.noise_size, target, who, "noise sizes")
+    diagonal = 1.0 if given.preconditioner is None else given.preconditioner
+    scales = step_sizes(diagonal, target, who, "preconditioners")
+    m = {n: v if isinstance(v, float) else b.asarray(np.asarray(v)) for n, v in scales.items()}
+    up, heat, is_still = climb(b, target), given.temperature, not any(noises.values())
+    is_judged = bool(heat) and target.log_density is not None
+
+    def init(x: Tree, *args: Any) -> ChainState:
+        value, grad = up(x, *args)
+        grad, clipped = clip(ops, grad, given.max_grad_norm, given.max_grad_value)
+        for n, g in grad.items():
+            check_diagonal(n, np.shape(scales[n]), tuple(g.shape))
+        size = unlearned(ops, value) if given.adapt_step_size else None
+        return ChainState(x, value, grad, clipped, size)
+
+    def propose(key: Any, state: ChainState, factor: Any) -> tuple[Tree, Tree]:
+        keys = dict(zip(names, b.split(key, len(names)), strict=True))
+        mean = {n: state.x[n] + factor * h[n] * (m[n] * state.grad[n]) for n in names}
+        if is_still:
+            return mean, {}
+        noise = {n: b.normal(keys[n], tuple(mean[n].shape)) for n in names}
+        root = factor**0.5
+        return {n: mean[n] + root * noises[n] * (m[n] ** 0.5 * noise[n]) for n in names}, noise
+
+    def forward(x: Tree, y: Tree, grad: Tree, factor: Any) -> Array:
+        """T log q(y | x) up to a constant, [n]."""
+        out: Any = 0.0
+        for n in names:
+            d = y[n] - x[n] - factor * h[n] * (m[n] * grad[n])
+            squares = ops.reshape(d * d / m[n], (d.shape[0], -1))
+            out = out - ops.sum(squares, axis=-1) / (4.0 * factor * h[n])
+        return out
+
+    def log_ratio(state: ChainState, new: ChainState, factor: Any) -> Array:
+        """Of p^(1/T), which the chain would keep were its steps tested."""
+        change: Any = new.log_density - state.log_density  # type: ignore[operator]
+        back = forward(new.x, state.x, new.grad, factor)
+        return (change + back - forward(state.x, new.x, state.grad, factor)) / heat
+
+    def told(state: ChainState, noise: Tree) -> dict:
+        return {"noise": noise} | ({} if state.clipped is None else {"clipped": state.clipped})
+
+    def plain(key: Any, state: ChainState, *args: Any) -> tuple[ChainState, dict]:
+        x, noise = propose(key, state, 1.0)
+        new = init(x, *args)
+        ratio = {"log_ratio": log_ratio(state, new, 1.0)} if is_judged else {}
+        return new, told(state, noise) | ratio
+
+    def corrected(key: Any, state: ChainState, *args: Any) -> tuple[ChainState, dict]:
+        key_step, key_accept = b.split(key, 2)
+        factor = 1.0 if state.size is None else ops.exp(state.size.log_factor)
+        x, noise = propose(key_step, state, factor)
+        new = init(x, *args)
+        ratio = log_ratio(state, new, factor)
+        accept = ops.log(b.uniform(key_accept, tuple(ratio.shape))) < ratio
+
+        def kept(a: Array, c: Array) -> Array:
+            return ops.where(leading(ops, accept, a), a, c)
+
+        size, goal = state.size, given.target_accept_prob
+        moved = b.tree_map(kept, new._replace(size=None), state._replace(size=None))
+        if size is not None:
+            rate = ops.mean(acceptance(ops, ratio))
+            size = learned(ops, size, rate, goal=goal, num_warmup=given.num_warmup)
+        return moved._replace(size=size), told(state, noise) | {"log_ratio": ratio}
+
+    return init, corrected if given.metropolis else plain
+
+
+def clip(
+    ops: Any, grad: Tree, max_norm: float | None, max_value: float | None
+) -> tuple[Tree, Array | None]:
+    """(the direction, no longer or larger than that, of each chain whether it was); NaN stays."""
+    if max_norm is None and max_value is None:
+        return grad, None
+    given, out = grad, grad
+    if max_value is not None:
+        out = {n: ops.clip(g, -max_value, max_value) for n, g in out.items()}
+    if max_norm is not None:
+        squares = of_each(ops, {n: g * g for n, g in out.items()})
+        is_long = squares > max_norm**2
+        factor = ops.where(is_long, max_norm * ops.where(is_long, squares, 1.0) ** -0.5, 1.0)
+        out = {n: leading(ops, factor, g) * g for n, g in out.items()}
+    changed = of_each(ops, {n: ops.abs(out[n] - g) for n, g in given.items()})
+    return out, ops.where(changed > 0, 1.0, 0.0)
+
+
+def of_each(ops: Any, tree: Tree) -> Array:
+    """[n] sums over all of a chain."""
+    sums = [ops.sum(ops.reshape(v, (v.shape[0], -1)), axis=-1) for v in tree.values()]
+    return sum(sums[1:], sums[0])
+
+
+def check_diagonal(name: str, shape: tuple[int, ...], position: tuple[int, ...]) -> None:
+    """Refuses an array that would stretch a position, or mix its chains.
+
+    Raises:
+        ShapeError: names the site.
+    """
+    event = position[1:]
+    if len(shape) > len(event) or any(
+        a not in (1, c) for a, c in zip(shape[::-1], event[::-1], strict=False)
+    ):
+        raise ShapeError(
+            f"Langevin: got a preconditioner of shape {shape} for site {name!r}, expected one that "
+            f"broadcasts to its event, {event}; give a number, or one entry a coordinate."
+        )
+
+
+def _of(given: float | Mapping[str, float], name: str) -> float:
+    return given[name] if isinstance(given, Mapping) else given
+
+
+def _shown(given: float | Mapping[str, float]) -> str:
+    each = given.items() if isinstance(given, Mapping) else [("", given)]
+    return ", ".join(f"{h:g} {n}".strip() for n, h in each)

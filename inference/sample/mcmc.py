@@ -31,6 +31,7 @@ from probgen.inference.sample.starts import starting_values
 from probgen.language.declared import declaration, require
 from probgen.language.dist import did_you_mean
 from probgen.language.kinds import (
+    BelowOne,
     Many,
     OpenShare,
     Positive,
@@ -261,6 +262,9 @@ class HMC(HamiltonianMethod):
     Further args:
         trajectory_length: step size times number of steps; 2 pi by default.
         num_steps: a fixed number of leapfrog steps instead, whatever the step size.
+        jitter: where all chains move at once (`generate`, learners): each transition of a chain has
+            a step size of its own, uniform within this share around the common one, so that no
+            trajectory is a period of the target's; 0 is none. `infer`'s native kernel has none.
 
     `sample_stats`: as for `NUTS`, without the two that speak of a tree.
 
@@ -272,6 +276,7 @@ class HMC(HamiltonianMethod):
 
     trajectory_length: Positive | None = None
     num_steps: Many | None = None
+    jitter: BelowOne = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -295,5 +300,17 @@ class HMC(HamiltonianMethod):
         return hamiltonian(
             backend, target, step_size=self.step_size, num_leapfrog=fixed_length(self.num_steps),
             num_warmup=self.num_warmup if self.adapt_step_size else 0,
-            target_accept_prob=self.target_accept_prob, num_calls=num_calls,
+            target_accept_prob=self.target_accept_prob, jitter=self.jitter, num_calls=num_calls,
         )  # fmt: skip
+
+    def draws(
+        self, posterior: Posterior, params: Any, rows: Any, key: Any, token: Any,
+        progress_bar: bool, pieces: Pieces,
+    ) -> Chains:  # fmt: skip
+        """Runs the backend's kernel, whose trajectories all have one length."""
+        if self.jitter:
+            raise AlgorithmError(
+                f"HMC: got jitter={self.jitter:g} for pg.infer, expected 0, since the backends' "
+                "kernels have trajectories of one length; use NUTS, which chooses its own."
+            )
+        return super().draws(posterior, params, rows, key, token, progress_bar, pieces)

@@ -166,8 +166,10 @@ def require_density(target: Target, who: str) -> Callable:
     return target.log_density
 
 
-def step_sizes(given: float | Mapping[str, float], target: Target, who: str) -> dict[str, float]:
-    """A step size for each name of the target.
+def step_sizes(
+    given: float | Mapping[str, Any], target: Target, who: str, what: str = "step sizes"
+) -> dict[str, Any]:
+    """A step size for each name of the target, or whatever else is given by site.
 
     Raises:
         AlgorithmError: a mapping that leaves out a name, or has an unknown one.
@@ -176,7 +178,7 @@ def step_sizes(given: float | Mapping[str, float], target: Target, who: str) -> 
         return dict.fromkeys(target.names, given)
     if set(given) != set(target.names):
         raise AlgorithmError(
-            f"{who}: got step sizes of {sorted(given)}, expected one of each of "
+            f"{who}: got {what} of {sorted(given)}, expected one of each of "
             f"{sorted(target.names)}, the sites that move, or one number for all."
         )
     return dict(given)

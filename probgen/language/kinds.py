@@ -84,6 +84,26 @@ above_zero = Rule("above 0", lambda v: v > 0)
 distinct = Rule("(none twice)", lambda v: len(set(v)) == len(v))
 not_empty = Rule("(at least one)", lambda v: len(v) > 0)
 
+
+def _by_site(words: str, holds: Callable[[Any], bool]) -> Any:
+    """A mapping from names of sites to values of which something holds."""
+
+    def each(v: Mapping) -> bool:
+        return len(v) > 0 and all(isinstance(n, str) and holds(h) for n, h in v.items())
+
+    return Annotated[Mapping, Rule(f"by site, of {words}", each)]
+
+
+def _is_above(v: Any) -> bool:
+    """A finite number above 0, or an array of them."""
+    taken = _array(v) if np.ndim(v) else _finite(v)
+    return taken is not REFUSED and bool(np.all(taken > 0))
+
+
+def _is_size(v: Any) -> bool:
+    return _finite(v) is not REFUSED and v >= 0
+
+
 # ---- names for what recurs -----------------------------------------------------------------------
 
 Count = Annotated[int, between(1, 10**9)]  # of steps, data, updates
@@ -93,21 +113,13 @@ Width = Annotated[int, between(1, 10**8)]  # of a layer or an axis
 Size = Annotated[int, between(0, 10**8)]
 Positive = Annotated[float, above_zero]
 NonNegative = Annotated[float, at_least(0)]
-StepSize = (
+StepSize = Positive | _by_site("steps above 0", lambda v: not np.ndim(v) and _is_above(v))
+NoiseSize = NonNegative | _by_site("sizes of at least 0", _is_size)
+Diagonal = (
     Positive
-    | Annotated[
-        Mapping,
-        Rule(
-            "by site, of steps above 0",
-            lambda v: (
-                len(v) > 0
-                and all(
-                    isinstance(n, str) and _finite(h) is not REFUSED and h > 0 for n, h in v.items()
-                )
-            ),
-        ),
-    ]
-)  # of a chain, one number or one of each site
+    | Annotated[np.ndarray, Rule("above 0", _is_above)]
+    | _by_site("numbers or arrays above 0", _is_above)
+)  # of a matrix, of all sites or by site
 Share = Annotated[float, within(0, 1)]
 OpenShare = Annotated[float, within(0, 1, "()")]
 BelowOne = Annotated[float, within(0, 1, "[)")]

@@ -39,7 +39,8 @@ def test_the_note_says_how_the_chains_went(b):
         draws = pg.generate(FITTED, 200, seed=0, method=method, backend=b, return_chain=True)
         assert np.isfinite(draws["x"]).all() and draws.chain["x"].shape == (30, 200, 2)
         note = re.fullmatch(
-            r"MALA, 30 steps of \S+, acceptance (\d\.\d\d), (\d+) of 200 chains diverged",
+            r"MALA, 30 steps of \S+, temperature 1: the density itself, acceptance (\d\.\d\d), "
+            r"(\d+) of 200 chains diverged",
             draws.note,
         )
         found.append((float(note.group(1)), int(note.group(2))))

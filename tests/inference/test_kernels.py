@@ -6,8 +6,8 @@ import pytest
 from probgen.engine.markov import judged
 from probgen.engine.spaces import model_target
 from probgen.engine.target import Target, climb, run_chain
-from probgen.errors import AlgorithmError, DeclarationError
-from probgen.inference import HMC, NUTS, Langevin
+from probgen.errors import AlgorithmError, DeclarationError, ShapeError
+from probgen.inference import HMC, NUTS, GradientFlow, Langevin
 
 
 def target(log_density=None, drift=None, names=("x",)):
@@ -69,20 +69,125 @@ def test_metropolis_removes_the_bias(backend):
     assert abs(biased[:, 0].mean() - np.euler_gamma) > 8 * error
 
 
-def test_noise_scale_is_a_temperature(backend):
-    """noise_scale s targets p^(1 / s^2): variance s^2 / (1 - h / 2) on x^2 / 2."""
+# x_0 Gumbel, x_1 | x_0 ~ N(x_0^2 / 2, 1 / 4): bent and skewed, and its powers can be drawn from.
+NARROW = {"preconditioner": np.float32([5.0, 0.7]), "max_grad_norm": 3.0, "max_grad_value": 2.0}
+EXACT = {
+    "MALA": Langevin(0.1, 12, metropolis=True),
+    "tempered": Langevin(0.1, 12, noise_size=0.1**0.5, metropolis=True),
+    "clipped": Langevin(0.1, 12, metropolis=True, **NARROW),
+    "learned": Langevin(2.0, 12, metropolis=True, adapt_step_size=True, num_warmup=50),
+    "HMC": HMC(num_steps=5, step_size=0.3, num_warmup=0, num_samples=6, jitter=0.5),
+}
+
+
+def bent(ops):
+    def log_density(x):
+        a, c = x["x"][:, 0], x["x"][:, 1]
+        return -a - ops.exp(-a) - 2.0 * (c - 0.5 * a * a) ** 2
+
+    return log_density
+
+
+def bent_draws(rng, n, heat):
+    """Of p^(1 / T): exp(-x_0) ~ Gamma(1 / T, rate 1 / T)."""
+    a = -np.log(rng.gamma(1.0 / heat, heat, size=n))
+    return np.stack([a, rng.normal(0.5 * a * a, np.sqrt(heat) / 2)], 1)
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_a_tested_kernel_keeps_the_power_of_the_density_that_it_names(backend, name):
+    """Chains that start at exact draws of p^(1/T) stay there, whatever is scaled or clipped."""
+    declared, rng = EXACT[name], np.random.default_rng(3)
+    heat = getattr(declared, "temperature", 1.0)
+    start = bent_draws(rng, 20_000, heat).astype(np.float32)
+    x, info = ends(backend, declared, bent(backend.ops), start)
+    truth = bent_draws(rng, 1_000_000, heat)
+    for f in (lambda x: x[:, 0], lambda x: x[:, 0] ** 2, lambda x: x[:, 1], lambda x: np.tanh(
+        x[:, 1] * x[:, 0] - 1.0), lambda x: (x[:, 1] - x[:, 0] ** 2 / 2) ** 2):  # fmt: skip
+        within(f(x.astype(np.float64)), f(truth).mean())
+    rate = info["acceptance_rate"][-6:].mean()
+    assert 0.4 < rate < 0.9 and np.abs(x - start).mean() > 0.3
+    if name == "learned":
+        assert abs(rate - 0.574) < 0.03
+    if name == "clipped":
+        assert 0.1 < info["clipped"].mean() < 0.6
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({}, "Langevin, 20 steps of 0.02, temperature 1: the density itself, but for a bias"),
+        ({"metropolis": True}, "MALA, 20 steps of 0.02, temperature 1: the density itself"),
+        ({"noise_size": 0.2, "metropolis": True}, "noise 0.2, temperature 1: the density itself"),
+        ({"noise_size": 0.005}, "noise 0.005, temperature 0.000625: p^(1/0.000625), not the"),
+        ({"noise_size": {"x": 0.1, "z": 0.2}}, "temperatures 0.25 x, 1 z: no power of"),
+        ({"noise_size": 0.0}, "no noise: it climbs to modes and has no law"),
+        ({"max_grad_norm": 1.0}, "and the clipped drift, which changes the law"),
+    ],
+)
+def test_a_chain_says_what_step_and_noise_imply(options, words):
+    assert words in Langevin(0.02, **options).note({})
+
+
+def test_without_the_test_a_temperature_has_the_variance_that_theory_says(backend):
+    """Noise s at step h: variance s^2 / (2 h) / (1 - h / 2) of x^2 / 2."""
     start = 0.5 * np.random.default_rng(3).normal(size=(50_000, 1)).astype(np.float32)
-    declared = Langevin(0.1, num_steps=100, noise_scale=0.5)
+    declared = Langevin(0.1, num_steps=100, noise_size=0.5 * 0.2**0.5)
     x, _ = ends(backend, declared, lambda x: -0.5 * (x["x"] ** 2)[:, 0], start)
     within(x[:, 0] ** 2, 0.25 / (1.0 - 0.05))
-    assert "temperature 0.25" in declared.note()
+
+
+def test_a_long_drift_is_cut_and_counted(b):
+    """Of x^2 / 2 at (3, 4): by its norm of 5, and then each entry, all times the diagonal."""
+    start = np.array([[3.0, 4.0], [0.3, 0.4]], np.float32)
+    declared = Langevin(
+        0.1, 1, 0.0, max_grad_norm=2.5, max_grad_value=3.5, preconditioner=[1.0, 2.0]
+    )
+    x, info = ends(b, declared, lambda x: -0.5 * b.ops.sum(x["x"] ** 2, axis=-1), start)
+    cut = np.array([[3.0, 3.5], [0.3, 0.4]]) * [[2.5 / np.hypot(3.0, 3.5)], [1.0]]
+    np.testing.assert_allclose(x, start - 0.1 * cut * [1.0, 2.0], rtol=1e-5)
+    np.testing.assert_array_equal(info["clipped"], [[1.0, 0.0]])
+    assert "the drift clipped in 50% of steps" in declared.note({"clipped": info["clipped"][0]})
+    wrong = Langevin(0.1, 1, preconditioner=np.ones(3))
+    with pytest.raises(ShapeError, match="preconditioner of shape .3,. for site 'x'.*.2,."):
+        ends(b, wrong, lambda x: -0.5 * b.ops.sum(x["x"] ** 2, axis=-1), start)
+
+
+@pytest.mark.parametrize(("solver", "low", "high"), [("euler", 1.8, 2.5), ("rk4", 14.0, 24.0)])
+def test_a_gradient_flow_has_its_order(b, solver, low, high):
+    """dx/dt = 1 - x from x_0 is at 1 + (x_0 - 1) / e; the error falls by 2, or by 16."""
+    start = np.linspace(-1.0, 2.0, 5, dtype=np.float32)[:, None]
+    exact = 1.0 + (start - 1.0) * np.exp(-1.0)
+    errors = []
+    for n in (2, 4):
+        declared = GradientFlow(1.0 / n, n, solver)
+        x, info = ends(b, declared, lambda x: -0.5 * ((x["x"] - 1.0) ** 2)[:, 0], start)
+        assert "acceptance_rate" not in info and "no noise" in declared.note({})
+        errors.append(np.abs(x - exact).max())
+    assert low < errors[0] / errors[1] < high, errors
+
+
+def test_a_flow_has_no_law_to_infer_from(b):
+    import probgen as pg
+    from probgen import dist
+
+    @pg.model
+    def mean():
+        m = pg.sample("m", dist.Normal(0.0, 1.0))
+        with pg.data_plate():
+            pg.sample("y", dist.Normal(m, 1.0))
+
+    for method, words in ((GradientFlow(0.1), "modes; use Langevin"),
+                          (HMC(num_steps=2, jitter=0.1), "jitter=0.1 for pg.infer")):  # fmt: skip
+        with pytest.raises(AlgorithmError, match=words):
+            pg.infer(mean, {"y": np.ones(3, np.float32)}, method, seed=0, backend=b)
 
 
 def test_no_noise_is_gradient_ascent(backend):
     start = np.array([[3.0], [-1.0]], np.float32)
     x, _ = ends(
         backend,
-        Langevin(0.1, num_steps=7, noise_scale=0.0),
+        Langevin(0.1, num_steps=7, noise_size=0.0),
         lambda x: -0.5 * (x["x"] ** 2)[:, 0],
         start,
     )
@@ -103,7 +208,7 @@ def test_a_drift_stands_for_the_gradient(b):
     """x' = x + h d(x) by hand where only a drift is known; a test of its steps is refused."""
     start = np.array([[3.0], [-1.0]], np.float32)
     along = {"drift": lambda x: {"x": 1.0 - x["x"]}}
-    x, info = ends(b, Langevin(0.1, num_steps=7, noise_scale=0.0), None, start, **along)
+    x, info = ends(b, Langevin(0.1, num_steps=7, noise_size=0.0), None, start, **along)
     np.testing.assert_allclose(x, 1.0 + (start - 1.0) * 0.9**7, rtol=1e-5)
     assert not info["diverging"].any() and "acceptance_rate" not in info
     _, up = climb(b, target(**along))({"x": b.asarray(start)})
@@ -150,11 +255,16 @@ def test_what_no_kernel_moves_is_refused(b):
 @pytest.mark.parametrize(
     "options", [{"step_size": {"x": -0.1}}, {"step_size": {}},
                 {"step_size": 0.0}, {"step_size": 0.1, "num_steps": 0},
-                {"step_size": 0.1, "metropolis": True, "noise_scale": 0.5}]
+                {"step_size": 0.1, "metropolis": True, "noise_size": 0.0},
+                {"step_size": {"x": 0.1}, "noise_size": {"z": 0.1}}, {"noise_size": -0.1},
+                {"step_size": {"x": 0.1, "z": 0.2}, "metropolis": True, "noise_size": 0.5},
+                {"step_size": 0.1, "preconditioner": [1.0, -1.0]}, {"max_grad_norm": 0.0},
+                {"step_size": 0.1, "adapt_step_size": True, "num_warmup": 10},
+                {"step_size": 0.1, "adapt_step_size": True, "metropolis": True}]
 )  # fmt: skip
 def test_options_that_make_no_chain_are_refused(options):
     with pytest.raises(DeclarationError, match="Langevin"):
-        Langevin(**options)
+        Langevin(**{"step_size": 0.1, **options})
 
 
 def test_a_chain_cannot_move_a_discrete_site(backend):

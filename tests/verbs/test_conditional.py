@@ -187,8 +187,6 @@ def test_a_generator_descends_a_drift_that_is_given(b):
     fit = pg.fit(generator, np.zeros(64, np.float32), Descends(target), num_steps=40, batch_size=64,
                  seed=0, backend=b, progress_bar=False)  # fmt: skip
     assert abs(float(fit.params["a"]["value"]) - 3.0) < 5 * 0.1 / 8
-    values, _, stats = chain_ends(b, Langevin(0.5, 30, noise_scale=0.0), target)(
-        {}, {}, b.key(0), 7
-    )
+    values, _, stats = chain_ends(b, Langevin(0.5, 30, noise_size=0.0), target)({}, {}, b.key(0), 7)
     np.testing.assert_allclose(b.to_numpy(values["x"]), 3.0, atol=1e-5)
     assert not b.to_numpy(stats["diverged"]).any()
