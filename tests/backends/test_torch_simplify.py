@@ -1,11 +1,18 @@
 """A cleaned graph gives what the traced one gives, to the bit, and shares nothing it should not."""
 
+import copy
+
 import pytest
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("pyro")
 
+import torch.nn.functional as F  # noqa: E402
+from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
+
 from probgen import backends  # noqa: E402
+from probgen.backends.torch.aliases import op_of  # noqa: E402
+from probgen.backends.torch.direct import SAME_AS, directly  # noqa: E402
 from probgen.backends.torch.record import Recorder  # noqa: E402
 from probgen.backends.torch.simplify import fold, simplify  # noqa: E402
 
@@ -93,7 +100,8 @@ def cleaned(fn):
     graph = recorder.finish(list(out) if isinstance(out, tuple) else [out])
     simplify(recorder.root, graph)
     fold(recorder.root, graph)
-    calls = [node for node in graph.nodes if node.op == "call_function"]
+    directly(graph)
+    calls = [node for node in graph.nodes if node.op in ("call_function", "call_method")]
     return torch.fx.GraphModule(recorder.root, graph), calls
 
 
@@ -152,3 +160,62 @@ def test_a_compiled_function_takes_arrays_of_any_strides():
     for x in (square, square.T, square[:1].expand(3, 3)):
         torch.testing.assert_close(f(x), x @ x.T + 2.0)
     assert [graph.route for graph in f.graphs.values()] == ["inductor"]
+
+
+class Listener(TorchDispatchMode):
+    """The operators that are asked for, in their order."""
+
+    def __init__(self):
+        super().__init__()
+        self.heard = []
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        self.heard.append(op)
+        return op(*args, **(kwargs or {}))
+
+
+def step(w, x, y):
+    """A convolution, two dense layers, a softmax: loss and gradient as a step has them."""
+    w = {k: v.detach().requires_grad_() for k, v in w.items()}
+    h = F.silu(torch.conv2d(x, w["kernel"], padding=1)).mean((2, 3))
+    h = F.layer_norm(F.softplus(h @ w["dense"]), (4,))
+    h = torch.where(h > 0.1, h, 2.0 * h) - 0.5 * h[:, :1] ** 2
+    loss = F.cross_entropy(h @ w["last"], y) + torch.special.erf(h).clamp(-0.5, 0.5).sum()
+    return [loss.detach(), *torch.autograd.grad(loss, list(w.values()))]
+
+
+def test_torchs_own_functions_call_the_kernels_that_were_written_down():
+    """Every one of them asks for the operator in whose place it stands, and gives its bits."""
+    torch.manual_seed(0)
+    shapes = {"kernel": (5, 2, 3, 3), "dense": (5, 4), "last": (4, 3)}
+    w = {k: torch.randn(s) for k, s in shapes.items()}
+    x, y = torch.randn(6, 2, 4, 4), torch.tensor([0, 1, 2, 0, 1, 2])
+    recorder = Recorder()
+    copies = [recorder.input(v.clone()) for v in (*w.values(), x, y)]
+    with torch.no_grad(), recorder, torch.enable_grad():
+        out = step(dict(zip(w, copies[:3], strict=True)), *copies[3:])
+    graph = recorder.finish(out)
+    simplify(recorder.root, graph)
+    before = torch.fx.GraphModule(recorder.root, copy.deepcopy(graph))
+    directly(graph)
+    after = torch.fx.GraphModule(recorder.root, graph)
+    same, heard = {}, {}
+    for name, module in (("before", before), ("after", after)):
+        with torch.no_grad(), Listener() as listener:
+            same[name] = module(*w.values(), x, y)
+        heard[name] = [SAME_AS.get(op, op) for op in listener.heard]
+    assert heard["before"] == heard["after"]
+    assert all(map(torch.equal, same["before"], same["after"]))
+    left = [n for n in graph.nodes if op_of(n) is not None]
+    done = [n for n in graph.nodes if n.op.startswith("call_")]
+    assert len(left) < 0.25 * len(done), [str(n.target) for n in left]
+
+
+def test_a_function_that_asks_for_another_operator_is_not_taken():
+    """`torch.norm` is computed by another kernel than `aten.norm`, and may round otherwise."""
+    graph = torch.fx.Graph()
+    x = graph.placeholder("x")
+    size = graph.call_function(torch.ops.aten.norm.Scalar, (x, 2))
+    graph.output(graph.call_function(torch.ops.aten.mul.Tensor, (x, size)))
+    directly(graph)
+    assert [n.target for n in graph.nodes][1:3] == [torch.ops.aten.norm.Scalar, torch.mul]

@@ -21,6 +21,7 @@ from probgen.backends.compiled_store import programs
 from probgen.backends.keys import Key, mix
 from probgen.backends.torch import random
 from probgen.backends.torch.aliases import op_of
+from probgen.backends.torch.direct import directly
 from probgen.backends.torch.record import Recorder
 from probgen.backends.torch.routes import tracing
 from probgen.backends.torch.simplify import fold, lift, simplify
@@ -134,6 +135,7 @@ class Graph:
             self.run = self._inductor(module, [*example, *self.constants])
         else:
             fold(root, graph)
+            directly(graph)
             self.run = torch.fx.GraphModule(root, graph).forward
 
     def _run(self, fn: Callable, args: tuple, plan: random.Planner) -> Any:
