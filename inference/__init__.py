@@ -12,9 +12,17 @@ from probgen.inference.learn.auto_guides import (
     AutoMultivariateNormal,
     AutoNormal,
 )
+from probgen.inference.learn.chain_starts import ChainStart, PersistentChains, ReplayBuffer
 from probgen.inference.learn.denoising import Denoising
 from probgen.inference.learn.em import EM
 from probgen.inference.learn.maximum_likelihood import MaximumLikelihood
+from probgen.inference.learn.negative import ImportanceSampling
+from probgen.inference.learn.regularizers import (
+    EnergyMagnitude,
+    GradientPenalty,
+    Regularizer,
+    SpectralPenalty,
+)
 from probgen.inference.learn.svi import SVI
 from probgen.inference.likelihood.ais import AIS
 from probgen.inference.likelihood.bits import BitsPerDim, bits_per_dim
@@ -53,6 +61,7 @@ __all__ = [
     "BitsPerDim",
     "Bracket",
     "CapacityELBO",
+    "ChainStart",
     "CollapseReport",
     "ControlledELBO",
     "DDIM",
@@ -62,11 +71,14 @@ __all__ = [
     "ELBO",
     "EM",
     "EnergyLogLikelihood",
+    "EnergyMagnitude",
     "Gaussian",
     "GradientFlow",
+    "GradientPenalty",
     "Guide",
     "HMC",
     "IWAE",
+    "ImportanceSampling",
     "ImportanceWeightedELBO",
     "IncrementalPI",
     "Langevin",
@@ -76,10 +88,14 @@ __all__ = [
     "MaximumLikelihood",
     "NUTS",
     "PI",
+    "PersistentChains",
     "ProbabilityFlow",
     "RampSetPoint",
+    "Regularizer",
+    "ReplayBuffer",
     "SVI",
     "SigmoidWarmup",
+    "SpectralPenalty",
     "StepSetPoint",
     "UnnormalizedBound",
     "UnnormalizedLogDensity",

@@ -1,11 +1,12 @@
-"""Maximum likelihood of unnormalised models, with samples from a chain.
+"""Maximum likelihood of unnormalised models: an energy is lowered at data, raised at draws.
 
 For p_theta = p~_theta / Z_theta the gradient of the log-likelihood is
 
     E_data[grad log p~(x)] - E_theta[grad log p~(x)]
 
-and the second mean is taken over the ends of chains that target the model. Energies are nats; a
-lower energy is more probable.
+and the second mean is taken over the ends of chains that target the model, or over weighted draws
+of its base. Energies are nats; a lower energy is more probable. What is contrasted is in
+`contrast`, where chains start in `chain_starts`, the draws in `negative`.
 
 Source: Hinton 2002; Tieleman 2008 (persistent chains); Nijkamp et al. 2019, arXiv:1904.09770.
 """
@@ -17,18 +18,19 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from probgen.engine.bound import Bound
-from probgen.engine.dependence import require_contrast
 from probgen.engine.gradient import GradientLearner
 from probgen.engine.learner import Learner, all_params
-from probgen.engine.spaces import model_target, total
-from probgen.engine.target import AnySampler, run_chain, transitions
+from probgen.engine.target import AnySampler
 from probgen.errors import AlgorithmError
-from probgen.language.declared import declaration
-from probgen.language.kinds import NonNegative, Share
+from probgen.inference.learn.chain_starts import AnyStart, size_of
+from probgen.inference.learn.contrast import WHO, Contrast, require_energy
+from probgen.inference.learn.negative import ImportanceSampling, Negative, chains
+from probgen.inference.learn.regularizers import Regularizer, Seen
+from probgen.language.declared import declaration, require
 from probgen.language.optim import Adam, AnyOptimizer
-from probgen.trees import tree_leaves
 
 Array = Any
+OWN = "regularizers"  # among what the algorithm keeps: no chain, and found anew when a fit goes on
 
 
 @declaration
@@ -37,174 +39,134 @@ class MaximumLikelihood:
 
     Args:
         sampler: the chain that draws from the model, such as `Langevin(step_size, num_steps)` or
-            `HMC(num_steps=5, num_warmup=0, num_samples=1)`.
-        space: where it lives: "data", or "noise" for a tilted generative model.
+            `HMC(num_steps=5, num_warmup=0, num_samples=1)`; or `ImportanceSampling(num_draws)`,
+            which weights draws of the base and needs no chain.
+        space: where chains live: "data", or "noise" for a tilted generative model.
         optimizer: such as `pg.Adam(1e-4)`.
-        persistent: chains go on where the last update left them (they are part of the state and of
-            checkpoints, and go on with a `Fitted`); otherwise each update starts new ones, from the
-            base or from fresh noise.
-        restart: with persistent chains, the share that starts anew at each update.
-        energy_penalty: adds lambda (mean E(x)^2 + mean E(x')^2), which keeps energies near zero.
+        init: where chains start: "base" (draws of the model without its energy, or fresh noise),
+            "data", `ChainStart(data=0.2)` for a share of each, `PersistentChains(refresh)` or
+            `ReplayBuffer(size, refresh, anneal)`. Chains that are kept are part of the state and of
+            checkpoints, and go on with a `Fitted`.
+        regularizers: such as `(EnergyMagnitude(0.02), GradientPenalty(0.1), SpectralPenalty(0.2))`.
 
     Where every site is observed the whole unnormalised density is contrasted; where latents are
-    left (a tilted VAE), only its factors are, which is exact when the base is frozen.
+    left (a tilted VAE), only its factors are, which is exact when the base is frozen. An energy
+    that reads latents is taken at the guide's draws where data stand.
 
-    Metrics: `energy_data`, `energy_samples` (minus the contrasted log density), their difference
-    `loss`, and the chain's mean `log_density` at its end.
+    Metrics: `energy_data`, `energy_samples` (minus the factors), `loss`, what of the log-likelihood
+    is maximised, negated: with chains the gap of log p~ between draws and data, near 0 in
+    equilibrium; with importance sampling minus the mean log-likelihood, or minus its gain over a
+    base that is fixed. Of chains: their mean `log_density` at the end, `acceptance` (without a
+    Metropolis test what one would have accepted) and `movement`, from start to end in standard
+    deviations of the ends. Of importance sampling: `importance_share`. What is added to
+    the loss is `regularizers`.
 
     Raises (when bound):
         AlgorithmError: the model has no factor (its density is normalised: `SVI(ELBO())` learns
             it without chains) or no free parameter to learn; the base is not
             frozen though it has latents, or the end of a support is learned
-            (`engine.dependence.require_contrast`); a factor reads a latent that data do not give;
-            gradient accumulation; persistent chains under inputs that differ from datum to datum.
-        ShapeError: persistent chains of a `Fitted` that are more or fewer than a batch has data.
+            (`engine.dependence.require_contrast`); a factor reads a latent that neither data nor a
+            guide give; gradient accumulation; chains that start at data in noise space; kept
+            chains under inputs that differ from datum to datum.
+        ShapeError: kept chains of a `Fitted` that are more or fewer than here.
     """
 
-    sampler: AnySampler
-    space: Literal["data", "noise", "latent"] = "data"
+    sampler: AnySampler | ImportanceSampling
+    space: Literal["data", "noise"] = "data"
     optimizer: AnyOptimizer = dataclasses.field(default_factory=lambda: Adam(1e-4))
-    persistent: bool = dataclasses.field(default=False, kw_only=True)
-    restart: Share = dataclasses.field(default=0.05, kw_only=True)
-    energy_penalty: NonNegative = dataclasses.field(default=0.0, kw_only=True)
+    init: AnyStart = dataclasses.field(default="base", kw_only=True)
+    regularizers: tuple[Regularizer, ...] = dataclasses.field(default=(), kw_only=True)
+
+    def __post_init__(self) -> None:
+        has_chains = not isinstance(self.sampler, ImportanceSampling)
+        expected = "init='base': importance sampling draws from the base and has no chains"
+        require(has_chains or self.init == "base", self, expected, "init")
 
     def bind(self, bound: Bound) -> Learner:
         """A learner of this contrast for `probgen.fit`."""
-        b, ops = bound.backend, bound.backend.ops
-        self._check(bound)
-        target = model_target(bound, self.space)
-        factors_only = bool(bound.latents) or self.space == "noise"
-        sites = bound.structure.sites
-        variables = [n for n, s in sites.items() if s.kind == "sample" and not s.is_fixed]
-        left = variables if factors_only else []
+        b = bound.backend
+        require_energy(bound)
         if bound.accumulate > 1:
             raise AlgorithmError(
-                f"MaximumLikelihood: got gradient_accumulation={bound.accumulate}, expected 1: "
+                f"{WHO}: got gradient_accumulation={bound.accumulate}, expected 1: "
                 "chains and data are contrasted as one batch; lower batch_size instead."
             )
-        calls = None if bound.num_steps is None else bound.num_steps * transitions(self.sampler)
-        kernel = self.sampler.kernel(b, target, num_calls=calls)
+        contrast = Contrast(bound, self.space)
+        negative = self._negative(bound, contrast)
+        data = b.compile(contrast.data, num_calls=bound.num_steps)
 
-        def values_of(x: Mapping, params: Mapping, batch: Mapping) -> dict:
-            values = target.values(x, params, batch)
-            return {n: values[n] for n in target.names}
-
-        def contrast(params: Mapping, values: Mapping, batch: Mapping, key: Any) -> Array:
-            size = next(iter(values.values())).shape[0]
-            sites = bound.trace(params, batch, values, key=key, batch_size=size, condition=False)
-            return total(sites, leave=left)
-
-        def loss(bound: Bound, params: Any, batch: Any, key: Any, samples: Any) -> Any:
-            k_data, k_samples = b.split(b.split(key, 3)[2], 2)
-            data = {n: batch[n] for n in bound.observed}
-            inputs = {n: v for n, v in batch.items() if n not in bound.observed}
-            on_data = contrast(params, data, inputs, k_data)
-            on_samples = contrast(params, samples, inputs, k_samples)
-            difference = ops.mean(on_samples) - ops.mean(on_data)
-            penalty = self.energy_penalty * (
-                ops.mean(on_data * on_data) + ops.mean(on_samples * on_samples)
-            )
-            metrics = {
-                "energy_data": -ops.mean(on_data),
-                "energy_samples": -ops.mean(on_samples),
-                "loss": difference,
-            }
-            return difference + penalty, metrics
+        def loss(bound: Bound, params: Any, batch: Any, key: Any, given: Mapping) -> Any:
+            return self._loss(contrast, negative, params, batch, key, given)
 
         def own(bound: Bound, params: Any, batch: Any, key: Any, extras: Any) -> dict:
-            require_contrast(bound, params, batch, left, "MaximumLikelihood")
-            x = target.init(params, batch, key, next(iter(batch.values())).shape[0])
-            if factors_only:
-                check_contrast(params, x, batch, key)
-            if not self.persistent:
-                return {}
-            inputs = sorted(n for n in batch if n not in bound.observed)
-            if inputs:
-                raise AlgorithmError(
-                    f"MaximumLikelihood: got persistent=True and the inputs {inputs} with one row "
-                    "a datum, expected chains that belong to no datum: they would go on under the "
-                    "inputs of other data; leave persistent out."
+            k_look, k_own, k_try = b.split(key, 3)
+            contrast.settle(params, batch, k_look)
+            kept = negative.own(params, batch, k_own, extras)
+            found = {**kept, OWN: self._kept("own", bound, params)}
+            if contrast.left:
+                values = contrast.base_draws(params, k_try, size_of(batch), batch)
+                draws = {"values": values, "log_base": None}
+                seen = contrast.data(params, batch, k_try)
+                given = {"data": seen, "draws": draws, OWN: found[OWN]}
+                contrast.require_taught(
+                    lambda *args: loss(bound, *args)[0], params, batch, k_try, given
                 )
-            return {"chains": bound.kept("chains", x, extras)}
-
-        def check_contrast(params: Any, x: Any, batch: Any, key: Any) -> None:
-            """Refuses what the factors alone cannot teach, on the first batch."""
-            data = {n: batch[n] for n in bound.observed}
-            inputs = {n: v for n, v in batch.items() if n not in bound.observed}
-            one, other = (contrast(params, data, inputs, k) for k in b.split(key, 2))
-            if (b.to_numpy(one) != b.to_numpy(other)).any():
-                raise AlgorithmError(
-                    f"MaximumLikelihood: a factor of {bound.model.name!r} reads the latents "
-                    f"{list(bound.latents)}, which the data do not give, expected an energy of "
-                    f"{list(bound.observed)} alone; tilt on='{bound.observed[0]}'."
-                )
-            samples = values_of(x, params, batch)
-            trainable, frozen = bound.split_params(params)
-
-            def at(trainable: Any, *args: Any) -> Any:
-                return loss(bound, {**trainable, **frozen}, *args)[0]
-
-            grads = b.compile(b.grad(at), num_calls=1)(trainable, batch, key, samples)
-            leaves = {n: [b.to_numpy(g) for g in tree_leaves(t)] for n, t in grads.items()}
-            still = [n for n, gs in leaves.items() if not any(g.any() for g in gs)]
-            if still:
-                raise AlgorithmError(
-                    f"MaximumLikelihood: the nets {still} are not frozen and the factors teach "
-                    "them nothing, expected a fitted base; fit it first and tilt the Fitted: "
-                    "Tilted(fitted, energy=...)."
-                )
-
-        def start(state: dict, params: Any, batch: Any, key: Any) -> Any:
-            size = next(iter(batch.values())).shape[0]
-            k_new, k_which = b.split(key, 2)
-            fresh = target.init(params, batch, k_new, size)
-            if not self.persistent:
-                return fresh
-            anew = b.uniform(k_which, (size,)) < self.restart
-
-            def choose(new: Array, old: Array) -> Array:
-                return ops.where(ops.reshape(anew, (size, *([1] * (new.ndim - 1)))), new, old)
-
-            return b.tree_map(choose, fresh, state["own"]["chains"])
+            return found
 
         def before(bound: Bound, state: dict, batch: Any, key: Any) -> tuple:
-            params = all_params(state)
-            k_start, k_chain, _ = b.split(key, 3)
-            x = start(state, params, batch, k_start)
-            n = transitions(self.sampler)
-            end, _ = run_chain(b, kernel, x, k_chain, n, params, batch)
-            samples = values_of(end.x, params, batch)
-            found = {"log_density": ops.mean(end.log_density)}
-            return samples, {"chains": end.x} if self.persistent else {}, found
+            params, kept = all_params(state), state["own"]
+            k_data, k_draw, _ = b.split(key, 3)
+            moves = {n: v for n, v in kept.items() if n != OWN}
+            draws, moves, found = negative.draw(params, moves, batch, k_draw)
+            regular = self._kept("refresh", bound, kept[OWN], params)
+            seen = data if contrast.reads_latents else contrast.data
+            given = {"data": seen(params, batch, k_data), "draws": draws, OWN: regular}
+            return given, {**moves, OWN: regular}, found
 
-        ends = f"of the ends of the chains: {self.sampler.cure()}"
+        def extras(bound: Bound, state: dict) -> dict:
+            return {n: v for n, v in state["own"].items() if n != OWN}
+
         return GradientLearner(
-            loss, self.optimizer, own=own, before=before, cures={"log_density": ends},
-            extras=(lambda bound, state: state["own"]) if self.persistent else None,
-        ).bind(bound)  # fmt: skip
+            loss, self.optimizer, own=own, before=before, cures=negative.cures, extras=extras
+        ).bind(bound)
 
-    def _check(self, bound: Bound) -> None:
-        sites = bound.structure.sites
-        factors = [n for n, s in sites.items() if s.kind == "factor"]
-        frozen = bound.frozen()
-        trainable = [n for n in bound.structure.nets if n not in frozen]
-        if not bound.observed:
-            raise AlgorithmError(
-                f"MaximumLikelihood: the data observe no site of {bound.model.name!r}, expected "
-                f"data for one of {list(bound.latents)}."
+    def _negative(self, bound: Bound, contrast: Contrast) -> Negative:
+        if isinstance(self.sampler, ImportanceSampling):
+            return self.sampler.phase(bound, contrast)
+        return chains(bound, contrast, self.sampler, self.space, self.init)
+
+    def _loss(
+        self, contrast: Contrast, negative: Negative, params: Any, batch: Any, key: Any,
+        given: Mapping,
+    ) -> Any:  # fmt: skip
+        bound = contrast.bound
+        ops = bound.backend.ops
+        k_data, k_samples = bound.backend.split(bound.backend.split(key, 3)[2], 2)
+        data, draws = given["data"], given["draws"]
+        on_data, energy_data, _ = contrast.sums(params, data, batch, k_data)
+        on_draws, energy, _ = contrast.sums(params, draws["values"], batch, k_samples)
+        log_z, metrics = negative.value(on_draws, energy, draws["log_base"])
+        value = log_z - ops.mean(on_data)
+        metrics = {"energy_data": ops.mean(energy_data), "loss": value, **metrics}
+
+        def energy_of(values: Mapping) -> Array:
+            return contrast.sums(params, values, batch, k_data)[1]
+
+        added: Any = 0.0
+        for i, regularizer in enumerate(self.regularizers):
+            seen = Seen(
+                energy_of, params, data, draws["values"], energy_data, energy, given[OWN][str(i)]
             )
-        if not factors and not bound.structure.improper:
-            guide = "" if bound.model.guide or not bound.latents else " with a guide (AutoNormal())"
-            raise AlgorithmError(
-                f"MaximumLikelihood: the density of {bound.model.name!r} has its constant (no "
-                "pg.factor), expected one that is known up to a constant, whose gradient takes "
-                "chains that draw from the model; a normalised one needs no chains: use "
-                f"SVI(ELBO()){guide}, which maximises log p(x) itself where there are no latents, "
-                "and a bound on it where there are."
-            )
-        if not trainable or not factors:
-            raise AlgorithmError(
-                f"MaximumLikelihood: the model {bound.model.name!r} has the factors {factors} and "
-                f"the trainable nets {trainable}, expected an energy to learn: declare an EBM or a "
-                "Tilted, or use pg.factor in a program."
-            )
+            added = added + regularizer.term(bound, seen)
+        if self.regularizers:
+            metrics["regularizers"] = added
+        return value + added, metrics
+
+    def _kept(self, what: str, bound: Bound, *args: Any) -> dict:
+        """What the regularisers keep, by their place: `own(params)` or `refresh(kept, params)`."""
+        if what == "own":
+            return {str(i): r.own(bound, *args) for i, r in enumerate(self.regularizers)}
+        kept, params = args
+        return {
+            str(i): r.refresh(bound, kept[str(i)], params) for i, r in enumerate(self.regularizers)
+        }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from probgen.language import ops
 from probgen.language.declared import declaration
 from probgen.language.kinds import AnyNet
 from probgen.nets.base import Array, Key, Params, Shape, out_shape
+from probgen.nets.norms import is_spectral
 
 STILL = 1e-6  # a standard deviation below which a unit does not move with the data
 
@@ -65,14 +66,34 @@ class WeightNorm:
         return {"inner": {**params["inner"], "bias": bias}, "scale": scale}
 
     def apply(self, params: Params, x: Array) -> Array:
-        v = params["inner"]["weight"]
-        length = ops.sqrt(ops.sum(v * v, axis=tuple(range(len(v.shape) - 1))))
-        return self.net.apply(params["inner"] | {"weight": v * (params["scale"] / length)}, x)
+        return self.net.apply(params["inner"] | {"weight": _weight(params)}, x)
 
     def out_shape(self, *shapes: Shape) -> Shape:
         if hasattr(self.net, "out_shape"):
             return tuple(self.net.out_shape(*shapes))
         return out_shape(self.net, self.net.init(np.random.default_rng(0), *shapes), *shapes)
+
+
+def _weight(params: Params) -> Array:
+    """g v / |v|."""
+    v = params["inner"]["weight"]
+    length = ops.sqrt(ops.sum(v * v, axis=tuple(range(len(v.shape) - 1))))
+    return v * (params["scale"] / length)
+
+
+def kernels(params: Params, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Array]]:
+    """(path of a layer, its weight as the matrix [inputs, outputs]) of a net's layers, as they are
+    applied: of a weight norm g v / |v|; those under a spectral norm are left out."""
+    if not isinstance(params, dict) or is_spectral(params):
+        return
+    if set(params) == {"inner", "scale"} and "weight" in params["inner"]:
+        weight = _weight(params)
+    else:
+        weight = params.get("weight")
+        for name in sorted(params):
+            yield from kernels(params[name], (*path, name))
+    if weight is not None and len(weight.shape) > 1:
+        yield path, ops.reshape(weight, (-1, weight.shape[-1]))
 
 
 def _on(value: Any, like: Array) -> Any:

@@ -9,7 +9,7 @@ import probgen as pg
 from probgen import dist, nets
 from probgen.engine.fitted import Fitted
 from probgen.errors import AlgorithmError, NonFiniteError
-from probgen.inference import Langevin, MaximumLikelihood
+from probgen.inference import Langevin, MaximumLikelihood, PersistentChains
 
 
 @pg.model
@@ -72,9 +72,9 @@ def test_persistent_chains_under_inputs_of_each_datum_are_refused(b):
             pg.factor("tilt", -pg.net("w", nets.Parameter(()))() * x)
 
     x = np.zeros(8, np.float32)
-    with pytest.raises(AlgorithmError, match=r"persistent=True and the inputs \['c'\]"):
+    with pytest.raises(AlgorithmError, match=r"init=PersistentChains and the inputs \['c'\]"):
         pg.fit(
-            tilted, x, MaximumLikelihood(Langevin(0.1), persistent=True), num_steps=2,
+            tilted, x, MaximumLikelihood(Langevin(0.1), init=PersistentChains()), num_steps=2,
             batch_size=8, inputs={"c": x}, backend=b, seed=0, progress_bar=False,
         )  # fmt: skip
 

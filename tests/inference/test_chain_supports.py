@@ -11,7 +11,7 @@ from probgen.engine.fitted import Fitted
 from probgen.engine.spaces import model_target
 from probgen.engine.target import run_chain
 from probgen.errors import AlgorithmError
-from probgen.inference import HMC, Langevin, MaximumLikelihood
+from probgen.inference import HMC, Langevin, MaximumLikelihood, PersistentChains
 
 CHAINS = 4000
 MALA = Langevin(0.1, num_steps=60, metropolis=True)
@@ -104,7 +104,7 @@ def test_maximum_likelihood_over_a_positive_base_learns_the_rate(b):
     x = scipy.stats.expon(scale=0.4).ppf((rng.permutation(400) + 0.5) / 400).astype(np.float32)
     learn = MaximumLikelihood(
         HMC(num_steps=3, step_size=0.5, adapt_step_size=False, num_warmup=0, num_samples=3),
-        optimizer=pg.Adam(0.05), persistent=True, restart=0.0,
+        optimizer=pg.Adam(0.05), init=PersistentChains(0.0),
     )  # fmt: skip
     fitted = pg.fit(
         rate, x, learn, num_steps=150, batch_size=400, ema_decay=0.96, backend=b, seed=0,

@@ -9,7 +9,7 @@ import probgen as pg
 from probgen import dist, nets, ops
 from probgen.engine.bind import bind
 from probgen.errors import AlgorithmError, ShapeError
-from probgen.inference import Langevin, MaximumLikelihood
+from probgen.inference import Langevin, MaximumLikelihood, PersistentChains
 from probgen.language.seeds import named
 from probgen.models import EBM, Generator, likelihoods
 
@@ -132,7 +132,7 @@ def test_nets_that_nobody_declared_are_refused(b):
 def test_persistent_chains_go_on_with_a_fitted_energy(b):
     """At a step size of 1e-12 chains stay: those kept are found again, and new ones are others."""
     model = EBM(nets.MLPEnergy((4,)), NORMAL)
-    still = MaximumLikelihood(Langevin(1e-12, 1), persistent=True, restart=0.0)
+    still = MaximumLikelihood(Langevin(1e-12, 1), init=PersistentChains(0.0))
     fitted = fit(b, model, gaussian_data(64), still, num_steps=1, batch_size=16)
     again = fit(b, fitted, gaussian_data(64), still, num_steps=1, batch_size=16, seed=1)
     chains = again.extras["chains"]["x"]

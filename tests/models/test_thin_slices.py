@@ -12,7 +12,7 @@ import pytest
 import probgen as pg
 from probgen import dist, nets
 from probgen.errors import AlgorithmError
-from probgen.inference import ELBO, SVI, Denoising, Langevin, MaximumLikelihood
+from probgen.inference import ELBO, SVI, Denoising, Langevin, MaximumLikelihood, PersistentChains
 from probgen.models import EBM, VAE, Diffusion, Generator, NoiseSchedule, Tilted
 from probgen.trees import tree_items
 
@@ -41,7 +41,7 @@ def test_an_energy_learns_the_density_that_the_base_lacks(b):
         base=dist.Normal(0.0, 2.0).expand([2]).to_event(1),
     )
     learn = MaximumLikelihood(
-        Langevin(step_size=0.1, num_steps=20), optimizer=pg.Adam(1e-3), persistent=True
+        Langevin(step_size=0.1, num_steps=20), optimizer=pg.Adam(1e-3), init=PersistentChains()
     )
     fitted = pg.fit(model, x, learn, num_steps=400, backend=b, **FAST)
     points, area = grid()
@@ -95,7 +95,9 @@ def test_tilting_mends_a_frozen_vae(b):
     vae = pg.fit(linear_vae(1.0), x, SVI(ELBO(), pg.Adam(1e-2)), num_steps=200, backend=b, **FAST)
     model = Tilted(vae, energy=nets.MLPEnergy(hidden=(64, 64)))
     sampler = Langevin(step_size=0.1, num_steps=20)
-    learn = MaximumLikelihood(sampler, space="noise", optimizer=pg.Adam(1e-3), persistent=True)
+    learn = MaximumLikelihood(
+        sampler, space="noise", optimizer=pg.Adam(1e-3), init=PersistentChains()
+    )
     fitted = pg.fit(model, x, learn, num_steps=400, backend=b, **FAST)
     for name, old in vae.params.items():
         for (_, old_leaf), (_, new_leaf) in zip(
@@ -112,7 +114,18 @@ def test_tilting_mends_a_frozen_vae(b):
 @pytest.mark.parametrize(
     "tilt, options, match",
     [
-        (lambda vae: Tilted(vae, nets.MLPEnergy(hidden=(8,)), on="z"), {}, "reads the latents"),
+        (
+            lambda vae: Tilted(
+                pg.Fitted(
+                    Generator(vae.model.latent, vae.model.decoder, vae.model.likelihood),
+                    {"decoder": vae.params["decoder"]},
+                ),
+                nets.MLPEnergy(hidden=(8,)),
+                on="z",
+            ),
+            {},
+            "reads the latents",
+        ),
         (lambda vae: Tilted(vae.model, nets.MLPEnergy(hidden=(8,))), {}, "not frozen"),
         (
             lambda vae: Tilted(

@@ -1,0 +1,168 @@
+"""What maximum likelihood of an energy contrasts: log f at data and at draws of the model.
+
+    p(x) = p_0(x) exp(-E(x)) / Z          E = -(sum of the factors), nats
+
+f is p_0 exp(-E) where every site is observed, and exp(-E) alone where latents are left, or noise is
+what moves: then nothing of p_0 may be learned. A factor that reads latents (an energy of z) is
+taken at z ~ q(z | x) where data stand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from probgen.engine.bound import Bound
+from probgen.engine.dependence import require_contrast
+from probgen.engine.spaces import total
+from probgen.errors import AlgorithmError
+from probgen.trees import tree_leaves
+
+Array = Any
+WHO = "MaximumLikelihood"
+
+
+class Contrast:
+    """log f and E of a bound model, at any values of its sites.
+
+    Attributes:
+        variables: the sites that data or chains give.
+        left: those whose own density f leaves out.
+        reads_latents: whether a factor reads latents, which a guide then draws; `settle` finds out.
+    """
+
+    def __init__(self, bound: Bound, space: str):
+        self.bound = bound
+        sites = bound.structure.sites
+        self.variables = tuple(n for n, s in sites.items() if s.kind == "sample" and not s.is_fixed)
+        self.left = self.variables if bound.latents or space == "noise" else ()
+        self.reads_latents = False
+
+    @property
+    def has_draws(self) -> bool:
+        """Whether the base draws all its sites: a flat one, say, does not."""
+        sites = self.bound.structure.sites
+        return all(getattr(sites[n].declaration, "has_draw", True) for n in self.variables)
+
+    @property
+    def has_density(self) -> bool:
+        """Whether the base gives the data a density with its constant."""
+        return not self.bound.latents and not self.bound.structure.improper
+
+    def inputs(self, batch: Mapping) -> dict[str, Array]:
+        """What a batch conditions on."""
+        return {n: v for n, v in batch.items() if n not in self.bound.observed}
+
+    def sums(self, params: Mapping, values: Mapping, batch: Mapping, key: Any) -> tuple:
+        """(log f, E, log p_0) at values [n, *event] of the sites, nats, [n] each."""
+        size = next(iter(values.values())).shape[0]
+        sites = self.bound.trace(
+            params, self.inputs(batch), values, key=key, batch_size=size, condition=False
+        )
+        tilt, everything = total(sites, leave=self.variables), total(sites)
+        return (tilt if self.left else everything), -tilt, everything - tilt
+
+    def base_draws(
+        self, params: Mapping, key: Any, num_draws: int, batch: Mapping | None = None
+    ) -> dict[str, Array]:
+        """Draws of the program without its factors, given a batch's inputs."""
+        inputs = self.inputs(batch or {})
+        sites = self.bound.trace(params, inputs, key=key, batch_size=num_draws, condition=False)
+        return {n: sites[n].value for n in self.variables}
+
+    def data(self, params: Mapping, batch: Mapping, key: Any) -> dict[str, Array]:
+        """The data's values, with those of latents that a factor reads, from the guide."""
+        seen = {n: batch[n] for n in self.bound.observed}
+        if not self.reads_latents:
+            return seen
+        return {**seen, **self.latents(params, batch, key)}
+
+    def latents(self, params: Mapping, batch: Mapping, key: Any) -> dict[str, Array]:
+        """z ~ q(z | x), or {} where there are none."""
+        if not self.bound.latents:
+            return {}
+        drawn = self.bound.trace_guide(params, batch, key=key)
+        return {n: drawn[n].value for n in self.bound.latents}
+
+    def settle(self, params: Mapping, batch: Mapping, key: Any) -> None:
+        """Looks at the first batch, and refuses what a contrast would learn wrongly.
+
+        Raises:
+            AlgorithmError: by `engine.dependence.require_contrast`; a factor reads latents that
+                neither the data nor a guide give.
+        """
+        require_contrast(self.bound, params, batch, self.left, WHO)
+        self.reads_latents = False
+        if not self.left:
+            return
+        b, seen = self.bound.backend, self.data(params, batch, key)
+        rng = np.random.default_rng(0)
+        # Off zero, where a freshly drawn last layer often is.
+        moved = b.tree_map(
+            lambda p: p + b.asarray(0.1 * rng.standard_normal(tuple(p.shape)).astype(np.float32)),
+            dict(params),
+        )
+        one, other = (self.sums(moved, seen, batch, k)[1] for k in b.split(key, 2))
+        self.reads_latents = bool((b.to_numpy(one) != b.to_numpy(other)).any())
+        if self.reads_latents and self.bound.model.guide is None:
+            raise AlgorithmError(
+                f"{WHO}: a factor of {self.bound.model.name!r} reads the latents "
+                f"{list(self.bound.latents)}, which neither the data nor a guide give, expected an "
+                f"energy of {list(self.bound.observed)} alone, or a guide that draws them at data; "
+                f"tilt on='{self.bound.observed[0]}', or a VAE, which has an encoder."
+            )
+
+    def require_taught(self, loss: Any, params: Mapping, *args: Any) -> None:
+        """Refuses nets that are not frozen and get no gradient from f at all.
+
+        Args:
+            loss: (params, *args) -> scalar.
+
+        Raises:
+            AlgorithmError: names them.
+        """
+        b = self.bound.backend
+        trainable, frozen = self.bound.split_params(params)
+
+        def at(trainable: Any, *args: Any) -> Any:
+            return loss({**trainable, **frozen}, *args)
+
+        grads = b.compile(b.grad(at), num_calls=1)(trainable, *args)
+        leaves = {n: [b.to_numpy(g) for g in tree_leaves(t)] for n, t in grads.items()}
+        still = [n for n, gs in leaves.items() if not any(g.any() for g in gs)]
+        if still:
+            raise AlgorithmError(
+                f"{WHO}: the nets {still} are not frozen and the factors teach "
+                "them nothing, expected a fitted base; fit it first and tilt the Fitted: "
+                "Tilted(fitted, energy=...)."
+            )
+
+
+def require_energy(bound: Bound) -> None:
+    """Refuses a model that has no energy to learn, and data that observe none of its sites."""
+    sites = bound.structure.sites
+    factors = [n for n, s in sites.items() if s.kind == "factor"]
+    frozen = bound.frozen()
+    trainable = [n for n in bound.structure.nets if n not in frozen]
+    if not bound.observed:
+        raise AlgorithmError(
+            f"{WHO}: the data observe no site of {bound.model.name!r}, expected "
+            f"data for one of {list(bound.latents)}."
+        )
+    if not factors and not bound.structure.improper:
+        guide = "" if bound.model.guide or not bound.latents else " with a guide (AutoNormal())"
+        raise AlgorithmError(
+            f"{WHO}: the density of {bound.model.name!r} has its constant (no "
+            "pg.factor), expected one that is known up to a constant, whose gradient takes "
+            "chains that draw from the model; a normalised one needs no chains: use "
+            f"SVI(ELBO()){guide}, which maximises log p(x) itself where there are no latents, "
+            "and a bound on it where there are."
+        )
+    if not trainable or not factors:
+        raise AlgorithmError(
+            f"{WHO}: the model {bound.model.name!r} has the factors {factors} and "
+            f"the trainable nets {trainable}, expected an energy to learn: declare an EBM or a "
+            "Tilted, or use pg.factor in a program."
+        )

@@ -1,0 +1,166 @@
+"""The negative phase of maximum likelihood: draws of the model, and what they give the loss.
+
+    chains                 mean f(x') at the ends x' of chains that target the model
+    importance sampling    log (1/N) sum_j exp(-E(x_j)),  x_j ~ base: an estimate of log Z, whose
+                           gradient is E's mean under self-normalised weights, and needs no chain
+
+Nothing is differentiated through how the draws came about.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from probgen.engine.bound import Bound
+from probgen.engine.spaces import model_target
+from probgen.engine.target import Sampler, acceptance, run_chain, transitions
+from probgen.errors import AlgorithmError
+from probgen.inference.learn.chain_starts import as_start
+from probgen.inference.learn.contrast import WHO, Contrast
+from probgen.language.declared import declaration
+from probgen.language.kinds import Many
+
+Array = Any
+Tree = Any
+
+
+class Negative(NamedTuple):
+    """A negative phase bound to a model.
+
+    Attributes:
+        own: (params, batch, key, extras) -> what it keeps at first.
+        draw: (params, kept, batch, key) -> (draws, kept, metrics); draws are {"values": by site,
+            "log_base": log p_0 there or None}.
+        value: (log f, E, log_base at the draws) -> (what the loss gets, metrics).
+        renew: kept -> the same with chains to start anew.
+        cures: what to do where a metric is not finite.
+    """
+
+    own: Callable
+    draw: Callable
+    value: Callable
+    renew: Callable
+    cures: dict[str, str]
+
+
+@declaration
+class ImportanceSampling:
+    """In place of chains: draws of the base, weighted by exp(-E), for `MaximumLikelihood`.
+
+    The loss is -(mean log f at data) + log (1/N) sum_j exp(-E(x_j)), x_j ~ base: consistent as N
+    grows, with no chain to trust. The share of draws that carry the weight is the metric
+    `importance_share`, (sum w)^2 / (N sum w^2); below 0.05 take chains.
+
+    Args:
+        num_draws: N, drawn anew at each update.
+    """
+
+    num_draws: Many = 2048
+
+    def phase(self, bound: Bound, contrast: Contrast) -> Negative:
+        """The negative phase of a model."""
+        ops = bound.backend.ops
+        require_base(contrast, type(self).__name__)
+
+        def own(params: Mapping, batch: Mapping, key: Any, extras: Any) -> dict:
+            if inputs := sorted(contrast.inputs(batch)):
+                raise AlgorithmError(
+                    f"{WHO}: got ImportanceSampling and the inputs {inputs} with one row a datum, "
+                    "expected one log Z for all data; use a sampler such as Langevin(...)."
+                )
+            return {}
+
+        def drawn(params: Mapping, key: Any) -> dict:
+            k_draw, k_at = bound.backend.split(key, 2)
+            values = contrast.base_draws(params, k_draw, self.num_draws)
+            log_base = None if contrast.left else contrast.sums(params, values, {}, k_at)[2]
+            return {"values": values, "log_base": log_base}
+
+        drawn = bound.backend.compile(drawn, num_calls=bound.num_steps)
+
+        def draw(params: Mapping, kept: Mapping, batch: Mapping, key: Any) -> tuple:
+            return drawn(params, key), kept, {}
+
+        def value(log_f: Array, energy: Array, log_base: Array | None) -> tuple:
+            log_w = log_f if log_base is None else log_f - log_base
+            log_z, share, weights = weighed(ops, log_w)
+            more = {"energy_samples": ops.sum(weights * energy), "importance_share": share}
+            return log_z, more
+
+        return Negative(own, draw, value, lambda kept: kept, {})
+
+
+def chains(bound: Bound, contrast: Contrast, sampler: Sampler, space: str, init: Any) -> Negative:
+    """The negative phase by a sampler's chains, one for each datum of a batch."""
+    b, ops = bound.backend, bound.backend.ops
+    target = model_target(bound, space)
+    n = transitions(sampler)
+    calls = None if bound.num_steps is None else bound.num_steps * n
+    kernel = sampler.kernel(b, target, num_calls=calls)
+    starts = as_start(init).bind(bound, target, contrast, space)
+
+    def begin(params: Mapping, kept: Mapping, batch: Mapping, key: Any) -> Tree:
+        return starts.start(params, kept, batch, key, next(iter(batch.values())).shape[0])
+
+    def finish(params: Mapping, kept: Mapping, batch: Mapping, x: Tree, ends: Tree) -> tuple:
+        values = target.values(ends, params, batch)
+        draws = {m: values[m] for m in contrast.variables}
+        return draws, starts.push(kept, ends), movement(ops, x, ends)
+
+    begin = b.compile(begin, num_calls=bound.num_steps)
+    finish = b.compile(finish, num_calls=bound.num_steps)
+
+    def tested(state: Any, info: Mapping) -> Tree:
+        ratio = info.get("log_ratio")
+        return {} if ratio is None else {"acceptance": ops.mean(acceptance(ops, ratio))}
+
+    def draw(params: Mapping, kept: Mapping, batch: Mapping, key: Any) -> tuple:
+        k_start, k_chain = b.split(key, 2)
+        x = begin(params, kept, batch, k_start)
+        end, stats = run_chain(b, kernel, x, k_chain, n, params, batch, keep=tested)
+        values, kept, moved = finish(params, kept, batch, x, end.x)
+        density = {} if end.log_density is None else {"log_density": ops.mean(end.log_density)}
+        found = {**density, "movement": moved, **{m: ops.mean(v) for m, v in stats.items()}}
+        return {"values": values, "log_base": None}, kept, found
+
+    def value(log_f: Array, energy: Array, log_base: Any) -> tuple:
+        return ops.mean(log_f), {"energy_samples": ops.mean(energy)}
+
+    ends = f"of the ends of the chains: {sampler.cure()}"
+    return Negative(starts.own, draw, value, starts.renew, {"log_density": ends})
+
+
+def movement(ops: Any, x: Tree, ends: Tree) -> Array:
+    """How far chains went from start to end, root mean square, in standard deviations of the ends
+    (over the chains, each coordinate about its own mean)."""
+    squares, spread = 0.0, 0.0
+    for n, end in ends.items():
+        flat = ops.reshape(end, (end.shape[0], -1))
+        moved = flat - ops.reshape(x[n], (end.shape[0], -1))
+        centred = flat - ops.mean(flat, axis=0, keepdims=True)
+        squares, spread = squares + ops.sum(moved * moved), spread + ops.sum(centred * centred)
+    return ops.sqrt(squares / (spread + 1e-30))
+
+
+def weighed(ops: Any, log_w: Array) -> tuple[Array, Array, Array]:
+    """(log mean w, (sum w)^2 / (N sum w^2), normalised weights) of log weights [N]."""
+    log_sum = ops.logsumexp(log_w, axis=0)
+    size = log_w.shape[0]
+    share = ops.exp(2.0 * log_sum - ops.logsumexp(2.0 * log_w, axis=0)) / size
+    return log_sum - math.log(size), share, ops.exp(log_w - log_sum)
+
+
+def require_base(contrast: Contrast, who: str) -> None:
+    """Refuses a base that draws nothing.
+
+    Raises:
+        AlgorithmError: a site has no draws.
+    """
+    if not contrast.has_draws:
+        raise AlgorithmError(
+            f"{WHO}: got {who} for {contrast.bound.model.name!r}, whose base has a site without "
+            "draws (a flat or improper density), expected a base to draw from; give "
+            "dist.Density(..., draw=...), or use a sampler such as Langevin(...)."
+        )
