@@ -8,7 +8,7 @@ width, 4.2 x 2.8 inches, so that text stays readable there; a page sets two side
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,7 @@ __all__ = [
     "dress",
     "histogram",
     "name_axes",
+    "overlaid",
     "smooth",
 ]
 
@@ -108,6 +109,31 @@ def histogram(values: np.ndarray, *, x_label: str, y_label: str, num_bins: int =
     axes.axvline(float(np.mean(values)), color=COLOURS["orange"], linewidth=1.6)
     axes.grid(False, axis="x")
     name_axes(axes, x_label, y_label)
+    return figure
+
+
+def overlaid(
+    sets: Mapping[str, np.ndarray], *, x_label: str, y_label: str, num_bins: int = 40
+) -> Any:
+    """How two sets of values are spread, over common bins: the first filled, the second a line.
+
+    Dashed lines are their means; the bins cover the middle 99.8 % of all values.
+    """
+    everything = np.concatenate(list(sets.values()))
+    low, high = (float(v) for v in np.quantile(everything, [0.001, 0.999]))
+    edges = np.linspace(low, high, num_bins + 1)
+    figure, axes = canvas()
+    for (name, values), hue, filled in zip(
+        sets.items(), ("blue", "orange"), (True, False), strict=True
+    ):
+        shares = 100 * np.histogram(values, edges)[0] / len(values)
+        axes.stairs(
+            shares, edges, fill=filled, color=COLOURS[hue], alpha=0.45 if filled else 1.0,
+            linewidth=1.4, label=name,
+        )  # fmt: skip
+        axes.axvline(float(values.mean()), color=COLOURS[hue], linewidth=1.2, linestyle="--")
+    name_axes(axes, x_label, y_label)
+    axes.legend(frameon=False, fontsize=9.5, labelcolor=COLOURS["ink"], loc="best")
     return figure
 
 

@@ -28,14 +28,14 @@ from probgen.inference.likelihood.ais import AIS
 from probgen.inference.likelihood.bits import BitsPerDim, bits_per_dim
 from probgen.inference.likelihood.bracket import Bracket, bdmc
 from probgen.inference.likelihood.denoising_elbo import DenoisingELBO
-from probgen.inference.likelihood.importance import IWAE
-from probgen.inference.likelihood.partition import (
+from probgen.inference.likelihood.energy_likelihood import (
     EnergyLogLikelihood,
-    Gaussian,
-    LogPartition,
     UnnormalizedLogDensity,
-    log_partition,
 )
+from probgen.inference.likelihood.importance import IWAE
+from probgen.inference.likelihood.partition import LogPartition, log_partition
+from probgen.inference.likelihood.partition_methods import Quadrature
+from probgen.inference.likelihood.partition_paths import Gaussian
 from probgen.inference.likelihood.probability_flow import ProbabilityFlow
 from probgen.inference.likelihood.psis import khat, khat_limit, psis
 from probgen.inference.likelihood.unnormalized import UnnormalizedBound
@@ -50,6 +50,7 @@ from probgen.inference.sample.gradient_flow import GradientFlow
 from probgen.inference.sample.guide import Guide
 from probgen.inference.sample.langevin import Langevin
 from probgen.inference.sample.mcmc import HMC, NUTS
+from probgen.inference.sample.noise import Noise
 
 __all__ = [
     "AIS",
@@ -87,9 +88,11 @@ __all__ = [
     "LogPartition",
     "MaximumLikelihood",
     "NUTS",
+    "Noise",
     "PI",
     "PersistentChains",
     "ProbabilityFlow",
+    "Quadrature",
     "RampSetPoint",
     "Regularizer",
     "ReplayBuffer",

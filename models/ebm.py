@@ -8,6 +8,7 @@ import probgen as pg
 from probgen.language.declared import declaration
 from probgen.language.kinds import AnyNet
 from probgen.language.model import Distribution, Model
+from probgen.models.energies import tilt
 
 
 @declaration
@@ -27,13 +28,14 @@ class EBM(Model):
     base: Distribution
 
     is_normalized = False
+    energy_names = ("energy",)
 
     @property
     def program(self) -> Any:
         def program() -> None:
             with pg.data_plate():
                 x = pg.sample("x", self.base)
-                pg.factor("tilt", -pg.net("energy", self.energy)(x))
+                tilt("tilt", "energy", self.energy, x, "EBM")
 
         return program
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import itertools
 from typing import Any, Literal
 
 import probgen as pg
@@ -13,6 +14,7 @@ from probgen.language.capabilities import DrawsMean
 from probgen.language.declared import declaration, require
 from probgen.language.kinds import AnyNet, Text
 from probgen.language.model import Model, Sketch
+from probgen.models.energies import tilt
 
 
 @declaration
@@ -26,9 +28,21 @@ class Tilted(Model):
         through: "sample" tilts the base's own density of `on`. "mean" tilts a generator without its
             noise, p(z) exp(-E(E[x | z])) / Z: draws are decoder means, and x has no density, so
             that no likelihood of data exists and every measure of one refuses.
-        net_name: name of the energy's parameters; change it to tilt a tilted model again.
+        net_name: name of the energy's parameters; None is "energy", or "energy_2" and so on over a
+            base that has one: tilts of tilts, products of densities, need no names.
+
+    What each learns and is scored by (MaximumLikelihood; chains in noise space):
+
+        through="mean"          no density of x: draws, and no likelihood
+        through="sample", "x"   log p(x) >= bound of the base - E(x) - log Z; exact over a flow
+        through="sample", "z"   E_q[log p(x | z) - e(z)] - KL - log Z; e reads z ~ q(z | x)
+
+    A base given as `Fitted` is frozen: no parameter or buffer of it moves.
 
     Sites: the base's, and the factor "tilt" (or `net_name`'s own) = -E. Nets: the base's, "energy".
+
+    Raises (when bound): UnknownName: no site `on`. ShapeError: an energy that is not one number per
+    datum.
 
     Sources: Xiao et al. 2021, arXiv:2010.00654 (VAEBM); Xiao, Yan & Amit 2020, arXiv:2006.08100
     (exponential tilting of a generator).
@@ -38,7 +52,7 @@ class Tilted(Model):
     energy: AnyNet
     on: Text = "x"
     through: Literal["sample", "mean"] = dataclasses.field(default="sample", kw_only=True)
-    net_name: Text = dataclasses.field(default="energy", kw_only=True)
+    net_name: Text | None = dataclasses.field(default=None, kw_only=True)
 
     is_normalized = False
 
@@ -61,8 +75,24 @@ class Tilted(Model):
         return own | self.model.frozen()
 
     @property
+    def energy_name(self) -> str:
+        """Name of the energy's parameters: `net_name`, or the first that the base leaves free."""
+        if self.net_name is not None:
+            return self.net_name
+        own = self.base.params if isinstance(self.base, Fitted) else ()
+        taken = {*getattr(self.model, "energy_names", ()), *own}
+        names = itertools.chain(["energy"], (f"energy_{k}" for k in itertools.count(2)))
+        return next(n for n in names if n not in taken)
+
+    @property
+    def energy_names(self) -> tuple[str, ...]:
+        """Those of all energies, the base's first."""
+        return (*getattr(self.model, "energy_names", ()), self.energy_name)
+
+    @property
     def program(self) -> Any:
-        model, factor = self.model, "tilt" if self.net_name == "energy" else f"tilt_{self.net_name}"
+        model, name = self.model, self.energy_name
+        factor = "tilt" if name == "energy" else f"tilt_{name}"
         base = model.program
 
         def program(**inputs: Any) -> None:
@@ -76,7 +106,7 @@ class Tilted(Model):
                     f"Tilted: got on={self.on!r}, expected a site of the base: {sorted(values)}."
                 )
             with pg.data_plate():
-                pg.factor(factor, -pg.net(self.net_name, self.energy)(values[self.on]))
+                tilt(factor, name, self.energy, values[self.on], "Tilted")
 
         program.__signature__ = inspect.signature(base)  # type: ignore[attr-defined]
         return program

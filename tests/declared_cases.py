@@ -19,7 +19,10 @@ FITTED = pg.Fitted(VAE, {})
 X = np.zeros((4, 2), np.float32)
 PICTURES = np.zeros((2, 3, 3, 1))
 RBM_PARTS = (np.zeros((2, 3)), np.zeros(2), np.zeros(3))
-LOG_Z = inference.LogPartition(0.0, 0.1, 9.0, 0.9, 16, "a Gaussian", inference.AIS())
+LOG_Z = inference.LogPartition(
+    estimate=0.0, standard_error=0.1, method=inference.AIS(), start="a Gaussian", num_weights=16,
+    lower_bound=-0.2,
+)  # fmt: skip
 
 
 class Module:
@@ -37,6 +40,7 @@ REGISTRY = [
     nets.Sequential((nets.Dense(2), "silu")),
     nets.ResidualBlock(4), nets.MLP(), nets.MLPEnergy(), nets.MLPDenoiser(2), nets.ConvEncoder(),
     nets.ConvDecoder(), nets.ConvEnergy(), nets.UNet(),
+    nets.ResidualEnergy(), nets.SumOfEnergies((ENERGY, ENERGY)), nets.ScaledEnergy(ENERGY, 0.5),
     nets.adapters.TorchNet(Module()), nets.adapters.FlaxNet(Module()),
     nets.adapters.NnxNet(Module()), nets.adapters.EquinoxNet(Module(), 1),
     # optimisers and their schedules
@@ -67,10 +71,11 @@ REGISTRY = [
     inference.ReplayBuffer(), inference.Regularizer(), inference.EnergyMagnitude(),
     inference.GradientPenalty(), inference.SpectralPenalty(),
     inference.NUTS(), inference.HMC(), inference.sample.mcmc.HamiltonianMethod(),
-    inference.Ancestral(), inference.DDIM(), inference.GradientFlow(0.1),
+    inference.Ancestral(), inference.DDIM(), inference.GradientFlow(0.1), inference.Noise(),
     inference.AIS().settings, rbm.RBM(*RBM_PARTS), inference.Gaussian(0.0, 1.0),
     # measures
-    inference.AIS(), inference.IWAE(), inference.DenoisingELBO(), inference.ProbabilityFlow(),
+    inference.AIS(), inference.Quadrature(), inference.IWAE(),
+    inference.DenoisingELBO(), inference.ProbabilityFlow(),
     inference.LikelihoodRegret(), inference.UnnormalizedLogDensity(),
     inference.UnnormalizedBound(inference.IWAE()),
     inference.EnergyLogLikelihood(LOG_Z),

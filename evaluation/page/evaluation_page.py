@@ -15,6 +15,7 @@ from probgen.evaluation.page.blocks import Code, Paragraph, Table
 from probgen.evaluation.page.document import Report, Section
 from probgen.evaluation.page.gathered import GatheredTables, gather
 from probgen.evaluation.page.model_blocks import model_blocks
+from probgen.evaluation.page.overfitting import overfitting_blocks
 from probgen.evaluation.page.section_blocks import (
     detection_blocks,
     histogram_blocks,
@@ -42,6 +43,7 @@ def report(
     images: Mapping[str, Any] | None = None,
     labels: Mapping[str, Text] | None = None,
     num_distinct: Mapping[str, Count] | None = None,
+    train_table: Evaluation | None = None,
     title: str = "",
     command: str | None = None,
     notes: Sequence[str] = (),
@@ -68,6 +70,8 @@ def report(
         num_distinct: {data set: how many of its data differ from each other}, where some are
             copies, which then count once in intervals and tests; counted in `images` where they are
             given, else all data are taken to differ. `assessment.count_distinct` counts.
+        train_table: `pg.evaluate` of (some of) the training data by the same measures: the page
+            then draws both and says whether the model has learned them by heart.
         title: of the page.
         command: what to type for the same again.
         notes: what was done to the data, or left out: sentences for the reader.
@@ -82,7 +86,7 @@ def report(
     """
     gathered = gather(
         in_table, out_tables, name=name, images=images, labels=labels, num_distinct=num_distinct,
-        level=level, seed=seed, progress_bar=progress_bar,
+        train_table=train_table, level=level, seed=seed, progress_bar=progress_bar,
     )  # fmt: skip
     page = Report(
         title or f"What {fitted.model.name} makes of {name}",
@@ -114,6 +118,8 @@ def sections(gathered: GatheredTables, *, seed: int = 0) -> list[Section]:
         found = verdicts(gathered.detection, name=gathered.name, ordinary=gathered.ordinary())
         out.append(Section("Verdict", *verdict_blocks(gathered, found)))
     out.append(Section("Likelihood", *likelihood_blocks(gathered)))
+    if gathered.train is not None:
+        out.append(Section("Overfitting", *overfitting_blocks(gathered)))
     if gathered.detection is not None:
         out.append(Section("Detection", *detection_blocks(gathered, seed=seed)))
     out.append(Section("Every measure", *measure_blocks(gathered), *histogram_blocks(gathered)))

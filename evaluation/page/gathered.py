@@ -44,6 +44,7 @@ class GatheredTables:
         images: {data set: [n, h, w, 1 or 3] in [0, 1], one a datum of its table}; may lack sets.
         detection: how well measures tell the other sets apart; None where there are none.
         num_distinct: {data set: how many of its data differ}; of a set left out all do.
+        train: the table of training data, where there is one: no set to tell apart.
     """
 
     name: str
@@ -52,6 +53,7 @@ class GatheredTables:
     images: Mapping[str, np.ndarray]
     detection: DetectionTable | None
     num_distinct: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    train: Evaluation | None = None
 
     @property
     def own(self) -> Evaluation:
@@ -114,6 +116,7 @@ def gather(
     images: Mapping[str, Any] | None = None,
     labels: Mapping[str, Text] | None = None,
     num_distinct: Mapping[str, Count] | None = None,
+    train_table: Evaluation | None = None,
     level: OpenShare = 0.95,
     seed: int = 0,
     progress_bar: bool = True,
@@ -134,8 +137,9 @@ def gather(
             "name for each; rename one."
         )
     tables = {name: in_table, **others}
-    check_tables("report", tables)
-    for each, table in tables.items():
+    told = {**tables, "the training data": train_table} if train_table is not None else tables
+    check_tables("report", told)
+    for each, table in told.items():
         _check_estimates(each, table)
     called = _labels(in_table.names, labels or {})
     pictures = {each: np.asarray(given) for each, given in (images or {}).items()}
@@ -145,7 +149,7 @@ def gather(
     distinct |= num_distinct or {}
     for each, count in distinct.items():
         _check_distinct(each, count, tables)
-    bare = GatheredTables(name, tables, called, pictures, None, distinct)
+    bare = GatheredTables(name, tables, called, pictures, None, distinct, train_table)
     if not others:
         return bare
     found = compare(

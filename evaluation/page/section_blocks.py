@@ -6,9 +6,7 @@ most ordinary pictures. A page of its own is `page`; the demo puts the same part
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -18,6 +16,7 @@ from probgen.evaluation.detection.records import counted, with_limits
 from probgen.evaluation.page.blocks import Block, Figure, Folded, ImageRows, Paragraph, Row, Table
 from probgen.evaluation.page.drawing import figure_svg
 from probgen.evaluation.page.gathered import GatheredTables
+from probgen.evaluation.page.record import Record
 from probgen.evaluation.page.text import MINUS, number, with_error
 from probgen.evaluation.page.verdict import SetVerdict, join, limits, summary
 from probgen.language.declared import checked
@@ -29,19 +28,6 @@ KEPT = 50_000  # scores in the JSON file at most
 WAYS = {True: "larger = stranger", False: "larger = likelier"}
 
 
-@dataclasses.dataclass(frozen=True)
-class Record:
-    """Numbers for the JSON file that the page does not show."""
-
-    values: dict[str, Any]
-
-    def html(self, key: str) -> str:
-        return ""
-
-    def data(self) -> dict[str, Any]:
-        return self.values
-
-
 @checked
 def likelihood_blocks(gathered: GatheredTables) -> list[Block]:
     """Mean of every likelihood on every set with its errors and limits; the tables' warnings.
@@ -49,13 +35,15 @@ def likelihood_blocks(gathered: GatheredTables) -> list[Block]:
     All with the sign of log p, whatever the measure's own.
     """
     rows: list[list[str | float]] = []
+    units = gathered.own.units
+    constants = {m: " + constant" * ("constant" in units[m]) for m in gathered.likelihoods}
     for data_set, table in gathered.tables.items():
         for measure in gathered.likelihoods:
             (mean, error), noise = table.mean(measure), table.mc_error(measure)
             rows.append(
                 [
                     data_set,
-                    gathered.labels[measure].removeprefix(MINUS),
+                    gathered.labels[measure].removeprefix(MINUS) + constants[measure],
                     with_error(_way(table, measure) * mean, error),
                     number(noise, 3) if noise is not None else "none known",
                     _limit(table, measure),
@@ -74,6 +62,11 @@ def likelihood_blocks(gathered: GatheredTables) -> list[Block]:
         "whatever the tail of the weights. Bound only: data whose weights may have too heavy a "
         "tail for an interval about their estimate."
     )
+    if any(constants.values()):
+        text += (
+            " With + constant log p is known up to one number for all data: differences are in "
+            "nats, and the size says nothing."
+        )
     if any(gathered.distinct(k) < t.num_data for k, t in gathered.tables.items()):
         text += " ± takes all data for independent: of sets with copies it is too small."
     summaries = {"summaries": {k: t.summary() for k, t in gathered.tables.items()}}

@@ -20,6 +20,7 @@ from typing import Any, Literal
 from probgen.engine.bound import Bound
 from probgen.engine.gradient import GradientLearner
 from probgen.engine.learner import Learner, all_params
+from probgen.engine.spaces import OwnSpace, space_name
 from probgen.engine.target import AnySampler
 from probgen.errors import AlgorithmError
 from probgen.inference.learn.chain_starts import AnyStart, size_of
@@ -41,7 +42,8 @@ class MaximumLikelihood:
         sampler: the chain that draws from the model, such as `Langevin(step_size, num_steps)` or
             `HMC(num_steps=5, num_warmup=0, num_samples=1)`; or `ImportanceSampling(num_draws)`,
             which weights draws of the base and needs no chain.
-        space: where chains live: "data", or "noise" for a tilted generative model.
+        space: where chains live: "data", or "noise" for a tilted generative model; `Noise(...)` has
+            the variant of VAEBM's released sampler.
         optimizer: such as `pg.Adam(1e-4)`.
         init: where chains start: "base" (draws of the model without its energy, or fresh noise),
             "data", `ChainStart(data=0.2)` for a share of each, `PersistentChains(refresh)` or
@@ -72,7 +74,7 @@ class MaximumLikelihood:
     """
 
     sampler: AnySampler | ImportanceSampling
-    space: Literal["data", "noise"] = "data"
+    space: Literal["data", "noise"] | OwnSpace = "data"
     optimizer: AnyOptimizer = dataclasses.field(default_factory=lambda: Adam(1e-4))
     init: AnyStart = dataclasses.field(default="base", kw_only=True)
     regularizers: tuple[Regularizer, ...] = dataclasses.field(default=(), kw_only=True)
@@ -91,7 +93,7 @@ class MaximumLikelihood:
                 f"{WHO}: got gradient_accumulation={bound.accumulate}, expected 1: "
                 "chains and data are contrasted as one batch; lower batch_size instead."
             )
-        contrast = Contrast(bound, self.space)
+        contrast = Contrast(bound, space_name(self.space))
         negative = self._negative(bound, contrast)
         data = b.compile(contrast.data, num_calls=bound.num_steps)
 

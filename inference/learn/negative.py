@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from probgen.engine.bound import Bound
-from probgen.engine.spaces import model_target
+from probgen.engine.spaces import model_target, space_name
 from probgen.engine.target import Sampler, acceptance, run_chain, transitions
 from probgen.errors import AlgorithmError
 from probgen.inference.learn.chain_starts import as_start
@@ -47,17 +47,25 @@ class Negative(NamedTuple):
 
 @declaration
 class ImportanceSampling:
-    """In place of chains: draws of the base, weighted by exp(-E), for `MaximumLikelihood`.
+    """In place of chains: draws of the base, weighted by exp(-E).
+
+    For `MaximumLikelihood` and, with more draws, for `log_partition`.
 
     The loss is -(mean log f at data) + log (1/N) sum_j exp(-E(x_j)), x_j ~ base: consistent as N
     grows, with no chain to trust. The share of draws that carry the weight is the metric
     `importance_share`, (sum w)^2 / (N sum w^2); below 0.05 take chains.
 
     Args:
-        num_draws: N, drawn anew at each update.
+        num_draws: N, drawn anew at each update; `log_partition` wants some 100,000.
     """
 
     num_draws: Many = 2048
+
+    direction = "lower, stochastic"  # of its estimate of log Z
+
+    @property
+    def name(self) -> str:
+        return f"ImportanceSampling({self.num_draws})"
 
     def phase(self, bound: Bound, contrast: Contrast) -> Negative:
         """The negative phase of a model."""
@@ -92,14 +100,14 @@ class ImportanceSampling:
         return Negative(own, draw, value, lambda kept: kept, {})
 
 
-def chains(bound: Bound, contrast: Contrast, sampler: Sampler, space: str, init: Any) -> Negative:
+def chains(bound: Bound, contrast: Contrast, sampler: Sampler, space: Any, init: Any) -> Negative:
     """The negative phase by a sampler's chains, one for each datum of a batch."""
     b, ops = bound.backend, bound.backend.ops
     target = model_target(bound, space)
     n = transitions(sampler)
     calls = None if bound.num_steps is None else bound.num_steps * n
     kernel = sampler.kernel(b, target, num_calls=calls)
-    starts = as_start(init).bind(bound, target, contrast, space)
+    starts = as_start(init).bind(bound, target, contrast, space_name(space))
 
     def begin(params: Mapping, kept: Mapping, batch: Mapping, key: Any) -> Tree:
         return starts.start(params, kept, batch, key, next(iter(batch.values())).shape[0])

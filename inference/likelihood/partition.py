@@ -1,18 +1,21 @@
-"""The constant of a density that is known up to one: log Z of energies, by annealing.
+"""The constant of a density that is known up to one: log Z of energies, each with its error.
 
     p(x) = p~(x) / Z,    f_b = p_0(x)^(1-b) p~(x)^b,    log Z_hat = log (1/C) sum_c w_c
 
-E[Z_hat] = Z, so E[log Z_hat] <= log Z and log p~(x) - log Z_hat overstates the log-likelihood: it
-is an upper estimate. A reverse run from samples of a long chain gives an estimate from the other
-side, approximate only, since exact samples do not exist.
+By annealing (`AIS`), by importance sampling from the base, or by quadrature in one and two
+dimensions. Of the first two E[Z_hat] = Z, so E[log Z_hat] <= log Z and log p~(x) - log Z_hat
+overstates the log-likelihood: it is an upper estimate. A reverse run of AIS from samples of a long
+chain gives an estimate from the other side, approximate only, since exact samples do not exist.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+import warnings as python_warnings
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any
+from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -20,110 +23,111 @@ from probgen.backends.protocol import Backend
 from probgen.engine.batches import merge_inputs
 from probgen.engine.bound import Bound
 from probgen.engine.fitted import AnyFitted
-from probgen.engine.measure import EvaluationContext, Function, short_mark
-from probgen.engine.spaces import model_target, total
-from probgen.engine.target import Target
+from probgen.engine.spaces import model_target
 from probgen.errors import AlgorithmError, DataError, NonFiniteError, ShapeError
+from probgen.inference.learn.negative import ImportanceSampling
 from probgen.inference.likelihood.ais import AIS, in_double, summary
 from probgen.inference.likelihood.annealing import Annealer
 from probgen.inference.likelihood.interval import lower_limit
-from probgen.language.declared import checked, declaration
-from probgen.language.kinds import Inputs, Positive, Rule
+from probgen.inference.likelihood.partition_methods import Quadrature, by_importance
+from probgen.inference.likelihood.partition_paths import Gaussian, path_of
+from probgen.language.declared import checked
+from probgen.language.kinds import Inputs
 from probgen.language.seeds import check_seed
 
-Array = Any
+AnyPartitionMethod = AIS | ImportanceSampling | Quadrature
 
 
-@declaration(eq=False)
-class Gaussian:
-    """A start for annealing: independent normals of these locations and scales, by site.
-
-    It must cover the support: where p~ has mass and the start has none, no chain will look.
-    `Gaussian.covering(x)` takes them from data, the scale made wider.
-    """
-
-    loc: float | np.ndarray
-    scale: Positive | Annotated[np.ndarray, Rule("above 0", lambda v: (v > 0).all())]
-
-    @classmethod
-    def covering(cls, data: Any, *, widen: float = 1.5) -> Gaussian:
-        """Mean and `widen` times the standard deviation of data [n, *event], value by value.
-
-        Values that never vary get the largest deviation of all.
-        """
-        x = np.asarray(data, np.float64)
-        if x.ndim < 1 or len(x) < 2 or not np.isfinite(x).all():
-            raise DataError(
-                f"Gaussian.covering: got data of shape {x.shape}, expected [n, *event] of at least "
-                "two finite data."
-            )
-        scale = x.std(axis=0)
-        if not scale.max() > 0:
-            raise DataError(
-                "Gaussian.covering: got data that are all equal, expected some spread; give loc "
-                "and scale."
-            )
-        return cls(x.mean(axis=0), widen * np.where(scale > 0, scale, scale.max()))
-
-
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class LogPartition:
     """An estimate of log Z, nats.
 
     Attributes:
-        estimate: a lower bound in expectation.
-        standard_error: over chains, how far another run would land; estimate +- 1.96 of it is no
-            interval for log Z, which chains that all miss a region do not see.
-        effective_chains: of the forward weights, of `num_chains`.
-        acceptance_rate: mean over the run.
-        reverse, reverse_error: from the other side, approximate; None without samples.
-        start: the density that the path leaves from.
+        estimate: of AIS and importance sampling a lower bound in expectation; of quadrature log Z
+            but for the grid's error.
+        standard_error: how far another run would land, or the grid's error; estimate +- 1.96 of it
+            is no interval for log Z where chains or draws all miss a region: they do not see it.
+        method: what ran. start: the density that the path, or the weights, leave from.
+        num_weights: chains, draws or points of the grid.
+        lower_bound, upper_bound: what log Z is above, and below, in 95 % of cases; no upper one
+            (inf) where the tail of the weights does not allow any.
+        effective_share: (sum w)^2 / (n sum w^2), the share of chains or draws that carry the
+            weight; khat: the Pareto shape of the largest weights of importance sampling.
+        acceptance_rate: of AIS, mean over the run.
+        reverse, reverse_error: of AIS from the other side, approximate; None without samples.
+        warnings: what speaks against the estimate.
     """
 
     estimate: float
     standard_error: float
-    effective_chains: float
-    acceptance_rate: float
-    num_chains: int
+    method: AnyPartitionMethod
     start: str
-    method: AIS
+    num_weights: int
+    lower_bound: float
+    upper_bound: float = math.inf
+    effective_share: float | None = None
+    khat: float | None = None
+    acceptance_rate: float | None = None
     reverse: float | None = None
     reverse_error: float | None = None
+    warnings: tuple[str, ...] = ()
     info: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     unit = "nats"
-    direction = "lower, stochastic"
 
     @property
-    def lower_bound(self) -> float:
-        """What log Z is above in 95 % of cases (`interval.lower_limit`)."""
-        return self.estimate + float(lower_limit(self.standard_error, self.num_chains))
+    def direction(self) -> str:
+        """Which side of log Z the estimate is on."""
+        return self.method.direction
 
     def to_dict(self) -> dict[str, Any]:
-        """Numbers and text only, for JSON."""
+        """Numbers and text only, for JSON; None where there is no upper bound."""
         kept = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        told = {"lower_bound": self.lower_bound, "unit": self.unit, "direction": self.direction}
-        return {**kept, "method": self.method.name, **told}
+        high = self.upper_bound if math.isfinite(self.upper_bound) else None
+        told = {"upper_bound": high, "unit": self.unit, "direction": self.direction}
+        return {**kept, "warnings": list(self.warnings), "method": self.method.name, **told}
 
     def __repr__(self) -> str:
-        text = (
+        return "\n".join(
+            [self._said(), *self._reverse(), *(f"warning: {w}" for w in self.warnings)]
+        )
+
+    def _said(self) -> str:
+        if self.effective_share is None:
+            return (
+                f"log Z = {self.estimate:.4f} +- {self.standard_error:.1g} nats ({self.method.name}"
+                f" from {self.start})"
+            )
+        many = self.effective_share * self.num_weights
+        tail = "" if self.khat is None else f", k-hat {self.khat:.2f}"
+        return (
             f"log Z >= {self.lower_bound:.4f} nats in 95 % of cases; estimate {self.estimate:.4f}, "
             f"a lower bound in expectation, runs differ by {self.standard_error:.4f} "
-            f"({self.method.name} from {self.start}; {self.effective_chains:.1f} of "
-            f"{self.num_chains} chains carry the weight)"
+            f"({self.method.name} from {self.start}; {many:.1f} of {self.num_weights:,} carry the "
+            f"weight{tail})"
         )
+
+    def _reverse(self) -> list[str]:
         if self.reverse is None:
-            return text
-        return (
-            text
-            + f"\nreverse {self.reverse:.4f}, runs differ by {self.reverse_error:.4f} (approximate)"
-        )
+            return []
+        said = f"reverse {self.reverse:.4f}, runs differ by {self.reverse_error:.4f} (approximate)"
+        return [said]
+
+
+def annealed(found: Mapping[str, float], num_chains: int) -> dict[str, Any]:
+    """`summary` of the weights of AIS under the names of `LogPartition`."""
+    error = found["standard_error"]
+    return {
+        "estimate": found["estimate"], "standard_error": error, "num_weights": num_chains,
+        "effective_share": found["effective_chains"] / num_chains,
+        "lower_bound": found["estimate"] + float(lower_limit(error, num_chains)),
+    }  # fmt: skip
 
 
 @checked
 def log_partition(
     fitted: AnyFitted,
-    method: AIS | None = None,
+    method: AnyPartitionMethod | None = None,
     *,
     base: Gaussian | None = None,
     inputs: Inputs = None,
@@ -138,22 +142,26 @@ def log_partition(
     the mean of exp(-E(x)) under the generator.
 
     Args:
-        fitted: the model; all its sites local and continuous.
-        method: how to anneal; `start` does not matter here.
+        fitted: the model; all its sites local, and continuous but for `ImportanceSampling`.
+        method: `AIS()`, how to anneal (`start` does not matter here), the default, for any
+            dimension; `ImportanceSampling(100_000)` from the base, while its effective share is not
+            small; `Quadrature()`, over one or two numbers.
         base: where the path starts, in data space, for a model with one site; None starts at the
-            model's own distributions without the factors, in noise space, which needs them to be
-            normal. Two starts that differ should agree within their errors: neither proves that it
-            covers the support.
+            model's own distributions without the factors (in noise space, which needs them to be
+            functions of normal noise, but for `ImportanceSampling`). Two starts that differ should
+            agree within their errors: neither proves that it covers the support.
         inputs: what the program conditions on, one value for all chains, in place of the fit's
             constants: the log Z is that of this value.
         samples: [>= num_chains, *event] samples of a long chain on the density, for the reverse
-            estimate; with `base` only.
+            estimate of AIS; with `base` only.
         seed: an integer.
+
+    Warns: the weights have collapsed, or mass lies beyond the grid (`LogPartition.warnings`).
 
     Raises:
         MissingSeed; DataError: inputs that the program does not take; AlgorithmError: a normalised
-        model, a discrete or global site, a start that does not fit; ShapeError: samples of another
-        shape; NonFiniteError: log Z is not finite.
+        model, a discrete or global site, a start that does not fit, more than two numbers by
+        quadrature; ShapeError: samples of another shape; NonFiniteError: log Z is not finite.
 
     Sources: Neal 2001; for the reverse, Burda, Grosse & Salakhutdinov 2015, arXiv:1412.8566.
     """
@@ -167,8 +175,31 @@ def log_partition(
             f"log_partition: {fitted.model.name!r} is normalised, expected a density known up to a "
             "constant; its log Z is 0."
         )
-    path = _noise_path(bound) if base is None else _data_path(bound, base)
-    annealer = Annealer(b, path, method.settings)
+    if isinstance(method, Quadrature):
+        run: Callable = method.estimate
+    else:
+        run = partial(_anneal if isinstance(method, AIS) else by_importance, method)
+    found = run(bound, params, base, b.key(seed), samples)
+    if not math.isfinite(found["estimate"]):
+        raise NonFiniteError(
+            f"log_partition: got log Z = {found['estimate']} for {fitted.model.name!r}, "
+            "expected a number; look at its parameters for NaN, and whether the start covers the "
+            "support."
+        )
+    for text in found.get("warnings", ()):
+        python_warnings.warn(f"log_partition: {text}", stacklevel=3)
+    return LogPartition(
+        **found, method=method,
+        start="the model without its factors" if base is None else "a Gaussian",
+        info={"backend": b.name, "seed": seed, **b.info()},
+    )  # fmt: skip
+
+
+def _anneal(
+    method: AIS, bound: Bound, params: Mapping, base: Gaussian | None, key: Any, samples: Any
+) -> dict[str, Any]:
+    b = bound.backend
+    annealer = Annealer(b, path_of(bound, base), method.settings)
     chains = _reverse_start(bound, base, samples, method.num_chains)
 
     def run(params: Any, key: Any, chains: Any) -> tuple:
@@ -179,92 +210,18 @@ def log_partition(
             return forward, None
         return forward, annealer.reverse(params, {}, k_reverse, table, chains)._asdict()
 
-    forward, back = b.tree_map(b.to_numpy, b.loop(run)(params, b.key(seed), chains))
-    out = summary(in_double(forward["log_w"], forward["log_w_rest"]))
-    estimate = {k: float(v[0]) for k, v in out.items()}
-    if not math.isfinite(estimate["estimate"]):
-        raise NonFiniteError(
-            f"log_partition: got log Z = {estimate['estimate']} for {fitted.model.name!r}, "
-            "expected a number; look at its parameters for NaN, and whether the start covers the "
-            "support."
-        )
-    reverse: dict[str, float] = {}
+    forward, back = b.tree_map(b.to_numpy, b.loop(run)(params, key, chains))
+    out = annealed(_of_all(forward), method.num_chains)
+    out["acceptance_rate"] = float(forward["acceptance_rate"][0])
     if back is not None:
-        high = summary(in_double(back["log_w"], back["log_w_rest"]))
-        reverse = {
-            "reverse": -float(high["estimate"][0]),
-            "reverse_error": float(high["standard_error"][0]),
-        }
-    return LogPartition(
-        **estimate, acceptance_rate=float(forward["acceptance_rate"][0]),
-        num_chains=method.num_chains, method=method, **reverse,
-        start="the model without its factors" if base is None else "a Gaussian",
-        info={"backend": b.name, "seed": seed, **b.info()},
-    )  # fmt: skip
+        high = _of_all(back)
+        out |= {"reverse": -high["estimate"], "reverse_error": high["standard_error"]}
+    return out
 
 
-def _noise_path(bound: Bound) -> Target:
-    """From N(eps; 0, I) to N(eps; 0, I) exp(factors at x(eps)); Z_0 = 1."""
-    space = model_target(bound, "noise")
-    return _of_one_datum(space, space.init, space.terms)
-
-
-def _of_one_datum(space: Target, init: Callable, terms: Callable) -> Target:
-    """A path of a target whose chains belong to no datum: positions [chains, 1, *event]."""
-
-    def out(x: Mapping) -> dict:
-        return {n: v[:, 0] for n, v in x.items()}
-
-    def begin(params: Mapping, batch: Mapping, key: Any, num_chains: int) -> dict:
-        return {n: v[:, None] for n, v in init(params, batch, key, num_chains).items()}
-
-    def both(u: Mapping, params: Mapping, batch: Mapping) -> tuple[Array, Array]:
-        start, delta = terms(out(u), params, batch)
-        return start[:, None], delta[:, None]
-
-    return Target(
-        space.names, begin, lambda *at: sum(both(*at)), None,
-        lambda u, params, batch: space.values(out(u), params, batch), False, terms=both,
-    )  # fmt: skip
-
-
-def _data_path(bound: Bound, base: Gaussian) -> Target:
-    """From a Gaussian p_0(x) to the density itself, in data space."""
-    b, ops = bound.backend, bound.backend.ops
-    space = model_target(bound, "data")
-    if len(space.names) != 1:
-        raise AlgorithmError(
-            f"log_partition: {bound.model.name!r} has the sites {list(space.names)}, expected one "
-            "where a base is given; leave the base out, to start at the model without its factors."
-        )
-    (name,) = space.names
-    site = bound.structure.sites[name]
-    if "Real" not in site.support:
-        raise AlgorithmError(
-            f"log_partition: site {name!r} has the support {site.mass}, expected the real line, "
-            "where a Gaussian lives; leave the base out, or declare the energy over a Normal."
-        )
-    try:
-        loc = np.broadcast_to(np.asarray(base.loc, np.float64), site.event_shape)
-        scale = np.broadcast_to(np.asarray(base.scale, np.float64), site.event_shape)
-    except ValueError as error:
-        raise ShapeError(
-            f"log_partition: got a base of loc {np.shape(base.loc)} and scale "
-            f"{np.shape(base.scale)}, expected numbers or shapes that broadcast to a datum's, "
-            f"{site.event_shape}."
-        ) from error
-    constant = -float(np.log(scale).sum()) - 0.5 * loc.size * math.log(2.0 * math.pi)
-    where, width = b.asarray(loc.copy()), b.asarray(scale.copy())
-
-    def init(params: Mapping, batch: Mapping, key: Any, num_chains: int) -> dict:
-        return {name: where + width * b.normal(key, (num_chains, *site.event_shape))}
-
-    def terms(x: Mapping, params: Mapping, batch: Mapping) -> tuple[Array, Array]:
-        eps = (x[name] - where) / width
-        start = constant - 0.5 * ops.sum(ops.reshape(eps * eps, (eps.shape[0], -1)), axis=-1)
-        return start, space.log_density(x, params, batch) - start  # type: ignore[misc]
-
-    return _of_one_datum(space, init, terms)
+def _of_all(weights: Mapping) -> dict[str, float]:
+    found = summary(in_double(weights["log_w"], weights["log_w_rest"]))
+    return {k: float(v[0]) for k, v in found.items()}
 
 
 def _reverse_start(bound: Bound, base: Gaussian | None, samples: Any, num_chains: int) -> Any:
@@ -286,91 +243,3 @@ def _reverse_start(bound: Bound, base: Gaussian | None, samples: Any, num_chains
     if not np.isfinite(x).all():
         raise DataError("log_partition: got samples that are not finite, expected numbers.")
     return {name: bound.backend.asarray(x[:num_chains][:, None])}
-
-
-@declaration
-class UnnormalizedLogDensity:
-    """log p~(x), known up to a constant: -E(x) and what else the density has. No likelihood.
-
-    Raises (when bound): AlgorithmError: latents that the data do not give, or a global site.
-    """
-
-    unit = "nats + constant"
-    larger_is_stranger = False
-    direction = "exact up to a constant"
-    name = "log p~ (unnormalised)"
-
-    def bind_measure(self, context: EvaluationContext) -> Function:
-        """(rows, ids) -> estimates."""
-        bound = context.bound
-        log_density = _density(bound, self.name)
-
-        def measure(params: Mapping, batch: Mapping, key: Any) -> dict[str, Array]:
-            value = log_density(params, batch)
-            return {"estimate": value, "standard_error": bound.backend.ops.zeros_like(value)}
-
-        return context.device(measure, self.name)
-
-
-@declaration
-class EnergyLogLikelihood:
-    """log p~(x) - log Z_hat, an upper estimate: E[log Z_hat] <= log Z.
-
-    Args:
-        log_z: what `log_partition` gave for the same model and parameters.
-
-    `standard_error` is that of log Z over runs, one and the same for all data: it does not average
-    out, and the table's mean and its Monte Carlo error know that (`shared_error`). log p(x) is
-    below `upper_bound` in 95 % of cases.
-
-    Raises (when bound): as for `UnnormalizedLogDensity`.
-    """
-
-    log_z: LogPartition
-
-    unit = "nats"
-    larger_is_stranger = False
-    direction = "upper, stochastic"
-    shared_error = True
-
-    @property
-    def name(self) -> str:
-        # Two estimates of one method differ, and their text has log Z rounded.
-        mark = short_mark(
-            *(float(v).hex() for v in (self.log_z.estimate, self.log_z.standard_error))
-        )
-        return f"log p~ - log Z by {self.log_z.method.name} {mark}"
-
-    def bind_measure(self, context: EvaluationContext) -> Function:
-        """(rows, ids) -> estimates."""
-        bound = context.bound
-        log_density = _density(bound, self.name)
-        log_z, error = self.log_z.estimate, self.log_z.standard_error
-        least = self.log_z.lower_bound
-
-        def measure(params: Mapping, batch: Mapping, key: Any) -> dict[str, Array]:
-            value = log_density(params, batch)
-            spread = bound.backend.ops.full_like(value, error)
-            return {
-                "estimate": value - log_z, "standard_error": spread, "upper_bound": value - least
-            }  # fmt: skip
-
-        return context.device(measure, self.name)
-
-
-def _density(bound: Bound, who: str) -> Callable:
-    """(params, batch) -> log p~ of each datum, [batch]."""
-    if bound.latents:
-        raise AlgorithmError(
-            f"{who}: {bound.model.name!r} has the latents {list(bound.latents)}, expected none: "
-            "the density of a datum is an integral over them; give their values as data."
-        )
-    shared = [
-        n for n, s in bound.structure.sites.items() if s.kind != "deterministic" and not s.is_local
-    ]
-    if shared:
-        raise AlgorithmError(
-            f"{who}: the sites {shared} of {bound.model.name!r} lie outside the data plate, "
-            "expected local ones, since the density is one datum's."
-        )
-    return lambda params, batch: total(bound.trace(params, batch))

@@ -6,7 +6,7 @@ For p(x, z) = p_0(x, z) f(x, z) / Z with f the factors and a guide q,
 
 so that the base's own bound with the factors among its weights bounds log p(x) up to log Z, which
 is one number for all data: differences between data, and AUROCs, need no more. It is no
-log-likelihood; with `log_partition`'s log Z it would become a bound on one.
+log-likelihood; `EnergyLogLikelihood(log_z, IWAE(K))` takes `log_partition`'s log Z off it.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from probgen.engine.bound import Bound
 from probgen.engine.measure import EvaluationContext, Function
 from probgen.errors import AlgorithmError
 from probgen.inference.likelihood.guide_terms import AT_ONCE, guide_terms, weights_of
@@ -53,13 +54,7 @@ class UnnormalizedBound:
     def bind_measure(self, context: EvaluationContext) -> Function:
         """The base's measure with every factor in its weights."""
         bound = context.bound
-        nowhere = [n for n in bound.observed if n in bound.structure.improper]
-        if nowhere:
-            raise AlgorithmError(
-                f"{self.name}: the data {nowhere} have no density under {bound.model.name!r}, not "
-                "even up to a constant, expected a likelihood of them; tilt the model's samples "
-                'and not its means, Tilted(base, energy, through="sample").'
-            )
+        require_density_of_data(bound, self.name)
         base: Any = self.base
         at_once = getattr(base, "particles_at_once", AT_ONCE)
         terms = guide_terms(context, base.name, base.num_particles, at_once, up_to_constant=True)
@@ -76,3 +71,20 @@ class UnnormalizedBound:
     def _of_base(self, hook: str, values: Any, otherwise: Any) -> Any:
         found = getattr(self.base, hook, None)
         return otherwise if found is None else found(values)
+
+
+def require_density_of_data(bound: Bound, who: str) -> None:
+    """Refuses data that are a function of latents, without a density even up to a constant.
+
+    A flat density over data without latents is one, up to a constant, by its factors.
+
+    Raises:
+        AlgorithmError: names them, and what has one.
+    """
+    nowhere = [n for n in bound.observed if n in bound.structure.improper]
+    if nowhere and bound.latents:
+        raise AlgorithmError(
+            f"{who}: the data {nowhere} have no density under {bound.model.name!r}, not "
+            "even up to a constant, expected a likelihood of them; tilt the model's samples "
+            'and not its means, Tilted(base, energy, through="sample").'
+        )

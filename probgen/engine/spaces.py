@@ -19,24 +19,49 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Annotated, Any, Protocol
 
 from probgen.engine.bound import Bound
 from probgen.engine.target import Target
 from probgen.errors import AlgorithmError
+from probgen.language.kinds import having
 from probgen.language.program import DATA_PLATE, NOT_NORMAL
 
 Array = Any
 SPACES = ("data", "latent", "noise")
 
 
-def model_target(bound: Bound, kind: str) -> Target:
+class Space(Protocol):
+    """A space of one's own: `target(bound)` is what chains climb there, `note()` what that is.
+
+    Its `name` is that of the space whose positions it shares, such as "noise".
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    def target(self, bound: Bound) -> Target: ...
+
+    def note(self) -> str: ...
+
+
+OwnSpace = Annotated[Space, having("a space such as Noise(as_released=True)", "target", "note")]
+
+
+def space_name(space: str | Space) -> str:
+    """Of a space, which of `SPACES` its positions are those of."""
+    return space if isinstance(space, str) else space.name
+
+
+def model_target(bound: Bound, kind: str | Space) -> Target:
     """A model's target in the space of that name; in "latent" space there is one chain a datum.
 
     Raises:
         AlgorithmError: unknown name, a discrete site where gradients are needed, a global site,
             a site in a further plate, or one that is not a function of normal noise.
     """
+    if not isinstance(kind, str):
+        return kind.target(bound)
     if kind not in SPACES:
         raise AlgorithmError(f"space: got {kind!r}, expected one of {SPACES}.")
     names = tuple(

@@ -14,6 +14,7 @@ from probgen.nets.base import ACTIVATIONS, Net, activation, count, out_shape
 from probgen.nets.blocks import ResidualBlock, Sequential
 from probgen.nets.conv import ConvDecoder, ConvEncoder, ConvEnergy
 from probgen.nets.denoiser import MLPDenoiser
+from probgen.nets.energies import ScaledEnergy, SumOfEnergies
 from probgen.nets.layers import (
     Conv,
     ConvTranspose,
@@ -25,6 +26,7 @@ from probgen.nets.layers import (
 )
 from probgen.nets.mlp import MLP, MLPEnergy
 from probgen.nets.norms import GroupNorm, LayerNorm, SpectralNorm, power_iterate
+from probgen.nets.residual_energy import ResidualEnergy
 from probgen.nets.time import TimeEmbedding
 from probgen.nets.unet import AttentionBlock, UNet
 from probgen.nets.weight_norm import WeightNorm
@@ -39,7 +41,8 @@ __all__ = [
     "SelfAttention", "CrossAttention", "AttentionBlock",
     # compositions
     "Sequential", "ResidualBlock", "MLP", "ConvEncoder", "ConvDecoder", "UNet",
-    "MLPDenoiser", "MLPEnergy", "ConvEnergy",
+    "MLPDenoiser", "MLPEnergy", "ConvEnergy", "ResidualEnergy", "SumOfEnergies",
+    "ScaledEnergy",
     # bring your own
     "from_torch", "from_flax", "from_equinox",
 ]  # fmt: skip

@@ -55,6 +55,7 @@ class Net(Protocol):
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "relu": ops.relu,
     "silu": ops.silu,
+    "lipswish": lambda x: ops.silu(x) / 1.1,  # slopes of at most one
     "gelu": ops.gelu,
     "tanh": ops.tanh,
     "elu": ops.elu,
@@ -69,7 +70,7 @@ EventAxes = Axes | tuple[Axes, ...] | None
 Activation = Annotated[str, one_of(sorted(ACTIVATIONS))]
 
 # Rectifiers halve the second moment, so the weights before them are drawn with twice the variance.
-_RECTIFIERS = {"relu", "silu", "gelu", "elu", "leaky_relu"}
+_RECTIFIERS = {"relu", "silu", "lipswish", "gelu", "elu", "leaky_relu"}
 
 
 def activation(name: str) -> Callable[[Array], Array]:

@@ -10,7 +10,7 @@ import numpy as np
 from probgen.errors import DeclarationError
 from probgen.language import ops
 from probgen.language.declared import declaration
-from probgen.language.kinds import AnyNet
+from probgen.language.kinds import AnyNet, Positive
 from probgen.nets.base import Array, Key, Params, Shape, out_shape
 from probgen.nets.norms import is_spectral
 
@@ -23,20 +23,23 @@ class WeightNorm:
 
     Parameters are {"inner": the layer's own, its weight the v, "scale": g, [out]}; a convolution's
     weight counts as the matrix [kh kw cin, out]. `init` gives the layer without it, g = |v|; from
-    data, the outputs t = x v / |v| of a first batch, it gives those outputs mean 0 and variance 1:
+    data, the outputs t = x v / |v| of a first batch, it gives those outputs mean 0 and the standard
+    deviation s = `start_scale`:
 
-        g = 1 / sd(t),    bias = -mean(t) / sd(t)
+        g = s / sd(t),    bias = -s mean(t) / sd(t)
 
     A unit that the batch does not move keeps g = |v|. `fit` initialises so, from the first batch,
     what has no parameters yet.
 
     Attributes:
         net: a layer with a "weight" whose last axis is its output: Dense, Conv.
+        start_scale: s.
 
     Source: Salimans & Kingma 2016, arXiv:1602.07868, equations 2, 5 and 6.
     """
 
     net: AnyNet
+    start_scale: Positive = 1.0
 
     def init(self, key: Key, *shapes: Shape, data: Sequence[Array] | None = None) -> Params:
         inner = self.net.init(key, *shapes)
@@ -48,9 +51,10 @@ class WeightNorm:
         v = np.asarray(inner["weight"])
         length = np.sqrt((v.astype(np.float64) ** 2).sum(tuple(range(v.ndim - 1))))
         params = {"inner": inner, "scale": length.astype(np.float32)}
-        return params if data is None else self._from(params, *data)
+        return params if data is None else self.started(params, *data)
 
-    def _from(self, params: Params, x: Array) -> Params:
+    def started(self, params: Params, x: Array) -> Params:
+        """Parameters with the lengths and the bias that a batch x asks for."""
         unit = {**params, "scale": np.ones_like(params["scale"])}
         if "bias" in params["inner"]:
             bias = np.zeros_like(params["inner"]["bias"])
@@ -59,7 +63,9 @@ class WeightNorm:
         axes = tuple(range(len(t.shape) - 1))
         sd = ops.std(t, axis=axes)
         moves = sd > STILL
-        scale = ops.where(moves, 1.0 / ops.where(moves, sd, 1.0), _on(params["scale"], x))
+        scale = ops.where(
+            moves, self.start_scale / ops.where(moves, sd, 1.0), _on(params["scale"], x)
+        )
         if "bias" not in params["inner"]:
             return {**params, "scale": scale}
         bias = -ops.mean(t, axis=axes) * scale

@@ -26,7 +26,7 @@ from probgen.engine.explain import check_ancestral
 from probgen.engine.fitted import AnyModel, Fitted
 from probgen.engine.markov import chain_ends
 from probgen.engine.sample_chunks import in_chunks
-from probgen.engine.spaces import model_target
+from probgen.engine.spaces import OwnSpace, model_target, space_name
 from probgen.engine.target import AnySampler, DrawsModel, Sampler, transitions
 from probgen.errors import AlgorithmError, DataError, DeclarationError
 from probgen.language.declared import checked
@@ -68,7 +68,7 @@ def generate(
     seed: int | None = None,
     predictive: Literal["prior", "posterior"] | None = None,
     method: AnySampler | None = None,
-    space: Literal["data", "noise", "latent"] | None = None,
+    space: Literal["data", "noise", "latent"] | OwnSpace | None = None,
     inputs: Inputs = None,
     chunk_size: Count = 1000,
     return_chain: bool = False,
@@ -93,7 +93,8 @@ def generate(
         method: a sampler such as `Langevin(step_size, num_steps)`; needed for densities that are
             known up to a constant, which have no ancestral draws. `Ancestral()` is what is done
             without a method; `DDIM(num_steps=50)` draws from a diffusion in fewer steps.
-        space: where the chains live: "data", the default without latents, or "noise", with them.
+        space: where the chains live: "data", the default without latents, or "noise", with them; or
+            a space of one's own, such as `Noise(as_released=True)`, of which the note speaks.
         inputs: arrays with one row per sample, or constants.
         chunk_size: samples drawn at a time, for memory; noise belongs to the chunk, so that others
             give other draws.
@@ -194,7 +195,8 @@ def generate(
         out.note = "ancestral" if source is None else source.note(bound)
     else:
         check_draws(f"generate, chains of {method!r}", out, sites, 1, method.cure())
-        out.note = method.note(found["stats"])
+        said = "" if space is None or isinstance(space, str) else f"; {space.note()}"
+        out.note = method.note(found["stats"]) + said
         out.chain = found["chain"] if return_chain else None
     return out
 
@@ -325,7 +327,7 @@ def _check_guide(fitted: Fitted, bound: Bound, drawn: tuple[str, ...]) -> None:
 
 
 def _chains(
-    bound: Bound, method: Sampler, space: str | None, num_chunks: int, return_chain: bool
+    bound: Bound, method: Sampler, space: Any, num_chunks: int, return_chain: bool
 ) -> Callable:
     """The chains' ends, in noise space for a model with latents and in data space without, unless
     the space is given; along a chain in noise space the noise is kept."""
@@ -333,7 +335,7 @@ def _chains(
     target = model_target(bound, where)
 
     def shown(x: Mapping, params: Any, batch: Any) -> dict:
-        values = x if where == "noise" else target.values(x, params, batch)
+        values = x if space_name(where) == "noise" else target.values(x, params, batch)
         return {n: values[n] for n in target.names}
 
     return chain_ends(

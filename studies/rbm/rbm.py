@@ -23,7 +23,7 @@ from probgen.backends.protocol import Backend
 from probgen.errors import AlgorithmError, ShapeError
 from probgen.inference.likelihood.ais import AIS, in_double, summary
 from probgen.inference.likelihood.annealing import add_exactly, schedule
-from probgen.inference.likelihood.partition import LogPartition
+from probgen.inference.likelihood.partition import LogPartition, annealed
 from probgen.language.declared import checked, declaration
 from probgen.language.seeds import check_seed
 
@@ -122,7 +122,7 @@ def rbm_log_partition(
     found = {k: float(v) for k, v in summary(out).items()}
     found["estimate"] += log_z0
     return LogPartition(
-        **found, acceptance_rate=1.0, num_chains=method.num_chains, method=method,
+        **annealed(found, method.num_chains), acceptance_rate=1.0, method=method,
         start="independent units", info={"backend": b.name, "seed": seed, **b.info()},
     )  # fmt: skip
 

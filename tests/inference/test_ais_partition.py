@@ -21,12 +21,12 @@ from probgen.errors import (
     ShapeError,
 )
 from probgen.inference.likelihood.ais import AIS
-from probgen.inference.likelihood.partition import (
+from probgen.inference.likelihood.energy_likelihood import (
     EnergyLogLikelihood,
-    Gaussian,
     UnnormalizedLogDensity,
-    log_partition,
 )
+from probgen.inference.likelihood.partition import log_partition
+from probgen.inference.likelihood.partition_paths import Gaussian
 from probgen.models import Tilted
 from studies.rbm.rbm import RBM, rbm_log_partition
 

@@ -208,7 +208,8 @@ def test_reference_data_and_log_z_are_known_in_full():
     assert (
         identity(Mahalanobis(X)) == identity(Mahalanobis(X.copy())) != identity(Mahalanobis(X + 1))
     )
-    one, other = (LogPartition(v, 0.1, 3.0, 0.9, 4, "base", None) for v in (1.00001, 1.00004))
+    said = {"standard_error": 0.1, "method": None, "start": "base", "num_weights": 4}
+    one, other = (LogPartition(estimate=v, lower_bound=0, **said) for v in (1.00001, 1.00004))
     assert repr(one.estimate)[:5] == repr(other.estimate)[:5] and identity(one) != identity(other)
 
 

@@ -64,6 +64,8 @@ NETS = [
     (nets.ConvEnergy((4, 6)), [IMAGE]),
     (nets.ConvEnergy((4,), (8,), spectral=True), [IMAGE]),
     (nets.MLPEnergy((16,)), [IMAGE]),
+    (nets.ResidualEnergy((4, 6)), [IMAGE]),
+    (nets.ScaledEnergy(nets.SumOfEnergies((nets.MLPEnergy((4,)),) * 2), 0.5), [(5,)]),
     (nets.UNet((4, 8), num_groups=2), [IMAGE, ()]),
     (nets.UNet((4,), 2, 1, (0,), 2, time_scale=10.0), [IMAGE, (), (4, 6)]),
 ]
@@ -440,6 +442,8 @@ def test_impossible_declarations_are_refused():
         nets.ConvDecoder((8, 8), (6, 6, 1))
     with pytest.raises(DeclarationError, match="take kernel=4"):
         nets.ConvDecoder((8,), (6, 6, 1), kernel=3)
+    with pytest.raises(DeclarationError, match="3 x 3 pixels to halve, expected even"):
+        nets.ResidualEnergy((2, 2, 2)).init(np.random.default_rng(0), (6, 6, 1))
     with pytest.raises(DeclarationError, match="levels among"):
         nets.UNet((4, 8), attention_levels=(2,))
     with pytest.raises(DeclarationError, match="expected one of"):

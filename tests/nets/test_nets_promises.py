@@ -7,6 +7,7 @@ from fit_cases import assert_same_bits, leaves
 import probgen as pg
 from probgen import dist, nets
 from probgen.errors import DeclarationError
+from probgen.nets import activation, residual_energy
 from probgen.trees import tree_map
 
 X = (np.random.default_rng(0).normal(size=(128, 3)) * [1, 4, 0.5] + [5, 0, -2]).astype("f")
@@ -98,3 +99,32 @@ def test_without_data_a_weight_norm_is_the_layer_itself_and_a_unit_that_stays_is
     assert np.isfinite(found["layer0/inner/bias"]).all()
     with pytest.raises(DeclarationError, match="at most one of them"):
         nets.MLP(spectral=True, weight_norm=True)
+
+
+def test_a_residual_energy_starts_flat_from_its_first_batch(b):
+    """Of every convolution the outputs there have mean 0 and standard deviation 1 / 5."""
+    net, x = nets.ResidualEnergy((3, 4)), b.asarray(rng_images(16))
+    params = net.init(np.random.default_rng(0), (4, 4, 1), data=(x,))
+    seen = {}
+
+    def look(name, layer, h):
+        seen[name] = b.to_numpy(layer.apply(params[name], h))
+        return b.asarray(seen[name])
+
+    params = tree_map(lambda v: b.asarray(b.to_numpy(v)), params)
+    net._run(look, x, residual_energy._half, activation("lipswish"), lambda h, skip: h + skip)
+    assert set(seen) == {
+        "stem",
+        *(f"block{i}_conv{j}" for i in (0, 1) for j in (0, 1)),
+        "block1_skip",
+    }
+    for h in seen.values():
+        np.testing.assert_allclose(h.mean((0, 1, 2)), 0, atol=1e-5)
+        np.testing.assert_allclose(h.std((0, 1, 2)), 0.2, rtol=1e-3)
+    v = np.linspace(-8, 8, 1001, dtype=np.float32)
+    slope = np.gradient(b.to_numpy(activation("lipswish")(b.asarray(v))), v)
+    assert np.abs(slope).max() <= 1.0
+
+
+def rng_images(count):
+    return np.random.default_rng(1).normal(0.5, 1.0, (count, 4, 4, 1)).astype(np.float32)

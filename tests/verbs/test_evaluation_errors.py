@@ -9,9 +9,10 @@ import pytest
 import probgen as pg
 from probgen import dist
 from probgen.errors import NonFiniteError
+from probgen.inference.likelihood.energy_likelihood import EnergyLogLikelihood
 from probgen.inference.likelihood.importance import importance_estimate
 from probgen.inference.likelihood.interval import bound_warning, settle
-from probgen.inference.likelihood.partition import EnergyLogLikelihood, LogPartition
+from probgen.inference.likelihood.partition import LogPartition
 
 
 def own():
@@ -68,7 +69,10 @@ energy.is_normalized = False
 
 def test_the_error_of_log_z_is_that_of_the_mean_likelihood(b):
     """400 data, log Z +- .112: of the mean's error .112 is Monte Carlo's, not .112 / 20."""
-    log_z = LogPartition(0.125, 0.112, 10.0, 0.8, 20, "a Gaussian", pg.inference.AIS())
+    log_z = LogPartition(
+        estimate=0.125, standard_error=0.112, method=pg.inference.AIS(), start="a Gaussian",
+        num_weights=20, lower_bound=-0.1,
+    )  # fmt: skip
     x = np.random.default_rng(0).normal(0.5, 1.0, (400, 1)).astype(np.float32)
     measure = EnergyLogLikelihood(log_z)
     found = pg.evaluate(

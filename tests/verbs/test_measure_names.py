@@ -24,7 +24,10 @@ MEASURES = {
     if dataclasses.is_dataclass(found := getattr(room, name))
     and hasattr(found, "larger_is_stranger")
 }
-LOG_Z = LogPartition(1.0, 0.1, 3.0, 0.9, 4, "base", algorithms.AIS())
+LOG_Z = LogPartition(
+    estimate=1.0, standard_error=0.1, method=algorithms.AIS(), start="base", num_weights=4,
+    lower_bound=0.8,
+)  # fmt: skip
 NEEDED = {
     "reference": X, "background": vae(), "models": (vae(), vae()), "log_z": LOG_Z,
     "set_point": 3.0, "capacity": 10.0, "num_steps": 100, "controller": algorithms.PI(),
