@@ -195,7 +195,7 @@ def right_of(annotation):
 # which the rules of data judge.
 RESULTS = {
     "Arrow", "BatchTypicality", "BetweenRuns", "BitsPerDim", "Bound", "Bracket", "ChanceTest",
-    "CollapseReport", "Comparison", "Coverage", "Curve", "Deferred", "Density2D",
+    "CollapseReport", "Comparison", "Coverage", "Curve", "Deferred", "Density2D", "Difference",
     "Detection", "DetectionTable", "Diagnosis", "EMReport", "Estimate", "Family",
     "Geweke", "Graph", "Guided", "Images", "Loaded", "LogPartition", "GatheredTables", "ModeCount",
     "NativeModel", "Need", "Node", "OntoMatrix", "Posterior", "PrCurve", "PredictiveCheck",

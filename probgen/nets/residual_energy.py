@@ -8,7 +8,7 @@ from typing import Any
 from probgen.errors import DeclarationError
 from probgen.language import ops
 from probgen.language.declared import declaration, require
-from probgen.language.kinds import Positive, Widths
+from probgen.language.kinds import Axes, Positive, Widths
 from probgen.nets.base import (
     Activation,
     Array,
@@ -51,7 +51,7 @@ class ResidualEnergy:
     """
 
     channels: Widths = (64, 64, 128, 128)
-    halved: tuple[int, ...] | None = None
+    halved: tuple[Axes, ...] | None = None
     activation: Activation = "lipswish"
     weight_norm: bool = True
     start_scale: Positive = 0.2
