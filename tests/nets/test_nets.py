@@ -442,8 +442,6 @@ def test_impossible_declarations_are_refused():
         nets.ConvDecoder((8, 8), (6, 6, 1))
     with pytest.raises(DeclarationError, match="take kernel=4"):
         nets.ConvDecoder((8,), (6, 6, 1), kernel=3)
-    with pytest.raises(DeclarationError, match="3 x 3 pixels to halve, expected even"):
-        nets.ResidualEnergy((2, 2, 2)).init(np.random.default_rng(0), (6, 6, 1))
     with pytest.raises(DeclarationError, match="levels among"):
         nets.UNet((4, 8), attention_levels=(2,))
     with pytest.raises(DeclarationError, match="expected one of"):

@@ -124,6 +124,8 @@ def test_a_residual_energy_starts_flat_from_its_first_batch(b):
     v = np.linspace(-8, 8, 1001, dtype=np.float32)
     slope = np.gradient(b.to_numpy(activation("lipswish")(b.asarray(v))), v)
     assert np.abs(slope).max() <= 1.0
+    with pytest.raises(DeclarationError, match="3 x 3 pixels to halve, expected even"):
+        nets.ResidualEnergy((2, 2, 2)).init(np.random.default_rng(0), (6, 6, 1))
 
 
 def rng_images(count):
