@@ -13,8 +13,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import warnings as python_warnings
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -175,11 +174,13 @@ def log_partition(
             f"log_partition: {fitted.model.name!r} is normalised, expected a density known up to a "
             "constant; its log Z is 0."
         )
-    if isinstance(method, Quadrature):
-        run: Callable = method.estimate
+    given = (bound, params, base, b.key(seed), samples)
+    if isinstance(method, AIS):
+        found = _anneal(method, *given)
+    elif isinstance(method, Quadrature):
+        found = method.estimate(*given)
     else:
-        run = partial(_anneal if isinstance(method, AIS) else by_importance, method)
-    found = run(bound, params, base, b.key(seed), samples)
+        found = by_importance(method, *given)
     if not math.isfinite(found["estimate"]):
         raise NonFiniteError(
             f"log_partition: got log Z = {found['estimate']} for {fitted.model.name!r}, "

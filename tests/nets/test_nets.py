@@ -64,8 +64,6 @@ NETS = [
     (nets.ConvEnergy((4, 6)), [IMAGE]),
     (nets.ConvEnergy((4,), (8,), spectral=True), [IMAGE]),
     (nets.MLPEnergy((16,)), [IMAGE]),
-    (nets.ResidualEnergy((4, 6)), [IMAGE]),
-    (nets.ScaledEnergy(nets.SumOfEnergies((nets.MLPEnergy((4,)),) * 2), 0.5), [(5,)]),
     (nets.UNet((4, 8), num_groups=2), [IMAGE, ()]),
     (nets.UNet((4,), 2, 1, (0,), 2, time_scale=10.0), [IMAGE, (), (4, 6)]),
 ]

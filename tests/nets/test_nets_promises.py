@@ -112,6 +112,7 @@ def test_a_residual_energy_starts_flat_from_its_first_batch(b):
         return b.asarray(seen[name])
 
     params = tree_map(lambda v: b.asarray(b.to_numpy(v)), params)
+    assert tuple(net.apply(params, x).shape) == (16,) and net.out_shape((4, 4, 1)) == ()
     net._run(look, x, residual_energy._half, activation("lipswish"), lambda h, skip: h + skip)
     assert set(seen) == {
         "stem",
