@@ -15,6 +15,7 @@ from probgen.inference.learn.auto_guides import (
 from probgen.inference.learn.chain_starts import ChainStart, PersistentChains, ReplayBuffer
 from probgen.inference.learn.denoising import Denoising
 from probgen.inference.learn.em import EM
+from probgen.inference.learn.energy_guard import EnergyGuard
 from probgen.inference.learn.maximum_likelihood import MaximumLikelihood
 from probgen.inference.learn.negative import ImportanceSampling
 from probgen.inference.learn.regularizers import (
@@ -71,6 +72,7 @@ __all__ = [
     "DenoisingELBO",
     "ELBO",
     "EM",
+    "EnergyGuard",
     "EnergyLogLikelihood",
     "EnergyMagnitude",
     "Gaussian",

@@ -69,7 +69,7 @@ REGISTRY = [
     inference.MaximumLikelihood(inference.Langevin(0.1)), inference.Langevin(0.1),
     inference.ImportanceSampling(), inference.ChainStart(), inference.PersistentChains(),
     inference.ReplayBuffer(), inference.Regularizer(), inference.EnergyMagnitude(),
-    inference.GradientPenalty(), inference.SpectralPenalty(),
+    inference.GradientPenalty(), inference.SpectralPenalty(), inference.EnergyGuard(),
     inference.NUTS(), inference.HMC(), inference.sample.mcmc.HamiltonianMethod(),
     inference.Ancestral(), inference.DDIM(), inference.GradientFlow(0.1), inference.Noise(),
     inference.AIS().settings, rbm.RBM(*RBM_PARTS), inference.Gaussian(0.0, 1.0),

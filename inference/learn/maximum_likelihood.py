@@ -25,6 +25,7 @@ from probgen.engine.target import AnySampler
 from probgen.errors import AlgorithmError
 from probgen.inference.learn.chain_starts import AnyStart, size_of
 from probgen.inference.learn.contrast import WHO, Contrast, require_energy
+from probgen.inference.learn.energy_guard import EnergyGuard, advice
 from probgen.inference.learn.negative import ImportanceSampling, Negative, chains
 from probgen.inference.learn.regularizers import Regularizer, Seen
 from probgen.language.declared import declaration, require
@@ -50,6 +51,8 @@ class MaximumLikelihood:
             `ReplayBuffer(size, refresh, anneal)`. Chains that are kept are part of the state and of
             checkpoints, and go on with a `Fitted`.
         regularizers: such as `(EnergyMagnitude(0.02), GradientPenalty(0.1), SpectralPenalty(0.2))`.
+        guard: what watches over the fit, says what goes wrong, and goes back to the best state by
+            the gain on held-out data, where `fit` is given some; None: nothing does.
 
     Where every site is observed the whole unnormalised density is contrasted; where latents are
     left (a tilted VAE), only its factors are, which is exact when the base is frozen. An energy
@@ -61,7 +64,8 @@ class MaximumLikelihood:
     base that is fixed. Of chains: their mean `log_density` at the end, `acceptance` (without a
     Metropolis test what one would have accepted) and `movement`, from start to end in standard
     deviations of the ends. Of importance sampling: `importance_share`. What is added to
-    the loss is `regularizers`.
+    the loss is `regularizers`. On held-out data: `gain`, `log_likelihood`, `importance_share` (see
+    `EnergyGuard`).
 
     Raises (when bound):
         AlgorithmError: the model has no factor (its density is normalised: `SVI(ELBO())` learns
@@ -78,6 +82,7 @@ class MaximumLikelihood:
     optimizer: AnyOptimizer = dataclasses.field(default_factory=lambda: Adam(1e-4))
     init: AnyStart = dataclasses.field(default="base", kw_only=True)
     regularizers: tuple[Regularizer, ...] = dataclasses.field(default=(), kw_only=True)
+    guard: EnergyGuard | None = dataclasses.field(default_factory=EnergyGuard, kw_only=True)
 
     def __post_init__(self) -> None:
         has_chains = not isinstance(self.sampler, ImportanceSampling)
@@ -128,9 +133,27 @@ class MaximumLikelihood:
         def extras(bound: Bound, state: dict) -> dict:
             return {n: v for n, v in state["own"].items() if n != OWN}
 
-        return GradientLearner(
-            loss, self.optimizer, own=own, before=before, cures=negative.cures, extras=extras
-        ).bind(bound)
+        guard = EnergyGuard() if self.guard is None else self.guard
+        learner = GradientLearner(
+            loss, self.optimizer, own=own, before=before, evaluate=guard.held_out(contrast),
+            cures=negative.cures, extras=extras,
+        ).bind(bound)  # fmt: skip
+
+        def renew(state: dict) -> dict:
+            moves = {n: v for n, v in state["own"].items() if n != OWN}
+            return {**state, "own": {**negative.renew(moves), OWN: state["own"][OWN]}}
+
+        return learner if self.guard is None else self._guarded(learner, renew, contrast)
+
+    def _guarded(self, learner: Learner, renew: Any, contrast: Contrast) -> Learner:
+        guard, sampler = self.guard, self.sampler
+        assert guard is not None
+        said = advice(self.regularizers, contrast.bound)
+        cure = "" if isinstance(sampler, ImportanceSampling) else sampler.cure()
+        return learner._replace(
+            judge=guard.judge(contrast, said), watch=lambda metrics: guard.watch(metrics, said),
+            renew=renew, remarks=lambda metrics: guard.remarks(metrics, cure),
+        )  # fmt: skip
 
     def _negative(self, bound: Bound, contrast: Contrast) -> Negative:
         if isinstance(self.sampler, ImportanceSampling):

@@ -78,7 +78,7 @@ class Guard:
 
 def lower_step(
     state: Any, attempt: int, problem: str, max_retries: int, history: History, why: str = "",
-    *, is_watched: bool = False,
+    *, is_watched: bool = False, where: str = "the last good state",
 ) -> Any:  # fmt: skip
     """The state with every optimiser's `step_scale` halved.
 
@@ -90,16 +90,14 @@ def lower_step(
         history: gets an event.
         why: which arguments of distributions left their domains (`probgen.engine.explain`), or "".
         is_watched: the problem is a learner's sentence, not a NaN.
+        where: what it goes back to, in words.
 
     Raises:
         NonFiniteError, or DivergedError where `is_watched`: all retries are used up.
     """
     problem = problem.rstrip(". ") if is_watched else f"{problem} is NaN or infinite"
     if attempt >= max_retries:
-        tried = (
-            f", also after going back to the last good state and lowering the step size {attempt} "
-            "times"
-        )
+        tried = f", also after going back to {where} and lowering the step size {attempt} times"
         cure = why or (
             "; look at the scale of the data and of that term, clip the gradient "
             "(pg.Adam(..., clip_norm=1.0)), or lower the learning rate"
@@ -108,7 +106,7 @@ def lower_step(
             raise DivergedError(f"fit: {problem}{tried if attempt else ''}.")
         raise NonFiniteError(f"fit: {problem}{tried if attempt else ''}{cure}.")
     message = (
-        f"{problem}{why}: back to the last good state, step size halved "
+        f"{problem}{why}: back to {where}, step size halved "
         f"(attempt {attempt + 1} of {max_retries})"
     )
     history.events.append(message)

@@ -19,6 +19,21 @@ from probgen.language.kinds import having
 Tree = Any
 
 
+class Judge(NamedTuple):
+    """How a learner tells good states from bad ones by its held-out metrics; see `engine.best`.
+
+    Attributes:
+        criterion: its name.
+        value: held-out metrics -> a number, larger is better; None where it is not to be trusted.
+        watch: (held-out metrics, the best value) -> None, or a sentence that says what went wrong:
+            the fit then goes back to the best state.
+    """
+
+    criterion: str
+    value: Callable[[Mapping[str, float]], float | None]
+    watch: Callable[[Mapping[str, float], float], str | None]
+
+
 class Learner(NamedTuple):
     """An algorithm bound to a model.
 
@@ -39,6 +54,10 @@ class Learner(NamedTuple):
             which guides with parameters for each datum get them too.
         needs_data: False for an algorithm that can do without data; its batches are then empty and
             `bound.num_draws` says how many draws are asked for.
+        judge: by which the best state is kept and returned, where there are held-out data; or None.
+        renew: state -> the state with chains that start anew, when a fit goes back; or None.
+        remarks: metrics of a chunk, or held-out ones -> sentences by name about what is not as it
+            should be; the history keeps the first of each name, and the log says it.
     """
 
     init: Callable[[Tree, Any, Tree, Tree], Tree]
@@ -51,6 +70,9 @@ class Learner(NamedTuple):
     extras: Callable[[Tree], Tree] | None = None
     needs_rows: bool = False
     needs_data: bool = True
+    judge: Judge | None = None
+    renew: Callable[[Tree], Tree] | None = None
+    remarks: Callable[[Mapping], dict[str, str]] | None = None
 
 
 class Algorithm(Protocol):

@@ -8,19 +8,21 @@ numbers, and a run that was killed and resumed ends where the uninterrupted one 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from probgen.backends.protocol import Backend
 from probgen.engine.batches import Feed
+from probgen.engine.best import Best
 from probgen.engine.bound import Bound
 from probgen.engine.callbacks import Callback
 from probgen.engine.explain import explain
 from probgen.engine.guard import Guard, Problem, lower_step
 from probgen.engine.interrupt import asked_to_stop
 from probgen.engine.learner import Learner, all_params
-from probgen.errors import AlgorithmError, NonFiniteError
+from probgen.errors import AlgorithmError, DivergedError, NonFiniteError
 from probgen.progress import bar, log
 from probgen.records.checkpoint import Checkpoints
 from probgen.records.history import History
@@ -72,6 +74,8 @@ class Loop:
 
     def __post_init__(self) -> None:
         self._guard = Guard(self.bound.backend, self.learner.cures)
+        has_data = self.held_out is not None
+        self.best = Best(self.bound.backend, self.learner, self.max_retries, has_data)
         if self.held_out is not None and self.learner.evaluate is None:
             raise AlgorithmError(
                 "validation: this algorithm has no held-out metric; leave `validation` out."
@@ -92,23 +96,39 @@ class Loop:
             asked_to_stop(self.checkpoints is not None) as asked,
             bar(self.total, step, self.progress_bar) as shown,
         ):
+            if self.best.judge is not None and step == 0:
+                # So that there is a way back from the first steps on.
+                found = self._evaluate(state)
+                _record(history, 0, found)
+                self.best.look(state, 0, found, history)
             stopped = ended = False
             while step < self.total and not (stopped or ended):
                 end = min(self.total, *(step - step % m + m for m in marks))
-                state, metrics, count = self._chunk(chunk, state, step, end - step, history)
+                try:
+                    state, metrics, count = self._chunk(chunk, state, step, end - step, history)
+                except (DivergedError, NonFiniteError) as error:
+                    state, stopped = self._given_up(error, step, history), True
+                    metrics, count, end = {}, 0, step
                 before, step = step, step + count
                 ended = step < end
                 if count:
                     history.extend(metrics)
+                    self._remark(step, metrics, history)
                 progress.step, progress._state = step, state
                 stop = [c.on_chunk(progress, metrics) for c in self.callbacks if count]
                 last = ended or step == self.total
                 if evaluates and (last or _crossed(before, step, self.eval_every)):
                     found = self._evaluate(state)
                     _record(history, step, found)
+                    self._remark(step, found, history)
                     stop += [c.on_validation(progress, found) for c in self.callbacks]
-                stopped = any(stop)
-                if stopped:
+                    try:
+                        state = self.best.look(state, step, found, history)
+                    except DivergedError as error:
+                        state, stopped = self._given_up(error, step, history), True
+                    progress._state = state
+                if any(stop):
+                    stopped = True
                     history.events.append(f"step {step}: a callback stopped the fit")
                 if ended:
                     history.events.append(f"step {step}: the data ended")
@@ -116,19 +136,42 @@ class Loop:
                 if self.checkpoints is not None and (
                     asked or stopped or last or _crossed(before, step, self.checkpoint_every)
                 ):
-                    self.checkpoints.save(step, state, history, b, finished=stopped or ended)
+                    kept = self.best.to_keep(state)
+                    self.checkpoints.save(step, kept, history, b, finished=stopped or ended)
                     asked.stop(
                         f"fit: stopped at step {step} of {self.total}, which is kept in "
                         f"{self.checkpoints.root}; with resume=True, the default, the same call "
                         "goes on from there."
                     )
+        if self.best.state is not None and self.best.step != step:
+            history.events.append(f"what is kept is the state {self.best.words}")
         for callback in self.callbacks:
             callback.on_end(progress)
         return state, step
 
+    def _given_up(self, error: Exception, step: int, history: History) -> Any:
+        """The best state, where there is one, in place of an error that no retry mended."""
+        if self.best.state is None:
+            raise error
+        text = str(error).removeprefix("fit: ")
+        message = f"{text if text.startswith('step ') else f'step {step}: {text}'} The fit ends."
+        history.events.append(message)
+        log.warning("fit: %s", message)
+        return self.bound.backend.copy(self.best.state)
+
+    def _remark(self, step: int, metrics: Mapping[str, Any], history: History) -> None:
+        """Says what the learner finds amiss, each thing once in a fit."""
+        if self.learner.remarks is None:
+            return
+        for name, text in self.learner.remarks(metrics).items():
+            if not any(f": {name}: " in event for event in history.events):
+                history.events.append(f"step {step}: {name}: {text}")
+                log.warning("fit: step %d: %s: %s", step, name, text)
+
     def _chunk(self, chunk: Any, state: Any, step: int, count: int, history: History) -> Any:
         """One chunk of steps; from the last good state again at half the step when not finite."""
         b = self.bound.backend
+        where = f"the last good state{self.best.renewal}"
         batches, indices, count = self.feed.chunk(step, count)
         if count == 0:
             return state, {}, 0
@@ -140,14 +183,21 @@ class Loop:
                 said = self._watched(metrics)
                 if said is None:
                     return new, metrics, count
-                state = lower_step(good, attempt, said, self.max_retries, history, is_watched=True)
+                if self.best.state is not None:
+                    state = self.best.back(said, step, history)
+                    continue
+                state = lower_step(
+                    self.best.renewed(good), attempt, said, self.max_retries, history,
+                    is_watched=True, where=where,
+                )  # fmt: skip
                 continue
             if step == attempt == 0:
                 self._check_start(chunk, good, batches, indices, problem)
             why = self._why(chunk, good, batches, indices, step, problem.at)
             # Where the state before the chunk gives NaN already, no smaller step mends it.
             retries = 0 if why and problem.at == 0 else self.max_retries
-            state = lower_step(good, attempt, problem.text, retries, history, why)
+            state = self.best.renewed(good)
+            state = lower_step(state, attempt, problem.text, retries, history, why, where=where)
         raise AssertionError("lower_step raises on the last attempt")
 
     def _watched(self, metrics: dict[str, np.ndarray]) -> str | None:

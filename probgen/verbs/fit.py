@@ -217,7 +217,7 @@ def fit(
         if folder is not None and kept is not None:
             _check_steps(kept, total, checkpoint)
             step, history = kept.step, kept.history
-            state = checkpoints.restore(state, kept.arrays, b)
+            state = loop.best.taken(checkpoints.restore(loop.best.to_keep(state), kept.arrays, b))
             log.info("fit: goes on from step %d of %s", step, checkpoint)
             for text in changes(kept.beside, folder.beside):
                 history.events.append(f"step {step}: {text}")
@@ -227,6 +227,7 @@ def fit(
             log.warning("fit: %s", learner.note)
         if kept is None or not kept.finished:
             state, step = loop.run(state, step, history)
+    state = loop.best.result(state)
     result = bound.settled(result_params(state))
     key = b.fold_in(root_key, REPORT)
     rows = {k: b.asarray(v) for k, v in _some_rows(source, example).items()}
