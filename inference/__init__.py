@@ -14,6 +14,7 @@ from probgen.inference.learn.auto_guides import (
 )
 from probgen.inference.learn.chain_starts import ChainStart, PersistentChains, ReplayBuffer
 from probgen.inference.learn.denoising import Denoising
+from probgen.inference.learn.e_steps import Enumerate
 from probgen.inference.learn.em import EM
 from probgen.inference.learn.energy_guard import EnergyGuard
 from probgen.inference.learn.maximum_likelihood import MaximumLikelihood
@@ -75,6 +76,7 @@ __all__ = [
     "EnergyGuard",
     "EnergyLogLikelihood",
     "EnergyMagnitude",
+    "Enumerate",
     "Gaussian",
     "GradientFlow",
     "GradientPenalty",

@@ -4,7 +4,17 @@ from probgen.models import likelihoods
 from probgen.models.diffusion import Diffusion, NoiseSchedule
 from probgen.models.ebm import EBM
 from probgen.models.generator import Generator
+from probgen.models.mixture import GaussianMixture
 from probgen.models.tilted import Tilted
 from probgen.models.vae import VAE
 
-__all__ = ["EBM", "VAE", "Diffusion", "Generator", "NoiseSchedule", "Tilted", "likelihoods"]
+__all__ = [
+    "EBM",
+    "VAE",
+    "Diffusion",
+    "GaussianMixture",
+    "Generator",
+    "NoiseSchedule",
+    "Tilted",
+    "likelihoods",
+]

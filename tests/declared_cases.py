@@ -50,7 +50,7 @@ REGISTRY = [
     # models, and parts of distributions
     dist.BijectTo("simplex"),
     models.NoiseSchedule(), models.Diffusion(NET, (2,)), models.EBM(ENERGY, NORMAL),
-    models.Generator(NORMAL, NET, dist.Bernoulli),
+    models.Generator(NORMAL, NET, dist.Bernoulli), models.GaussianMixture(2, 2),
     models.Tilted(models.EBM(ENERGY, NORMAL), ENERGY),
     VAE,
     likelihoods.Likelihood(), likelihoods.Bernoulli(), likelihoods.Normal(),
@@ -63,7 +63,7 @@ REGISTRY = [
     inference.ImportanceWeightedELBO(), inference.ControlledELBO(), inference.CapacityELBO(),
     # learners, chains and methods
     pg.GradientLearner(len), inference.SVI(inference.ELBO()), inference.Denoising(),
-    inference.EM(inference.Langevin(0.1)),
+    inference.EM(inference.Langevin(0.1)), inference.Enumerate(),
     inference.AutoNormal(), inference.AutoMultivariateNormal(),
     inference.AutoLowRankMultivariateNormal(), inference.AutoLaplaceApproximation(),
     inference.MaximumLikelihood(inference.Langevin(0.1)), inference.Langevin(0.1),

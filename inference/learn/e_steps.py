@@ -2,6 +2,7 @@
 
     chains    z_n <- K_theta(z_n), a kernel that keeps p_theta(z | x_n), from where the chain of
               datum n was left at its last visit
+    exact     r_n(c) = p_theta(z = c | x_n), for each of the values c of discrete latents
 
 A chain a datum, in the state of the learner, so that it survives a kill and goes on with a
 `Fitted`. The M-step, which is `em`'s, reads `Expected`: latents with weights.
@@ -11,14 +12,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
+from probgen.backends.protocol import Site
 from probgen.engine.bound import Bound
+from probgen.engine.enumeration import on_rows, table_of
 from probgen.engine.learner import all_params
 from probgen.engine.markov import judged
 from probgen.engine.spaces import model_target
 from probgen.engine.target import Sampler, run_chain, transitions
+from probgen.errors import AlgorithmError
 from probgen.inference.sample.hamiltonian import leading
+from probgen.language.declared import declaration
 from probgen.language.program import ROW
 
 Array = Any
@@ -44,9 +50,16 @@ class Chains:
     """
 
     needs_rows = True
+    evaluate = None
 
     def __init__(self, bound: Bound, sampler: Sampler):
-        self.bound, self.sampler = bound, sampler
+        if not bound.latents:
+            raise AlgorithmError(
+                f"EM: got {type(sampler).__name__} for {bound.model.name!r}, all of whose latents "
+                f"are discrete, {list(bound.enumerated)}, expected EM(Enumerate()), which needs no "
+                "chains for them."
+            )
+        self.sampler = sampler
         self.target = model_target(bound, "latent")
         calls = None if bound.num_steps is None else bound.num_steps * transitions(sampler)
         b = bound.backend
@@ -96,6 +109,89 @@ class Chains:
     def cures(self) -> dict[str, str]:
         ends = f"of the ends of the chains: {self.sampler.cure()}"
         return {"log_joint": ends, "movement": ends}
+
+
+@declaration
+class Enumerate:
+    """The exact E-step for discrete latents: each value of each datum's, with its probability.
+
+    Latents of finitely many values, such as those of mixtures and small hidden Markov models; all
+    combinations of one datum's latents are gone through (`probgen.engine.enumeration`).
+    """
+
+
+class Exact:
+    """The E-step by enumeration; it has no state."""
+
+    needs_rows = False
+
+    def __init__(self, bound: Bound):
+        if bound.latents or not bound.enumerated:
+            raise AlgorithmError(
+                f"EM(Enumerate()): {bound.model.name!r} has the latents "
+                f"{[*bound.latents, *bound.enumerated]}, expected discrete ones of finitely many "
+                "values alone; move the others by a chain: EM(Langevin(...)), under which those "
+                "are summed out."
+            )
+        self.table = table_of(bound.structure, bound.enumerated, "EM(Enumerate())")
+        self.run = bound.backend.compile(partial(_posterior, bound), num_calls=bound.num_steps)
+
+    def own(self, bound: Bound, params: Mapping, batch: Mapping, key: Any, extras: Any) -> dict:
+        """None."""
+        return {}
+
+    def __call__(
+        self, bound: Bound, state: Mapping, batch: Mapping, key: Any
+    ) -> tuple[Expected, dict, dict]:
+        """(every value with its probability, no state, metrics)."""
+        b, names = bound.backend, bound.enumerated
+        weights, found = self.run(all_params(state), batch)
+        size = size_of(batch)
+        latents = {n: on_rows(b, bound.structure, n, self.table, size) for n in names}
+        return Expected(latents, weights), {}, found
+
+    def evaluate(self, bound: Bound, params: Mapping, batch: Mapping, key: Any) -> dict:
+        """The likelihood of held-out data."""
+        return {"log_likelihood": _posterior(bound, params, batch)[1]["log_likelihood"]}
+
+    def note(self) -> str:
+        names = ", ".join(map(repr, self.table.choices))
+        return f"the exact posterior of {names}, over {self.table.size:,} values of each datum"
+
+    def cures(self) -> dict[str, str]:
+        return {}
+
+
+def _posterior(bound: Bound, params: Mapping, batch: Mapping) -> tuple[Array, dict]:
+    """([C, batch] probabilities, metrics per datum); log p(x) = E log p(x, z) + entropy."""
+    ops = bound.backend.ops
+    found = bound.summed(params, batch)
+    log_r = ops.log_softmax(found.log_weights, axis=0)
+    weights = ops.exp(log_r)
+    entropy = -ops.mean(ops.sum(ops.where(weights > 0, weights * log_r, 0.0), axis=0))
+    log_likelihood = mean_log_prob(bound, found.sites)
+    metrics = {
+        "log_likelihood": log_likelihood, "entropy": entropy, "log_joint": log_likelihood - entropy,
+    }  # fmt: skip
+    return weights, metrics
+
+
+def mean_log_prob(bound: Bound, sites: Mapping[str, Site], weights: Array | None = None) -> Array:
+    """log p of all sites per datum, nats: what all data share counts 1/N for each of them.
+
+    Args:
+        weights: [C, batch] of densities [C, batch], which sum to one over C.
+    """
+    ops = bound.backend.ops
+    out: Any = 0.0
+    for site in sites.values():
+        if site.log_prob is None:
+            continue
+        each = site.log_prob
+        if weights is not None:
+            each = ops.sum(weights * each, axis=0) if site.is_local else each[0]
+        out = out + (ops.mean(each) if site.is_local else each / float(bound.num_data or 1))
+    return out
 
 
 def size_of(batch: Mapping) -> int:

@@ -1,26 +1,35 @@
 """Expectation maximisation: latents of each datum at the parameters, parameters at the latents.
 
-    E-step    z_n ~ p_theta(z | x_n), by a chain a datum
-    M-step    theta up the gradient of (1/N) sum_n log p_theta(x_n, z_n)
+    E-step    z_n ~ p_theta(z | x_n), by a chain a datum; or p_theta(z | x_n) itself, by enumeration
+    M-step    theta = argmax (1/N) sum_n E log p_theta(x_n, z_n), in closed form or up the gradient
 
-For models with local latents and no guide. The gradient of log p(x) is the posterior mean of that
-of log p(x, z) (Fisher's identity), so that with one step of the optimiser an E-step this is
-stochastic gradient ascent on the likelihood itself, up to what the chains lag behind.
+For models with local latents and no guide. With exact E-steps and closed M-steps on all data the
+likelihood never falls (Dempster, Laird & Rubin 1977). The gradient of log p(x) is the posterior
+mean of that of log p(x, z) (Fisher's identity), so that with one step of the optimiser an E-step
+this is gradient ascent on the likelihood itself, up to what chains lag behind.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Literal
 
 from probgen.engine.bound import Bound
 from probgen.engine.dependence import require_fixed_constant
 from probgen.engine.gradient import GradientLearner
-from probgen.engine.learner import Learner
-from probgen.engine.spaces import total
+from probgen.engine.learner import Learner, all_params
 from probgen.engine.target import AnySampler
 from probgen.errors import AlgorithmError
-from probgen.inference.learn.e_steps import Chains, Expected
+from probgen.inference.learn.e_steps import (
+    Chains,
+    Enumerate,
+    Exact,
+    Expected,
+    mean_log_prob,
+    size_of,
+)
+from probgen.language.capabilities import Maximises
 from probgen.language.declared import declaration
 from probgen.language.kinds import Many
 from probgen.language.optim import Adam, AnyOptimizer
@@ -30,50 +39,109 @@ Array = Any
 
 @declaration
 class EM:
-    """Monte Carlo EM: chains for the latents of each datum, gradients for the parameters.
+    """EM: the textbook's, by enumeration, or by chains for the latents of each datum.
 
+        pg.fit(GaussianMixture(3, 4), x, EM(Enumerate()), batch_size=None, num_steps=50, seed=0)
         pg.fit(generator, x, EM(Langevin(0.05, num_steps=20), pg.Adam(1e-3)), num_epochs=50, seed=0)
 
     Args:
-        e_step: a sampler with a kernel: `Langevin` (plain or with metropolis=True),
-            `HMC(num_steps=10, num_warmup=0, num_samples=1)`. Each datum has a chain of its own that
-            starts from the prior at its first visit and goes on at the next one; it is part of the
-            state, of checkpoints and of `Fitted.extras`.
-        optimizer: of the M-step, such as `pg.Adam(1e-3)`.
+        e_step: `Enumerate()`, the exact posterior of discrete latents; or a sampler with a kernel:
+            `Langevin` (plain or with metropolis=True), `HMC(num_steps=10, num_warmup=0,
+            num_samples=1)`. Each datum has a chain of its own that starts from the prior at its
+            first visit and goes on at the next one; it is part of the state, of checkpoints and of
+            `Fitted.extras`. Under a sampler discrete latents are summed out.
+        optimizer: of the M-step by gradient, such as `pg.Adam(1e-3)`.
+        m_step: "auto": in closed form where the model knows one (`Maximises`, such as
+            `GaussianMixture`), else by gradient; "gradient"; or a closed form of your own,
+            (params, batch, latents, weights) -> params, of latents [C, n, *event] by site with
+            weights [C, n]. A closed form sees all data at once: batch_size=None.
         num_m_steps: steps of the optimiser for each E-step.
 
-    Metrics: `log_joint`, log p(x, z) per datum at the chains' ends before the M-step, nats;
-    `loss`, minus that; `acceptance`, what a Metropolis test of the chain's steps accepts (or would
-    have accepted); `diverging`, the share of steps that were not finite or fell below -1000 nats;
-    `movement`, the root mean square that a latent's number moved in the E-step: chains that do not
-    move know nothing. The report says what the chains target and how they went.
+    Metrics, nats per datum at the parameters before the M-step: `log_joint`, E log p(x, z); with
+    `Enumerate()` also `log_likelihood`, log p(x) = E log p(x, z) + `entropy`, that of p(z | x).
+    `loss` is minus log_joint. Of chains: `acceptance`, what a Metropolis test of their steps
+    accepts (or would have accepted); `diverging`, the share of steps that were not finite or fell
+    below -1000 nats; `movement`, the root mean square that a number of a latent moved in the
+    E-step: chains that do not move know nothing. The report says what the E-step targets.
 
     Raises (when bound):
-        AlgorithmError: nothing is observed; no latents; latents that all data share, or discrete
-            ones; no net to learn; gradient accumulation; a stream (chains belong to numbered data).
+        AlgorithmError: nothing is observed; no latents, or latents that all data share; continuous
+            ones under `Enumerate()`, or discrete ones with too many values; no net to learn;
+            gradient accumulation; a stream (chains belong to numbered data); a closed M-step on
+            batches, or beside frozen nets.
         ShapeError: chains of a `Fitted` that belong to more or fewer data.
 
     Sources: Dempster, Laird & Rubin 1977; Wei & Tanner 1990 (Monte Carlo EM); Han et al. 2017,
     arXiv:1606.08571 (alternating back-propagation: Langevin chains a datum under a generator).
     """
 
-    e_step: AnySampler
+    e_step: AnySampler | Enumerate
     optimizer: AnyOptimizer = dataclasses.field(default_factory=Adam)
+    m_step: Literal["auto", "gradient"] | Callable = dataclasses.field(default="auto", kw_only=True)
     num_m_steps: Many = dataclasses.field(default=1, kw_only=True)
 
     def bind(self, bound: Bound) -> Learner:
         """A learner of these two steps for `probgen.fit`."""
         _check(bound)
-        chains = Chains(bound, self.e_step)
+        e_step: Any = (
+            Exact(bound) if isinstance(self.e_step, Enumerate) else Chains(bound, self.e_step)
+        )
+        maximise = self._maximiser(bound)
 
         def report(bound: Bound, params: Any, batch: Any, key: Any, history: Any) -> EMReport:
-            return EMReport(chains.note(), _last(history))
+            return EMReport(e_step.note(), _last(history))
 
-        return GradientLearner(
-            _m_step, self.optimizer, own=chains.own, before=chains, repeats=self.num_m_steps,
-            cures=chains.cures(), extras=lambda bound, state: state["own"], report=report,
-            check=_fixed_constant, needs_rows=True,
+        learner = GradientLearner(
+            _m_step, self.optimizer, own=e_step.own, before=e_step, repeats=self.num_m_steps,
+            cures=e_step.cures(), extras=lambda bound, state: state["own"], report=report,
+            check=_fixed_constant, evaluate=e_step.evaluate, needs_rows=e_step.needs_rows,
         ).bind(bound)  # fmt: skip
+        return learner if maximise is None else _closed(bound, learner, e_step, maximise)
+
+    def _maximiser(self, bound: Bound) -> Callable | None:
+        if self.m_step == "gradient":
+            return None
+        model = bound.model
+        if self.m_step != "auto":
+            found: Any = self.m_step
+        else:
+            found = model.maximiser() if isinstance(model, Maximises) else None
+        frozen = sorted(bound.frozen() & set(bound.structure.nets))
+        if found is not None and frozen:
+            raise AlgorithmError(
+                f"EM: the nets {frozen} are frozen, expected all free for an M-step in closed "
+                'form; use m_step="gradient", which leaves them alone.'
+            )
+        return found
+
+
+def _closed(bound: Bound, learner: Learner, e_step: Any, maximise: Callable) -> Learner:
+    """The learner whose M-step is `maximise` in place of steps of an optimiser."""
+    b = bound.backend
+    run = b.compile(maximise, num_calls=bound.num_steps)
+    joint = b.compile(
+        lambda params, batch, expected: _m_step(bound, params, batch, None, expected)[1],
+        num_calls=bound.num_steps,
+    )
+
+    def init(params: Any, key: Any, batch: Any, extras: Any) -> dict:
+        size = size_of(batch)
+        if size != bound.num_data:
+            raise AlgorithmError(
+                f"EM: got batches of {size} of {bound.num_data} data, expected all of them at "
+                'once for an M-step in closed form: batch_size=None; or use m_step="gradient".'
+            )
+        return learner.init(params, key, batch, extras)
+
+    def update(state: dict, batch: Any, key: Any) -> tuple[dict, dict]:
+        expected, own, found = e_step(bound, state, batch, key)
+        params = all_params(state)
+        metrics = {**joint(params, batch, expected), **found}
+        new = run(params, batch, expected.latents, expected.weights)
+        params = {n: b.copy(new.get(n, v)) for n, v in state["params"].items()}
+        return {**state, "params": params, "own": own}, metrics
+
+    return learner._replace(init=init, update=update)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,16 +169,22 @@ def _last(history: Any) -> dict[str, float]:
 
 def _m_step(bound: Bound, params: Any, batch: Any, key: Any, expected: Expected) -> Any:
     """Minus the expected complete-data log density per datum, and what it is made of."""
-    ops = bound.backend.ops
-
-    def log_joint(latents: Any) -> Array:
-        return total(bound.trace(params, batch, latents))
-
-    if expected.weights.shape[0] == 1:
-        each = log_joint({n: v[0] for n, v in expected.latents.items()})[None]
+    latents, weights = expected
+    if weights.shape[0] == 1:
+        value = mean_log_prob(
+            bound, bound.trace(params, batch, {n: v[0] for n, v in latents.items()})
+        )
     else:
-        each = bound.backend.vmap(log_joint)(expected.latents)
-    value = ops.mean(ops.sum(expected.weights * each, axis=0))
+        kinds: dict[str, Any] = {}
+
+        def densities(latents: Any) -> dict:
+            sites = bound.trace(params, batch, latents)
+            kinds.update({n: s._replace(value=None) for n, s in sites.items()})
+            return {n: s.log_prob for n, s in sites.items() if s.log_prob is not None}
+
+        each = bound.backend.vmap(densities)(latents)
+        sites = {n: kinds[n]._replace(log_prob=v) for n, v in each.items()}
+        value = mean_log_prob(bound, sites, weights)
     return -value, {"log_joint": value, "loss": -value}
 
 
@@ -119,19 +193,18 @@ def _fixed_constant(bound: Bound, params: Any, batch: Any) -> None:
 
 
 def _check(bound: Bound) -> None:
-    name = bound.model.name
+    name, hidden = bound.model.name, [*bound.latents, *bound.enumerated]
     if not bound.observed:
         raise AlgorithmError(
-            f"EM: the data observe no site of {name!r}, expected data for one of "
-            f"{list(bound.latents)}."
+            f"EM: the data observe no site of {name!r}, expected data for one of {hidden}."
         )
-    if not bound.latents:
+    if not hidden:
         raise AlgorithmError(
             f"EM: the data observe all sites of {name!r}, {sorted(bound.observed)}, expected "
             "latents, one a datum; without any, SVI(ELBO()) is maximum likelihood."
         )
     sites = bound.structure.sites
-    shared = [n for n in bound.latents if not sites[n].is_local]
+    shared = [n for n in hidden if not sites[n].is_local]
     if shared:
         raise AlgorithmError(
             f"EM: the latents {shared} of {name!r} stand outside the data plate, expected latents "

@@ -277,7 +277,7 @@ def check_latents(bound: Bound, who: str) -> None:
                 f"{who}: site {site!r} of {name!r} is global (outside the data plate), expected "
                 "local ones, since the estimate is one datum's; use pg.infer for global latents."
             )
-    for site in bound.latents:
+    for site in (*bound.latents, *bound.enumerated):
         info = sites[site]
         if info.is_discrete:
             raise AlgorithmError(

@@ -22,13 +22,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import numpy as np
 
 from probgen.engine.data_types import cure_discrete
+from probgen.engine.enumeration import values_of
 from probgen.engine.structure import Structure
 from probgen.errors import AlgorithmError, DeclarationError
 from probgen.language import dist, ops
 from probgen.language.model import Model, arguments
 from probgen.language.program import DATA_PLATE, ROW, Run, current, net
 from probgen.language.series import moved
-from probgen.language.supports import support_of
+from probgen.language.supports import finite_values, support_of
 from probgen.nets.layers import Parameter
 
 if TYPE_CHECKING:
@@ -131,6 +132,7 @@ class AutoGuide:
         latents = [
             n for n, s in structure.sites.items()
             if s.kind == "sample" and n not in observed and not s.is_fixed
+            and values_of(s) is None  # those of finitely many values are summed out
         ]  # fmt: skip
         for name in latents:
             site = structure.sites[name]
@@ -200,6 +202,7 @@ class _Hands:
         self.family, self.run, self.outer = family, run, run.lower
         self.data, self.left, self.rows, self.num_data = data, left, rows, num_data
         self.state: dict = {}
+        self.summed: list[str] = []  # discrete latents that it has passed
         self.drawn: dict[str, tuple] = {}  # of series: q declared and built, and u
 
     def __getattr__(self, name: str) -> Any:
@@ -215,7 +218,17 @@ class _Hands:
     def sample(self, name: str, fn: Any, obs: Any) -> Any:
         site = self.run.sites.pop(name)
         if name not in self.left:
+            if obs is None and name not in self.data:
+                first = self._first_value(name, site["distribution"], fn)
+                if first is not None:
+                    return first
             return self._observed(name, obs)
+        if self.summed and self.outer.has_moving_support(fn):
+            raise AlgorithmError(
+                f"{type(self.family).__name__}: latent {name!r} has a computed support and comes "
+                f"after the discrete {self.summed}, which are summed out, expected a support that "
+                "does not hang on them; declare it before, or write the guide by hand."
+            )
         transform = self.outer.onto_support(name, fn)
         plates = self.run.plate_shape()
         place = self._place(name, plates, _free_event(transform, fn, plates))
@@ -258,11 +271,25 @@ class _Hands:
         found = self.outer.given_series(u, fn)
         return dataclasses.replace(found, xs=moved(u, -1 - len(one), 0), value=value, whole=given)
 
+    def _first_value(
+        self, name: str, declared: Any, fn: Any, lead: tuple[int, ...] = ()
+    ) -> Array | None:
+        """Of a discrete latent that is summed out, on which q does not hang."""
+        values = finite_values(declared)
+        if values is None:
+            return None
+        self.summed.append(name)
+        shape = (*self.outer.batch_of(fn), *lead, *fn.event_shape)
+        return ops.broadcast_to(ops.asarray(values[0]), shape)
+
     def _observed_series(self, name: str, fn: Any, length: int, is_fixed: bool) -> Any:
         if name in self.data:
             return self.outer.given_series(self.data[name], fn)
         if is_fixed:
             return self.outer.series(name, fn, length, True)
+        first = self._first_value(name, self.run.sites[name]["distribution"], fn, (length,))
+        if first is not None:
+            return self.outer.given_series(first, fn)
         # q reads no data: they could only move supports, which then are NaN, as are the draws.
         shape = (*self.outer.batch_of(fn), length, *fn.event_shape)
         return self.outer.given_series(ops.broadcast_to(ops.asarray(math.nan), shape), fn)

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 
 from probgen.backends.protocol import Backend, Key, Site
+from probgen.engine.data_types import cure_discrete
+from probgen.engine.enumeration import Summed, summed, values_of
 from probgen.engine.guide_checks import left_out
 from probgen.engine.structure import Structure
 from probgen.engine.updates import Updates
@@ -31,7 +33,7 @@ class Bound(Updates):
 
     Attributes:
         observed: names of the sites that the data observe.
-        latents: names of the sample sites that they do not.
+        latents: names of the sample sites that they do not, but for those that are summed out.
         num_data: size of the data set (for minibatch scaling), or None when it is not known.
         constants: inputs that are shared by all data, on the backend.
         held: names of inputs all of whose values lie in the domains of what they are arguments of.
@@ -73,6 +75,17 @@ class Bound(Updates):
 
     @property
     def latents(self) -> tuple[str, ...]:
+        return tuple(n for n in self._hidden if n not in self.enumerated)
+
+    @property
+    def enumerated(self) -> tuple[str, ...]:
+        """Discrete latents of finitely many values that no guide draws: they are summed out."""
+        drawn = self.guide_structure.sites if self.guide_structure else {}
+        sites = self.structure.sites
+        return tuple(n for n in self._hidden if n not in drawn and values_of(sites[n]) is not None)
+
+    @property
+    def _hidden(self) -> tuple[str, ...]:
         return tuple(
             n
             for n, s in self.structure.sites.items()
@@ -143,9 +156,16 @@ class Bound(Updates):
     ) -> dict[str, Site]:
         """Runs the program with data and latents given; what is not given is drawn from `key`.
 
-        With `num_particles` every log-probability has that axis in front. `condition=False` leaves
-        the data out, except as inputs.
+        Without a key discrete latents that are not given are summed out (`engine.enumeration`): the
+        sites are then those of the program without them. With `num_particles` every
+        log-probability has that axis in front. `condition=False` leaves the data out, except as
+        inputs.
         """
+        if key is None and any(n not in (latents or {}) for n in self.enumerated):
+            return self.summed(
+                params, batch, latents, num_particles=num_particles, batch_size=batch_size,
+                condition=condition,
+            ).sites  # fmt: skip
         program = self.model.program
         batch_size, batch = batch_size or self.batch_size(batch), self.values_of(batch)
         given = {n: batch[n] for n in self.observed if n in batch} if condition else {}
@@ -163,6 +183,31 @@ class Bound(Updates):
             particles=None if num_particles is None else (num_particles, -depth - 1),
             noise=noise,
         )
+
+    def summed(
+        self, params: Mapping, batch: Mapping[str, Array],
+        latents: Mapping[str, Array] | None = None, *, batch_size: int | None = None,
+        extra: Callable[[dict[str, Site]], Any] = lambda sites: {}, **options: Any,
+    ) -> Summed:  # fmt: skip
+        """A run with the discrete latents summed out that `latents` does not give.
+
+        Args:
+            extra: what else is wanted of the sites at each combination of values.
+
+        Raises:
+            AlgorithmError: they have too many values, or all data share one.
+        """
+        known = latents or {}
+        names = tuple(n for n in self.enumerated if n not in known)
+        size = batch_size or self.batch_size(batch)
+
+        def run(values: dict[str, Array]) -> tuple[dict[str, Site], dict]:
+            given = {**known, **values}
+            sites = self.trace(params, batch, given, batch_size=size, **options)
+            return sites, extra(sites)
+
+        rows = None if self.is_once else size
+        return summed(self.backend, self.structure, names, run, rows, repr(self.model.name))
 
     def trace_guide(
         self,
@@ -203,6 +248,14 @@ class Bound(Updates):
         """
         if self.model.guide is None and not self.latents:
             return _no_latents
+        endless = [n for n in self.latents if self.structure.sites[n].is_discrete]
+        if self.model.guide is None and endless:
+            raise AlgorithmError(
+                f"{who}: the discrete latent {endless[0]!r} has no end of values "
+                f"({self.structure.sites[endless[0]].distribution}), or a computed number of them, "
+                f"expected finitely many, which are summed out, or a guide that draws it; "
+                f"{cure_discrete(self.structure.sites[endless[0]].scan)}."
+            )
         if self.model.guide is None:
             raise AlgorithmError(
                 f"{who}: the model {self.model.name!r} has no guide, expected one (an approximate "

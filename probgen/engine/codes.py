@@ -1,6 +1,7 @@
 """What a fitted model's guide says of data, and what the model says of that: codes and back.
 
     encode        E[z | x] under the guide, latent by latent, each given the means of those before
+                  p(z | x) of a discrete latent that is summed out, exactly, at these means
     reconstruct   E[x | z] under the model at these codes
 
 No draw is in them, so there is no seed. Rows are worked through in chunks.
@@ -17,8 +18,10 @@ from probgen.backends.protocol import Backend
 from probgen.data.sources import as_arrays
 from probgen.engine.batches import merge_inputs
 from probgen.engine.bound import Bound
+from probgen.engine.enumeration import probabilities
 from probgen.engine.guide_draws import guide_at_means
 from probgen.errors import AlgorithmError
+from probgen.language.program import DATA_PLATE
 
 ROWS = 1000
 
@@ -34,10 +37,10 @@ def codes(
     bound, params = fitted.bind(b, {k: v[:1] for k, v in rows.items()}, constants=shared)
     bound.require_rows(who)
     bound.require_guide(who)
-    names = tuple(n for n in bound.latents if bound.structure.sites[n].is_local)
-    if not names or names != bound.latents:
+    hidden = (*bound.latents, *bound.enumerated)
+    if not hidden or not all(bound.structure.sites[n].is_local for n in hidden):
         raise AlgorithmError(
-            f"{who}: {bound.model.name!r} has the latents {list(bound.latents)}, expected latents "
+            f"{who}: {bound.model.name!r} has the latents {list(hidden)}, expected latents "
             "inside the data plate alone, codes of single data; draw global ones by pg.infer."
         )
     run = b.compile(_back(bound) if is_back else _codes(bound))
@@ -52,18 +55,44 @@ def codes(
 
 def _codes(bound: Bound) -> Callable:
     def run(params: Any, batch: Any, key: Any) -> dict[str, Any]:
-        return guide_at_means(bound, params, batch, key, lambda n, site: _mean(bound, site, n))
+        known = _means(bound, params, batch, key)
+        if not bound.enumerated:
+            return known
+        found = bound.summed(params, batch, known)
+        probs = {n: _rows_first(bound, n, found) for n in bound.enumerated}
+        return {**known, **probs}
 
     return run
 
 
+def _means(bound: Bound, params: Any, batch: Any, key: Any) -> dict[str, Any]:
+    if not bound.latents:
+        return {}
+    return guide_at_means(bound, params, batch, key, lambda n, site: _mean(bound, site, n))
+
+
+def _rows_first(bound: Bound, name: str, found: Any) -> Any:
+    """Probabilities of a latent's values, [n, *plates, *event, K]."""
+    structure, ops = bound.structure, bound.backend.ops
+    probs = probabilities(bound.backend, structure, found, name)
+    axis = len(structure.plate_shape(name, 1)) + structure.plate_axes[DATA_PLATE]
+    return ops.transpose(probs, [axis, *(i for i in range(probs.ndim) if i != axis)])
+
+
 def _back(bound: Bound) -> Callable:
-    encode = _codes(bound)
+    def means(sites: Any) -> dict[str, Any]:
+        return {n: _mean(bound, sites[n], n) for n in bound.observed}
 
     def run(params: Any, batch: Any, key: Any) -> dict[str, Any]:
-        known = encode(params, batch, key)
-        sites = bound.trace(params, batch, known, key=key, condition=False)
-        return {n: _mean(bound, sites[n], n) for n in bound.observed}
+        known = _means(bound, params, batch, key)
+        if not bound.enumerated:
+            return means(bound.trace(params, batch, known, key=key, condition=False))
+        found = bound.summed(params, batch, known, extra=means)
+        weights = bound.backend.ops.softmax(found.log_weights, axis=0)
+        return {
+            n: bound.backend.ops.einsum("cn,cn...->n...", weights, v)
+            for n, v in found.extra.items()
+        }
 
     return run
 

@@ -65,7 +65,9 @@ def cure(family: str) -> str:
 def cure_discrete(scan: Any) -> str:
     """What to do with a discrete latent where continuous ones are wanted."""
     if scan is None:
-        return "sum it out (dist.MixtureSameFamily for a mixture)"
+        return (
+            "give it finitely many values (dist.Categorical up to a largest), which are summed out"
+        )
     return (
         f"sum it out of the loop {scan[0]!r}: write the forward recursion of the hidden Markov "
         "model with ops.scan and observe it by pg.factor"

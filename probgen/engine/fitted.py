@@ -97,7 +97,8 @@ class Fitted(Viewed):
         return {k: np.zeros((1, *shape), kinds[k]) for k, shape in self.shapes.items()}
 
     def encode(self, data: Any, inputs: Mapping[str, Any] | None = None) -> dict[str, np.ndarray]:
-        """Codes of data: the mean of each latent under the guide, [n, *event] by name.
+        """Codes of data: the mean of each latent under the guide, [n, *event] by name; of a
+        discrete latent that no guide draws the posterior probability of each value, [n, *event, K].
 
         Args:
             data: rows, as in `fit`.

@@ -13,7 +13,7 @@ here: see `probgen.inference.sample`.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,6 +21,7 @@ import numpy as np
 from probgen.backends.chains import NUM_STARTS, Chains, Start
 from probgen.engine.bound import Bound
 from probgen.engine.data_types import cure, cure_discrete
+from probgen.engine.enumeration import first_values, probabilities, summed
 from probgen.engine.target import Target
 from probgen.errors import AlgorithmError, NonFiniteError, SupportError
 from probgen.language.program import DATA_PLATE
@@ -77,7 +78,8 @@ class Posterior:
     @property
     def observed(self) -> tuple[str, ...]:
         sites = self.bound.structure.sites
-        return tuple(n for n, s in sites.items() if s.kind == "sample" and n not in self.latents)
+        latents = {*self.latents, *self.bound.enumerated}
+        return tuple(n for n, s in sites.items() if s.kind == "sample" and n not in latents)
 
     def check(self) -> None:
         """Refuses a model that has no posterior to sample.
@@ -86,6 +88,12 @@ class Posterior:
             AlgorithmError: no latents, or a discrete one.
         """
         name, sites = self.bound.model.name, self.bound.structure.sites
+        if not self.latents and self.bound.enumerated:
+            raise AlgorithmError(
+                f"infer: all latents of {name!r}, {list(self.bound.enumerated)}, are discrete and "
+                "summed out exactly, expected a continuous one to draw; fitted.encode(data) gives "
+                "the probabilities of their values."
+            )
         if not self.latents:
             raise AlgorithmError(
                 f"infer: the data observe all sites of {name!r}, {sorted(self.observed)}, expected "
@@ -120,18 +128,24 @@ class Posterior:
         """The posterior at `free`; what `free` leaves out starts at `given`, or by the strategy."""
         bound, b = self.bound, self.bound.backend
         program = bound.model.program
-        sites, free, log_det = b.unconstrained(
-            program,
-            params,
-            names=self.latents,
-            free=free or {},
-            given=given or {},
-            strategy=strategy,
-            values={n: rows[n] for n in bound.observed},
-            inputs=bound.inputs(program, rows, f"model {bound.model.name!r}"),
-            key=key,
-            batch_size=self.num_rows,
-        )
+
+        def run(free: Mapping, discrete: Mapping) -> tuple:
+            return b.unconstrained(
+                program,
+                params,
+                names=self.latents,
+                free=free,
+                given=given or {},
+                strategy=strategy,
+                values={**{n: rows[n] for n in bound.observed}, **discrete},
+                inputs=bound.inputs(program, rows, f"model {bound.model.name!r}"),
+                key=key,
+                batch_size=self.num_rows,
+            )
+
+        if bound.enumerated:
+            return self._summed_point(run, dict(free or {}), given or {})
+        sites, free, log_det = run(free or {}, {})
         sums = {
             n: b.ops.sum(s.log_prob) * (self.scale if s.is_local else 1.0)
             for n, s in sites.items()
@@ -153,14 +167,75 @@ class Posterior:
                 nowhere = b.ops.full_like(total, -np.inf)
                 total = b.ops.where(outside[name] > 0, nowhere, total)
         for name, value in (given or {}).items():
-            # Past the bounds a bijection's inverse gives NaN, or comes back as another value.
-            back, size = sites[name].value, b.ops.abs(value)
-            same = b.ops.abs(back - value) <= 1e-3 * size + 1e-6
-            outside[name] = b.ops.sum(b.ops.where(same, 0.0, 1.0))
+            outside[name] = _moved_away(b.ops, sites[name].value, value)
         values = {
             n: s.value for n, s in sites.items() if n in self.latents or s.kind == "deterministic"
         }
         return Point(dict(free), total, values, likelihood, sums, outside)
+
+    def _summed_point(self, run: Callable, free: dict, given: Mapping) -> Point:
+        """`point` with the discrete latents summed out; their probabilities are among its values,
+        as "<site>/probs"."""
+        bound, b = self.bound, self.bound.backend
+        ops = b.ops
+        if set(free) != set(self.latents):
+            first = first_values(b, bound.structure, bound.enumerated, self.num_rows)
+            free = dict(run(free, first)[1])
+
+        def at(discrete: Mapping) -> tuple[dict, dict]:
+            sites, _, log_det = run(free, discrete)
+            sites, outside = dict(sites), {}
+            for name in self.observed:
+                fn, value = sites[name].fn, sites[name].value
+                inside = b.in_support(fn, value)
+                if inside is None:
+                    continue
+                outside[name] = ops.sum(ops.where(inside, 0.0, 1.0))
+                if b.has_moving_support(fn):
+                    # Of a datum that lies outside, this value of the latent is impossible.
+                    bad = bound.structure.over_plates(ops, name, ops.where(inside, 0.0, 1.0))
+                    log_prob = ops.where(bad > 0, -np.inf, sites[name].log_prob)
+                    sites[name] = sites[name]._replace(log_prob=log_prob)
+            self._check_supports(sites)
+            values = {n: sites[n].value for n in self.latents}
+            return sites, {"log_det": log_det, "outside": outside, "values": values}
+
+        found = summed(
+            b, bound.structure, bound.enumerated, at, self.num_rows, "infer",
+            is_whole=self.scale == 1.0,
+        )  # fmt: skip
+        sites, extra = found.sites, found.extra
+        sums = {
+            n: ops.sum(s.log_prob) * (self.scale if s.is_local else 1.0)
+            for n, s in sites.items()
+            if s.log_prob is not None
+        }
+        total: Any = 0.0
+        for value in [*sums.values(), *(ops.sum(v[0]) for v in extra["log_det"].values())]:
+            total = total + value
+        values = {n: v[0] for n, v in extra["values"].items()}
+        values |= {n: s.value for n, s in sites.items() if s.kind == "deterministic"}
+        for name in found.table.choices:
+            values[f"{name}/probs"] = probabilities(b, bound.structure, found, name)
+        outside = {n: ops.min(v, axis=0) for n, v in extra["outside"].items()}
+        for name, value in given.items():
+            outside[name] = _moved_away(ops, values[name], value)
+        likelihood = {n: sites[n].log_prob for n in self.observed}
+        return Point(dict(free), total, values, likelihood, sums, outside)
+
+    def _check_supports(self, sites: Mapping[str, Any]) -> None:
+        """Refuses a continuous latent whose support may hang on a discrete one: it would have one
+        position on the real line and several values."""
+        order = list(sites)
+        start = min(order.index(n) for n in self.bound.enumerated)
+        for name in self.latents:
+            moves = self.bound.backend.has_moving_support(sites[name].fn)
+            if order.index(name) > start and moves:
+                raise AlgorithmError(
+                    f"infer: latent {name!r} has a computed support and comes after the discrete "
+                    f"latent {order[start]!r}, which is summed out, expected a support that does "
+                    "not hang on it; declare it before, or give it a support of constants."
+                )
 
     def points(self, x: Mapping, params: Mapping, rows: Mapping) -> Point:
         """`point` at each of n positions, every field with that axis in front."""
@@ -277,3 +352,10 @@ class Posterior:
             n: np.concatenate([p[n] for p in parts]).reshape(*lead, *parts[0][n].shape[1:])
             for n in parts[0]
         }
+
+
+def _moved_away(ops: Any, back: Array, value: Array) -> Array:
+    """How many numbers a bijection and its inverse do not bring back: past its bounds they give
+    NaN, or another value."""
+    same = ops.abs(back - value) <= 1e-3 * ops.abs(value) + 1e-6
+    return ops.sum(ops.where(same, 0.0, 1.0))

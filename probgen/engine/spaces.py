@@ -22,6 +22,7 @@ from collections.abc import Collection, Mapping
 from typing import Annotated, Any, Protocol
 
 from probgen.engine.bound import Bound
+from probgen.engine.enumeration import summed
 from probgen.engine.target import Target
 from probgen.errors import AlgorithmError
 from probgen.language.kinds import having
@@ -67,8 +68,9 @@ def model_target(bound: Bound, kind: str | Space) -> Target:
     names = tuple(
         n
         for n, s in bound.structure.sites.items()
-        if s.kind == "sample" and not s.is_fixed and (kind != "latent" or n not in bound.observed)
-    )
+        if s.kind == "sample" and not s.is_fixed
+        and (kind != "latent" or n not in (*bound.observed, *bound.enumerated))
+    )  # fmt: skip
     for name in names:
         site = bound.structure.sites[name]
         if site.is_discrete:
@@ -104,14 +106,26 @@ def _values(bound: Bound, kind: str, names: tuple[str, ...]) -> Target:
         if not bent:
             return bound.trace(params, batch, x, batch_size=size, condition=condition), {}, {}
         held = {n: batch[n] for n in bound.observed if n in batch} if condition else {}
-        return b.unconstrained(
-            bound.model.program, params, names=bent,
-            free={n: x[n] for n in bent if n in x},
-            given={n: given[n] for n in bent if n in given}, strategy="init_to_feasible",
-            values={**held, **{n: v for n, v in {**x, **given}.items() if n not in bent}},
-            inputs=bound.inputs(bound.model.program, batch, f"model {bound.model.name!r}"),
-            key=None, batch_size=size,
-        )  # fmt: skip
+
+        def free(discrete: Mapping) -> tuple:
+            at, *more = b.unconstrained(
+                bound.model.program, params, names=bent,
+                free={n: x[n] for n in bent if n in x},
+                given={n: given[n] for n in bent if n in given}, strategy="init_to_feasible",
+                values={
+                    **held, **discrete, **{n: v for n, v in {**x, **given}.items() if n not in bent}
+                },
+                inputs=bound.inputs(bound.model.program, batch, f"model {bound.model.name!r}"),
+                key=None, batch_size=size,
+            )  # fmt: skip
+            return at, more
+
+        if not (condition and bound.enumerated):
+            at, more = free({})
+            return at, *more
+        names = bound.enumerated
+        found = summed(b, bound.structure, names, free, size, f"space {kind!r}")
+        return found.sites, *b.tree_map(lambda v: v[0], found.extra)
 
     def log_density(x: Mapping, params: Mapping, batch: Mapping) -> Array:
         at, _, log_det = run(x, params, batch, {})

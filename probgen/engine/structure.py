@@ -105,6 +105,14 @@ class Structure(NamedTuple):
         sizes = {**self.plate_sizes, DATA_PLATE: num_rows}
         return axis_sizes({self.plate_axes[p]: sizes[p] for p in self.sites[name].plates})
 
+    def over_plates(self, ops: Any, name: str, value: Any) -> Any:
+        """Sum of [*plates] numbers of a site over all its plates but the data's."""
+        if not self.sites[name].is_local:
+            return ops.sum(value)
+        keep = value.ndim + self.plate_axes[DATA_PLATE]
+        rest = tuple(i for i in range(value.ndim) if i != keep)
+        return ops.sum(value, axis=rest) if rest else value
+
     def count(self, num_rows: int) -> int:
         """How many numbers its random variables are, for so many data."""
         shapes = (

@@ -6,7 +6,7 @@ has a capability by having the methods, so that a model of your own joins by def
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 Array = Any
@@ -37,6 +37,20 @@ class DrawsMean(Protocol):
     """Declares, in place of its program, its latents and x = E[x | z] for them: no density of x."""
 
     def draw_mean(self) -> Array: ...
+
+
+@runtime_checkable
+class Maximises(Protocol):
+    """Knows the M-step of EM in closed form.
+
+    `maximiser` gives (params, batch, latents, weights) -> params, by net, the argmax of
+
+        sum_n sum_c weights[c, n] log p(x_n, z_cn)
+
+    over latents by site, [C, n, *event], with weights [C, n]; None where this instance knows none.
+    """
+
+    def maximiser(self) -> Callable | None: ...
 
 
 @runtime_checkable

@@ -197,3 +197,27 @@ def compare(inner: Support, outer: Support) -> str:
     if np.any(beyond):
         return "outside"
     return "smaller" if np.any(short) else "equal"
+
+
+def finite_values(declaration: Any) -> np.ndarray | None:
+    """All values of one draw of a discrete family, [K, *event], as its draws have them.
+
+    None where there are infinitely many, or a computed number of them, or very many (counts that
+    sum to a total).
+    """
+    name, given = declaration.name, dict(getattr(declaration, "arguments", ()))
+    weights: Any = given.get("logits", given.get("probs", given.get("cutpoints", 0.0)))
+    classes = np.shape(weights)[-1:]
+    if name in ("Categorical", "OneHotCategorical") and classes:
+        return np.arange(*classes) if name == "Categorical" else np.eye(*classes, dtype=np.float32)
+    if name == "OrderedLogistic" and classes:
+        return np.arange(classes[0] + 1)
+    if name == "Bernoulli":
+        return np.arange(2, dtype=np.float32)
+    region, support = TABLE.get(name), support_of(declaration)
+    if region is None or not region.is_whole or support is None or np.ndim(support.high):
+        return None
+    if not np.isfinite(support.low) or not np.isfinite(support.high):
+        return None
+    whole = np.arange(int(support.low), int(support.high) + 1)
+    return whole if name == "DiscreteUniform" else whole.astype(np.float32)

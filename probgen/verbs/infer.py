@@ -94,13 +94,16 @@ def infer(
     Returns:
         An ArviZ DataTree. `posterior`: latents and deterministic sites, dimensions (chain, draw,
         *plates, *event) with the plates' names ("data" is the data plate) and "<site>_dim_0"...
-        for events; a "/" of a submodel's site becomes ".". `sample_stats`: see the method.
+        for events; a "/" of a submodel's site becomes ".". Discrete latents of finitely many values
+        are summed out: the chains run on the others, and "<site>.probs" has the probability of
+        each value at each draw, on a last axis. `sample_stats`: see the method.
         `observed_data`, `constant_data`, and `log_likelihood` on request. Its attributes record
         backend, device, versions, seed, method and seconds.
 
     Raises:
         MissingSeed: there is no seed, or no integer.
-        AlgorithmError: no latents, a discrete one, nets without parameters.
+        AlgorithmError: no latents, a discrete one that cannot be summed out, nets without
+            parameters.
         SupportError: data outside the support of their site.
         NonFiniteError: no starting point has a finite log density; a draw is NaN or infinite.
         DataError, UnknownName, ShapeError: data or inputs that do not fit the program.
@@ -160,10 +163,8 @@ def infer(
         return posterior.map_draws(what, chains, params, placed, token, chunk_size)
 
     values = mapped("values")
-    check_draws(
-        f"infer, {type(method).__name__}", values, bound.structure.sites, 2,
-        method.cure(),
-    )  # fmt: skip
+    drawn = {n: v for n, v in values.items() if n in bound.structure.sites}
+    check_draws(f"infer, {type(method).__name__}", drawn, bound.structure.sites, 2, method.cure())
     groups = {"posterior": values, "sample_stats": chains.stats}
     if log_likelihood:
         groups["log_likelihood"] = mapped("log_likelihood")

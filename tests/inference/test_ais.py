@@ -149,7 +149,7 @@ def refusals():
     def labelled():
         with pg.data_plate():
             k = pg.sample("k", dist.Bernoulli(0.3))
-            pg.sample("x", dist.Normal(2.0 * k, 1.0))
+            pg.sample("x", dist.Normal(pg.sample("z", dist.Normal(2.0 * k, 1.0)), 1.0))
 
     @pg.model
     def plates():

@@ -174,7 +174,7 @@ def test_what_has_no_automatic_guide_is_refused_in_words(b):
     @pg.model
     def discrete():
         with pg.data_plate():
-            pg.sample("x", dist.Normal(pg.sample("k", dist.Bernoulli(0.5)), 1.0))
+            pg.sample("x", dist.Normal(pg.sample("k", dist.Poisson(0.5)), 1.0))
 
     with pytest.raises(AlgorithmError, match="latent 'k' of 'discrete' is discrete"):
         bind(discrete.with_guide(AutoNormal()), b, data={"x": Y}, num_data=20)

@@ -1,14 +1,20 @@
 """EM against maximum likelihood in closed form, and what it keeps for each datum."""
 
+import warnings
+
 import numpy as np
 import pytest
 from fit_cases import assert_same_bits, leaves
 from learner_cases import factor_data, factor_model
+from sklearn.datasets import load_iris
+from sklearn.mixture import GaussianMixture as mixture_of_sklearn
 
 import probgen as pg
-from probgen import dist, nets
-from probgen.errors import AlgorithmError, ShapeError
-from probgen.inference import EM, Langevin
+from probgen import dist, nets, ops
+from probgen.engine.codes import codes
+from probgen.errors import AlgorithmError, DataError, ShapeError
+from probgen.inference import ELBO, EM, SVI, Enumerate, Langevin
+from probgen.models import GaussianMixture
 
 CHAINS = Langevin(0.3, num_steps=4, metropolis=True)
 
@@ -96,6 +102,99 @@ def test_several_m_steps_are_several_steps_at_one_set_of_latents(b):
         np.testing.assert_allclose(leaves(together.params)[name], value, rtol=1e-5, atol=1e-6)
 
 
+# ---- exact ----
+
+
+def iris(covariance):
+    """(data, the declaration, its start, scikit-learn's mixture from the same start)."""
+    x = load_iris().data.astype("float32")
+    mixture = GaussianMixture(3, 4, covariance=covariance)
+    start = mixture.start(x, seed=1)
+    cov = np.cov(x.T, bias=True) + 1e-6 * np.eye(4)
+    one = {"full": np.linalg.inv(cov), "diagonal": 1 / np.diag(cov)}[covariance]
+    theirs = mixture_of_sklearn(
+        3, covariance_type={"full": "full", "diagonal": "diag"}[covariance], tol=0, max_iter=20,
+        weights_init=np.ones(3) / 3, means_init=start["means"]["table"], precisions_init=[one] * 3,
+    )  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it has not converged
+        return x, mixture, start, theirs.fit(x)
+
+
+@pytest.mark.parametrize("covariance", ["full", "diagonal"])
+def test_exact_em_is_scikit_learns_on_iris_and_never_falls(b, covariance):
+    x, mixture, start, theirs = iris(covariance)
+    options = {"init": start, "batch_size": None, "num_steps": 20}
+    fitted = fit(b, mixture, x, EM(Enumerate()), validation=x, eval_every=20, **options)
+    found = fitted.params
+    np.testing.assert_allclose(np.exp(found["weights"]["value"]), theirs.weights_, atol=1e-3)
+    np.testing.assert_allclose(found["means"]["table"], theirs.means_, atol=1e-3)
+    curve = fitted.history["log_likelihood"]
+    assert (np.diff(curve) > -1e-6 * np.abs(curve[1:])).all() and curve[-1] > curve[0] + 1
+    parts = fitted.history["log_joint"] + fitted.history["entropy"]
+    np.testing.assert_allclose(parts, curve, rtol=1e-5)
+    held_out = fitted.history.validation["log_likelihood"][-1]
+    np.testing.assert_allclose(held_out, theirs.score(x), rtol=1e-4)
+    scores = pg.evaluate(fitted, x, [ELBO()], seed=0, backend=b)["ELBO(1)"]["estimate"]
+    np.testing.assert_allclose(scores, theirs.score_samples(x), rtol=1e-4, atol=1e-4)
+    shares = codes(fitted, b, x, None, is_back=False)["z"]
+    np.testing.assert_allclose(shares, theirs.predict_proba(x), atol=1e-3)
+    means = codes(fitted, b, x, None, is_back=True)["x"]
+    np.testing.assert_allclose(means, shares @ found["means"]["table"], rtol=1e-5)
+    assert "the exact posterior of 'z', over 3 values" in fitted.report.text()
+
+
+def test_a_gradient_m_step_climbs_the_likelihood_itself(b):
+    """Fisher's identity: one such step is one step of maximum likelihood, z summed out."""
+    x, mixture, start, _ = iris("diagonal")
+    options = {"init": start, "batch_size": 50, "num_steps": 1}
+    em = fit(b, mixture, x, EM(Enumerate(), pg.SGD(1e-2), m_step="gradient"), **options)
+    svi = fit(b, mixture, x, SVI(ELBO(), pg.SGD(1e-2)), **options)
+    for name, value in leaves(svi.params).items():
+        np.testing.assert_allclose(leaves(em.params)[name], value, rtol=1e-4, atol=1e-6)
+        assert (leaves(start)[name] != value).any()
+
+
+@pg.model
+def hidden_markov():
+    start, move = (pg.net(n, nets.Parameter(s))() for n, s in (("start", (2,)), ("move", (2, 2))))
+    level = pg.net("level", nets.Embedding(2, 1))
+
+    def step(logits, _):
+        z = pg.sample("z", dist.Categorical(logits=logits))
+        pg.sample("x", dist.Normal(level(z)[..., 0], 0.5))
+        return ops.take(move, z), None
+
+    with pg.data_plate():
+        pg.scan("t", step, start, length=5)
+
+
+def baum_welch(params, batch, latents, weights):
+    """The M-step of a hidden Markov model in closed form. Rabiner 1989, section III C."""
+    z = ops.one_hot(latents["z"], 2, weights)  # [C, n, T, 2]
+    pairs = ops.einsum("cn,cnti,cntj->ij", weights, z[:, :, :-1], z[:, :, 1:])
+    share = ops.einsum("cn,cntk->ntk", weights, z)
+    level = ops.einsum("ntk,nt->k", share, batch["x"]) / ops.sum(share, axis=(0, 1))
+    return {
+        "start": {"value": ops.log(ops.mean(share[:, 0], axis=0))},
+        "move": {"value": ops.log(pairs / ops.sum(pairs, axis=1)[:, None])},
+        "level": {"table": level[:, None]},
+    }
+
+
+def test_baum_welch_as_an_m_step_of_ones_own_never_falls(b):
+    rng = np.random.default_rng(0)
+    z = np.cumsum(rng.random((60, 5)) < 0.2, axis=1) % 2
+    x = (2.0 * z + 0.5 * rng.normal(size=z.shape)).astype("float32")
+    init = {"level": {"table": np.float32([[0.5], [1.0]])}}
+    em = EM(Enumerate(), m_step=baum_welch)
+    fitted = fit(b, hidden_markov, x, em, init=init, batch_size=None, num_steps=25)
+    assert (np.diff(fitted.history["log_likelihood"]) > -1e-5).all()
+    np.testing.assert_allclose(fitted.params["level"]["table"][:, 0], [0, 2], atol=0.15)
+    move = np.exp(fitted.params["move"]["value"])
+    np.testing.assert_allclose(move, [[0.8, 0.2], [0.2, 0.8]], atol=0.12)
+
+
 # ---- refusals ----
 
 
@@ -127,3 +226,24 @@ def no_nets():
 def test_what_em_cannot_learn_is_refused(b, model, data, options, match):
     with pytest.raises(AlgorithmError, match=match):
         fit(b, model, data, EM(CHAINS), num_steps=1, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"batch_size": 2}, "batches of 2 of 4 data, expected all of them at once .* batch_size=N"),
+        ({"batch_size": None, "freeze": ("means",)}, "nets .'means'. are frozen, expected all fr"),
+    ],
+)
+def test_a_closed_m_step_wants_all_data_and_all_nets(b, options, match):
+    with pytest.raises(AlgorithmError, match=match):
+        fit(b, GaussianMixture(2, 3), factor_data(4), EM(Enumerate()), num_steps=1, **options)
+
+
+def test_a_mixture_starts_at_data():
+    mixture = GaussianMixture(3, 3)
+    x = factor_data(20)
+    start = mixture.start(x, seed=0)
+    assert all((x == m).all(1).any() for m in start["means"]["table"])
+    with pytest.raises(DataError, match=r"shape \(2, 3\), expected .n, 3. with at least 3 rows"):
+        mixture.start(x[:2], seed=0)
