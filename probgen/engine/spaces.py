@@ -123,8 +123,8 @@ def _values(bound: Bound, kind: str, names: tuple[str, ...]) -> Target:
         if not (condition and bound.enumerated):
             at, more = free({})
             return at, *more
-        names = bound.enumerated
-        found = summed(b, bound.structure, names, free, size, f"space {kind!r}")
+        who, hidden = f"space {kind!r}", bound.enumerated
+        found = summed(b, bound.structure, hidden, free, size, who)
         return found.sites, *b.tree_map(lambda v: v[0], found.extra)
 
     def log_density(x: Mapping, params: Mapping, batch: Mapping) -> Array:
