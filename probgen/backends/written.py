@@ -125,14 +125,23 @@ def law_of(deferred: Deferred, base: Any, bijection: Callable, site: str) -> tup
     shape = tuple(given.get("event_shape", shape))
     forward, inverse = within_run(forward), within_run(inverse)
 
+    both = getattr(given["forward"], "forward_and_log_det", None)
+    both, last = both and within_run(both), [(None, None, None)]
+
     def log_prob(y: Array, inner: Any) -> Array:
-        x, log_det = inverse(y)
+        own, x, log_det = last[0]
+        if own is None or y is not own:
+            x, log_det = inverse(y)
         found = inner.log_prob(x)
-        _check_log_det(site, found, log_det)
+        _check_log_det(site, found, log_det, y.ndim - len(shape))
         return found + log_det
 
     def draw(x: Array) -> Array:
-        return _checked(site, "forward", forward(x), shape)
+        if both is None:
+            return _checked(site, "forward", forward(x), shape)
+        y, log_det = both(x)
+        last[0] = (_checked(site, "forward", y, shape), x, -log_det)
+        return y
 
     return Law("Transformed", shape, constraint_of(deferred), log_prob, draw), base
 
@@ -175,9 +184,10 @@ def _checked(site: str, what: str, value: Array, shape: tuple[int, ...]) -> Arra
     return value
 
 
-def _check_log_det(site: str, of_base: Array, log_det: Any) -> None:
+def _check_log_det(site: str, of_base: Array, log_det: Any, batch_ndim: int) -> None:
     ndim = len(getattr(log_det, "shape", ()))
-    if ndim and ndim != of_base.ndim:
+    # Observed values have no axis of particles, over which Pyro stretches the base.
+    if ndim and ndim not in (of_base.ndim, batch_ndim):
         raise ShapeError(
             f"site {site!r}: inverse_and_log_det gives a log_det of shape {tuple(log_det.shape)}, "
             f"expected {tuple(of_base.shape)} as the base's log density, one number an event; sum "

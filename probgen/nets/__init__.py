@@ -24,6 +24,8 @@ from probgen.nets.layers import (
     Reshape,
     Upsample,
 )
+from probgen.nets.loc_scale import LocScale
+from probgen.nets.made import MADE
 from probgen.nets.mlp import MLP, MLPEnergy
 from probgen.nets.norms import GroupNorm, LayerNorm, SpectralNorm, power_iterate
 from probgen.nets.residual_energy import ResidualEnergy
@@ -36,11 +38,11 @@ __all__ = [
     "Net", "count", "out_shape", "activation", "ACTIVATIONS",
     # layers
     "Dense", "Conv", "ConvTranspose", "Upsample", "Reshape", "Embedding", "Parameter",
-    "TimeEmbedding", "GroupNorm", "LayerNorm", "SpectralNorm", "WeightNorm",
+    "LocScale", "TimeEmbedding", "GroupNorm", "LayerNorm", "SpectralNorm", "WeightNorm",
     "power_iterate",
     "SelfAttention", "CrossAttention", "AttentionBlock",
     # compositions
-    "Sequential", "ResidualBlock", "MLP", "ConvEncoder", "ConvDecoder", "UNet",
+    "Sequential", "ResidualBlock", "MLP", "MADE", "ConvEncoder", "ConvDecoder", "UNet",
     "MLPDenoiser", "MLPEnergy", "ConvEnergy", "ResidualEnergy", "SumOfEnergies",
     "ScaledEnergy",
     # bring your own
