@@ -75,10 +75,11 @@ class Flow(Model):
     inputs: Annotated[tuple[Text, ...], distinct] = dataclasses.field(default=(), kw_only=True)
 
     def __post_init__(self) -> None:
-        if isinstance(self.event_shape, int):
-            object.__setattr__(self, "event_shape", (self.event_shape,))
+        shape: Any = self.event_shape
+        shape = (shape,) if isinstance(shape, int) else shape
+        object.__setattr__(self, "event_shape", shape)
         for layer in self.layers():
-            layer.check(self.event_shape)
+            layer.check(shape)
 
     def layers(self) -> tuple[Layer, ...]:
         """All of them, from data to noise."""
