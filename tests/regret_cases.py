@@ -158,8 +158,9 @@ class PPCA:
 
 
 def settled(num_steps, peak=3e-2, **options):
-    """An Adam whose rate falls to zero, so that the search comes to rest."""
+    """An Adam whose rate falls to zero, so that the search comes to rest; all data side by side."""
     optimizer = pg.Adam(pg.CosineDecay(peak, num_steps))
+    options = {"rows_at_once": 512, **options}
     return LikelihoodRegret(num_steps=num_steps, optimizer=optimizer, **options)
 
 
@@ -177,7 +178,7 @@ def measure_key(b, measure, seed):
     return b.fold_in(b.key(seed), zlib.crc32(measure.noise_name.encode()) & 0x7FFFFFFF)
 
 
-def fitted_tau(b, fitted, x, measure, *, seed=0, ids=None, rows_at_once=64):
+def fitted_tau(b, fitted, x, measure, *, seed=0, ids=None):
     """tau_hat of each datum as the measure finds it in `pg.evaluate`, a tree of [n, ...] numpy."""
     bound, params = fitted.bind(b, {"x": x[:1]}, num_data=len(x))
     found = bind_search(bound, "test", measure.search, measure.rank_1, measure.start_from)
@@ -189,7 +190,7 @@ def fitted_tau(b, fitted, x, measure, *, seed=0, ids=None, rows_at_once=64):
         measure.optimizer, loss, init=found.init,
         finish=lambda tau, kept, params, x, key: {"tau": tau, "kept": kept},
         num_steps=measure.steps, keep_at=measure.steps - max(1, measure.steps // 10),
-        rows_at_once=rows_at_once, num_rows=len(x),
+        rows_at_once=512, num_rows=len(x),
     )  # fmt: skip
     ids = np.arange(len(x)) if ids is None else ids
     out = run(params, {"x": b.asarray(x)}, b.row_keys(measure_key(b, measure, seed), ids))

@@ -25,20 +25,18 @@ def check_bracket(out, exact):
     return out.mean("gap")[0]
 
 
-@pytest.mark.parametrize("case, start", [("ppca", "prior"), ("waiting", "prior")])
-def test_bounds_lie_on_either_side_of_the_truth(b, case, start):
-    make, _, exact = CASES[case]
-    method = AIS(300 if case == "ppca" else 20, num_chains=8, num_leapfrog=5, start=start)
-    out = bdmc(make(), 200, method, seed=3, backend=b, chunk_size=200)
-    gap = check_bracket(out, exact(out.data["x"]))
-    assert 0 < gap < (0.6 if case == "ppca" else 0.1)
+def test_bounds_lie_on_either_side_of_the_truth(b):
+    """Of a rate off the real line; probabilistic PCA is below."""
+    make, _, exact = CASES["waiting"]
+    out = bdmc(make(), 200, AIS(20, 8, 5), seed=3, backend=b, chunk_size=200)
+    assert 0 < check_bracket(out, exact(out.data["x"])) < 0.1
 
 
 def test_gap_closes_with_the_number_of_temperatures(b):
     """The sheet's check: probabilistic PCA of 16 values, 4 latents, noise 0.3, 8 chains."""
     gaps = []
     for num_steps in (30, 1000):
-        method = AIS(num_steps, num_chains=8, num_leapfrog=5)
+        method = AIS(num_steps, num_chains=8, num_leapfrog=2)
         out = bdmc(ppca(), 100, method, seed=0, backend=b, progress_bar=False)
         gaps.append(check_bracket(out, ppca_exact(out.data["x"])))
     assert gaps[0] > 2.0 and -0.05 < gaps[1] < 0.1, gaps

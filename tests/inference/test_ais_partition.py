@@ -31,7 +31,7 @@ from probgen.models import Tilted
 from studies.rbm.rbm import RBM, rbm_log_partition
 
 CENTRES = np.array([[-2.0, 0.0], [2.0, 1.0]], np.float32)
-METHOD = AIS(200, num_chains=3000, num_leapfrog=5)
+METHOD = AIS(150, num_chains=2000, num_leapfrog=3)
 
 
 @pg.model
@@ -153,10 +153,10 @@ def test_a_small_boltzmann_machine_has_the_log_z_of_its_states(b, sizes):
     visible, hidden = sizes
     machine = RBM(rng.normal(size=sizes), rng.normal(size=visible), rng.normal(size=hidden))
     truth = machine.exact_log_partition()
-    out = rbm_log_partition(machine, AIS(500, 1000), seed=0, backend=b)
+    out = rbm_log_partition(machine, AIS(250, 1000), seed=0, backend=b)
     assert abs(out.estimate - truth) < min(0.05, 4 * out.standard_error), (out, truth)
     other = rbm_log_partition(
-        machine, AIS(500, 1000), base_bias=rng.normal(size=visible), seed=1, backend=b
+        machine, AIS(250, 1000), base_bias=rng.normal(size=visible), seed=1, backend=b
     )
     assert abs(other.estimate - truth) < min(0.05, 4 * other.standard_error), (other, truth)
 

@@ -125,9 +125,9 @@ class JaxBackend:
         self, declaration: optim.OptimizerDeclaration, loss: Callable, *, init: Callable,
         finish: Callable, num_steps: int, keep_at: int, rows_at_once: int, num_rows: int,
     ) -> Callable:  # fmt: skip
-        return self.compile(
-            rows.minimise_rows(declaration, loss, init, finish, num_steps, keep_at, rows_at_once)
-        )
+        run = self.compile(rows.minimise_rows(declaration, loss, init, finish, rows_at_once))
+        ends = np.array([keep_at, num_steps], np.int32)
+        return lambda shared, xs, keys: run(shared, xs, keys, ends)
 
     def rows_at_once(self, num_parameters: int) -> int:
         return rows.rows_at_once(self._device.platform, num_parameters)

@@ -16,12 +16,16 @@ SMALL = 2**16  # parameters from which on a CPU takes one copy at a time
 
 def minimise_rows(
     declaration: OptimizerDeclaration, loss: Callable, init: Callable, finish: Callable,
-    num_steps: int, keep_at: int, rows_at_once: int,
+    rows_at_once: int,
 ) -> Callable:  # fmt: skip
-    """See `Backend.minimise_rows`; to be compiled."""
+    """See `Backend.minimise_rows`; to be compiled.
+
+    Its last argument is [keep_at, num_steps]: no part of the program, which serves searches of
+    every length.
+    """
     gradient, optimizer = jax.grad(loss), pure(declaration)
 
-    def one(shared: Any, x: Any, key: Any) -> Any:
+    def one(shared: Any, x: Any, key: Any, ends: Any) -> Any:
         # What comes from `shared` unbatched must not be tied to it by the loop's carry.
         start = jax.tree.map(jnp.asarray, init(shared, x))
 
@@ -30,12 +34,17 @@ def minimise_rows(
             grads = gradient(params, shared, x, jax.random.fold_in(key, t))
             return optimizer.update(grads, state, params)
 
-        carry = jax.lax.fori_loop(0, keep_at, step, (start, optimizer.init(start)))
-        kept = carry[0]
-        carry = jax.lax.fori_loop(keep_at, num_steps, step, carry)
-        return finish(carry[0], kept, shared, x, key)
+        def until(carry: Any, end: Any) -> Any:
+            t, *state = carry
+            state = jax.lax.fori_loop(t, end, step, tuple(state))
+            return (end, *state), state[0]
 
-    def run(shared: Any, xs: Any, keys: Any) -> Any:
+        # One loop in a loop: two beside each other would be compiled one by one.
+        begun = jnp.zeros((), ends.dtype), start, optimizer.init(start)
+        (_, params, _), after = jax.lax.scan(until, begun, ends)
+        return finish(params, jax.tree.map(lambda a: a[0], after), shared, x, key)
+
+    def run(shared: Any, xs: Any, keys: Any, ends: Any) -> Any:
         # Equal stacks, the last one filled up: a shorter one would be compiled beside it.
         count = keys.shape[0]
         stacks = -(-count // rows_at_once)
@@ -43,7 +52,7 @@ def minimise_rows(
         fill = jnp.minimum(jnp.arange(stacks * size), count - 1)
         items = jax.tree.map(lambda a: a[fill], (xs, keys))
         batch = None if size == 1 else size
-        out = jax.lax.map(lambda a: one(shared, *a), items, batch_size=batch)
+        out = jax.lax.map(lambda a: one(shared, a[0], a[1], ends), items, batch_size=batch)
         return jax.tree.map(lambda a: a[:count], out)
 
     return run

@@ -27,7 +27,7 @@ def test_the_search_finds_the_best_gaussian_of_a_saturating_encoder(b):
     """
     model, faults = PPCA(), {"limit": 2.0, "widen": 1.5}
     x = np.concatenate([model.draw(50), model.draw(50, seed=1, stretch=5.0)])
-    measure = settled(3000, search="posterior", num_draws=200)
+    measure = settled(1200, 8e-2, search="posterior", num_draws=200)
     fitted, start = model.fitted(**faults), model.guide(x, **faults)
     tau = free_gaussian(fitted_tau(b, fitted, x, measure))
     closed = model.kl(x, *start) - model.kl(x, *tau)
@@ -47,23 +47,23 @@ def test_an_exact_encoder_has_the_same_regret_for_every_datum(b):
     """The null: with m(x) = m*(x) the gap is one constant, however far x is; nothing tells x apart.
 
     To rounding in closed form; to the noise of the search (never above, at the most 0.15 nats below
-    and 0.05 in the mean) for what is found; and the AUROC of 500 data against 500 that are five
+    and 0.05 in the mean) for what is found; and the AUROC of 300 data against 300 that are five
     standard deviations out is one half.
     """
     model = PPCA()
-    near, far = model.draw(500), model.draw(500, seed=1, stretch=5.0)
+    near, far = model.draw(300), model.draw(300, seed=1, stretch=5.0)
     x, fitted = np.concatenate([near, far]), model.fitted(widen=1.5)
     truth = model.best_regret(x, *model.guide(x, widen=1.5))
     assert np.ptp(truth) < 1e-9
     measure = settled(400, search="posterior", num_draws=20)
-    some = x[450:550]
+    some = x[250:350]
     tau = free_gaussian(fitted_tau(b, fitted, some, measure))
     closed = model.kl(some, *model.guide(some, widen=1.5)) - model.kl(some, *tau)
     short = truth[0] - closed
     assert truth[0] > 0.15 and short.min() > 0 and short.max() < 0.15 and short.mean() < 0.05
     found = scored(b, fitted, x, measure)["estimate"]
-    assert abs(found.mean() - closed.mean()) < 0.02 + 5 * found.std() / np.sqrt(1000)
-    assert abs(auroc(found[:500], found[500:]) - 0.5) < 0.06
+    assert abs(found.mean() - closed.mean()) < 0.02 + 5 * found.std() / np.sqrt(600)
+    assert abs(auroc(found[:300], found[300:]) - 0.5) < 0.08
 
 
 def numpy_bound(model, x, loc, variance, num_particles, num_groups, rng):
@@ -87,7 +87,7 @@ def test_the_regret_falls_to_nothing_as_k_grows(b):
     """
     model, faults = PPCA(), {"shift": 0.7, "widen": 1.5}
     x, fitted = model.draw(20), model.fitted(**faults)
-    base = settled(1000, search="posterior", num_draws=10_000, particles_at_once=2500)
+    base = settled(500, search="posterior", num_draws=10_000, particles_at_once=2500)
     bound, params = fitted.bind(b, {"x": x[:1]}, num_data=len(x))
     keys = b.row_keys(measure_key(b, base, 0), np.arange(len(x)))
     values = base.device_function(bound, len(x))(params, {"x": b.asarray(x)}, keys)

@@ -1,6 +1,7 @@
 """Likelihood regret of guides whose gap is known, its noise, and its estimate from log weights.
 
 The models are those of `regret_cases`; the searches come to rest, so what they leave is small.
+Most are one program: `COUNT` data, `rest`.
 """
 
 import dataclasses
@@ -12,6 +13,13 @@ from regret_cases import PPCA, fitted_tau, free_gaussian, scored, settled
 
 import probgen as pg
 from probgen.inference.regret.likelihood_regret import LikelihoodRegret, regret
+
+COUNT = 32
+
+
+def rest(search, **options):
+    peak = 3e-2 if search == "posterior" else 3e-3
+    return settled(500, peak, search=search, num_draws=400, **options)
 
 
 @pytest.fixture(autouse=True)
@@ -28,13 +36,12 @@ def test_a_known_gap_is_the_regret(b, search):
     log p(x).
     """
     model, faults = PPCA(orthogonal=True), {"shift": 0.5, "widen": 2.0}
-    x, fitted = model.draw(30), model.fitted(**faults)
+    x, fitted = model.draw(COUNT), model.fitted(**faults)
     gap = model.kl(x, *model.guide(x, **faults))
     assert np.ptp(gap) < 1e-9 and abs(gap[0] - 4 * 0.5 * (1 - np.log(2) + 0.25)) < 1e-9
-    measure = settled(1500, 3e-2 if search == "posterior" else 3e-3, search=search, num_draws=400)
-    found = scored(b, fitted, x, measure)
+    found = scored(b, fitted, x, rest(search))
     off = found["estimate"] - gap
-    assert abs(off.mean()) < 0.05 + 5 * off.std() / np.sqrt(30)
+    assert abs(off.mean()) < 0.05 + 5 * off.std() / np.sqrt(COUNT)
     assert (off < 6 * found["scoring_error"]).all() and (off > -0.2 - 0.1 * gap).all()
     short = model.log_prob(x) - found["elbo_after"]
     assert np.abs(short).max() < 0.2 and 0 < short.mean() < 0.06
@@ -49,9 +56,8 @@ def test_an_optimal_guide_has_no_regret(b, search):
     hundredths of a nat once the rate of the search has come down.
     """
     model = PPCA(orthogonal=True)
-    x, fitted = model.draw(30), model.fitted()
-    measure = settled(500, 1e-2 if search == "posterior" else 1e-3, search=search, num_draws=100)
-    found = scored(b, fitted, x, measure)
+    x, fitted = model.draw(COUNT), model.fitted()
+    found = scored(b, fitted, x, rest(search))
     np.testing.assert_allclose(found["elbo_before"], model.log_prob(x), rtol=1e-9)
     assert (found["estimate"] < 5 * found["scoring_error"]).all()
     assert found["estimate"].min() > -0.15 and -0.05 < found["estimate"].mean() < 0
@@ -63,15 +69,15 @@ def test_common_noise_cancels_and_independent_noise_does_not(b):
     Each reported error is the spread that is seen over data about the regret in closed form.
     """
     model, faults = PPCA(), {"shift": 0.1}
-    x, fitted, errors = model.draw(64), model.fitted(**faults), {}
-    base = settled(300, search="posterior", num_draws=50)
+    x, fitted, errors = model.draw(COUNT), model.fitted(**faults), {}
+    base = rest("posterior")
     tau = free_gaussian(fitted_tau(b, fitted, x, base))
     closed = model.kl(x, *model.guide(x, **faults)) - model.kl(x, *tau)
     for noise in ("common", "independent"):
         found = scored(b, fitted, x, dataclasses.replace(base, noise=noise))
         off = found["estimate"] - closed
         errors[noise] = np.sqrt((found["scoring_error"] ** 2).mean())
-        assert abs(off.mean()) < 5 * off.std() / 8
+        assert abs(off.mean()) < 5 * off.std() / np.sqrt(COUNT)
         assert 0.6 < errors[noise] / off.std() < 1.6
     assert 2 * errors["common"] < errors["independent"]
 
@@ -135,8 +141,10 @@ def test_several_searches_tell_the_error_that_one_cannot(b, search):
     x = np.repeat(model.draw(1), copies, axis=0)
     fitted = model.fitted(shift=0.4, widen=1.5)
     rate = 5e-2 if search == "posterior" else 1e-2
-    options = dict(search=search, num_steps=40, num_draws=50, optimizer=pg.Adam(rate))
-    found = scored(b, fitted, x, LikelihoodRegret(num_searches=4, **options))
+    found = scored(b, fitted, x, LikelihoodRegret(
+        search, num_searches=4, num_steps=40, num_draws=50, optimizer=pg.Adam(rate),
+        rows_at_once=copies,
+    ))  # fmt: skip
     off = found["estimate"] - found["estimate"].mean()
     given = np.sqrt((found["standard_error"] ** 2).mean())
     # The spread of 400 estimates errs by 3.5 %, with heavy tails by twice that.
@@ -213,10 +221,10 @@ def test_the_standard_error_is_the_spread_over_repetitions(b, k, draws, is_commo
     assert 0.9 < np.sqrt((error**2).mean()) / value.std() < 1.1
 
 
-def test_one_draw_has_no_standard_error(b):
+def test_one_draw_has_no_standard_error():
     """K = 1 and one draw: common noise or not, there is nothing to tell an error from."""
     log_w = np.zeros((3, 1))
     assert regret(log_w, log_w, 1, 1, True)[1] is None
-    model = PPCA()
+    values = {"log_w_before": log_w, "log_w_after": log_w}
     measure = LikelihoodRegret(search="posterior", num_steps=2, num_draws=1)
-    assert "scoring_error" not in scored(b, model.fitted(), model.draw(3), measure)
+    assert "scoring_error" not in measure.finish(values)

@@ -33,23 +33,15 @@ def test_a_convolution_in_single_precision_is_the_loop(b):
     assert np.abs(found["estimate"]).min() > 10 * 1e-5 * np.abs(plain).max()
 
 
-@pytest.mark.parametrize("dtype", [np.float64, np.float32])
-def test_no_cut_of_the_data_changes_a_convolution(b, dtype):
-    """By 1, 7 and 64 at a time: 1e-10 in float64, 1e-5 of the bounds in float32."""
-    fitted, x, found = vae(ENCODERS["conv"], dtype), data(9, dtype), []
+def test_no_cut_of_the_data_changes_a_convolution(b):
+    """By 1, 7 and 64 at a time: to 1e-10 in float64. In float32 stacks are the loop's, above."""
+    fitted, x, found = vae(ENCODERS["conv"]), data(9), []
     for rows, chunk in CUTS:
         measure = LikelihoodRegret(num_steps=10, num_draws=8, rows_at_once=rows)
-        if dtype == np.float64:
-            with float64(b):
-                found.append(measured(b, fitted, x, measure, chunk_size=chunk))
-        else:
+        with float64(b):
             found.append(measured(b, fitted, x, measure, chunk_size=chunk))
     for other in found[1:]:
-        if dtype == np.float64:
-            agree(other, found[0], atol=1e-10, rtol=1e-10)
-        else:
-            for bound in ("elbo_before", "elbo_after"):
-                np.testing.assert_allclose(other[bound], found[0][bound], rtol=1e-5)
+        agree(other, found[0], atol=1e-10, rtol=1e-10)
     assert np.ptp(found[0]["estimate"]) > 1e-3
 
 
