@@ -361,7 +361,7 @@ def test_what_a_loop_cannot_do_is_refused_in_words(b):
         bind(pg.model(lambda: pg.scan("t", lambda x, _: (x, None), 0.0)), b)
 
     def switching(k, _):
-        k = pg.sample("k", dist.Categorical(probs=np.array([0.5, 0.5])))
+        k = pg.sample("k", dist.Poisson(1.0))
         pg.sample("y", dist.Normal(1.0 * k, 1.0))
         return 0.0, None
 
