@@ -237,17 +237,20 @@ def _canonical(family: str, given: dict[str, Any]) -> dict[str, Any]:
     return {**rest, "scale_tril": ops.solve_triangular(upper.swapaxes(-1, -2), identity)}
 
 
-def owned(base: type, family: str) -> type:
-    """A library's class with our density (`probgen.language.densities`); its draws stay its own."""
+def owned(base: type, family: str, density: Callable = densities.log_prob) -> type:
+    """A library's class with our density (`probgen.language.densities`, or `density`, which calls
+    it); its draws stay its own."""
     names = densities.TABLE[family].names
     theirs = base.log_prob  # type: ignore[attr-defined]
+
+    law = density
 
     class Own(base):
         density = family
 
         def log_prob(self, value: Any, *intermediates: Any) -> Any:
             given = tuple(getattr(self, n) for n in names)
-            return densities.log_prob(family, value, given, lambda x: theirs(self, x))
+            return law(family, value, given, lambda x: theirs(self, x))
 
         def holds(self, value: Any) -> Any:
             return densities.inside(family, value, tuple(getattr(self, n) for n in names))
@@ -256,10 +259,12 @@ def owned(base: type, family: str) -> type:
     return Own
 
 
-def own_classes(find: Callable[[str], Any]) -> dict[str, type]:
-    """Every class that a library has of `densities.TABLE`, with our density in it."""
+def own_classes(
+    find: Callable[[str], Any], density: Callable = densities.log_prob
+) -> dict[str, type]:
+    """Every class that a library has of `densities.TABLE`, with our density in it; see `owned`."""
     found = {family: find(family) for family in densities.TABLE}
-    return {k: owned(v, k) for k, v in found.items() if isinstance(v, type)}
+    return {k: owned(v, k, density) for k, v in found.items() if isinstance(v, type)}
 
 
 def in_support(fn: Any, value: Any, wrappers: Any, theirs: Callable[[], Any]) -> Any:

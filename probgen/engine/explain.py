@@ -66,6 +66,8 @@ def _without_density(
 ) -> Iterator[str]:
     """Which observed values have a density of 0, or an infinite one, at a draw of the latents."""
     b = bound.backend
+    if not any(n in batch for n in bound.observed):
+        return  # drawn values have a density
     try:
         sites = bound.trace(params, batch, key=key, batch_size=size)
         found = {

@@ -5,6 +5,7 @@ What the declarations of `probgen.language.dist` become; runs and their draws ar
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import jax
@@ -240,8 +241,19 @@ def has_moving_support(fn: Any) -> bool:
     return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(fn.support))
 
 
+_jitted = jax.jit(densities.log_prob, static_argnums=0, inline=True)
+
+
+def _density(key: str, value: Any, arguments: tuple, otherwise: Callable) -> Any:
+    """`densities.log_prob`, whose some hundred operations are traced once for each shape."""
+    known = densities.TABLE[key].log_prob is not None
+    if known and all(isinstance(x, jax.Array) for x in (value, *arguments)):
+        return _jitted(key, value, arguments)
+    return densities.log_prob(key, value, arguments, otherwise)
+
+
 OWN: dict[str, Any] = {
-    **own_classes(lambda family: getattr(numpyro_dist, family, None)),
+    **own_classes(lambda family: getattr(numpyro_dist, family, None), _density),
     "DiscretizedLogistic": DiscretizedLogistic,
     "TruncatedNormal": TruncatedNormal,
 }
