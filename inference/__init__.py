@@ -35,6 +35,7 @@ from probgen.inference.likelihood.energy_likelihood import (
     UnnormalizedLogDensity,
 )
 from probgen.inference.likelihood.importance import IWAE
+from probgen.inference.likelihood.invertibility import Invertibility
 from probgen.inference.likelihood.partition import LogPartition, log_partition
 from probgen.inference.likelihood.partition_methods import Quadrature
 from probgen.inference.likelihood.partition_paths import Gaussian
@@ -87,6 +88,7 @@ __all__ = [
     "ImportanceWeightedELBO",
     "IncrementalPI",
     "Langevin",
+    "Invertibility",
     "LikelihoodRegret",
     "LinearWarmup",
     "LogPartition",

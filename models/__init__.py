@@ -5,11 +5,13 @@ from probgen.models.diffusion import Diffusion, NoiseSchedule
 from probgen.models.ebm import EBM
 from probgen.models.flow import Affine, Coupling, Flow, MaskedAutoregressive, Spline
 from probgen.models.generator import Generator
+from probgen.models.gradient_flow import GradientFlowGenerator
 from probgen.models.mixture import GaussianMixture
 from probgen.models.tilted import Tilted
 from probgen.models.vae import VAE
 
 __all__ = [
     "EBM", "VAE", "Affine", "Coupling", "Diffusion", "Flow", "GaussianMixture", "Generator",
-    "MaskedAutoregressive", "NoiseSchedule", "Spline", "Tilted", "likelihoods",
+    "GradientFlowGenerator", "MaskedAutoregressive", "NoiseSchedule", "Spline", "Tilted",
+    "likelihoods",
 ]  # fmt: skip

@@ -55,6 +55,7 @@ REGISTRY = [
     models.Flow(2), models.Coupling(), models.MaskedAutoregressive(), models.flow.layers.Layer(),
     models.Affine(), models.Spline(), models.flow.maps.ElementMap(),
     models.Tilted(models.EBM(ENERGY, NORMAL), ENERGY),
+    models.GradientFlowGenerator(ENERGY, NORMAL),
     VAE,
     likelihoods.Likelihood(), likelihoods.Bernoulli(), likelihoods.Normal(),
     likelihoods.DiscretizedLogistic(), likelihoods.Categorical(),
@@ -80,7 +81,7 @@ REGISTRY = [
     inference.AIS(), inference.Quadrature(), inference.IWAE(),
     inference.DenoisingELBO(), inference.ProbabilityFlow(),
     inference.LikelihoodRegret(), inference.UnnormalizedLogDensity(),
-    inference.UnnormalizedBound(inference.IWAE()),
+    inference.UnnormalizedBound(inference.IWAE()), inference.Invertibility(),
     inference.EnergyLogLikelihood(LOG_Z),
     # scores
     ood.BiasCorrected(X), ood.CombinedTest(X), ood.InputComplexity(), ood.DoSE(X),
@@ -113,6 +114,8 @@ RIGHTLY = {
     "Positive": ABOVE,
     "NonNegative": ABOVE | {"zero"},
     "StepSize": ABOVE,
+    "NoiseSize": ABOVE | {"zero"},
+    "Diagonal": ABOVE | {"array"},
     "BelowOne": {"zero"},
     "Size": {"zero"},
     "CountOrZero": {"zero"},
@@ -159,6 +162,7 @@ RIGHTLY = {
 # By (class, field): what several fields say together.
 TOGETHER = {
     ("SGD", "nesterov"): set(),  # needs momentum
+    ("Langevin", "adapt_step_size"): set(),  # needs metropolis and a warm-up
     ("VAE", "encoder"): set(),  # a Generator's place in the order of arguments
     # The loss sets the weight itself.
     **{

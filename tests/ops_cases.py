@@ -250,6 +250,9 @@ CASES = [
     ("diagonal", ops.diagonal, lambda x: np.diagonal(x, 0, -2, -1), (X,)),
     ("put", lambda x, r: ops.put(x, np.array([2, 0]), r),
      lambda x, r: np.stack([r[1], x[1], r[0]]), (normal(3, 2), normal(2, 2))),
+    ("grad", lambda x: ops.grad(lambda y: ops.sum(y**3 * x))(x), lambda x: 3 * x**3, (X,)),
+    ("grad-of-grad", lambda x: ops.grad(lambda y: ops.sum(ops.grad(lambda z: ops.sum(ops.exp(
+        z * y)))(y)))(x), lambda x: (1 + 2 * x**2) * np.exp(x**2), (X / 4,)),
     ("slogdet", lambda x: ops.slogdet(x)[1], lambda x: np.linalg.slogdet(x)[1], (SPD,)),
     ("slogdet-sign", lambda x: ops.slogdet(-x)[0], lambda x: np.linalg.slogdet(-x)[0], (SPD,)),
     ("pad", lambda x: ops.pad(x, ((1, 0), (0, 2)), 0.5),

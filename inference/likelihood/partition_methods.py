@@ -75,6 +75,12 @@ def _from_model(bound: Bound) -> Callable:
                 f"log_partition: site {name!r} of {bound.model.name!r} lies outside the data "
                 "plate, expected local ones, of one datum; put it inside pg.data_plate()."
             )
+        if not getattr(site.declaration, "has_draw", True):
+            raise AlgorithmError(
+                f"log_partition: site {name!r} of {bound.model.name!r} has a base without draws of "
+                "a law (a flat density, perhaps with a start), expected one to weight draws of; "
+                "give base=Gaussian(loc, scale), by Quadrature() or AIS()."
+            )
         if site.kind == "sample" and not site.is_fixed:
             names.append(name)
 

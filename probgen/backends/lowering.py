@@ -81,7 +81,8 @@ class BaseLowering(SeriesHands):
     def _of_name(self, deferred: Deferred, site: str) -> Any:
         """The declared distribution before any method is called on it."""
         if deferred.name in written.NAMES:
-            base = dict(deferred.arguments).get("base")
+            given = dict(deferred.arguments)
+            base = given.get("base", given.get("start"))
             built = None if base is None else self.build(base, site)
             return self.written_class(*written.law_of(deferred, built, self.bijection, site))
         renamed = self.renamed.get(deferred.name, {})

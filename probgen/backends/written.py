@@ -67,6 +67,8 @@ class Written:
         draw = self.law.draw
         if draw is None or (self.inner is not None and of_base is None):
             return None
+        if self.law.name == "ImproperUniform":
+            return None  # its draws are starts: their noise has another density than theirs
         if of_base is None:
             return NoiseMap(self.law.noise_shape, draw)
         return NoiseMap(of_base.shape, lambda eps: draw(of_base.value(eps)))
@@ -105,13 +107,13 @@ def law_of(deferred: Deferred, base: Any, bijection: Callable, site: str) -> tup
     """(the law that a declaration means, the base that its class is given).
 
     Args:
-        base: of a `Transformed`, built.
+        base: of a `Transformed`, or where an `ImproperUniform` starts; built.
         bijection: (support, event shape of the base) -> forward, inverse_and_log_det, event shape.
         site: for messages.
     """
     given = dict(deferred.arguments)
     if deferred.name != "Transformed":
-        return _density(deferred, given, site), None
+        return _density(deferred, given, site, base), base
     forward, inverse, shape = given["forward"], given.get("inverse_and_log_det"), base.event_shape
     if isinstance(forward, BijectTo):
         if constraint(forward.support).event_ndim and len(shape) != 1:
@@ -146,8 +148,9 @@ def law_of(deferred: Deferred, base: Any, bijection: Callable, site: str) -> tup
     return Law("Transformed", shape, constraint_of(deferred), log_prob, draw), base
 
 
-def _density(deferred: Deferred, given: dict, site: str) -> Law:
-    name, shape = deferred.name, tuple(given.get("event_shape", ()))
+def _density(deferred: Deferred, given: dict, site: str, start: Any) -> Law:
+    of_start = () if start is None else tuple(start.event_shape)
+    name, shape = deferred.name, tuple(given.get("event_shape", of_start))
     support = constraint_of(deferred)
     if name == "ImproperUniform":
         ndim = len(shape)
@@ -155,7 +158,8 @@ def _density(deferred: Deferred, given: dict, site: str) -> Law:
         def flat(x: Array, inner: Any) -> Array:
             return 0.0 * (ops.sum(x, axis=tuple(range(-ndim, 0))) if ndim else x)
 
-        return Law(name, shape, support, flat, None)
+        begin = None if start is None else lambda x: _checked(site, "start", x, shape)
+        return Law(name, shape, support, flat, begin)
     density, draw = within_run(given["log_prob"]), given.get("draw")
 
     def log_prob(x: Array, inner: Any) -> Array:

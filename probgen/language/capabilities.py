@@ -33,6 +33,17 @@ class HasMean(Protocol):
 
 
 @runtime_checkable
+class TakesBack(Protocol):
+    """Draws by steps down an energy that can be taken back: see `models.GradientFlowGenerator`.
+
+    `undone` gives, for data x [*batch, *event], where they came from and, each [*batch]: `log_det`,
+    `residual`, `sharpness` and `by_newton`.
+    """
+
+    def undone(self, params: Mapping, x: Array) -> Any: ...
+
+
+@runtime_checkable
 class DrawsMean(Protocol):
     """Declares, in place of its program, its latents and x = E[x | z] for them: no density of x."""
 

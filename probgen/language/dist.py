@@ -23,7 +23,8 @@ that log p(y) = log p_base(x) + log_det; `forward` may also be one object with b
 `dist.BijectTo("ordered_vector")`. `draw(noise)` makes a value of standard normal noise [*batch,
 *noise_shape] (the event's shape by default); without it there are no draws. `support` is one of the
 words of `probgen.language.constraints`. A Density is taken to integrate to one unless
-is_normalized=False; an ImproperUniform never does.
+is_normalized=False; an ImproperUniform never does. With `start=` it has draws, which follow no law
+of its own: they are where the chains of an energy begin that has no other base.
 """
 
 from __future__ import annotations
@@ -90,7 +91,7 @@ SIGNATURES: dict[str, str] = {
     "ZeroInflatedPoisson": "rate gate",
     # written by their user; see `probgen.backends.written`
     "Density": "log_prob draw? event_shape? support? noise_shape? is_normalized?",
-    "ImproperUniform": "support event_shape?",
+    "ImproperUniform": "support event_shape? start?",
     "Transformed": "base forward inverse_and_log_det? event_shape? support?",
     # one backend only: declared here so that the other can say so
     "AffineBeta": "concentration1 concentration0 loc scale",
@@ -160,7 +161,8 @@ class Deferred:
 
     @property
     def has_draw(self) -> bool:
-        """Whether it can be drawn from: a density by its formula alone cannot."""
+        """Whether its law can be drawn from: a density by its formula alone cannot, and where an
+        ImproperUniform starts is no law of its own."""
         given = dict(self.arguments)
         if self.name == "ImproperUniform" or (self.name == "Density" and "draw" not in given):
             return False
@@ -228,8 +230,9 @@ class Family:
 
 _WRITTEN = ("Density", "ImproperUniform", "Transformed")
 _KINDS: dict[str, Any] = {
-    "base": Deferred, "log_prob": Callable, "draw": Callable, "inverse_and_log_det": Callable,
-    "event_shape": Shape, "noise_shape": Shape, "support": SupportWord, "is_normalized": bool,
+    "base": Deferred, "start": Deferred, "log_prob": Callable, "draw": Callable,
+    "inverse_and_log_det": Callable, "event_shape": Shape, "noise_shape": Shape,
+    "support": SupportWord, "is_normalized": bool,
 }  # fmt: skip
 
 

@@ -309,6 +309,18 @@ def solve_triangular(a: ArrayLike, b: ArrayLike, lower: bool = True) -> Array:
     return ops_for(a, b).solve_triangular(a, b, lower)
 
 
+# ---- calculus ------------------------------------------------------------------------------------
+
+
+def grad(fn: Callable[[Array], Array]) -> Callable[[Array], Array]:
+    """x -> d fn(x) / dx, of the shape of `x`, for a function of one array that gives one number.
+
+    May be taken again of what it gives, and stand in a program: a sum over data whose terms do not
+    mix gives each datum's own gradient, grad(lambda x: sum(energy(x))).
+    """
+    return lambda x: ops_for(x).grad(fn)(x)
+
+
 # ---- images, channel-last ------------------------------------------------------------------------
 
 

@@ -282,6 +282,9 @@ def scan(step: Callable, carry: Any, xs: Any, length: int) -> tuple[Any, Any]:
     return lax.scan(step, carry, xs, length=length)
 
 
+grad = jax.grad
+
+
 # ---- images, channel-last ------------------------------------------------------------------------
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")

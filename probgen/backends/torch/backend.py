@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextvars
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -15,6 +14,7 @@ from probgen.backends.lowering import edges, gaussian_kl, held_integers
 from probgen.backends.protocol import Optimizer, Site
 from probgen.backends.torch import mcmc, optimizers, random, rows
 from probgen.backends.torch import ops as torch_ops
+from probgen.backends.torch.calculus import value_and_grad
 from probgen.backends.torch.compile import Compiled, Seen, cond
 from probgen.backends.torch.distributions import (
     has_moving_support,
@@ -35,7 +35,6 @@ from probgen.language import optim
 from probgen.progress import log
 from probgen.trees import tree_leaves, tree_like, tree_map
 
-_nested: contextvars.ContextVar[bool] = contextvars.ContextVar("nested_grad", default=False)
 _COMPILE = ("auto", "inductor", "graph", "live")
 
 
@@ -155,42 +154,7 @@ class TorchBackend:
     # ---- calculus
 
     def value_and_grad(self, fn: Callable, has_aux: bool = False) -> Callable:
-        """(params, *args) -> (value, grads), or ((value, aux), grads); by the tape, so that every
-        `rsample` of Pyro has its gradient; by functorch inside a `vmap`."""
-
-        def by_tape(params: Any, *args: Any) -> Any:
-            nested = _nested.get()
-            token = _nested.set(True)
-            try:
-                with torch.enable_grad():
-                    leaves = [
-                        p if nested and p.requires_grad else p.detach().requires_grad_(True)
-                        for p in tree_leaves(params)
-                    ]
-                    out = fn(tree_like(params, leaves), *args)
-                    value = out[0] if has_aux else out
-                    if not value.requires_grad:
-                        grads: Any = [None] * len(leaves)
-                    else:
-                        grads = torch.autograd.grad(
-                            value, leaves, allow_unused=True, create_graph=nested
-                        )
-            finally:
-                _nested.reset(token)
-            filled = [
-                torch.zeros_like(p) if g is None else g for g, p in zip(grads, leaves, strict=True)
-            ]
-            if not nested:
-                out = tree_map(lambda o: o.detach() if isinstance(o, torch.Tensor) else o, out)
-            return out, tree_like(params, filled)
-
-        def either(params: Any, *args: Any) -> Any:
-            if torch._C._functorch.peek_interpreter_stack() is None:
-                return by_tape(params, *args)
-            grads, out = torch.func.grad_and_value(fn, has_aux=has_aux)(params, *args)
-            return out, grads
-
-        return either
+        return value_and_grad(fn, has_aux)
 
     def grad(self, fn: Callable) -> Callable:
         both = self.value_and_grad(fn)

@@ -18,8 +18,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from probgen.backends.torch.calculus import value_and_grad
 from probgen.backends.torch.odes import solve_ode as solve_ode
-from probgen.backends.torch.routes import check_length
+from probgen.backends.torch.routes import looping
 from probgen.trees import tree_map
 
 Array = Any
@@ -377,13 +378,18 @@ def solve_triangular(a: Any, b: Any, lower: bool = True) -> Array:
 
 
 def scan(step: Callable, carry: Any, xs: Any, length: int) -> tuple[Any, Any]:
-    check_length(length)
     ys = []
-    for i in range(length):
-        carry, y = step(carry, None if xs is None else tree_map(lambda x, i=i: x[i], xs))
-        ys.append(y)
+    with looping(length):
+        for i in range(length):
+            carry, y = step(carry, None if xs is None else tree_map(lambda x, i=i: x[i], xs))
+            ys.append(y)
     stacked = None if ys[0] is None else tree_map(lambda *a: torch.stack(a), *ys)
     return carry, stacked
+
+
+def grad(fn: Callable) -> Callable:
+    both = value_and_grad(fn)
+    return lambda x: both(x)[1]
 
 
 # ---- images, channel-last ------------------------------------------------------------------------

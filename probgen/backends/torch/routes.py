@@ -7,7 +7,9 @@ say so.
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
+from collections.abc import Iterator
 
 import torch
 
@@ -21,18 +23,30 @@ class NotTraced(RuntimeError):
     """A function that the route at hand leaves to the next one."""
 
 
-def check_length(length: int) -> None:
-    """Leaves a loop of so many steps to the next route, where it is too long for this one.
+# How often the loops around the one at hand run its step.
+_around: contextvars.ContextVar[int] = contextvars.ContextVar("around", default=1)
+
+
+@contextlib.contextmanager
+def looping(length: int) -> Iterator[None]:
+    """A loop of so many steps, left to the next route where it is too long for this one, by the
+    product of the loops that stand in each other.
 
     Raises:
         NotTraced: it is.
     """
+    length = length * _around.get()
     most = MOST_STEPS.get(tracing.get())
     if most is not None and length > most:
         raise NotTraced(
             f"a loop of {length} steps (scan) would be a graph that grows with its length, "
             f"expected at most {most}; the next route runs it step by step"
         )
+    token = _around.set(length)
+    try:
+        yield
+    finally:
+        _around.reset(token)
 
 
 def refuse_adaptive(what: str) -> None:
