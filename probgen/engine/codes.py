@@ -43,8 +43,8 @@ def codes(
             f"{who}: {bound.model.name!r} has the latents {list(hidden)}, expected latents "
             "inside the data plate alone, codes of single data; draw global ones by pg.infer."
         )
-    run = b.compile(_back(bound) if is_back else _codes(bound))
     size = len(next(iter(rows.values())))
+    run = b.compile(_back(bound) if is_back else _codes(bound), num_calls=-(-size // ROWS))
     parts = []
     for start in range(0, size, ROWS):
         part = {k: b.asarray(v[start : start + ROWS]) for k, v in rows.items()}

@@ -259,7 +259,7 @@ def log_joint_and_gradient(
         "params": params,
         "latents": {k: b.asarray(v) for k, v in latents.items() if k in moving},
     }
-    (_, kept), grads = b.value_and_grad(total, has_aux=True)(tree)
+    (_, kept), grads = b.compile(b.value_and_grad(total, has_aux=True), num_calls=1)(tree)
     to_numpy = {n: b.to_numpy(v) for n, v in kept.items()}
     return to_numpy, {"/".join(path): b.to_numpy(leaf) for path, leaf in tree_items(grads)}
 
@@ -418,7 +418,7 @@ def test_guides_agree_on_both_backends(name):
             kept = {n: s.log_prob for n, s in sites.items()}
             return sum(bound.backend.ops.sum(v) for v in kept.values()), kept
 
-        (_, kept), grads = b.value_and_grad(total, has_aux=True)(params)
+        (_, kept), grads = b.compile(b.value_and_grad(total, has_aux=True), num_calls=1)(params)
         found.append(
             (
                 {n: b.to_numpy(v) for n, v in kept.items()},

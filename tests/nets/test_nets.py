@@ -6,6 +6,7 @@ Closed forms for the layers follow, and the nets' refusals.
 """
 
 import dataclasses
+import functools
 import importlib
 import math
 
@@ -96,13 +97,18 @@ def inputs(shapes, lead=(), seed=1):
     return [rng.standard_normal((*lead, *shape)).astype("f") for shape in shapes]
 
 
-def call(lib, net, params, xs):
+def call(lib, net, params, xs, **options):
     """The net on one backend, back in numpy; on JAX one program, which is sooner compiled than each
-    of its operations."""
+    of its operations, and kept for the next law."""
     params, xs = tree_map(lib.asarray, params), [lib.asarray(x) for x in xs]
-    is_jax = lib.__name__.endswith("jax.ops")
-    apply = importlib.import_module("jax").jit(net.apply) if is_jax else net.apply
-    return tree_map(np.asarray, apply(params, *xs))
+    if lib.__name__.endswith("jax.ops"):
+        return tree_map(np.asarray, jitted(net, **options)(params, *xs))
+    return tree_map(np.asarray, net.apply(params, *xs, **options))
+
+
+@functools.cache
+def jitted(net, **options):
+    return importlib.import_module("jax").jit(functools.partial(net.apply, **options))
 
 
 def close(got, expected, rtol=1e-5):
@@ -157,26 +163,20 @@ def test_leading_axes_are_only_batch(lib, net, shapes):
 
 @LAW
 def test_one_trace_serves_other_values(lib, net, shapes):
+    """For them it gives what torch gives operation by operation."""
     params, xs, others = declared(net, shapes), inputs(shapes, (3,)), inputs(shapes, (3,), 2)
-    arrays = [lib.asarray(x) for x in xs]
-    weights = tree_map(lib.asarray, params)
-
-    def flat(weights, *xs):
-        return tree_leaves(net.apply(weights, *xs))
-
-    traced = trace(lib, flat, weights, *arrays)
-    got = traced(weights, *(lib.asarray(x) for x in others))
-    close([np.asarray(y) for y in got], tree_leaves(call(lib, net, params, others)))
-
-
-def trace(lib, fn, *args):
-    if lib.__name__.endswith("torch.ops"):
+    if lib is module("jax"):
+        call(lib, net, params, xs)
+        traced = jitted(net)
+    else:
         from torch.fx.experimental.proxy_tensor import make_fx
 
-        return make_fx(fn)(*args)
-    import jax
+        def apply(weights, *xs):
+            return net.apply(weights, *xs)
 
-    return jax.jit(fn)
+        traced = make_fx(apply)(tree_map(lib.asarray, params), *(lib.asarray(x) for x in xs))
+    got = traced(tree_map(lib.asarray, params), *(lib.asarray(x) for x in others))
+    close(tree_map(np.asarray, got), call(module("torch"), net, params, others))
 
 
 @LAW
@@ -255,12 +255,10 @@ def test_time_embedding_is_ddpms(lib):
 def test_attention_is_its_formula_and_its_maps_sum_to_one(lib):
     net = nets.CrossAttention(num_heads=2)
     shapes = [(5, 4), (3, 6)]
-    params, xs = declared(net, shapes), inputs(shapes, (2,))
-    x, context = xs
-    arrays = [lib.asarray(v) for v in xs]
-    y, maps = net.apply(tree_map(lib.asarray, params), *arrays, return_maps=True)
-    assert tuple(maps.shape) == (2, 2, 5, 3)
-    np.testing.assert_allclose(np.asarray(maps).sum(-1), 1, rtol=1e-5)
+    params, (x, context) = declared(net, shapes), inputs(shapes, (2,))
+    y, maps = call(lib, net, params, [x, context], return_maps=True)
+    assert maps.shape == (2, 2, 5, 3)
+    np.testing.assert_allclose(maps.sum(-1), 1, rtol=1e-5)
 
     def dense(name, v):
         return v @ params[name]["weight"] + params[name]["bias"]
@@ -270,7 +268,7 @@ def test_attention_is_its_formula_and_its_maps_sum_to_one(lib):
     for part in (slice(0, 2), slice(2, 4)):
         scores = np.exp(q[..., part] @ k[..., part].swapaxes(-1, -2) / np.sqrt(2))
         heads.append(scores / scores.sum(-1, keepdims=True) @ v[..., part])
-    close(np.asarray(y), dense("out", np.concatenate(heads, -1)), 1e-4)
+    close(y, dense("out", np.concatenate(heads, -1)), 1e-4)
 
 
 def test_self_attention_is_equivariant_under_permutation(lib):
@@ -335,9 +333,9 @@ def test_initial_weights_keep_the_scale(lib):
 
 
 def test_untrained_unet_and_residual_block_start_as_zero_and_identity(lib):
-    net = nets.UNet((4, 8))
+    net = nets.UNet((4, 8), num_groups=2)
     params = net.init(np.random.default_rng(0), IMAGE, ())
-    y = call(lib, net, params, inputs([IMAGE, ()], (2,)))
+    y = call(lib, net, params, inputs([IMAGE, ()], (3,)))
     np.testing.assert_array_equal(y, np.zeros_like(y))
     block, (x,) = nets.ResidualBlock(3), inputs([IMAGE], (2,))
     np.testing.assert_array_equal(
@@ -347,16 +345,15 @@ def test_untrained_unet_and_residual_block_start_as_zero_and_identity(lib):
 
 def test_unet_hands_out_its_maps(lib):
     net, shapes = nets.UNet((4, 8), attention_levels=(1,), num_heads=2), [IMAGE, (), (4, 6)]
-    params, xs = tree_map(lib.asarray, declared(net, shapes)), inputs(shapes, (2,))
-    y, maps = net.apply(params, *(lib.asarray(x) for x in xs), return_maps=True)
-    assert tuple(y.shape) == (2, *IMAGE) and "middle_attention" in maps and len(maps) == 4
+    y, maps = call(lib, net, declared(net, shapes), inputs(shapes, (2,)), return_maps=True)
+    assert y.shape == (2, *IMAGE) and "middle_attention" in maps and len(maps) == 4
     for each in maps.values():
-        assert tuple(each.shape) == (2, 2, 16, 4)
-        np.testing.assert_allclose(np.asarray(each).sum(-1), 1, rtol=1e-5)
+        assert each.shape == (2, 2, 16, 4)
+        np.testing.assert_allclose(each.sum(-1), 1, rtol=1e-5)
 
 
 def test_unet_takes_one_time_for_all(lib):
-    net = nets.UNet((4, 8))
+    net = nets.UNet((4, 8), num_groups=2)
     params, (x,) = declared(net, [IMAGE, ()]), inputs([IMAGE], (3,))
     one = call(lib, net, params, [x, np.float32(7.0)])
     close(one, call(lib, net, params, [x, np.full(3, 7.0, "f")]))
