@@ -23,7 +23,7 @@ def quick(name):
 
 def sized(kind, backend, **options):
     """Chains as long as a second or two allows: Pyro's take a millisecond a leapfrog."""
-    sizes = {"num_warmup": 150, "num_samples": 300, "num_chains": 2}
+    sizes = {"num_warmup": 100, "num_samples": 220, "num_chains": 2}
     if backend.name == "jax":
         sizes = {"num_warmup": 300, "num_samples": 2000, "num_chains": 4}
     return kind(**{**sizes, **options})

@@ -53,7 +53,7 @@ class Density(NamedTuple):
 
 
 def _gamma(x: Array, a: Array, rate: Array) -> Array:
-    safe = ops.where(x > 0, x, 1.0 + 0.0 * x)
+    safe = ops.where(x <= 0, 1.0, x)
     inner = ops.log(a) - ops.log(safe) - log_stirling(a) - deviance(a, rate * safe)
     return ops.where(x == 0, at_edge(a, ops.log(rate)), inner)
 
@@ -68,7 +68,7 @@ def _beta_inner(x: Array, y: Array, a: Array, b: Array) -> Array:
 
 
 def _beta(x: Array, a: Array, b: Array) -> Array:
-    safe = ops.where((x > 0) & (x < 1), x, 0.5 + 0.0 * x)
+    safe = ops.where((x <= 0) | (x >= 1), 0.5, x)
     inner = _beta_inner(safe, 1.0 - safe, a, b) - ops.log(safe) - ops.log1p(-safe)
     inner = ops.where(x == 0, at_edge(a, ops.log(b)), inner)
     return ops.where(x == 1, at_edge(b, ops.log(a)), inner)
@@ -80,14 +80,14 @@ def _affine_beta(x: Array, a: Array, b: Array, loc: Array, scale: Array) -> Arra
 
 def _fisher(x: Array, df1: Array, df2: Array) -> Array:
     a, b = 0.5 * df1, 0.5 * df2
-    safe = ops.where(x > 0, x, 1.0 + 0.0 * x)
+    safe = ops.where(x <= 0, 1.0, x)
     total = df1 * safe + df2
     inner = _beta_inner(df1 * safe / total, df2 / total, a, b) - ops.log(safe)
     return ops.where(x == 0, at_edge(a, 0.0 * a), inner)
 
 
 def _kumaraswamy(x: Array, a: Array, b: Array) -> Array:
-    safe = ops.where((x > 0) & (x < 1), x, 0.5 + 0.0 * x)
+    safe = ops.where((x <= 0) | (x >= 1), 0.5, x)
     rest = ops.log(-ops.expm1(a * ops.log(safe)))  # log(1 - x^a)
     inner = ops.log(a) + ops.log(b) + (a - 1.0) * ops.log(safe) + (b - 1.0) * rest
     inner = ops.where(x == 0, at_edge(a, ops.log(b)), inner)
@@ -95,7 +95,7 @@ def _kumaraswamy(x: Array, a: Array, b: Array) -> Array:
 
 
 def _weibull(x: Array, scale: Array, k: Array) -> Array:
-    safe = ops.where(x > 0, x, scale + 0.0 * x)
+    safe = ops.where(x <= 0, scale, x)
     log_z = ops.log(safe / scale)
     inner = ops.log(k) - ops.log(scale) + (k - 1.0) * log_z - ops.exp(k * log_z)
     return ops.where(x == 0, at_edge(k, -ops.log(scale)), inner)
@@ -351,7 +351,7 @@ def log_prob(
         return density(value, *arguments)  # type: ignore[misc]
     middle = entry.middle(*arguments) if callable(entry.middle) else entry.middle
     wide = ok[(..., *(None,) * entry.event_ndim)]
-    found = density(ops.where(wide, value, middle + 0.0 * value), *arguments)  # type: ignore[misc]
+    found = density(ops.where(wide, value, middle), *arguments)  # type: ignore[misc]
     return ops.where(ok, found, -math.inf)
 
 

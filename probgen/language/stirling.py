@@ -25,13 +25,13 @@ LARGE = 16.0  # from where S is its asymptotic series
 
 def xlogy(x: Array, y: Array) -> Array:
     """x log y, 0 where x is 0, also for y = 0; gradients likewise."""
-    return ops.where(x == 0, 0.0 * y, x * ops.log(ops.where(x == 0, 1.0 + 0.0 * y, y)))
+    return ops.where(x == 0, 0.0 * y, x * ops.log(ops.where(x == 0, 1.0, y)))
 
 
 def log_stirling(x: Array) -> Array:
     """S(x) = log x! - x log x + x for x >= 0; 0 at 0."""
-    small = ops.minimum(x, LARGE + 0.0 * x)
-    inv = 1.0 / ops.maximum(x, LARGE + 0.0 * x)
+    small = ops.minimum(x, LARGE)
+    inv = 1.0 / ops.maximum(x, LARGE)
     sq = inv * inv
     series = inv * (1 / 12 - sq * (1 / 360 - sq * (1 / 1260 - sq * (1 / 1680 - sq / 1188))))
     large = HALF_LOG_2PI - 0.5 * ops.log(inv) + series
@@ -41,15 +41,16 @@ def log_stirling(x: Array) -> Array:
 def deviance(x: Array, m: Array) -> Array:
     """D(x, m) = x log(x/m) + m - x for x, m >= 0; at x = 0 it is m, at m = 0 < x infinite."""
     total = x + m
-    v = (x - m) / ops.where(total > 0, total, 1.0 + 0.0 * total)
-    sq, tail = v * v, 0.0 * v
-    for j in range(TERMS["64" in str(v.dtype)], 0, -1):
+    v = (x - m) / ops.where(total > 0, total, 1.0)
+    sq, terms = v * v, TERMS["64" in str(v.dtype)]
+    tail = sq * (1.0 / (2 * terms + 1))
+    for j in range(terms - 1, 0, -1):
         tail = (tail + 1.0 / (2 * j + 1)) * sq
     near = (x - m) * v + 2.0 * x * v * tail
     # -x log(m/x) and not x log(x/m), whose derivative by m overflows for m below 1e-19
     is_zero = x == 0
-    safe_x = ops.where(is_zero, 1.0 + 0.0 * m, x)
-    far = m - x - x * ops.log(ops.where(is_zero, 1.0 + 0.0 * m, m) / safe_x)
+    safe_x = ops.where(is_zero, 1.0, x)
+    far = m - x - x * ops.log(ops.where(is_zero, 1.0, m) / safe_x)
     return ops.where(ops.abs(v) < NEAR, near, far)
 
 
@@ -73,8 +74,8 @@ def log1p_square(z: Array) -> Array:
     large = ops.abs(z) > 1e6
     return ops.where(
         large,
-        2.0 * ops.log(ops.where(large, ops.abs(z), 1.0 + 0.0 * z)),
-        ops.log1p(ops.square(ops.where(large, 0.0 * z, z))),
+        2.0 * ops.log(ops.where(large, ops.abs(z), 1.0)),
+        ops.log1p(ops.square(ops.where(large, 0.0, z))),
     )
 
 

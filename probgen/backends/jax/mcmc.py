@@ -58,12 +58,15 @@ class FreeLowering(FreeHands, Lowering):
                 return transform.inv(jnp.broadcast_to(fn.mean, shape))
             except NotImplementedError:
                 pass  # no closed form: the median stands in, as in NumPyro
-        key, draws = self.key, []
-        for i in range(1 if self.strategy == "init_to_sample" else 15):
-            self.key = jax.random.fold_in(key, i)
-            draws.append(transform.inv(jnp.broadcast_to(self._draw(name, fn), shape)))
-        self.key = key
-        return jnp.median(jnp.stack(draws), axis=0)
+        outer = self.key
+
+        def draw(i: Any) -> Any:
+            self.key = jax.random.fold_in(outer, i)
+            return transform.inv(jnp.broadcast_to(self._draw(name, fn), shape))
+
+        draws = jax.vmap(draw)(jnp.arange(1 if self.strategy == "init_to_sample" else 15))
+        self.key = outer
+        return jnp.median(draws, axis=0)
 
 
 def unconstrained(
@@ -130,7 +133,7 @@ class _Sampler:
                 ok &= jnp.isfinite(leaf).all()
             return Start(p.free, ok, p.site_log_prob, p.outside), ParamInfo(p.free, value, grad)
 
-        tried = jax.vmap(one, in_axes=(0, 0, None))
+        tried = jax.jit(jax.vmap(one, in_axes=(0, 0, None)))  # for its shapes, and in the loop
 
         def go_on(carry: Any) -> Any:
             i, (start, _) = carry

@@ -142,6 +142,10 @@ def fold(root: torch.nn.Module, graph: Graph) -> None:
             if like is not None and math.prod(like.shape) <= _FOLD_UP_TO:
                 number = 1 if op is aten.ones_like.default else 0
                 known[node] = torch.full(like.shape, number, dtype=like.dtype, device=like.device)
+        elif op is aten.new_full.default and (like := form(node)) is not None:
+            known[node] = op(
+                torch.empty(0, dtype=like.dtype, device=like.device), *node.args[1:], **node.kwargs
+            )
         elif all(n in known for n in node.all_input_nodes):
             values = torch.fx.map_arg((node.args, node.kwargs), lambda n: known[n])
             result = op(*values[0], **values[1])
