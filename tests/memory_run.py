@@ -1,7 +1,9 @@
-"""A fit from a stream: `python memory_run.py BACKEND` prints MiB as JSON, for test_memory.py."""
+"""A fit from a stream, whose process says how large it is, for test_memory.py."""
 
+import ctypes
 import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import psutil
@@ -10,7 +12,7 @@ import probgen as pg
 from probgen import backends, dist, nets
 from probgen.inference import ELBO, SVI
 
-DIM, SIZE, BATCHES = 2000, 250, 220  # a batch is 1.9 MiB, all of them 420 MiB
+DIM, SIZE, BATCHES = 2000, 250, 110  # a batch is 1.9 MiB, all of them 210 MiB
 
 
 @pg.model
@@ -34,17 +36,19 @@ class Watch(pg.Callback):
 
 
 def stream():
-    rng = np.random.default_rng(0)
-    for _ in range(BATCHES):
-        yield {"x": rng.standard_normal((SIZE, DIM), dtype=np.float32)}
+    rows = np.random.default_rng(0).standard_normal((SIZE, DIM), dtype=np.float32)
+    for i in range(BATCHES):
+        yield {"x": rows + np.float32(i % 7)}  # new memory each time
 
 
-if __name__ == "__main__":
-    name = sys.argv[1]
+def run(name, out):
+    """Writes {"sizes": [[step, MiB], ...], "steps": number of steps} to the file `out`."""
+    if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):
+        mallopt(-1, 100_000)  # glibc gives back what is freed
     options = {"compile": "graph"} if name == "torch" else {}
     watch = Watch()
     fitted = pg.fit(
         wide, stream, SVI(ELBO(), pg.Adam(1e-2)), num_steps=BATCHES, seed=0, callbacks=[watch],
         backend=backends.load(name, "cpu", **options),
     )  # fmt: skip
-    print(json.dumps({"sizes": watch.sizes, "steps": fitted.info["num_steps"]}))
+    Path(out).write_text(json.dumps({"sizes": watch.sizes, "steps": fitted.info["num_steps"]}))

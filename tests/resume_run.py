@@ -1,9 +1,8 @@
-"""A fit to be killed: `python resume_run.py BACKEND COMPILE FOLDER OUT CASE`, by test_resume.py.
+"""A fit to be killed, by test_resume.py.
 
 Slow on purpose (a callback sleeps), so that there is a random moment to kill it at.
 """
 
-import sys
 import time
 
 from fit_cases import binary_data, small_vae
@@ -13,7 +12,7 @@ import probgen as pg
 from probgen import backends
 from probgen.inference import PI, SVI, ControlledELBO
 
-NUM_STEPS = 400
+NUM_STEPS = 200
 
 
 class Slow(pg.Callback):
@@ -42,6 +41,5 @@ def run(backend, compile, case="vae", checkpoint=None, pause=0.0):
     )  # fmt: skip
 
 
-if __name__ == "__main__":
-    name, how, folder, out, case = sys.argv[1:]
-    run(name, how, case, folder, pause=0.04).save_pretrained(out)
+def run_slowly(backend, compile, case, folder, out):
+    run(backend, compile, case, folder, pause=0.1).save_pretrained(out)

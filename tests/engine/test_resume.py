@@ -3,23 +3,19 @@
 import errno
 import os
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
+import children
 import numpy as np
 import pytest
 from fit_cases import are_same_bits, assert_same_bits, binary_data, coins, quick, small_vae, svi
-from resume_run import NUM_STEPS, run
+from resume_run import NUM_STEPS, run, run_slowly
 
 import probgen as pg
 from probgen.engine.fitted import Fitted
 from probgen.errors import SaveError
 from probgen.records.checkpoint import Checkpoints
 from probgen.records.store import read_folder
-
-HERE = Path(__file__).resolve().parents[1]  # where the helpers of tests lie
 
 
 @pytest.fixture(scope="module")
@@ -34,40 +30,36 @@ def steps_in(folder):
 # ---- killed ----
 
 
-def start(*arguments):
-    command = [sys.executable, HERE / "resume_run.py", *arguments]
-    paths = os.pathsep.join([str(HERE), str(HERE.parent), os.environ.get("PYTHONPATH", "")])
-    return subprocess.Popen(
-        command, env={**os.environ, "PYTHONPATH": paths}, stderr=subprocess.PIPE, text=True
-    )
-
-
 def kill_at_a_random_moment(process, folder, rng):
     """SIGKILL between 0 and 0.5 s after the process has written a checkpoint of its own."""
     before, deadline = steps_in(folder), time.monotonic() + 1200
-    while steps_in(folder) == before and process.poll() is None:
+    while steps_in(folder) == before and process.is_alive():
         assert time.monotonic() < deadline, "no checkpoint in twenty minutes"
         time.sleep(0.005)
     time.sleep(rng.uniform(0, 0.5))
-    process.send_signal(signal.SIGKILL)
-    return process.wait() == -signal.SIGKILL
+    process.kill()
+    process.join()
+    return process.exitcode == -signal.SIGKILL
 
 
 def check_killed_and_resumed(backend, compile, tmp_path, kills, case="vae"):
     rng = np.random.default_rng()  # another moment every time
-    folder, out = tmp_path / "checkpoints", tmp_path / "out"
+    folder, out, said = (tmp_path / name for name in ("checkpoints", "out", "said"))
+
+    def start():
+        return children.start(run_slowly, backend, compile, case, folder, out, said=said)
+
     killed = []
     for _ in range(kills):
-        process = start(backend, compile, folder, out, case)
+        process = start()
         was_killed = kill_at_a_random_moment(process, folder, rng)
-        _, said = process.communicate()
-        assert was_killed or process.returncode == 0, said
+        assert was_killed or process.exitcode == 0, children.error(said)
         if not was_killed:
             break
         killed.append(steps_in(folder)[-1])
-    process = start(backend, compile, folder, out, case)
-    _, said = process.communicate(timeout=1200)
-    assert process.returncode == 0, said
+    process = start()
+    process.join(timeout=1200)
+    assert process.exitcode == 0, children.error(said)
     assert killed and killed == sorted(killed) and killed[0] < NUM_STEPS
     whole, resumed = run(backend, compile, case), Fitted.from_pretrained(out)
     assert_same_bits(whole.params, resumed.params)

@@ -23,7 +23,7 @@ def digits() -> np.ndarray:
     return (x > 0.5).astype(np.float32)[np.random.default_rng(0).permutation(len(x))][:1437]
 
 
-def vae(hidden=(128,)) -> VAE:
+def vae(hidden=(64,)) -> VAE:
     return VAE(
         latent=dist.Normal(0, 1).expand([8]).to_event(1),
         decoder=nets.MLP(hidden=hidden, out=(8, 8, 1)),
