@@ -51,7 +51,7 @@ class Difference:
             return (
                 f"**{measure}**: training data and {name} do not differ beyond their errors "
                 f"({with_error(self.nats, self.error)} nats): no overfitting is shown. One of less "
-                f"than {Z * self.error + abs(self.nats):.2g} nats would not be seen with so many "
+                f"than {Z * self.error:.2g} nats would mostly not be seen with so many "
                 "data."
             )
         if self.verdict == "overfits":

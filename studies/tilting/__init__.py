@@ -1,0 +1,1 @@
+"""Exponential tilting and VAEBM on 25 Gaussians; see docs/systems/tilting.md."""
