@@ -140,14 +140,16 @@ VARIANTS = {"mean": {"through": "mean"}, "sample": {}, "z": {"on": "z"}}
 
 @pytest.mark.parametrize("kind", VARIANTS)
 def test_the_learning_rule_is_the_gradient_of_the_likelihood(b, kind):
-    """E and F: one step of SGD by chains is that of finite differences, and nothing else moves.
+    """E and F: one step of SGD is that of finite differences, and nothing else moves; by chains for
+    samples, by weighted draws of the base for the others.
 
     Decoder means, samples, and the prior with z ~ q(z | x) of a guide that is not the posterior.
     """
     count = 20_000
     x = np.random.default_rng(3).normal(0.5, 0.8, (count, 1)).astype(np.float32)
     fitted = tilted_vae(THETA, **VARIANTS[kind])
-    learn = MaximumLikelihood(MALA, space="noise", optimizer=pg.SGD(1.0))
+    sampler = MALA if kind == "sample" else ImportanceSampling(count)
+    learn = MaximumLikelihood(sampler, space="noise", optimizer=pg.SGD(1.0))
     after = pg.fit(
         fitted.model, x, learn, num_steps=1, batch_size=count, seed=0, backend=b,
         init={"energy": fitted.params["energy"]}, progress_bar=False,

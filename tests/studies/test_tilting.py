@@ -1,0 +1,79 @@
+"""VAEBM and exponential tilting on 25 Gaussians: the acceptance checks of their reproductions.
+
+    make reproduce NAME=vaebm                                     a weak VAE as base
+    make reproduce NAME=exponential_tilting                       a weak flow
+    FIGURES=docs/figures make reproduce NAME=vaebm                and draws the page's figure
+
+Means of three seeds against the sheet's thresholds, the pilot's single run beside them. The laws
+that take seconds are in `tests/models/test_vaebm.py` and `test_exponential_tilting.py`.
+"""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from studies.tilting.figures import four_panels
+from studies.tilting.study import STABLE, Settings, run, table
+
+pytestmark = pytest.mark.slow
+SEEDS = (0, 1, 2)
+PILOT = {  # one run each, of the sheets
+    "vaebm by weights": {
+        "gain": {"gain": 1.87}, "share": {"share": 0.20},
+        "base": {"high quality": 0.14, "modes": 0.0},
+        "resampled": {"high quality": 0.60, "modes": 25.0},
+        "chains": {"high quality": 0.56, "modes": 25.0, "KL": 0.018},
+    },
+    "vaebm by chains": {
+        "gain": {"gain": 0.63}, "share": {"share": 0.56},
+        "base": {"high quality": 0.14, "modes": 0.0},
+        "resampled": {"high quality": 0.25}, "chains": {"high quality": 0.25},
+    },
+}  # fmt: skip
+
+
+def study(title, settings, backend):
+    """Rows of three seeds, printed beside the pilot's; (rows, means by quantity)."""
+    rows = [run(settings, seed, backend) for seed in SEEDS]
+    print(f"\n{title} on {backend}\n{table(rows, PILOT[title])}")
+
+    def mean(group, what=None):
+        return float(np.mean([r[group][what] if what else r[group] for r in rows]))
+
+    return rows, mean
+
+
+def draw(found, backend, name, tmp_path):
+    folder = Path(os.environ.get("FIGURES", tmp_path))
+    four_panels(found, backend).savefig(folder / f"{name}.png", dpi=90)
+    assert (folder / f"{name}.png").stat().st_size < 200_000
+
+
+def test_vaebm_by_weighted_draws(tmp_path):
+    """Gain at least 0.5 nats, high quality doubled, 20 modes and more, chains near resampling."""
+    rows, mean = study("vaebm by weights", Settings(), "jax")
+    assert mean("gain") >= 0.5
+    assert mean("resampled", "high quality") >= 2 * mean("base", "high quality")
+    assert mean("resampled", "modes") >= 20 and mean("chains", "modes") >= 20
+    assert mean("resampled", "KL") <= 0.1 and mean("chains", "KL") <= 0.1
+    long, resampled = (mean(k, "high quality") for k in ("long chains", "resampled"))
+    assert abs(long - resampled) <= 0.1
+    draw(rows[0], "jax", "vaebm", tmp_path)
+
+
+def test_vaebm_by_chains():
+    """The stable setting: gain at least 0.2 nats, better samples, chains as resampling has them."""
+    _, mean = study("vaebm by chains", Settings(**STABLE, tilt_steps=1600), "jax")
+    assert mean("gain") >= 0.2
+    base, short, resampled = (mean(k, "high quality") for k in ("base", "chains", "resampled"))
+    assert short >= base + 0.05 and abs(short - resampled) <= 0.05
+
+
+def test_vaebm_on_torch_at_a_shorter_length():
+    """A quarter of the updates, one seed: the same direction."""
+    found = run(Settings(base_steps=1000, tilt_steps=600), 0, "torch")
+    assert found["gain"] >= 0.3
+    better = [found[k]["high quality"] for k in ("base", "resampled")]
+    assert better[1] >= better[0] + 0.05
