@@ -19,7 +19,7 @@ from probgen.engine.spaces import total
 from probgen.errors import AlgorithmError
 from probgen.inference.likelihood.importance import IWAE
 from probgen.inference.likelihood.partition import LogPartition
-from probgen.inference.likelihood.unnormalized import UnnormalizedBound, require_density_of_data
+from probgen.inference.likelihood.unnormalized import UnnormalizedBound
 from probgen.inference.objectives.elbo import ELBO
 from probgen.language.declared import declaration
 
@@ -97,7 +97,7 @@ class EnergyLogLikelihood:
     def bind_measure(self, context: EvaluationContext) -> Function:
         """(rows, ids) -> estimates."""
         bound = context.bound
-        require_density_of_data(bound, self.name)
+        bound.require_density_of_data(self.name)
         if self.base is not None:
             inner = context.function(UnnormalizedBound(self.base))
             return lambda rows, ids: self._less_log_z(inner(rows, ids))
@@ -158,7 +158,7 @@ def _exact(values: Values) -> Values:
 
 def _density(bound: Bound, who: str) -> Callable:
     """(params, batch) -> log p~ of each datum, [batch]."""
-    require_density_of_data(bound, who)
+    bound.require_density_of_data(who)
     if bound.latents:
         raise AlgorithmError(
             f"{who}: {bound.model.name!r} has the latents {list(bound.latents)}, expected none: "

@@ -15,9 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from probgen.engine.bound import Bound
 from probgen.engine.measure import EvaluationContext, Function
-from probgen.errors import AlgorithmError
 from probgen.inference.likelihood.guide_terms import AT_ONCE, guide_terms, weights_of
 from probgen.inference.likelihood.importance import IWAE
 from probgen.inference.objectives.elbo import ELBO
@@ -54,7 +52,7 @@ class UnnormalizedBound:
     def bind_measure(self, context: EvaluationContext) -> Function:
         """The base's measure with every factor in its weights."""
         bound = context.bound
-        require_density_of_data(bound, self.name)
+        bound.require_density_of_data(self.name)
         base: Any = self.base
         at_once = getattr(base, "particles_at_once", AT_ONCE)
         terms = guide_terms(context, base.name, base.num_particles, at_once, up_to_constant=True)
@@ -71,20 +69,3 @@ class UnnormalizedBound:
     def _of_base(self, hook: str, values: Any, otherwise: Any) -> Any:
         found = getattr(self.base, hook, None)
         return otherwise if found is None else found(values)
-
-
-def require_density_of_data(bound: Bound, who: str) -> None:
-    """Refuses data that are a function of latents, without a density even up to a constant.
-
-    A flat density over data without latents is one, up to a constant, by its factors.
-
-    Raises:
-        AlgorithmError: names them, and what has one.
-    """
-    nowhere = [n for n in bound.observed if n in bound.structure.improper]
-    if nowhere and bound.latents:
-        raise AlgorithmError(
-            f"{who}: the data {nowhere} have no density under {bound.model.name!r}, not "
-            "even up to a constant, expected a likelihood of them; tilt the model's samples "
-            'and not its means, Tilted(base, energy, through="sample").'
-        )

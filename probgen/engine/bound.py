@@ -264,6 +264,22 @@ class Bound(Updates):
             )
         return self.model.guide
 
+    def require_density_of_data(self, who: str) -> None:
+        """Refuses data that the program computes from latents and gives no density, not even up to
+        a constant: nothing can be conditioned on them.
+
+        Raises:
+            AlgorithmError: names them, and what has one.
+        """
+        improper = [n for n in self.observed if n in self.structure.improper]
+        computed = [n for n in improper if self.structure.sites[n].noise_shape == (0,)]
+        if computed:
+            raise AlgorithmError(
+                f"{who}: the data {computed} have no density under {self.model.name!r}, not even "
+                "up to a constant, expected a likelihood of them; tilt the model's samples and not "
+                'its means, Tilted(base, energy, through="sample").'
+            )
+
     def require_latents_drawn(self, who: str) -> None:
         """Refuses a guide that draws what the data observe, of which a fit would learn nothing.
 

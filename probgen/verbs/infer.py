@@ -127,6 +127,7 @@ def infer(
         declared, b, data=rows, constants=constants, params=given, seed=seed, whole=True,
         num_data=num_data,
     )  # fmt: skip
+    bound.require_density_of_data("infer")
     _check_nets(bound, given, reads_guide)
     _check_names(bound)
     posterior = Posterior(bound, bound.num_rows)
