@@ -125,10 +125,11 @@ def fit_tilt(
         sampler, space="noise", optimizer=pg.Adam(settings.learning_rate),
         regularizers=(EnergyMagnitude(settings.penalty),) if settings.penalty else (),
     )  # fmt: skip
+    judged_by = mixture().sample(2000, seed=seed + 300).astype("float32")
     return pg.fit(
         Tilted(base, energy), x, learn, num_steps=settings.tilt_steps,
-        batch_size=settings.batch_size, validation=mixture().sample(2000, seed=seed + 300).astype("f"),
-        eval_every=100, seed=seed, backend=backend, progress_bar=False,
+        batch_size=settings.batch_size, validation=judged_by, eval_every=100, seed=seed,
+        backend=backend, progress_bar=False,
     )  # fmt: skip
 
 
