@@ -30,7 +30,7 @@ from probgen.inference import (
 )
 from probgen.language.declared import declaration
 from probgen.language.kinds import Count, Many, NonNegative, Positive
-from probgen.models import VAE, Tilted, likelihoods
+from probgen.models import VAE, Coupling, Flow, Tilted, likelihoods
 
 UNIT = 2.828
 SD = 0.1 / UNIT
@@ -97,9 +97,7 @@ def mixture() -> Any:
 def fit_base(settings: Settings, x: np.ndarray, seed: int, backend: str) -> pg.Fitted:
     """The generator that is then frozen."""
     if settings.base == "flow":
-        from probgen.models import Flow
-
-        model: Any = Flow(pg.models.AffineCoupling(hidden=(64, 64)), num_layers=6, shape=(2,))
+        model: Any = Flow(2, Coupling(nets.MLP((64, 64))), num_layers=6)
     else:
         model = VAE(
             dist.Normal(0, 1).expand([2]).to_event(1), nets.MLP((64, 64), out=(2,)),
