@@ -21,7 +21,7 @@ import math
 from typing import Any, ClassVar
 
 import numpy as np
-from scipy import stats
+import scipy  # its `stats`, half a second of every start, come when first asked for
 
 from probgen.inference.likelihood.psis import MIN_WEIGHTS, PRIOR_SHAPE, PRIOR_WEIGHTS, tail_length
 
@@ -60,7 +60,7 @@ def error_of_mean(values: np.ndarray) -> np.ndarray:
     safe = np.where(square > 0, square, 1.0)
     excess = (off**4).mean(axis=-1) / safe**2 - 1.0
     freedom = np.minimum(num - 1.0, 2.0 * num / np.maximum(excess, 1e-12))
-    quantile = stats.t.ppf(0.5 + LEVEL / 2, np.maximum(freedom, 1.0))
+    quantile = scipy.stats.t.ppf(0.5 + LEVEL / 2, np.maximum(freedom, 1.0))
     return np.sqrt(square / (num - 1)) * quantile / Z_TWO
 
 
@@ -71,7 +71,7 @@ def lower_limit(error: Any, num_weights: int | None = None) -> np.ndarray:
         error: relative standard error of the mean weight, by `error_of_mean`; or the plain one over
             few weights with `num_weights`, for Student's quantile in place of 1.645.
     """
-    z = Z_ONE if num_weights is None else stats.t.ppf(LEVEL, num_weights - 1)
+    z = Z_ONE if num_weights is None else scipy.stats.t.ppf(LEVEL, num_weights - 1)
     return np.log(np.maximum(1.0 - LEVEL, 1.0 - z * np.asarray(error, np.float64)))
 
 

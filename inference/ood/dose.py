@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from scipy.stats import gaussian_kde
+import scipy  # its `stats`, half a second of every start, come when first asked for
 
 from probgen.engine.measure import AnyMeasure, EvaluationContext, Function, Values, short_mark
 from probgen.errors import DataError, ProbgenError
@@ -80,7 +80,7 @@ class DoSE:
         return run
 
 
-def _density(known: np.ndarray, who: str) -> gaussian_kde:
+def _density(known: np.ndarray, who: str) -> Any:
     """Kernel density of [n] numbers.
 
     Raises:
@@ -92,7 +92,7 @@ def _density(known: np.ndarray, who: str) -> gaussian_kde:
             f"{who}: is {known[0]:g} for all {len(known)} reference data, expected numbers that "
             "vary, to fit a density to; leave this statistic out."
         )
-    return gaussian_kde(known)
+    return scipy.stats.gaussian_kde(known)
 
 
 def _finite(t: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ the smallest level at which "as large as s" is rejected; uniform for a new datum
 from __future__ import annotations
 
 import numpy as np
-from scipy.stats import chi2
+import scipy  # its `stats`, half a second of every start, come when first asked for
 
 
 def right_tail(known: np.ndarray, s: np.ndarray) -> np.ndarray:
@@ -55,7 +55,7 @@ def fisher(p: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     Source: Fisher 1932, Statistical Methods for Research Workers, section 21.1.
     """
     statistic = -2.0 * np.log(p).sum(1)
-    return statistic, chi2.sf(statistic, 2 * p.shape[1])
+    return statistic, scipy.stats.chi2.sf(statistic, 2 * p.shape[1])
 
 
 def brown(p: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -77,4 +77,4 @@ def brown(p: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     sd = np.sqrt(np.diag(cov))
     variance = 4.0 * float((cov / np.outer(sd, sd)).sum())
     scale = variance / (2.0 * num)
-    return statistic, chi2.sf(statistic / scale, num / scale)
+    return statistic, scipy.stats.chi2.sf(statistic / scale, num / scale)
