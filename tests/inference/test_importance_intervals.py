@@ -18,8 +18,8 @@ from probgen.inference.likelihood.interval import has_interval, interval_limit, 
 from probgen.inference.likelihood.psis import khat, khat_limit
 from probgen.inference.ood import InputComplexity, NegativeLogLikelihood, Typicality
 
-TABLES, DATA, K = 40, 50, 1000
-N = TABLES * DATA  # 2,000: the standard error of a coverage of 95 % is 0.5 %
+TABLES, DATA, K = 20, 50, 1000
+N = TABLES * DATA  # 1,000: the standard error of a coverage of 95 % is 0.7 %
 
 
 def pareto(k, shape, seed):
@@ -46,7 +46,7 @@ def spikes(rate, shape, seed):
 
 
 def by_table(log_w):
-    """The settled values of 40 tables of 50 data each, one after the other."""
+    """The settled values of 20 tables of 50 data each, one after the other."""
     found = importance_estimate(log_w)
     parts = [
         settle({n: v[i : i + DATA] for n, v in found.items()}, log_w.shape[1])
