@@ -137,6 +137,8 @@ RIGHTLY = {
     "tuple[Size, ...]": {"empty"},
     "tuple[Axes, ...]": {"empty"},
     "Shape": {"empty"},
+    "tuple[Regularizer, ...]": {"empty"},
+    "SomeNames": {"none"},
     "tuple[Annotated[int, between(-1, 10 ** 6)], ...]": {"empty"},
     "Heads": {"none"},
     "Names": {"none", "empty"},

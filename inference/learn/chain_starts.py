@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -22,12 +22,13 @@ from probgen.engine.bound import Bound
 from probgen.engine.target import Target
 from probgen.errors import AlgorithmError, DeclarationError
 from probgen.inference.learn.contrast import WHO, Contrast
-from probgen.language.declared import declaration, require
-from probgen.language.kinds import CountOrZero, Many, Names, Share
+from probgen.language.declared import declaration
+from probgen.language.kinds import CountOrZero, Many, Share, Text, not_empty
 from probgen.language.memory import ask
 
 Array = Any
 Tree = Any
+SomeNames = Annotated[tuple[Text, ...], not_empty] | None
 COUNTS = ("filled", "next", "updates")  # of a buffer: ends that it holds, where the next one goes
 
 
@@ -164,10 +165,7 @@ class ReplayBuffer:
     refresh: Share = 0.05
     anneal: CountOrZero = 0
     fresh: Literal["base", "data"] | ChainStart = "base"
-    sites: Names = dataclasses.field(default=None, kw_only=True)
-
-    def __post_init__(self) -> None:
-        require(self.sites is None or self.sites, self, "at least one site, or None", "sites")
+    sites: SomeNames = dataclasses.field(default=None, kw_only=True)
 
     def bind(self, bound: Bound, target: Target, contrast: Contrast, space: str) -> Starts:
         """The starts of a model's chains."""

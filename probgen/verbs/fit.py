@@ -104,7 +104,8 @@ def fit(
             (held-out data then carry their own, as entries of the dict); the others are shared.
         names: which entries of a data set observe which sites.
         validation: held-out data, in the form of `data`, evaluated every `eval_every` steps (an
-            epoch by default).
+            epoch by default). Of an algorithm with a criterion of its own (`MaximumLikelihood`: the
+            gain) the best state is returned.
         ema_decay: keeps an exponential moving average of the parameters, p' = d p' + (1 - d) p,
             and returns it.
         gradient_accumulation: works a batch through in that many parts, for memory.
