@@ -61,11 +61,10 @@ class MaximumLikelihood:
     Metrics: `energy_data`, `energy_samples` (minus the factors), `loss`, what of the log-likelihood
     is maximised, negated: with chains the gap of log p~ between draws and data, near 0 in
     equilibrium; with importance sampling minus the mean log-likelihood, or minus its gain over a
-    base that is fixed. Of chains: their mean `log_density` at the end, `acceptance` of the last
-    step (without a Metropolis test what one would have accepted) and `movement`, from start to end
-    in standard deviations of the ends. Of importance sampling: `importance_share`. What is added to
-    the loss is `regularizers`. On held-out data: `gain`, `log_likelihood`, `importance_share` (see
-    `EnergyGuard`).
+    base that is fixed. Of chains: `acceptance` of their first step (without a Metropolis test what
+    one would have accepted) and `movement`, from start to end in standard deviations of the ends.
+    Of importance sampling: `importance_share`. What is added to the loss is `regularizers`. On
+    held-out data: `gain`, `log_likelihood`, `importance_share` (see `EnergyGuard`).
 
     Raises (when bound):
         AlgorithmError: the model has no factor (its density is normalised: `SVI(ELBO())` learns

@@ -121,12 +121,11 @@ def chains(bound: Bound, contrast: Contrast, sampler: Sampler, space: Any, init:
     finish = b.compile(finish, num_calls=bound.num_steps)
 
     def moved(params: Mapping, batch: Mapping, key: Any, x: Tree) -> tuple[Any, dict]:
-        """The ends, and the acceptance of the last step: of all it would cost a tenth of a step."""
-        k_chain, k_last = b.split(key, 2)
-        state = kernel.init(x, params, batch)
+        """The ends, and the acceptance of the first step: of all it would take a tenth more."""
+        k_first, k_chain = b.split(key, 2)
+        state, info = kernel.step(k_first, kernel.init(x, params, batch), params, batch)
         if n > 1:
             state, _ = walk(b, kernel, state, k_chain, n - 1, params, batch)
-        state, info = kernel.step(k_last, state, params, batch)
         ratio = info.get("log_ratio")
         return state, {} if ratio is None else {"acceptance": ops.mean(acceptance(ops, ratio))}
 
@@ -135,14 +134,13 @@ def chains(bound: Bound, contrast: Contrast, sampler: Sampler, space: Any, init:
         x = begin(params, kept, batch, k_start)
         end, rate = moved(params, batch, k_chain, x)
         values, kept, far = finish(params, kept, batch, x, end.x)
-        density = {} if end.log_density is None else {"log_density": ops.mean(end.log_density)}
-        return {"values": values, "log_base": None}, kept, {**density, "movement": far, **rate}
+        return {"values": values, "log_base": None}, kept, {"movement": far, **rate}
 
     def value(log_f: Array, energy: Array, log_base: Any) -> tuple:
         return ops.mean(log_f), {"energy_samples": ops.mean(energy)}
 
     ends = f"of the ends of the chains: {sampler.cure()}"
-    return Negative(starts.own, draw, value, starts.renew, {"log_density": ends})
+    return Negative(starts.own, draw, value, starts.renew, {"energy_samples": ends})
 
 
 def movement(ops: Any, x: Tree, ends: Tree) -> Array:

@@ -56,7 +56,7 @@ def test_the_note_says_how_the_chains_went(b):
 def test_learning_with_chains_that_leave_the_numbers_names_the_sampler(b):
     x = np.random.default_rng(0).normal(size=(64, 2)).astype(np.float32)
     learn = MaximumLikelihood(Langevin(0.5, num_steps=20))
-    words = r"log_density \(of the ends of the chains: lower the sampler's step_size, now 0\.5"
+    words = r"energy_samples \(of the ends of the chains: lower the sampler's step_size, now 0\.5"
     with pytest.raises(NonFiniteError, match=words):
         pg.fit(
             bent, x, learn, num_steps=4, batch_size=64, backend=b, seed=0, max_retries=1,
