@@ -205,7 +205,7 @@ def _over(
     order = list(kinds)
     after = order[order.index(names[0]) :]
     _check_order(structure, names, [n for n in after if n in densities], kinds, who)
-    shares, weights = _shares(b.ops, densities, after, names, table)
+    shares, weights = _shares(b.ops, densities, after, names)
     alone = {n: v[0] for n, v in densities.items() if n not in after}
     known, out = {**alone, **shares}, {}
     for name in (n for n in order if n not in names):
@@ -247,19 +247,19 @@ def _check_order(
 
 
 def _shares(
-    ops: Any, densities: Mapping[str, Array], after: list[str], names: tuple[str, ...], table: Table
+    ops: Any, densities: Mapping[str, Array], after: list[str], names: tuple[str, ...]
 ) -> tuple[dict[str, Array], Array]:
     """(each site's share of the marginal, [C, ...] log joint); see the head of this file."""
     weights: Any = None
-    left = {n: math.log(len(table.choices[n].values)) for n in names}  # not yet declared
     before: Any = 0.0
     shares: dict[str, Array] = {}
     for name in after:
         if name not in densities:
             continue
         weights = densities[name] if weights is None else weights + densities[name]
-        left.pop(name, None)
-        total = ops.logsumexp(weights, axis=0) - sum(left.values())
+        # Values of latents that come later are counted in each sum, until the latent's own share,
+        # which is dropped, takes them out again.
+        total = ops.logsumexp(weights, axis=0)
         if name not in names:
             # What has density 0 keeps it, where a difference of infinities would be NaN.
             shares[name] = ops.where(total == -math.inf, total, total - before)
