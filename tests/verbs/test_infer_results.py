@@ -10,6 +10,10 @@ from probgen import dist
 from probgen.inference import HMC, NUTS
 
 
+# One sampler of `counts` for several tests: it is compiled once.
+SHORT = {"num_warmup": 50, "num_samples": 40, "num_chains": 2}
+
+
 @pytest.fixture(scope="module")
 def small(backend_name):
     return quick(backend_name)
@@ -54,7 +58,7 @@ def test_plates_are_dimensions(small):
 
 def test_the_statistics_are_those_of_the_draws(small):
     """lp is the density on the real line: log p(rate, events) + log rate, for a positive latent."""
-    draws = run(counts, {"events": EVENTS}, small, NUTS(num_warmup=50, num_samples=40))
+    draws = run(counts, {"events": EVENTS}, small, NUTS(**SHORT))
     rate = draws.posterior.rate.values.astype(np.float64)
     expected = scipy.stats.gamma(2, scale=2).logpdf(rate) + np.log(rate)
     expected += scipy.stats.poisson(rate[..., None]).logpmf(EVENTS).sum(-1)
@@ -104,9 +108,8 @@ def test_pyros_parameter_store_stays_empty():
 
 
 def test_thinning_keeps_every_nth_transition(small):
-    options = {"num_warmup": 20, "num_samples": 12, "num_chains": 2, "num_steps": 2}
-    every = run(counts, {"events": EVENTS}, small, HMC(**options))
-    third = run(counts, {"events": EVENTS}, small, HMC(**options, thinning=3))
+    every = run(counts, {"events": EVENTS}, small, NUTS(**SHORT))
+    third = run(counts, {"events": EVENTS}, small, NUTS(**SHORT, thinning=3))
     np.testing.assert_allclose(
         third.posterior.rate, every.posterior.rate.values[:, 2::3], rtol=1e-5
     )
@@ -149,5 +152,5 @@ def test_data_in_the_program_are_not_latents(small):
 
 def test_auto_prefers_jax():
     pytest.importorskip("numpyro")
-    draws = pg.infer(counts, {"events": EVENTS}, NUTS(**TINY), seed=0, progress_bar=False)
+    draws = pg.infer(counts, {"events": EVENTS}, NUTS(**SHORT), seed=0, progress_bar=False)
     assert draws.attrs["backend"] == "jax"

@@ -235,13 +235,13 @@ def _chain(
                 before = calls
                 z = kernel.sample(z)
                 done += 1
-                # Pyro keeps the running mean a_n = a_(n-1) + (rate - a_(n-1)) / n only.
+                # Pyro keeps a_n = a_(n-1) + (rate - a_(n-1)) / n only; its rounding is cut below.
                 rate, mean = mean + done * (kernel.mean_acceptance - mean), kernel.mean_acceptance
             divergences = len(kernel.diagnostics()["divergences"])
             kept.append({k: v.detach().cpu().numpy().copy() for k, v in z.items()})
             stats.append({
                 "lp": kernel.lp, "energy": kernel.energy, "diverging": divergences > diverged,
-                "acceptance_rate": rate, "n_steps": calls - before,
+                "acceptance_rate": min(max(rate, 0.0), 1.0), "n_steps": calls - before,
                 "step_size": float(kernel.step_size),
             })  # fmt: skip
             diverged = divergences
