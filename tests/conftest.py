@@ -76,9 +76,16 @@ def _gpu_is_visible() -> bool:
     return False
 
 
+# Folders and files with tests of ten seconds. They come first: at the end of a run, what is left is
+# short, and no worker waits long for another.
+LONG = {"regret", "test_resume.py", "test_docs_evaluation.py", "test_docs_time.py", "test_cli.py"}
+
+
 @pytest.hookimpl(trylast=True)  # after `-m` has chosen
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip GPU tests where there is no GPU; a framework is asked only if such a test was chosen."""
+    """Long tests first. Skip GPU tests where there is no GPU; a framework is asked only if such a
+    test was chosen."""
+    items.sort(key=lambda item: LONG.isdisjoint(item.path.parts))
     chosen = [item for item in items if item.get_closest_marker("gpu")]
     if not chosen or _gpu_is_visible():
         return
