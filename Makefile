@@ -17,7 +17,9 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 
 # Each test worker keeps to one core: WORKERS times a thread pool would only fight over them. Two
 # arenas, since glibc would keep one for each thread that ever compiled, and give none of it back.
-ONE_CORE := MALLOC_ARENA_MAX=2 OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 \
+# Bytecode is written whatever the shell says: tests start many processes, and each would compile
+# every file anew.
+ONE_CORE := PYTHONDONTWRITEBYTECODE= MALLOC_ARENA_MAX=2 OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 \
 	XLA_FLAGS="--xla_cpu_multi_thread_eigen=false $$XLA_FLAGS"
 
 .DEFAULT_GOAL := help
