@@ -9,7 +9,6 @@ import probgen as pg
 from probgen import dist
 from probgen.inference import HMC, NUTS
 
-
 # One sampler of `counts` for several tests: it is compiled once.
 SHORT = {"num_warmup": 50, "num_samples": 40, "num_chains": 2}
 
