@@ -159,10 +159,7 @@ class Experiment:
         self.is_thorough = is_thorough
         rng = np.random.default_rng(0)
         # Off zero, where a freshly drawn last layer often is.
-        self.params = tree_map(
-            lambda p: p + b.asarray(0.1 * rng.standard_normal(tuple(p.shape)).astype(np.float32)),
-            dict(params),
-        )
+        self.params = self._changed(dict(params), lambda p: p + 0.1 * rng.standard_normal(p.shape))
         self.rows = {k: b.asarray(v) for k, v in rows.items()}
         self.sites = bound.structure.sites
         sites = self._trace(self.params, self.rows, self._stand_ins(), key=0)
@@ -171,6 +168,17 @@ class Experiment:
         # At values that are given, as in every experiment: of a draw a flow knows the noise, and
         # its density differs by a rounding from that of the inverse.
         self.base = self._shown(self._trace(self.params, self.rows, self.values, key=0))
+
+    def _changed(self, params: Any, change: Callable) -> Any:
+        """By numpy: a framework would compile each operation for each shape, to use it once."""
+        b = self.bound.backend
+
+        def one(p: Any) -> Any:
+            old = np.asarray(b.to_numpy(p))
+            kind = old.dtype if np.issubdtype(old.dtype, np.floating) else np.dtype(np.float32)
+            return b.asarray(np.asarray(change(old)).astype(kind))
+
+        return tree_map(one, params)
 
     def _trace(self, params: Any, rows: Any, values: Any, key: int) -> Any:
         b: Any = self.bound.backend
@@ -271,10 +279,12 @@ class Experiment:
         return out
 
     def _nan_net(self, name: str) -> dict:
-        return {**self.params, name: tree_map(lambda p: p * np.nan, self.params[name])}
+        return {**self.params, name: self._changed(self.params[name], lambda p: p * np.nan)}
 
     def _moved_net(self, name: str) -> dict:
-        return {**self.params, name: tree_map(lambda p: p * 1.5 + 0.25, self.params[name])}
+        return {
+            **self.params, name: self._changed(self.params[name], lambda p: p * 1.5 + 0.25),
+        }  # fmt: skip
 
     def guide_edges(self) -> list[tuple[str, str]]:
         """The same for the guide, whose inputs are data and observed sites."""

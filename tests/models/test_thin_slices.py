@@ -37,7 +37,7 @@ def test_an_energy_learns_the_density_that_the_base_lacks(b):
     truth = pg.data.gaussian_mixture([[-2.0, 0.0], [2.0, 0.0]], covariances=0.36)
     x = truth.sample(4000, seed=1).astype(np.float32)
     model = EBM(
-        energy=nets.MLPEnergy(hidden=(64, 64)),
+        energy=nets.MLPEnergy(hidden=(32, 32)),
         base=dist.Normal(0.0, 2.0).expand([2]).to_event(1),
     )
     learn = MaximumLikelihood(
@@ -52,7 +52,7 @@ def test_an_energy_learns_the_density_that_the_base_lacks(b):
     weight = np.exp(log_true) * area
     assert (weight * (log_true - log_p)).sum() < 0.2 * (weight * (log_true - base)).sum()
     draws = pg.generate(
-        fitted, 2000, method=Langevin(step_size=0.1, num_steps=200), seed=0, backend=b
+        fitted, 1000, method=Langevin(step_size=0.1, num_steps=100), seed=0, backend=b
     )
     right = (draws["x"][:, 0] > 0).mean()
     assert abs(right - 0.5) < 0.2 and "Langevin" in draws.note
@@ -94,19 +94,19 @@ def test_tilting_mends_a_frozen_vae(b):
     x = (z * [[1.0, 0.5]] + 0.5 * rng.normal(size=(3000, 2))).astype(np.float32)
     vae = pg.fit(linear_vae(1.0), x, SVI(ELBO(), pg.Adam(1e-2)), num_steps=200, backend=b, **FAST)
     model = Tilted(vae, energy=nets.MLPEnergy(hidden=(64, 64)))
-    sampler = Langevin(step_size=0.1, num_steps=20)
+    sampler = Langevin(step_size=0.1, num_steps=10)
     learn = MaximumLikelihood(
-        sampler, space="noise", optimizer=pg.Adam(1e-3), init=PersistentChains()
+        sampler, space="noise", optimizer=pg.Adam(3e-3), init=PersistentChains()
     )
-    fitted = pg.fit(model, x, learn, num_steps=400, backend=b, **FAST)
+    fitted = pg.fit(model, x, learn, num_steps=200, backend=b, **{**FAST, "batch_size": 128})
     for name, old in vae.params.items():
         for (_, old_leaf), (_, new_leaf) in zip(
             tree_items(old), tree_items(fitted.params[name]), strict=True
         ):
             np.testing.assert_array_equal(old_leaf, new_leaf)
     before = pg.generate(vae, 4000, seed=0, backend=b)["x"]
-    method = Langevin(step_size=0.1, num_steps=100)
-    after = pg.generate(fitted, 4000, method=method, space="noise", seed=0, backend=b)["x"]
+    method = Langevin(step_size=0.1, num_steps=60)
+    after = pg.generate(fitted, 2000, method=method, space="noise", seed=0, backend=b)["x"]
     target, wide, mended = (np.cov(s.T) for s in (x, before, after))
     assert np.abs(mended - target).sum() < 0.5 * np.abs(wide - target).sum()
 
@@ -151,12 +151,12 @@ def test_a_diffusion_prior_learns_a_mixture(b):
     truth = pg.data.gaussian_mixture([[-1.0, -1.0], [1.0, 1.0]], covariances=0.0625)
     x = truth.sample(4000, seed=1).astype(np.float32)
     model = Diffusion(
-        denoiser=nets.MLPDenoiser(out=2, hidden=(128, 128)),
+        denoiser=nets.MLPDenoiser(out=2, hidden=(64, 64)),
         shape=(2,),
         schedule=NoiseSchedule.rescaled(50),
     )
-    learn = Denoising(pg.Adam(pg.CosineDecay(5e-3, num_steps=1500)))
-    fitted = pg.fit(model, x, learn, num_steps=1500, ema_decay=0.99, backend=b, **FAST)
+    learn = Denoising(pg.Adam(pg.CosineDecay(5e-3, num_steps=1000)))
+    fitted = pg.fit(model, x, learn, num_steps=1000, ema_decay=0.99, backend=b, **FAST)
     assert fitted.history.last("loss") < 0.6
     draws = pg.generate(fitted, 4000, seed=0, backend=b)["x"]
     side = draws.sum(1) > 0
