@@ -9,6 +9,7 @@ from probgen.inference import ood
 from probgen.models import likelihoods
 from studies.likelihood_regret import study
 from studies.rbm import rbm
+from studies.self_adversarial_ebm import study as self_adversarial
 
 NORMAL = dist.Normal(0.0, 1.0).expand([2]).to_event(1)
 NET = nets.MLP((3,), out=2)
@@ -93,7 +94,7 @@ REGISTRY = [
     ood.gradient.LayerNorms(), ood.lpath.PathNorms(), ood.moments.GuideMoments(),
     inference.likelihood.guide_terms.GuideTerms(2),
     # what evaluations are made from
-    FITTED, evaluation.demo.Settings(), study.Settings(),
+    FITTED, evaluation.demo.Settings(), study.Settings(), self_adversarial.Settings(),
     evaluation.detection.Metric(), inference.Guide(),
     evaluation.samples.features.Features("raw", np.asarray),
     # what pages are made of

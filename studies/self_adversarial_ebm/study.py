@@ -1,0 +1,289 @@
+"""The self-adversarial study: what does an energy that is trained by short chains learn?
+
+    q      the law of K steps down the energy from z ~ N(0, 4 I): what one sees as samples
+    p      exp(-E) / Z, the nominal law that the training is said to fit
+
+Eight Gaussians on a circle. An energy is trained with steps of a given noise; then the samples of
+its chain, the mean log q and log p of held-out data, and what other chains make of the same energy
+are set side by side. Sheet: Xiao, Yan & Amit 2021, arXiv:2102.11757; its numbers are not known to
+us, and the pilot's are those of another implementation, made beforehand.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+
+import probgen as pg
+from probgen import dist, nets
+from probgen.backends import load
+from probgen.backends.protocol import Backend
+from probgen.engine.fitted import Fitted
+from probgen.engine.spaces import model_target
+from probgen.engine.target import Sampler, run_chain, transitions
+from probgen.errors import NonFiniteError
+from probgen.evaluation.figures import COLOURS
+from probgen.evaluation.samples import count_modes
+from probgen.inference import (
+    ELBO,
+    EnergyLogLikelihood,
+    EnergyMagnitude,
+    Gaussian,
+    GradientFlow,
+    Invertibility,
+    Langevin,
+    MaximumLikelihood,
+    Quadrature,
+    log_partition,
+)
+from probgen.language.declared import declaration
+from probgen.language.kinds import Count, Many, NonNegative, OpenShare, Positive, Width
+from probgen.models import GradientFlowGenerator
+
+ANGLES = np.arange(8) * np.pi / 4
+CENTRES = 2.0 * np.stack([np.cos(ANGLES), np.sin(ANGLES)], axis=1)
+TRUTH = pg.data.gaussian_mixture()  # eight Gaussians on that circle, sd 0.2
+
+
+@declaration
+class Settings:
+    """Sizes of the study. `quick()` is for tests of the functions, not for numbers.
+
+    Args:
+        hidden: of the energy, an MLP with silu.
+        spread: standard deviation of the starts.
+        step_size, num_steps: eta and K.
+        num_updates, batch_size, learning_rate, ema_decay: of the fit, Adam with half a cosine.
+        penalty: alpha of alpha (mean E(x)^2 + mean E(x')^2).
+        num_data, num_samples, num_held_out, long: how many; `long` further steps.
+        grid: points a side of the quadrature of Z, over [-8, 8]^2.
+    """
+
+    hidden: tuple[Width, ...] = (64, 64)
+    spread: Positive = 2.0
+    step_size: Positive = 0.05
+    num_steps: Many = 20
+    num_updates: Count = 2000
+    batch_size: Count = 256
+    learning_rate: Positive = 1e-3
+    ema_decay: OpenShare = 0.995
+    penalty: NonNegative = 1e-3
+    num_data: Many = 20_000
+    num_samples: Many = 5000
+    num_held_out: Many = 2000
+    long: Many = 1000
+    grid: Many = 201
+
+    @classmethod
+    def quick(cls) -> Settings:
+        """Seconds of work."""
+        return cls((8,), num_steps=3, num_updates=4, batch_size=32, num_data=64, num_samples=64,
+                   num_held_out=16, long=5, grid=21)  # fmt: skip
+
+    @property
+    def generator(self) -> GradientFlowGenerator:
+        """The map as a density; its `gibbs` is what is trained."""
+        start = dist.Normal(0.0, self.spread).expand([2]).to_event(1)
+        energy = nets.MLPEnergy(self.hidden)
+        return GradientFlowGenerator(energy, start, self.step_size, self.num_steps)
+
+    def sampler(self, noise: float, num_steps: int | None = None) -> Sampler:
+        """So many steps of eta with that noise."""
+        n = num_steps or self.num_steps
+        return Langevin(self.step_size, n, noise) if noise else GradientFlow(self.step_size, n)
+
+    @property
+    def full_noise(self) -> float:
+        """sqrt(2 eta), at which a chain's law is the density's."""
+        return math.sqrt(2.0 * self.step_size)
+
+
+@dataclasses.dataclass(frozen=True)
+class Samples:
+    """Draws against the eight modes: the share within 3 sd of one, modes with at least a quarter of
+    their due, and the KL of their histogram to uniform, nats."""
+
+    good: float
+    covered: int
+    kl: float
+
+    @classmethod
+    def of(cls, x: np.ndarray) -> Samples:
+        """Of draws [n, 2]."""
+        found = count_modes(x, CENTRES, sd=0.2)
+        covered = int((found.counts >= 0.25 * len(x) / 8).sum())
+        return cls(found.good.value, covered, found.kl.value if found.kl else math.inf)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Run:
+    """One energy, trained at one noise and seed.
+
+    Attributes:
+        trained: the nominal law's fit, `generator` the map's.
+        samples: of the chain that it was trained with; `quiet` without noise; `others` by name.
+        log_q, log_gibbs, log_true: mean log densities of held-out data, nats; log_q is NaN where
+            the map has no density at some of them.
+        sharpness: max |eta lambda| along the paths of held-out data.
+        energy_gap: mean E of data minus mean E of samples.
+    """
+
+    noise: float
+    seed: int
+    trained: Fitted
+    generator: Fitted
+    samples: Samples
+    quiet: Samples
+    others: dict[str, Samples]
+    log_q: float
+    log_gibbs: float
+    log_true: float
+    sharpness: float
+    energy_gap: float
+
+
+def learn(settings: Settings, noise: float, seed: int, backend: Backend) -> Fitted:
+    """The energy after all updates, its moving average."""
+    x = TRUTH.sample(settings.num_data, seed=1000 + seed)
+    optimizer = pg.Adam(
+        pg.CosineDecay(settings.learning_rate, settings.num_updates), b1=0.5, b2=0.9
+    )
+    penalties = (EnergyMagnitude(settings.penalty),) if settings.penalty else ()
+    learner = MaximumLikelihood(
+        settings.sampler(noise), optimizer=optimizer, regularizers=penalties, guard=None
+    )
+    return pg.fit(
+        settings.generator.gibbs, x, learner, num_steps=settings.num_updates,
+        batch_size=settings.batch_size, ema_decay=settings.ema_decay, seed=seed, backend=backend,
+        progress_bar=False,
+    )  # fmt: skip
+
+
+def onward(fitted: Fitted, x: np.ndarray, sampler: Sampler, seed: int, b: Backend) -> np.ndarray:
+    """Where chains of the nominal law that start at x end."""
+    bound, params = fitted.bind(b)
+    target = model_target(bound, "data")
+    n = transitions(sampler)
+    kernel = sampler.kernel(b, target, num_calls=n)
+
+    def run(params: Any, x: Any, key: Any) -> Any:
+        return run_chain(b, kernel, {"x": x}, key, n, params, {})[0].x["x"]
+
+    return b.to_numpy(b.loop(run)(params, b.asarray(x), b.key(seed)))
+
+
+def judge(
+    settings: Settings, trained: Fitted, noise: float, seed: int, b: Backend, *, others: bool
+) -> Run:
+    """The laws of a trained energy, held against the data's; `others` also tries other chains."""
+    generator = Fitted(settings.generator, trained.params, shapes=trained.shapes)
+    held_out = TRUTH.sample(settings.num_held_out, seed=5000 + seed)
+    n, full = settings.num_samples, settings.full_noise
+
+    def draw(level: float, num_steps: int | None = None) -> np.ndarray:
+        sampler = settings.sampler(level, num_steps)
+        return pg.generate(trained, n, method=sampler, chunk_size=n, seed=seed, backend=b)["x"]
+
+    own, quiet = draw(noise), draw(0.0)
+    found: dict[str, np.ndarray] = {}
+    if others:
+        found = {
+            f"{settings.num_steps // 2} steps": draw(0.0, settings.num_steps // 2),
+            f"{settings.num_steps * 2} steps": draw(0.0, settings.num_steps * 2),
+            "full noise": draw(full),
+            "and long Langevin": onward(trained, quiet, settings.sampler(full, settings.long),
+                                        seed, b),
+            "and long descent": onward(trained, quiet, settings.sampler(0.0, settings.long),
+                                       seed, b),
+        }  # fmt: skip
+    table = pg.evaluate(generator, held_out, [Invertibility()], seed=0, backend=b,
+                        chunk_size=settings.num_held_out)  # fmt: skip
+    log_z = log_partition(
+        trained, Quadrature(settings.grid, extent=4.0), base=Gaussian(0.0, 2.0), seed=0, backend=b
+    )
+    gibbs = pg.evaluate(trained, held_out, [EnergyLogLikelihood(log_z)], seed=0, backend=b)
+    energy = {name: _energies(trained, x, b) for name, x in (("data", held_out), ("own", own))}
+    return Run(
+        noise, seed, trained, generator, Samples.of(own), Samples.of(quiet),
+        {name: Samples.of(x) for name, x in found.items()},
+        _mean_log_q(generator, held_out, b),
+        float(gibbs[EnergyLogLikelihood(log_z).name]["estimate"].mean()),
+        float(TRUTH.log_prob(held_out).mean()),
+        float(table[Invertibility.name]["estimate"].max()),
+        float(energy["data"].mean() - energy["own"].mean()),
+    )  # fmt: skip
+
+
+def _mean_log_q(generator: Fitted, x: np.ndarray, b: Backend) -> float:
+    """NaN where some of the data have no density, since the map folds."""
+    try:
+        found = pg.evaluate(generator, x, [ELBO()], seed=0, backend=b, chunk_size=len(x))
+    except NonFiniteError:
+        return math.nan
+    return float(found[ELBO().name]["estimate"].mean())
+
+
+def _energies(fitted: Fitted, x: np.ndarray, b: Backend) -> np.ndarray:
+    params = b.tree_map(b.asarray, dict(fitted.params))["energy"]
+    return b.to_numpy(fitted.model.energy.apply(params, b.asarray(x)))  # type: ignore[attr-defined]
+
+
+def run(
+    settings: Settings, noise: float = 0.0, seed: int = 0, backend: str = "jax", *,
+    others: bool = False,
+) -> Run:  # fmt: skip
+    """One energy, trained and judged.
+
+    Raises:
+        NonFiniteError: the fit left the numbers, as with full noise it may.
+    """
+    b = load(backend, "cpu")
+    return judge(settings, learn(settings, noise, seed, b), noise, seed, b, others=others)
+
+
+def table(runs: list[Run]) -> str:
+    """A line a run."""
+    lines = [
+        "| run | HQ own / no noise | covered | KL | log q | log p | true | max eta lambda | gap |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for r in runs:
+        s, q = r.samples, r.quiet
+        lines.append(
+            f"| sigma {r.noise:.3g}, seed {r.seed} | {s.good:.2f} / {q.good:.2f} | {s.covered} | "
+            f"{s.kl:.3f} | {r.log_q:.2f} | {r.log_gibbs:.2f} | {r.log_true:.2f} | "
+            f"{r.sharpness:.2f} | {r.energy_gap:+.3f} |"
+        )
+        lines += [
+            f"| ... {name} | {o.good:.2f} | {o.covered} | {o.kl:.3f} | | | | | |"
+            for name, o in r.others.items()
+        ]
+    return "\n".join(lines)
+
+
+def figure(found: Run, settings: Settings, backend: str = "jax") -> Any:
+    """Data, samples of the map, and the two densities that one energy stands for."""
+    from matplotlib.figure import Figure
+
+    b, side = load(backend, "cpu"), np.linspace(-3.5, 3.5, 141)
+    grid = np.stack(np.meshgrid(side, side), -1).reshape(-1, 2).astype(np.float32)
+    log_q = pg.evaluate(found.generator, grid, [ELBO()], seed=0, backend=b, chunk_size=len(grid))
+    q = np.exp(log_q[ELBO().name]["estimate"].values)
+    p = np.exp(-_energies(found.trained, grid, b).astype(np.float64))
+    draws = pg.generate(
+        found.trained, 2000, method=settings.sampler(0.0), seed=0, chunk_size=2000, backend=b
+    )["x"]
+    drawn = Figure(figsize=(8.4, 2.3), layout="constrained")
+    panels = drawn.subplots(1, 4)
+    titles = ("data", "samples, $G(z)$", "density $q$ of $G(z)$", "nominal $e^{-E}/Z$")
+    for axes, title in zip(panels, titles, strict=True):
+        axes.set(title=title, xlim=(-3.5, 3.5), ylim=(-3.5, 3.5), xticks=[], yticks=[])
+        axes.set_aspect("equal")
+    for axes, x in zip(panels, (TRUTH.sample(2000, seed=0), draws), strict=False):
+        axes.scatter(*x.T, s=1.5, color=COLOURS["blue"], linewidths=0)
+    for axes, density in zip(panels[2:], (q, p), strict=True):
+        axes.pcolormesh(side, side, density.reshape(len(side), -1), cmap="Blues", rasterized=True)
+    return drawn
