@@ -106,20 +106,26 @@ class Held(pg.Callback):
         return None if self._progress.step == 0 else self._progress.params()
 
 
-def declared(kind: str, backend: str, setting: Setting, **options: Any) -> Fit:
-    """`pg.fit` of the declaration."""
-    b = backends.load(backend, setting.device, **options)
-    held = Held(
+def held_fit(model: Any, data: np.ndarray, b: Any, **more: Any) -> Held:
+    """`pg.fit` by the ELBO, held before its first chunk."""
+    return Held(
         lambda callback: pg.fit(
-            *(vae(kind), images(), SVI(ELBO(), pg.Adam(1e-3))),
+            *(model, data, SVI(ELBO(), pg.Adam(1e-3))),
             num_steps=NUM_STEPS,
             batch_size=BATCH,
             seed=0,
             backend=b,
             progress_bar=False,
             callbacks=[callback],
+            **more,
         )
     )
+
+
+def declared(kind: str, backend: str, setting: Setting, **options: Any) -> Fit:
+    """`pg.fit` of the declaration."""
+    b = backends.load(backend, setting.device, **options)
+    held = held_fit(vae(kind), images(), b)
     loss, first = ELBO(), as_source(images(), batch_size=BATCH, seed=0).example()
     bound, initial = bind(vae(kind), b, data=first, num_data=NUM_DATA)
     rows = {k: b.asarray(v) for k, v in first.items()}
@@ -143,9 +149,10 @@ def initial_params(kind: str) -> dict[str, Any]:
     return tree_map(b.to_numpy, params)
 
 
-def batches() -> Callable[[], np.ndarray]:
+def batches(data: np.ndarray | None = None) -> Callable[[], np.ndarray]:
     """() -> indices [STEPS, batch] of the next block, in the shuffled order that `pg.fit` uses."""
-    source, step = as_source(images(), batch_size=BATCH, seed=0), [0]
+    data = images() if data is None else data
+    source, step = as_source(data, batch_size=BATCH, seed=0), [0]
 
     def following() -> np.ndarray:
         indices = source.schedule(step[0], STEPS)

@@ -23,6 +23,7 @@ ROWS = {
     "vae_jax": "vae_jax",
     "nuts": "nuts",
     "ebm": "ebm",
+    "flows": "flows",
     "regret": "regret",
     "importance": "importance",
     "again": "again",
@@ -56,7 +57,18 @@ def contests(rows: list[str], only: str, setting: harness.Setting) -> Iterator[h
 def versions() -> dict[str, str]:
     from importlib import metadata
 
-    names = ("probgen", "numpy", "torch", "pyro-ppl", "jax", "numpyro", "optax", "flax")
+    names = (
+        "probgen",
+        "numpy",
+        "torch",
+        "pyro-ppl",
+        "jax",
+        "numpyro",
+        "optax",
+        "flax",
+        "zuko",
+        "flowjax",
+    )
     found = {}
     for name in names:
         try:
