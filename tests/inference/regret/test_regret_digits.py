@@ -38,7 +38,7 @@ def fitted(digits):
         encoder=nets.MLP(hidden=(64, 64), out=8, heads=("loc", "log_scale")),
     )
     return pg.fit(
-        model, digits[0], SVI(ELBO(), pg.Adam(1e-3)), num_epochs=40, batch_size=100, seed=0,
+        model, digits[0], SVI(ELBO(), pg.Adam(2.5e-3)), num_epochs=20, batch_size=100, seed=0,
         progress_bar=False,
     )  # fmt: skip
 
