@@ -138,7 +138,9 @@ def posterior_predictive(
             f"posterior_predictive: got data {sorted(arrays)}, expected data that observe some "
             f"sites of {declared.name!r} and leave some latent."
         )
-    latents = latents_of(bound.model.name, bound.latents, draws, num_draws, "posterior_predictive")
+    shared = [n for n in bound.enumerated if not bound.structure.sites[n].is_local]
+    names = (*bound.latents, *shared)
+    latents = latents_of(bound.model.name, names, draws, num_draws, "posterior_predictive")
     lead = next(iter(latents.values())).shape[:2]
     size = _rows_of(bound, rows)
     on_device = {k: b.asarray(v) for k, v in rows.items()}

@@ -39,7 +39,9 @@ def data_sets(
         num_data=num_data,
     )  # fmt: skip
     require_params(bound, fitted.params, "generate")
-    shared = tuple(n for n in bound.latents if not bound.structure.sites[n].is_local)
+    # One that was summed out has no draws here: as the prior's it would be of another posterior.
+    hidden = (*bound.latents, *bound.enumerated)
+    shared = tuple(n for n in hidden if not bound.structure.sites[n].is_local)
     bound.require_normalized("generate")
     known = latents_of(bound.model.name, shared, draws, None, "generate")
     if not known:

@@ -13,7 +13,7 @@ from probgen.engine.bind import bind
 from probgen.engine.codes import codes
 from probgen.engine.enumeration import probabilities
 from probgen.engine.posterior import Posterior
-from probgen.errors import AlgorithmError
+from probgen.errors import AlgorithmError, DataError
 from probgen.inference import ELBO, EM, SVI, AutoNormal, Enumerate, Langevin
 from probgen.inference.objectives.terms import compute, log_weights
 from probgen.language.supports import finite_values
@@ -243,6 +243,12 @@ def test_a_moment_that_all_data_share_is_summed_over_all_of_them(b):
     np.testing.assert_allclose(b.to_numpy(point.log_density), wanted, rtol=1e-5)
     probs = b.to_numpy(point.values["tau/probs"])
     np.testing.assert_allclose(probs, np.exp(joint - logsumexp(joint)), atol=1e-5)
+
+
+def test_data_are_not_predicted_from_the_prior_of_what_was_summed_out(b):
+    draws = {"rates": np.ones((1, 2, 2), np.float32)}
+    with pytest.raises(DataError, match="expected the latent .tau. of .change. among them"):
+        pg.generate(pg.Fitted(change, {}), 2, draws=draws, num_data=6, seed=0, backend=b)
 
 
 # ---- time ----
