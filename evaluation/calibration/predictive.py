@@ -138,9 +138,10 @@ def posterior_predictive(
             f"posterior_predictive: got data {sorted(arrays)}, expected data that observe some "
             f"sites of {declared.name!r} and leave some latent."
         )
-    shared = [n for n in bound.enumerated if not bound.structure.sites[n].is_local]
-    names = (*bound.latents, *shared)
-    latents = latents_of(bound.model.name, names, draws, num_draws, "posterior_predictive")
+    # One that all data share and that was summed out has no draws: refused for want of them.
+    summed = [n for n in bound.enumerated if not bound.structure.sites[n].is_local]
+    hidden = (*bound.latents, *summed)
+    latents = latents_of(bound.model.name, hidden, draws, num_draws, "posterior_predictive")
     lead = next(iter(latents.values())).shape[:2]
     size = _rows_of(bound, rows)
     on_device = {k: b.asarray(v) for k, v in rows.items()}
