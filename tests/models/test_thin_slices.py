@@ -37,7 +37,7 @@ def test_an_energy_learns_the_density_that_the_base_lacks(b):
     truth = pg.data.gaussian_mixture([[-2.0, 0.0], [2.0, 0.0]], covariances=0.36)
     x = truth.sample(4000, seed=1).astype(np.float32)
     model = EBM(
-        energy=nets.MLPEnergy(hidden=(32, 32)),
+        energy=nets.MLPEnergy(hidden=(64, 64)),
         base=dist.Normal(0.0, 2.0).expand([2]).to_event(1),
     )
     learn = MaximumLikelihood(
