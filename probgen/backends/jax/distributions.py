@@ -234,9 +234,21 @@ class SeriesLaw(SeriesOf, numpyro_dist.Distribution):
 
 def is_inside(fn: Any, value: Any) -> Any:
     """[*batch] whether a value lies in the support; None when it cannot be told."""
-    # NumPyro's own tests are of operators alone: numpy answers at once where JAX compiles each.
-    known = value if isinstance(value, jax.core.Tracer) else np.asarray(value)
-    return in_support(fn, value, _WRAPPERS, lambda: fn.support(known))
+
+    def theirs() -> Any:
+        if isinstance(value, jax.core.Tracer) or not _is_numpyros(fn.support):
+            return fn.support(value)
+        # Tests of operators alone: numpy answers at once where JAX compiles each.
+        return jnp.asarray(fn.support(np.asarray(value)))
+
+    return in_support(fn, value, _WRAPPERS, theirs)
+
+
+def _is_numpyros(support: Any) -> bool:
+    inner = getattr(support, "base_constraint", None)
+    return type(support).__module__ == constraints.__name__ and (
+        inner is None or _is_numpyros(inner)
+    )
 
 
 def has_moving_support(fn: Any) -> bool:
