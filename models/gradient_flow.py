@@ -61,7 +61,8 @@ class GradientFlowGenerator(Model):
             `num_newton` steps of Newton's.
         tolerance: of a step's |Phi(x) - y| / (1 + |y|). Where it is not met, where I - eta H is not
             positive definite (the map folds) or the series does not converge, log q is NaN and no
-            number; `inference.Invertibility` says which of them it is.
+            number; `inference.Invertibility` says which of them it is. With probes that is seen as
+            far as their powers see it, from below: a fold in few of many directions may be missed.
 
     Sites: "x" (data). Nets: "energy".
 

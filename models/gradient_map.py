@@ -28,6 +28,7 @@ from probgen import ops
 Array = Any
 CONJUGATE_STEPS = 12  # of a Newton step where H is too large to write down
 POWER_STEPS = 12
+CARRIED_TERMS = 24  # of the derivative of such a step; what it lacks is |eta lambda|^25
 
 
 class Undone(NamedTuple):
@@ -106,7 +107,10 @@ class GradientMap(NamedTuple):
         x = self._newton(held, x, found)
         # A last step of Newton's with the matrix held has the derivatives of the inverse itself.
         x = ops.stop_gradient(x)
-        moved = self._solve(x, self.down(x) - y)
+        left = self.down(x) - y
+        moved = self._solve(x, left)
+        if self.probes is not None:
+            moved = ops.stop_gradient(moved) + self._carried(x, left)
         x = x - ops.where(ops.isfinite(moved), moved, 0.0)
         log_det, sharpness = self._log_det(x)
         residual = _size(self.down(x) - y) / (1.0 + _size(y))
@@ -173,6 +177,17 @@ class GradientMap(NamedTuple):
 
         start = (0.0 * r, r, r, ops.sum(r * r, axis=-1, keepdims=True))
         return ops.scan(iterate, start, length=CONJUGATE_STEPS)[0][0]
+
+    def _carried(self, x: Array, r: Array) -> Array:
+        """0, with the derivative of J(x)^-1 r in r, sum_m (eta H)^m dr. That of conjugate gradients
+        is another: the lengths of their steps hang on r."""
+        held, start = ops.stop_gradient(x), r - ops.stop_gradient(r)
+
+        def iterate(carry: tuple, _: None) -> tuple[tuple, None]:
+            term = self.step_size * hessian_times(self.energy, held, carry[0])
+            return (term, carry[1] + term), None
+
+        return ops.scan(iterate, (start, start), length=CARRIED_TERMS)[0][1]
 
     # ---- log det of one step
 

@@ -32,7 +32,8 @@ class Difference:
     Attributes:
         nats: the difference of the means of log p, or of its bound.
         error: its standard error over data.
-        verdict: "overfits", "held-out data are likelier" or "no difference shown", at 95 %.
+        verdict: "overfits", "held-out data are likelier" or "no difference shown", at 95 %; "not
+            comparable" where a datum has density zero, so that there are no means.
     """
 
     nats: float
@@ -40,12 +41,19 @@ class Difference:
 
     @property
     def verdict(self) -> str:
+        if not math.isfinite(self.nats) or math.isnan(self.error):
+            return "not comparable"
         if abs(self.nats) <= Z * self.error:
             return "no difference shown"
         return "overfits" if self.nats > 0 else "held-out data are likelier"
 
     def text(self, measure: str, name: str) -> str:
         """A sentence or two for the page."""
+        if self.verdict == "not comparable":
+            return (
+                f"**{measure}**: some data have density zero or infinite, so that the means of "
+                f"training data and {name} do not compare; look at the single data."
+            )
         size = with_error(abs(self.nats), self.error)
         if self.verdict == "no difference shown":
             return (
@@ -69,6 +77,8 @@ class Difference:
 def difference(train: Evaluation, held_out: Evaluation, measure: str) -> Difference:
     """Of one measure of likelihood on two tables."""
     x, y = (-t.strangeness(measure) for t in (train, held_out))
+    if not (np.isfinite(x).all() and np.isfinite(y).all()):
+        return Difference(math.nan, math.nan)
     error = math.sqrt(sum(v.var(ddof=1) / len(v) if len(v) > 1 else math.inf for v in (x, y)))
     return Difference(float(x.mean() - y.mean()), error)
 

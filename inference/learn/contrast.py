@@ -105,7 +105,8 @@ class Contrast:
             dict(params),
         )
         one, other = (self.sums(moved, seen, batch, k)[1] for k in b.split(key, 2))
-        self.reads_latents = bool((b.to_numpy(one) != b.to_numpy(other)).any())
+        same = np.array_equal(b.to_numpy(one), b.to_numpy(other), equal_nan=True)
+        self.reads_latents = not same
         if self.reads_latents and self.bound.model.guide is None:
             raise AlgorithmError(
                 f"{WHO}: a factor of {self.bound.model.name!r} reads the latents "

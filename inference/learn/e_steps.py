@@ -188,8 +188,11 @@ def mean_log_prob(bound: Bound, sites: Mapping[str, Site], weights: Array | None
         if site.log_prob is None:
             continue
         each = site.log_prob
-        if weights is not None:
-            each = ops.sum(weights * each, axis=0) if site.is_local else each[0]
+        if weights is not None and site.is_local:
+            # What is impossible has no weight, and -inf times 0 would be NaN.
+            each = ops.sum(weights * ops.where(weights > 0, each, 0.0), axis=0)
+        elif weights is not None:
+            each = each[0]
         out = out + (ops.mean(each) if site.is_local else each / float(bound.num_data or 1))
     return out
 

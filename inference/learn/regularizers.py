@@ -9,6 +9,7 @@ x are data, x' draws of the negative phase. One of your own subclasses `Regulari
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -166,7 +167,7 @@ class SpectralPenalty(Regularizer):
         for name, tree in params.items():
             if name in frozen:
                 continue
-            if isinstance(bound.nets.get(name), foreign):
+            if _holds(bound.nets.get(name), foreign):
                 raise AlgorithmError(
                     f"{WHO}: got SpectralPenalty and the net {name!r} of another library, whose "
                     "layout of weights is its own, expected a net of probgen.nets; leave it out, "
@@ -174,6 +175,17 @@ class SpectralPenalty(Regularizer):
                 )
             out |= {"/".join((name, *path)): matrix for path, matrix in kernels(tree)}
         return out
+
+
+def _holds(net: Any, kinds: Any) -> bool:
+    """Whether a declaration is, or has somewhere among its parts, one of these kinds."""
+    if isinstance(net, kinds):
+        return True
+    if isinstance(net, tuple | list):
+        return any(_holds(part, kinds) for part in net)
+    return dataclasses.is_dataclass(net) and any(
+        _holds(getattr(net, f.name), kinds) for f in dataclasses.fields(net)
+    )
 
 
 def _unit(ops: Any, vector: Array) -> Array:

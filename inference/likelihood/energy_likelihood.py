@@ -61,8 +61,8 @@ class EnergyLogLikelihood:
     Without latents log p~ is exact: the estimate is an upper one where log Z is estimated from
     below (AIS, importance sampling), log p(x) is below `upper_bound` in 95 % of cases, and above
     `lower_bound` where log Z is bounded from above. With latents log p~ is bounded from below, so
-    that the difference is a lower bound only where log Z is bounded from above (quadrature, or
-    importance sampling with a light tail), and else on neither side: a warning says so.
+    that the estimate is a lower one only where log Z is no estimate from below (quadrature), and
+    else on neither side: a warning says so. `lower_bound` holds where log Z is bounded from above.
 
     `standard_error` has that of log Z over runs in it, one and the same for all data: it does not
     average out, and the table's mean and its Monte Carlo error know that (`shared_error`).
@@ -82,7 +82,7 @@ class EnergyLogLikelihood:
     def direction(self) -> str:
         """On which side of log p(x) the estimate is, in expectation."""
         if self.base is not None:
-            return "lower" if math.isfinite(self.log_z.upper_bound) else "neither"
+            return "neither" if "lower" in self.log_z.direction else "lower"
         return "upper, stochastic" if "lower" in self.log_z.direction else self.log_z.direction
 
     @property

@@ -174,10 +174,15 @@ class Chain(NamedTuple):
         return self.flow.event_shape  # type: ignore[return-value]
 
     def _layers(self) -> list[tuple[Layer, int, Callable]]:
-        """(layer, its number, what gives a net of it its parameters)."""
+        """(layer, the count of its turns, what gives a net of it its parameters)."""
         layers = self.flow.layers()
         names = [self.name + numbered("layer", i, len(layers)) for i in range(len(layers))]
-        return [(layer, i, partial(pg.net, names[i])) for i, layer in enumerate(layers)]
+        # Of several layers in turn each comes to both sides, whatever their number is.
+        size = len(layers) // self.flow.num_layers
+        return [
+            (layer, i // size + i % size, partial(pg.net, names[i]))
+            for i, layer in enumerate(layers)
+        ]
 
     def _moments(self, x: Array) -> tuple[Array, Array]:
         given = pg.net(f"{self.name}standardize", nets.LocScale(len(self.shape)))(x)

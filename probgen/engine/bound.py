@@ -271,8 +271,7 @@ class Bound(Updates):
         Raises:
             AlgorithmError: names them, and what has one.
         """
-        improper = [n for n in self.observed if n in self.structure.improper]
-        computed = [n for n in improper if self.structure.sites[n].noise_shape == (0,)]
+        computed = [n for n in self.observed if n in self.structure.computed]
         if computed:
             raise AlgorithmError(
                 f"{who}: the data {computed} have no density under {self.model.name!r}, not even "

@@ -20,7 +20,7 @@ Who sums: `Bound.trace`, where a discrete latent is neither given nor drawn from
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -225,6 +225,27 @@ def on_rows(
     return b.ops.broadcast_to(b.asarray(values), wanted)
 
 
+def check_supports(
+    b: Backend, sites: Mapping[str, Site], latents: Collection[str], discrete: Collection[str],
+    who: str,
+) -> None:  # fmt: skip
+    """Refuses a continuous latent whose support may hang on a discrete one that is summed out: it
+    would have one position on the real line and several values.
+
+    Raises:
+        AlgorithmError: names both.
+    """
+    order = list(sites)
+    start = min(order.index(n) for n in discrete)
+    for name in latents:
+        if order.index(name) > start and b.has_moving_support(sites[name].fn):
+            raise AlgorithmError(
+                f"{who}: latent {name!r} has a computed support and comes after the discrete "
+                f"latent {order[start]!r}, which is summed out, expected a support that does "
+                "not hang on it; declare it before, or give it a support of constants."
+            )
+
+
 def first_values(
     b: Backend, structure: Structure, names: tuple[str, ...], num_rows: int | None
 ) -> dict[str, Array]:
@@ -284,8 +305,13 @@ def _mean(
 ) -> Array:
     """sum_c p(c | x) value(c), of values [C, *plates, *rest] where the data have an axis."""
     if not is_local or weights.ndim > 2:  # no data, or particles, of whom nothing asks for it
-        p = ops.softmax(ops.reshape(weights, (weights.shape[0], -1))[:, 0], axis=0)
-        return ops.einsum("c,c...->...", p, value) if weights.ndim == 1 else value[0]
+        if weights.ndim == 1:
+            return ops.einsum("c,c...->...", ops.softmax(weights, axis=0), value)
+        # Of all data together the sums over single latents give no mean: where it hangs on them
+        # there is no number.
+        each = 1.0 * value
+        is_one = ops.max(each, axis=0) == ops.min(each, axis=0)
+        return ops.where(is_one, each[0], float("nan"))
     plates = structure.plate_shape(name, int(weights.shape[1]))
     if tuple(value.shape[1 : 1 + len(plates)]) != tuple(plates):
         return value[0]  # a constant, without an axis of the data

@@ -150,8 +150,9 @@ class Loop:
         return state, step
 
     def _given_up(self, error: Exception, step: int, history: History) -> Any:
-        """The best state, where there is one, in place of an error that no retry mended."""
-        if self.best.state is None:
+        """The best state, where there is one, in place of an error that no retry mended; a fit
+        that fails from its first update on has learned nothing."""
+        if self.best.state is None or step == 0:
             raise error
         text = str(error).removeprefix("fit: ")
         message = f"{text if text.startswith('step ') else f'step {step}: {text}'} The fit ends."
@@ -198,7 +199,11 @@ class Loop:
             retries = 0 if why and problem.at == 0 else self.max_retries
             state = self.best.renewed(good)
             state = lower_step(state, attempt, problem.text, retries, history, why, where=where)
-        raise AssertionError("lower_step raises on the last attempt")
+        raise DivergedError(
+            f"fit: step {step}: still amiss after {self.max_retries + 1} attempts at these "
+            "updates, by turns not finite and as the guard says, expected a fit that goes on; "
+            "lower the learning rate."
+        )
 
     def _watched(self, metrics: dict[str, np.ndarray]) -> str | None:
         """What the learner's own watch says of a chunk, with the names of its metrics at hand."""

@@ -21,7 +21,7 @@ import numpy as np
 from probgen.backends.chains import NUM_STARTS, Chains, Start
 from probgen.engine.bound import Bound
 from probgen.engine.data_types import cure, cure_discrete
-from probgen.engine.enumeration import first_values, probabilities, summed
+from probgen.engine.enumeration import check_supports, first_values, probabilities, summed
 from probgen.engine.target import Target
 from probgen.errors import AlgorithmError, NonFiniteError, SupportError
 from probgen.language.program import DATA_PLATE
@@ -178,6 +178,8 @@ class Posterior:
         as "<site>/probs"."""
         bound, b = self.bound, self.bound.backend
         ops = b.ops
+        # Where each datum has latents of its own, each lies inside by its own value of them.
+        is_each = all(bound.structure.sites[n].is_local for n in bound.enumerated)
         if set(free) != set(self.latents):
             first = first_values(b, bound.structure, bound.enumerated, self.num_rows)
             free = dict(run(free, first)[1])
@@ -190,13 +192,13 @@ class Posterior:
                 inside = b.in_support(fn, value)
                 if inside is None:
                     continue
-                outside[name] = ops.sum(ops.where(inside, 0.0, 1.0))
+                bad = bound.structure.over_plates(ops, name, ops.where(inside, 0.0, 1.0))
+                outside[name] = bad if is_each else ops.sum(bad)
                 if b.has_moving_support(fn):
                     # Of a datum that lies outside, this value of the latent is impossible.
-                    bad = bound.structure.over_plates(ops, name, ops.where(inside, 0.0, 1.0))
                     log_prob = ops.where(bad > 0, -np.inf, sites[name].log_prob)
                     sites[name] = sites[name]._replace(log_prob=log_prob)
-            self._check_supports(sites)
+            check_supports(b, sites, self.latents, bound.enumerated, "infer")
             values = {n: sites[n].value for n in self.latents}
             return sites, {"log_det": log_det, "outside": outside, "values": values}
 
@@ -217,25 +219,11 @@ class Posterior:
         values |= {n: s.value for n, s in sites.items() if s.kind == "deterministic"}
         for name in found.table.choices:
             values[f"{name}/probs"] = probabilities(b, bound.structure, found, name)
-        outside = {n: ops.min(v, axis=0) for n, v in extra["outside"].items()}
+        outside = {n: ops.sum(ops.min(v, axis=0)) for n, v in extra["outside"].items()}
         for name, value in given.items():
             outside[name] = _moved_away(ops, values[name], value)
         likelihood = {n: sites[n].log_prob for n in self.observed}
         return Point(dict(free), total, values, likelihood, sums, outside)
-
-    def _check_supports(self, sites: Mapping[str, Any]) -> None:
-        """Refuses a continuous latent whose support may hang on a discrete one: it would have one
-        position on the real line and several values."""
-        order = list(sites)
-        start = min(order.index(n) for n in self.bound.enumerated)
-        for name in self.latents:
-            moves = self.bound.backend.has_moving_support(sites[name].fn)
-            if order.index(name) > start and moves:
-                raise AlgorithmError(
-                    f"infer: latent {name!r} has a computed support and comes after the discrete "
-                    f"latent {order[start]!r}, which is summed out, expected a support that does "
-                    "not hang on it; declare it before, or give it a support of constants."
-                )
 
     def points(self, x: Mapping, params: Mapping, rows: Mapping) -> Point:
         """`point` at each of n positions, every field with that axis in front."""

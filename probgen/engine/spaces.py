@@ -22,7 +22,7 @@ from collections.abc import Collection, Mapping
 from typing import Annotated, Any, Protocol
 
 from probgen.engine.bound import Bound
-from probgen.engine.enumeration import summed
+from probgen.engine.enumeration import check_supports, summed
 from probgen.engine.target import Target
 from probgen.errors import AlgorithmError
 from probgen.language.kinds import having
@@ -71,6 +71,13 @@ def model_target(bound: Bound, kind: str | Space) -> Target:
         if s.kind == "sample" and not s.is_fixed
         and (kind != "latent" or n not in (*bound.observed, *bound.enumerated))
     )  # fmt: skip
+    computed = [n for n in names if n in bound.structure.computed]
+    if computed and kind != "noise":
+        raise AlgorithmError(
+            f"space {kind!r}: the sites {computed} of {bound.model.name!r} are computed from "
+            "latents and have no density of their own, expected chains that move what they are "
+            "computed from; use space='noise'."
+        )
     for name in names:
         site = bound.structure.sites[name]
         if site.is_discrete:
@@ -118,6 +125,8 @@ def _values(bound: Bound, kind: str, names: tuple[str, ...]) -> Target:
                 inputs=bound.inputs(bound.model.program, batch, f"model {bound.model.name!r}"),
                 key=None, batch_size=size,
             )  # fmt: skip
+            if discrete:
+                check_supports(b, at, bent, bound.enumerated, f"space {kind!r}")
             return at, more
 
         if not (condition and bound.enumerated):

@@ -100,6 +100,11 @@ class Structure(NamedTuple):
         drawn = {n: s.declaration for n, s in self.sites.items() if s.kind == "sample"}
         return [n for n, d in drawn.items() if not getattr(d, "is_normalized", True)]
 
+    @property
+    def computed(self) -> list[str]:
+        """Names of sites whose values the program computes, and which have no density."""
+        return [n for n in self.improper if self.sites[n].noise_shape == (0,)]
+
     def plate_shape(self, name: str, num_rows: int) -> tuple[int, ...]:
         """Sizes of a site's plates from left to right, 1 where none lies."""
         sizes = {**self.plate_sizes, DATA_PLATE: num_rows}

@@ -39,9 +39,13 @@ def test_the_difference_claims_what_its_errors_allow():
         found = difference(table(x + shift, 50.0), table(x, 50.0), NAME)
         assert found.verdict == verdict and found.nats == pytest.approx(shift)
         assert found.error == pytest.approx(x.std(ddof=1) * (2 / 400) ** 0.5)
-        assert "beyond the errors" in found.text("log p", "digits")
+    assert "beyond the errors" in found.text("log p", "digits")
     same = difference(table(x), table(x), NAME)
     assert same.nats == 0 and "no overfitting is shown" in same.text("log p", "digits")
+    impossible = np.append(x[:-1], -np.inf)
+    for one, other in ((x, impossible), (impossible, x), (impossible, impossible)):
+        found = difference(table(one), table(other), NAME)
+        assert found.verdict == "not comparable" and "do not compare" in found.text(NAME, "X")
 
 
 def test_a_page_of_an_energy_draws_both_sets_and_says_so(tmp_path):

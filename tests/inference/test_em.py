@@ -261,3 +261,27 @@ def test_a_mixture_starts_at_data():
     assert all((x == m).all(1).any() for m in start["means"]["table"])
     with pytest.raises(DataError, match=r"shape \(2, 3\), expected .n, 3. with at least 3 rows"):
         mixture.start(x[:2], seed=0)
+
+
+@pg.model
+def left_to_right():
+    """What z = 1 forbids has density 0 there."""
+    s = pg.net("s", nets.Parameter((1,)))()
+    with pg.data_plate():
+        z = pg.sample("z", dist.Categorical(probs=np.array([0.5, 0.5])))
+        y = pg.sample("y", dist.Bernoulli(probs=ops.where(z > 0, 1.0, 0.5)))
+        pg.sample("x", dist.Normal(1.0 * (z + y) + s[0], 1.0))
+
+
+def test_what_is_impossible_has_no_share_in_an_m_step(b):
+    """The mean of x - y - E z is climbed to, where half of the data leave z no choice."""
+    rng = np.random.default_rng(0)
+    z = rng.integers(0, 2, 200)
+    y = np.maximum(z, rng.integers(0, 2, 200)).astype(np.float32)
+    x = (z + y + 0.7 + rng.normal(size=200)).astype(np.float32)
+    fit = pg.fit(
+        left_to_right, {"x": x, "y": y}, EM(Enumerate(), pg.Adam(0.1)), num_steps=60,
+        batch_size=200, seed=0, backend=b, progress_bar=False,
+    )  # fmt: skip
+    assert np.isfinite(fit.history["loss"]).all()
+    assert abs(fit.params["s"]["value"][0] - 0.7) < 4 * 1.2 / 200**0.5

@@ -9,7 +9,7 @@ from fit_cases import assert_same_bits, quick
 import probgen as pg
 from probgen import dist, nets
 from probgen.engine.bind import bind
-from probgen.errors import AlgorithmError, DeclarationError, DivergedError
+from probgen.errors import AlgorithmError, DeclarationError, DivergedError, NonFiniteError
 from probgen.inference import (
     EnergyGuard,
     EnergyMagnitude,
@@ -167,3 +167,10 @@ def test_a_criterion_that_there_is_not_is_refused(b):
     )
     with pytest.raises(AlgorithmError, match="no density of a known constant.*criterion='gain'"):
         pg.fit(Tilted(fitted, nets.MLPEnergy((4,))), X, learn, backend=b, **OPTIONS)
+
+
+def test_a_fit_that_fails_from_the_start_is_an_error_with_validation_data_too(b):
+    """There is a state to go back to, of which nothing was learned."""
+    learn = MaximumLikelihood(Langevin(1e30, 2), guard=EnergyGuard(gain_draws=1000))
+    with pytest.raises((NonFiniteError, DivergedError)):
+        pg.fit(MODEL, X, learn, backend=b, **{**OPTIONS, "num_steps": 20})

@@ -387,3 +387,29 @@ def test_an_automatic_guide_leaves_out_what_is_summed_out(b):
 def test_families_know_their_values(law, values):
     found = finite_values(law)
     assert (found is None) if values is None else np.array_equal(found, values)
+
+
+@pg.model
+def stairs():
+    """Each value of z has data of its own: a datum of the other is impossible under it."""
+    mu = pg.sample("mu", dist.Normal(0.0, 1.0))
+    with pg.data_plate():
+        z = 1.0 * pg.sample("z", dist.Categorical(probs=np.array([0.5, 0.5])))
+        pg.deterministic("double", 2.0 * z + mu)
+        pg.sample("x", dist.Uniform(z, z + 1.0))
+    pg.deterministic("share", ops.mean(z))
+
+
+def test_data_that_some_values_forbid_have_the_density_that_is_left(b):
+    """log p = log N(mu) + 2 log(1/2), and what is computed of all data's latents is no number."""
+    rows = {"x": np.array([0.3, 1.6], np.float32)}
+    bound, params = bind(stairs, b, data=rows, num_data=2, whole=True)
+    free = {"mu": b.asarray(np.float32(0.4))}
+    point = Posterior(bound, 2).point(params, put(b, rows), free)
+    want = stats.norm.logpdf(0.4) + 2 * np.log(0.5)
+    assert float(point.log_density) == pytest.approx(want, abs=1e-5)
+    assert float(point.outside["x"]) == 0
+    np.testing.assert_allclose(b.to_numpy(point.values["double"]), [0.4, 2.4], atol=1e-6)
+    assert np.isnan(b.to_numpy(point.values["share"]))
+    far = {"x": np.array([0.3, 2.5], np.float32)}
+    assert float(Posterior(bound, 2).point(params, put(b, far), free).outside["x"]) > 0

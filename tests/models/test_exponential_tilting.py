@@ -197,6 +197,8 @@ def test_what_is_no_tilt_is_refused_in_words(b):
         pg.evaluate(means, x[:, :1], [EnergyLogLikelihood(z, IWAE(4))], seed=0, backend=b)
     with pytest.raises(AlgorithmError, match="infer: the data .* have no density"):
         pg.infer(means, x[:1, :1], MALA, seed=0, backend=b)
+    with pytest.raises(AlgorithmError, match="computed from latents .* use space='noise'"):
+        pg.generate(means, 2, method=MALA, space="data", seed=0, backend=b)
     whole = tilted_vae(THETA)
     with pytest.raises(AlgorithmError, match=r"expected a base that bounds it.*IWAE"):
         pg.evaluate(whole, x[:, :1], [EnergyLogLikelihood(z)], seed=0, backend=b)

@@ -20,6 +20,7 @@ from probgen.engine.spaces import model_target
 from probgen.errors import DeclarationError, ShapeError
 from probgen.inference import ELBO, SVI
 from probgen.models import VAE, Affine, Coupling, Flow, MaskedAutoregressive, Spline, Tilted
+from probgen.models.flow.flow import Chain
 from probgen.trees import tree_items, tree_map
 
 SMALL, MADE = nets.MLP((5,), activation="tanh"), nets.MADE((6,), activation="tanh")
@@ -160,6 +161,15 @@ def test_raw_zeros_are_the_identity(b, map):
         y, slope = b.compile(way)(b.asarray(x), zeros)
         np.testing.assert_allclose(b.to_numpy(y), x, atol=2e-6)
         np.testing.assert_allclose(b.to_numpy(slope), 0.0, atol=2e-6)
+
+
+def test_layers_in_turn_come_to_both_sides_each():
+    """Of two in turn the first moves both numbers, and so does the second."""
+    net = nets.MLP((4,))
+    flow = Flow(2, (Coupling(net), Coupling(net, Spline(num_bins=4))), num_layers=2)
+    layers = Chain(flow, "", ())._layers()
+    turns = [(type(layer.map).__name__, turn % 2) for layer, turn, _ in layers]
+    assert sorted(turns) == [("Affine", 0), ("Affine", 1), ("Spline", 0), ("Spline", 1)]
 
 
 def test_a_number_that_is_none_stays_none(b):
