@@ -20,6 +20,14 @@ def factor_data(size=300, seed=0):
     return (rng.normal(size=(size, 1)) * WEIGHT + noise).astype(np.float32)
 
 
+def ppca(x, num_factors):
+    """Covariance of the maximum-likelihood factor model. Tipping & Bishop 1999, equations 7, 8."""
+    values, vectors = np.linalg.eigh(np.cov(x.T, bias=True))
+    noise = values[:-num_factors].mean()
+    top = vectors[:, -num_factors:] * (values[-num_factors:] - noise)
+    return top @ vectors[:, -num_factors:].T + noise * np.eye(len(values))
+
+
 def factor_model():
     return Generator(
         dist.Normal(0, 1).expand([1]).to_event(1), nets.MLP((), out=3, in_ndim=1),

@@ -273,9 +273,14 @@ def clip(
     if max_value is not None:
         out = {n: ops.clip(g, -max_value, max_value) for n, g in out.items()}
     if max_norm is not None:
-        squares = of_each(ops, {n: g * g for n, g in out.items()})
-        is_long = squares > max_norm**2
-        factor = ops.where(is_long, max_norm * ops.where(is_long, squares, 1.0) ** -0.5, 1.0)
+        # In units of the largest element, whose square may overflow.
+        flat = [ops.reshape(ops.abs(g), (g.shape[0], -1)) for g in out.values()]
+        top = ops.max(ops.concatenate(flat, axis=-1), axis=-1)
+        top = ops.maximum(top, max_norm + 0.0 * top)
+        squares = of_each(ops, {n: (g / leading(ops, top, g)) ** 2 for n, g in out.items()})
+        share = max_norm / top
+        is_long = squares > share**2
+        factor = ops.where(is_long, share * ops.where(is_long, squares, 1.0) ** -0.5, 1.0)
         out = {n: leading(ops, factor, g) * g for n, g in out.items()}
     changed = of_each(ops, {n: ops.abs(out[n] - g) for n, g in given.items()})
     return out, ops.where(changed > 0, 1.0, 0.0)

@@ -55,7 +55,11 @@ class SupportCheck:
         for start in range(0, size, ROWS):
             part = {k: v[start : start + ROWS] for k, v in batch.items()}
             run = self._trace(part)
+            hidden = self._by_any_value(part, [n for n in others if n in observed])
             for name in others:
+                if name in hidden:
+                    self._refuse(name, hidden[name], part[name])
+                    continue
                 value = part[name] if name in observed else run[name].value
                 self._compare(name, run[name].fn, value)
                 if name in at_edge:
@@ -102,16 +106,34 @@ class SupportCheck:
         arrays = {k: b.asarray(v) for k, v in rows.items()}
         return self.bound.trace(self.params, arrays, key=self.key, condition=False)
 
+    def _by_any_value(self, rows: Mapping[str, Any], names: list[str]) -> dict[str, np.ndarray]:
+        """Of sites whose support may hang on discrete latents that are summed out: whether each
+        datum lies inside by some value of theirs."""
+        bound, b = self.bound, self.bound.backend
+        names = [n for n in names if n not in (self._fixed or {})]
+        if not (bound.enumerated and names):
+            return {}
+        arrays = {k: b.asarray(v) for k, v in rows.items()}
+
+        def inside(sites: Mapping[str, Any]) -> dict[str, Array]:
+            found = {n: b.in_support(sites[n].fn, sites[n].value) for n in names}
+            return {n: b.ops.where(ok, 1.0, 0.0) for n, ok in found.items() if ok is not None}
+
+        found = bound.summed(self.params, arrays, key=self.key, extra=inside)
+        return {n: b.to_numpy(v).max(axis=0) > 0 for n, v in found.extra.items()}
+
     def _compare(self, name: str, fn: Any, values: Array) -> None:
         b: Any = self.bound.backend
         values = on_device(b, {name: values})[name]
         ok = b.in_support(fn, values)
         if ok is None:
             return
-        inside = b.to_numpy(ok)
+        self._refuse(name, b.to_numpy(ok), values)
+
+    def _refuse(self, name: str, inside: np.ndarray, values: Any) -> None:
         if inside.all():
             return
-        flat = b.to_numpy(values).reshape(-1)
+        flat = self.bound.backend.to_numpy(values).reshape(-1)
         info = self.bound.structure.sites[name]
         raise SupportError(
             f"data {name!r}: {int((~inside).sum())} of {inside.size} events lie outside the "

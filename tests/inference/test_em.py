@@ -5,7 +5,7 @@ import warnings
 import numpy as np
 import pytest
 from fit_cases import assert_same_bits, leaves
-from learner_cases import factor_data, factor_model
+from learner_cases import factor_data, factor_model, ppca
 from sklearn.datasets import load_iris
 from sklearn.mixture import GaussianMixture as mixture_of_sklearn
 
@@ -25,14 +25,6 @@ def fit(b, model, data, algorithm, **options):
 
 
 # ---- chains ----
-
-
-def ppca(x, num_factors):
-    """Covariance of the maximum-likelihood factor model. Tipping & Bishop 1999, equations 7, 8."""
-    values, vectors = np.linalg.eigh(np.cov(x.T, bias=True))
-    noise = values[:-num_factors].mean()
-    top = vectors[:, -num_factors:] * (values[-num_factors:] - noise)
-    return top @ vectors[:, -num_factors:].T + noise * np.eye(len(values))
 
 
 def covariance(params):

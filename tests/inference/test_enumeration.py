@@ -13,7 +13,7 @@ from probgen.engine.bind import bind
 from probgen.engine.codes import codes
 from probgen.engine.enumeration import probabilities
 from probgen.engine.posterior import Posterior
-from probgen.errors import AlgorithmError, DataError
+from probgen.errors import AlgorithmError, DataError, SupportError
 from probgen.inference import ELBO, EM, SVI, AutoNormal, Enumerate, Langevin
 from probgen.inference.objectives.terms import compute, log_weights
 from probgen.language.supports import finite_values
@@ -413,3 +413,22 @@ def test_data_that_some_values_forbid_have_the_density_that_is_left(b):
     assert np.isnan(b.to_numpy(point.values["share"]))
     far = {"x": np.array([0.3, 2.5], np.float32)}
     assert float(Posterior(bound, 2).point(params, put(b, far), free).outside["x"]) > 0
+
+
+def test_a_datum_is_inside_by_any_value_of_what_is_summed_out(b):
+    """By one draw of z half of them would be refused, at random."""
+    x = np.linspace(0.05, 1.95, 40).astype(np.float32)
+
+    @pg.model
+    def steps():
+        p = pg.net("p", nets.Parameter((2,)))()
+        with pg.data_plate():
+            z = 1.0 * pg.sample("z", dist.Categorical(logits=p))
+            pg.sample("x", dist.Uniform(z, z + 1.0))
+
+    options = {"num_steps": 2, "batch_size": 40, "seed": 0, "backend": b, "progress_bar": False}
+    fitted = pg.fit(steps, x, EM(Enumerate()), **options)
+    table = pg.evaluate(fitted, x, [ELBO()], seed=0, backend=b)
+    np.testing.assert_allclose(table[ELBO().name]["estimate"].values, np.log(0.5), atol=0.01)
+    with pytest.raises(SupportError, match="1 of 40 events lie outside"):
+        pg.fit(steps, np.append(x[1:], np.float32(2.5)), EM(Enumerate()), **options)

@@ -8,6 +8,7 @@ from probgen.engine.spaces import model_target
 from probgen.engine.target import Target, climb, run_chain
 from probgen.errors import AlgorithmError, DeclarationError, ShapeError
 from probgen.inference import HMC, NUTS, GradientFlow, Langevin
+from probgen.inference.sample.langevin import clip
 
 
 def target(log_density=None, drift=None, names=("x",)):
@@ -280,3 +281,13 @@ def test_a_chain_cannot_move_a_discrete_site(backend):
     bound, _ = bind(coins, backend, data={"x": np.zeros(3, np.float32)})
     with pytest.raises(AlgorithmError, match="'x' is discrete"):
         model_target(bound, "data")
+
+
+def test_a_drift_of_any_size_is_clipped_to_its_length(b):
+    """Beyond 1e19 too, whose square is no float; NaN stays."""
+    grad = np.float32([[3e30, 4e30], [0.3, 0.4], [30.0, 40.0], [np.nan, 1.0]])
+    found, clipped = clip(b.ops, {"x": b.asarray(grad)}, 1.0, None)
+    want = np.float32([[0.6, 0.8], [0.3, 0.4], [0.6, 0.8]])
+    np.testing.assert_allclose(b.to_numpy(found["x"])[:3], want, rtol=1e-5)
+    assert np.isnan(b.to_numpy(found["x"])[3]).any()
+    np.testing.assert_array_equal(b.to_numpy(clipped)[:3], [1.0, 0.0, 1.0])

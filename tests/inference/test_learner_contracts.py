@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from fit_cases import are_same_bits, assert_same_bits, quick
-from learner_cases import EM, Adversarial, factor_data, factor_model, follow
+from learner_cases import EM, Adversarial, factor_data, factor_model, follow, ppca
 
 import probgen as pg
 from probgen import dist, nets, ops
@@ -28,14 +28,6 @@ def fit(b, model, data, algorithm, **options):
 
 
 # ---- EM ----
-
-
-def ppca(x, num_factors):
-    """Covariance of the maximum-likelihood factor model. Tipping & Bishop 1999, equations 7, 8."""
-    values, vectors = np.linalg.eigh(np.cov(x.T, bias=True))
-    noise = values[:-num_factors].mean()
-    top = vectors[:, -num_factors:] * (values[-num_factors:] - noise)
-    return top @ vectors[:, -num_factors:].T + noise * np.eye(len(values))
 
 
 def test_em_with_a_chain_a_datum_finds_the_factor_models_covariance(b):
