@@ -4,7 +4,8 @@
     GradientPenalty(g)     g/2 mean |grad_x E(x)|^2, at data, at draws, or at both
     SpectralPenalty(s)     s sum over kernels of the largest singular value
 
-x are data, x' draws of the negative phase (under `ImportanceSampling` those of the base, unweighted). One of your own subclasses `Regularizer`.
+x are data, x' draws of the negative phase (under `ImportanceSampling` those of the base,
+unweighted). One of your own subclasses `Regularizer`.
 """
 
 from __future__ import annotations
