@@ -1,11 +1,13 @@
-"""XLA compiles the tests' programs in a hurry: most run once or twice, and none for long.
+r"""XLA compiles the tests' programs in a hurry: most run once or twice, and none for long.
 
-Without LLVM's optimisations, and with fusions by XLA's elder emitter, which needs no MLIR, a
-program is compiled in a fifth of the time. Compilation was most of what the tests cost.
+By XLA's own preset for that, without LLVM's optimisations, with fusions by its elder emitter, which
+needs no MLIR, and in one piece, not in one for each of 32 threads, a program is compiled in a
+seventh of the time. Compilation was most of what the tests cost.
 
 To compile as users' programs are compiled, since XLA heeds the last word of a flag:
 
-    XLA_FLAGS="--xla_backend_optimization_level=3 --xla_cpu_use_fusion_emitters=true" make test
+    XLA_FLAGS="--xla_cpu_opt_preset=CPU_OPT_PRESET_DEFAULT --xla_backend_optimization_level=3 \
+        --xla_cpu_use_fusion_emitters=true" make test
 
 So are compiled what `make reproduce` runs, tests for a GPU, and the child processes that a test
 starts without XLA_FLAGS, such as those on JAX's sums and on one result under load.
@@ -17,9 +19,11 @@ from collections.abc import MutableMapping
 from probgen.backends import xla_flags
 
 HASTE = {
+    "--xla_cpu_opt_preset": "CPU_OPT_PRESET_FAST_COMPILE",
     "--xla_backend_optimization_level": "0",
     "--xla_llvm_disable_expensive_passes": "true",
     "--xla_cpu_use_fusion_emitters": "false",
+    "--xla_cpu_parallel_codegen_split_count": "1",
 }
 # No keys of a cache on disk that is not there, and no stack of Python beside every operation.
 JAX = {"JAX_ENABLE_COMPILATION_CACHE": "false", "JAX_TRACEBACK_IN_LOCATIONS_LIMIT": "0"}
