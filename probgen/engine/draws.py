@@ -6,6 +6,7 @@ plates, or without any of them where a site is computed from constants. No drawi
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -76,6 +77,24 @@ def check_draws(
         raise NonFiniteError(
             f"{who}: {count} of {total} draws of site {name!r} are NaN or infinite, expected "
             f"finite numbers; {cure}."
+        )
+
+
+def warn_outside(who: str, is_outside: np.ndarray, cure: str) -> None:
+    """Says that chains stand where the density is 0 or no number: that is no draw of the model.
+
+    Args:
+        who: the verb, for the message.
+        is_outside: of each draw.
+        cure: the sampler's own.
+    """
+    if is_outside.any():
+        warnings.warn(
+            f"{who}: {int(is_outside.sum())} of {is_outside.size} draws lie where the density is "
+            "0 or no number, outside its support, and are no draws of it; give the site a "
+            "distribution of that support (positive, an interval, a dist.Transformed), within "
+            f"which chains then move, or {cure}.",
+            stacklevel=3,
         )
 
 

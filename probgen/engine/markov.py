@@ -51,7 +51,8 @@ def chain_ends(
     backend: Backend, sampler: Sampler, target: Target, *, num_calls: int | None = None,
     keep: Callable | None = None,
 ) -> Callable:  # fmt: skip
-    """(params, batch, key, n) -> (sites' values at the ends, what was kept, statistics [n]).
+    """(params, batch, key, n) -> (sites' values at the ends, what was kept, statistics [n] past
+    the warm-up, with whether a chain `diverged`, and ends `outside` the density's support).
 
     Args:
         num_calls: how many steps there will be in all, for `compile`.
@@ -69,9 +70,13 @@ def chain_ends(
 
         x, num_steps = target.init(params, batch, k_start, n), transitions(sampler)
         end, (stats, chain) = run_chain(b, kernel, x, k_chain, num_steps, params, batch, keep=told)
+        # While a step size is learned, some are far too long.
+        stats = {m: v[sampler.num_warmup :] for m, v in stats.items()}
         of_chain = {m: ops.mean(v, axis=0) for m, v in stats.items() if m != "diverging"}
-        diverged = ops.sum(ops.where(stats["diverging"], 1.0, 0.0), axis=0) > 0
-        return target.values(end.x, params, batch), chain, {**of_chain, "diverged": diverged}
+        of_chain["diverged"] = ops.sum(ops.where(stats["diverging"], 1.0, 0.0), axis=0) > 0
+        if end.log_density is not None:
+            of_chain["outside"] = ~ops.isfinite(end.log_density)
+        return target.values(end.x, params, batch), chain, of_chain
 
     loops: dict[int, Callable] = {}
 

@@ -83,7 +83,8 @@ def model_target(bound: Bound, kind: str | Space) -> Target:
         if site.is_discrete:
             raise AlgorithmError(
                 f"space {kind!r}: site {name!r} is discrete ({site.distribution}), expected a "
-                "continuous one, since the chain follows gradients; use a Normal likelihood."
+                "continuous one, since the chain follows gradients; use a Normal likelihood, "
+                "through='mean' of a Tilted, or weighted draws without chains, ImportanceSampling."
             )
         if not site.is_local:
             raise AlgorithmError(

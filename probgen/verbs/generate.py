@@ -21,7 +21,7 @@ from probgen.backends.protocol import Backend
 from probgen.engine import provenance
 from probgen.engine.batches import merge_inputs
 from probgen.engine.bound import Bound
-from probgen.engine.draws import check_draws, samples_first, without_data_axis
+from probgen.engine.draws import check_draws, samples_first, warn_outside, without_data_axis
 from probgen.engine.explain import check_ancestral
 from probgen.engine.fitted import AnyModel, Fitted
 from probgen.engine.markov import chain_ends
@@ -116,6 +116,8 @@ def generate(
         NonFiniteError: draws that are NaN or infinite; says what to do.
         SaveError: `path` cannot be written, or holds something else, or samples of another call
             (says what differs); another process is writing there.
+
+    Warns: chains that end where the density is 0 or no number: how many, and what to do.
     """
     seed = check_seed(seed, "generate")
     if getattr(method, "is_ancestral", False):
@@ -195,6 +197,7 @@ def generate(
         out.note = "ancestral" if source is None else source.note(bound)
     else:
         check_draws(f"generate, chains of {method!r}", out, sites, 1, method.cure())
+        warn_outside("generate", found["stats"].get("outside", np.zeros(0, bool)), method.cure())
         said = "" if space is None or isinstance(space, str) else f"; {space.note()}"
         out.note = method.note(found["stats"]) + said
         out.chain = found["chain"] if return_chain else None

@@ -28,7 +28,7 @@ from probgen.engine.bound import Bound
 from probgen.engine.chain_pieces import Pieces
 from probgen.engine.chain_pieces import chains as kept_chains
 from probgen.engine.data_support import check_plain
-from probgen.engine.draws import check_draws
+from probgen.engine.draws import check_draws, warn_outside
 from probgen.engine.explain import explain
 from probgen.engine.fitted import AnyModel, Fitted
 from probgen.engine.markov import draw_posterior
@@ -110,6 +110,8 @@ def infer(
         SaveError: `path` cannot be written, or holds something else, or chains of another call
             (says what differs); another process is writing there.
         KeyboardInterrupt, Terminated: Ctrl-C or SIGTERM; with a `path` after the piece that runs.
+
+    Warns: draws of a chain where the density is 0 or no number: how many, and what to do.
     """
     seed = check_seed(seed, "infer")
     if path is not None:
@@ -166,7 +168,10 @@ def infer(
     values = mapped("values")
     drawn = {n: v for n, v in values.items() if n in bound.structure.sites}
     check_draws(f"infer, {type(method).__name__}", drawn, bound.structure.sites, 2, method.cure())
-    groups = {"posterior": values, "sample_stats": chains.stats}
+    stats = chains.stats
+    if not reads_guide:  # a guide's draw of no density has the weight 0
+        warn_outside("infer", ~np.isfinite(stats.get("lp", np.zeros(0))), method.cure())
+    groups = {"posterior": values, "sample_stats": stats}
     if log_likelihood:
         groups["log_likelihood"] = mapped("log_likelihood")
     sites = bound.structure.sites
@@ -176,7 +181,7 @@ def infer(
     }
     versions = {**b.versions(), "probgen": probgen.__version__}
     attributes = {
-        "model": declared.name, "method": repr(method), "note": method.note(),
+        "model": declared.name, "method": repr(method), "note": method.note(_of_chains(stats)),
         "backend": b.name, "device": b.device,
         "versions": ", ".join(f"{k} {v}" for k, v in versions.items()), "seed": seed,
         "sums": b.info()["sums"],
@@ -184,6 +189,12 @@ def infer(
         "inference_library": "probgen", "inference_library_version": probgen.__version__,
     }  # fmt: skip
     return _to_datatree(posterior, groups, attributes)
+
+
+def _of_chains(stats: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """What a sampler's note says of its chains, [chain] by name, of statistics [chain, draw]."""
+    means = {n: stats[n].mean(1) for n in ("acceptance_rate", "clipped") if n in stats}
+    return means | ({"diverged": stats["diverging"].any(1)} if "diverging" in stats else {})
 
 
 def _start(

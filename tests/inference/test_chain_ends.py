@@ -53,6 +53,27 @@ def test_the_note_says_how_the_chains_went(b):
     assert plain.chain is None
 
 
+def test_chains_that_leave_the_support_are_said_with_what_to_do(b):
+    """A base on both sides, a factor that leaves the positive one: plain steps cross over."""
+
+    @pg.model
+    def half():
+        with pg.data_plate():
+            x = pg.sample("x", dist.Normal(0.0, 1.0))
+            pg.factor("half", pg.ops.where(x > 0.0, 0.0 * x, -np.inf))
+
+    words = "lie where the density is 0 .*dist.Transformed.*or lower the sampler's step_size"
+    method = Langevin(0.1, num_steps=5)
+    with pytest.warns(UserWarning, match=rf"generate: \d+ of 200 draws {words}") as said:
+        draws = pg.generate(Fitted(half, {}), 200, seed=0, method=method, backend=b)
+    count = int(re.search(r"(\d+) of 200", str(said[0].message)).group(1))
+    assert count == (draws["x"] <= 0).sum() > 20
+    method = Langevin(0.1, num_steps=60, num_chains=2)
+    with pytest.warns(UserWarning, match=rf"infer: \d+ of 120 draws {words}"):
+        chains = pg.infer(half, {}, method, num_data=1, seed=0, backend=b, progress_bar=False)
+    assert "2 of 2 chains diverged" in chains.attrs["note"]
+
+
 def test_learning_with_chains_that_leave_the_numbers_names_the_sampler(b):
     x = np.random.default_rng(0).normal(size=(64, 2)).astype(np.float32)
     learn = MaximumLikelihood(Langevin(0.5, num_steps=20))

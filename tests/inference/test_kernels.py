@@ -43,31 +43,17 @@ def within(values, mean, num_errors=5.0):
     assert abs(values.mean() - mean) < num_errors * error, (values.mean(), mean, error)
 
 
-@pytest.mark.parametrize("step_size", [0.1, 0.5])
-def test_unadjusted_langevin_has_the_variance_that_theory_says(backend, step_size):
-    """On x^2 / 2 its stationary variance is 1 / (1 - h / 2); 100,000 chains see 5 % at 11 s.e."""
-    rng = np.random.default_rng(1)
-    start = rng.normal(size=(100_000, 1)) / np.sqrt(1 - step_size / 2)
-    x, _ = ends(
-        backend,
-        Langevin(step_size, num_steps=20),
-        lambda x: -0.5 * (x["x"] ** 2)[:, 0],
-        start.astype(np.float32),
-    )
+@pytest.mark.parametrize("heat", [1.0, 0.25])
+def test_without_the_test_the_variance_is_what_theory_says(backend, heat):
+    """On x^2 / 2 it is T / (1 - h / 2); 50,000 chains see a bias of 33 % at 40 s.e."""
+    h, variance = 0.5, heat / (1.0 - 0.25)
+    start = variance**0.5 * np.random.default_rng(1).normal(size=(50_000, 1))
+    declared = Langevin(h, 20, noise_size=(2.0 * h * heat) ** 0.5)
+    assert declared.temperature == pytest.approx(heat)
+    square = lambda x: -0.5 * (x["x"] ** 2)[:, 0]  # noqa: E731
+    x, _ = ends(backend, declared, square, start.astype(np.float32))
     within(x[:, 0], 0.0)
-    within(x[:, 0] ** 2, 1.0 / (1.0 - step_size / 2))
-
-
-def test_metropolis_removes_the_bias(backend):
-    start = np.random.default_rng(2).gumbel(size=(50_000, 1)).astype(np.float32)
-    declared = Langevin(0.4, num_steps=30, metropolis=True)
-    x, info = ends(backend, declared, skewed(backend.ops), start)
-    within(x[:, 0], np.euler_gamma)
-    within((x[:, 0] - np.euler_gamma) ** 2, np.pi**2 / 6)
-    assert 0.5 < info["acceptance_rate"].mean() < 1.0
-    biased, _ = ends(backend, Langevin(0.4, num_steps=30), skewed(backend.ops), start)
-    error = biased[:, 0].std() / np.sqrt(len(biased))
-    assert abs(biased[:, 0].mean() - np.euler_gamma) > 8 * error
+    within(x[:, 0] ** 2, variance)
 
 
 # x_0 Gumbel, x_1 | x_0 ~ N(x_0^2 / 2, 1 / 4): bent and skewed, and its powers can be drawn from.
@@ -77,7 +63,8 @@ EXACT = {
     "tempered": Langevin(0.1, 12, noise_size=0.1**0.5, metropolis=True),
     "clipped": Langevin(0.1, 12, metropolis=True, **NARROW),
     "learned": Langevin(2.0, 12, metropolis=True, adapt_step_size=True, num_warmup=50),
-    "HMC": HMC(num_steps=5, step_size=0.3, num_warmup=0, num_samples=6, jitter=0.5),
+    "HMC": HMC(num_steps=5, step_size=0.3, num_warmup=0, num_samples=6),
+    "jittered HMC": HMC(num_steps=5, step_size=0.3, num_warmup=0, num_samples=6, jitter=0.5),
 }
 
 
@@ -130,14 +117,6 @@ def test_a_chain_says_what_step_and_noise_imply(options, words):
     assert words in Langevin(0.02, **options).note({})
 
 
-def test_without_the_test_a_temperature_has_the_variance_that_theory_says(backend):
-    """Noise s at step h: variance s^2 / (2 h) / (1 - h / 2) of x^2 / 2."""
-    start = 0.5 * np.random.default_rng(3).normal(size=(50_000, 1)).astype(np.float32)
-    declared = Langevin(0.1, num_steps=100, noise_size=0.5 * 0.2**0.5)
-    x, _ = ends(backend, declared, lambda x: -0.5 * (x["x"] ** 2)[:, 0], start)
-    within(x[:, 0] ** 2, 0.25 / (1.0 - 0.05))
-
-
 def test_a_long_drift_is_cut_and_counted(b):
     """Of x^2 / 2 at (3, 4): by its norm of 5, and then each entry, all times the diagonal."""
     start = np.array([[3.0, 4.0], [0.3, 0.4]], np.float32)
@@ -184,25 +163,19 @@ def test_a_flow_has_no_law_to_infer_from(b):
             pg.infer(mean, {"y": np.ones(3, np.float32)}, method, seed=0, backend=b)
 
 
-def test_no_noise_is_gradient_ascent(backend):
-    start = np.array([[3.0], [-1.0]], np.float32)
-    x, _ = ends(
-        backend,
-        Langevin(0.1, num_steps=7, noise_size=0.0),
-        lambda x: -0.5 * (x["x"] ** 2)[:, 0],
-        start,
-    )
-    np.testing.assert_allclose(x, start * 0.9**7, rtol=1e-5)
-
-
-def test_the_same_key_gives_the_same_chain(backend):
-    start = np.zeros((4, 1), np.float32)
+def test_the_same_key_gives_the_same_chain_whatever_its_neighbours_do(backend):
+    """To the bit; of another start, or of one at NaN, no other chain hears."""
+    start, moved = np.zeros((2, 4, 1), np.float32)
+    moved[2:, 0] = 3.0, np.nan
+    declared = Langevin(0.1, num_steps=5, metropolis=True, max_grad_norm=0.2)
     runs = [
-        ends(backend, Langevin(0.1, num_steps=5), skewed(backend.ops), start, seed=s)[0]
-        for s in (7, 7, 8)
+        ends(backend, declared, skewed(backend.ops), x, seed=s)[0]
+        for x, s in ((start, 7), (start, 7), (start, 8), (moved, 7))
     ]
     np.testing.assert_array_equal(runs[0], runs[1])
     assert not np.allclose(runs[0], runs[2])
+    np.testing.assert_array_equal(runs[0][:2], runs[3][:2])
+    assert (runs[3][2] != runs[0][2]).all() and np.isnan(runs[3][3]).all()
 
 
 def test_a_drift_stands_for_the_gradient(b):
@@ -240,7 +213,9 @@ def test_hmc_learns_one_step_size_for_all_chains(b):
     within(values["a"] ** 2, 1.0)
     within(values["c"] - 2.0, 0.0)
     within((values["c"] - 2.0) ** 2, 0.01)
+    # Of what follows the warm-up, whose first trajectories are ten times as long and diverge.
     assert 0.7 < b.to_numpy(stats["acceptance_rate"]).mean() < 0.95
+    assert not b.to_numpy(stats["diverged"]).any() and not b.to_numpy(stats["outside"]).any()
 
 
 def test_what_no_kernel_moves_is_refused(b):

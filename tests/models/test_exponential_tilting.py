@@ -28,9 +28,11 @@ import probgen as pg
 from probgen import nets
 from probgen.engine.bind import bind
 from probgen.errors import AlgorithmError, ShapeError
+from probgen.evaluation.samples import mmd_test
 from probgen.inference import (
     HMC,
     IWAE,
+    EnergyGuard,
     EnergyLogLikelihood,
     ImportanceSampling,
     Langevin,
@@ -117,6 +119,15 @@ def test_no_energy_is_the_base_and_a_steep_one_collapses(b, exact):
         )
     ]
     np.testing.assert_allclose(*values, atol=1e-4)  # the flow's own log density
+    bound, params = flat.bind(b, {"x": x})
+    found = EnergyGuard(gain_draws=50).held_out(Contrast(bound, "noise"))(
+        bound, params, {"x": b.asarray(x)}, b.key(0)
+    )
+    assert abs(float(found["gain"])) < 1e-6 and float(found["importance_share"]) > 1 - 1e-6
+    chain = HMC(num_steps=3, step_size=0.5, num_warmup=0, num_samples=3, adapt_step_size=False)
+    moved = pg.generate(flat, 1000, method=chain, space="noise", seed=0, backend=b)["x"]
+    drawn = pg.generate(flat.model.base, 1000, seed=1, backend=b)["x"]
+    assert mmd_test(drawn, moved, num_permutations=200).details["p_value"] > 0.005
 
 
 def test_resampled_latents_and_chains_have_one_pushforward(b):

@@ -121,6 +121,37 @@ def test_without_energy_chains_keep_the_noise_and_the_released_ones_do_not(b):
     assert released.mean(0)[0] < -0.3
 
 
+@pg.model
+def narrow():
+    """A scale below the floor of the released sampler, and data that leave [-1, 1]."""
+    with pg.data_plate():
+        z = pg.sample("z", dist.Normal(0.0, 2.0).expand([1]).to_event(1))
+        mean = ops.concatenate([0.3 * z, 0.8 + z], axis=-1)
+        pg.sample("x", dist.Normal(mean, 0.05).to_event(1))
+
+
+def test_the_released_sampler_floors_the_scale_in_one_place_and_clamps_in_two(b):
+    """log N(z) + log N(clip(x); mean, e^-2 + 0.01) - E(clip(x)): so that where x stays inside, the
+    pull on eps_x is (0.05 / 0.145)^2 eps_x, and its variance 8.5 and not 1."""
+    params = ENERGY.init(np.random.default_rng(0), (2,))
+    params["out"] = {k: v + 1 for k, v in params["out"].items()}
+    model = Tilted(pg.Fitted(narrow, {}, shapes={"x": (2,)}), ENERGY)
+    bound, on_device = pg.Fitted(model, {"energy": params}, shapes={"x": (2,)}).bind(b)
+    rng = np.random.default_rng(1)
+    eps = {n: rng.normal(size=(30, k)).astype(np.float32) for n, k in (("z", 1), ("x", 2))}
+    z = 2.0 * eps["z"]
+    mean = np.concatenate([0.3 * z, 0.8 + z], -1)
+    clamped = np.clip(mean + 0.05 * eps["x"], -1, 1).astype(np.float32)
+    assert 0.2 < (np.abs(clamped) == 1).mean() < 0.8
+    floor = np.exp(-2) + 0.01
+    want = st.norm.logpdf(z, 0, 2).sum(-1) + st.norm.logpdf(clamped, mean, floor).sum(-1)
+    want -= b.to_numpy(ENERGY.apply(on_device["energy"], b.asarray(clamped)))
+    released = model_target(bound, Noise(as_released=True))
+    given = {n: b.asarray(v) for n, v in eps.items()}
+    found = b.to_numpy(released.log_density(given, on_device, {}))
+    np.testing.assert_allclose(found, want, rtol=1e-4, atol=1e-4)
+
+
 def test_the_released_space_wants_a_normal(b):
     bound, _ = tilted(0.0).bind(b)
     with pytest.raises(AlgorithmError, match="no such site for the data 'y'.*name the site"):
