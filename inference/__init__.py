@@ -17,6 +17,7 @@ from probgen.inference.learn.denoising import Denoising
 from probgen.inference.learn.e_steps import Enumerate
 from probgen.inference.learn.em import EM
 from probgen.inference.learn.energy_guard import EnergyGuard
+from probgen.inference.learn.gaussian_step import ExactGaussian
 from probgen.inference.learn.maximum_likelihood import MaximumLikelihood
 from probgen.inference.learn.negative import ImportanceSampling
 from probgen.inference.learn.regularizers import (
@@ -78,6 +79,7 @@ __all__ = [
     "EnergyLogLikelihood",
     "EnergyMagnitude",
     "Enumerate",
+    "ExactGaussian",
     "Gaussian",
     "GradientFlow",
     "GradientPenalty",

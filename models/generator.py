@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any
 
 import probgen as pg
@@ -15,6 +16,7 @@ from probgen.language.dist import Deferred
 from probgen.language.kinds import AnyNet, Width
 from probgen.language.model import Distribution, Model, Sketch
 from probgen.models.likelihoods import as_likelihood
+from probgen.models.regression import regression
 
 Array = Any
 
@@ -32,6 +34,9 @@ class Generator(Model):
         data_shape: shape of a datum, for nets of your own that have no `out`.
 
     Sites: "z" (latent), "x" (data). Nets: "decoder", and "likelihood" for a learned scale.
+
+    With an affine decoder, `nets.MLP((), out=D, in_ndim=1)`, and `likelihoods.Normal` of one scale
+    it is probabilistic PCA, and EM knows its M-step in closed form (`models/regression.py`).
     """
 
     latent: Distribution | Model | Fitted
@@ -159,6 +164,10 @@ class Generator(Model):
             pg.deterministic("mean", self.likelihood.mean(self.decode(z)))
 
         return bound.backend.trace(program, params)["mean"].value
+
+    def maximiser(self) -> Callable | None:
+        """The regression of x on z where that is linear; of a prior with nets there is none."""
+        return None if self.prior() is not None else regression(self.decoder, self.likelihood)
 
     def formula(self) -> str:
         p_z = _latex_prior(self.latent) if isinstance(self.latent, Deferred) else r"p(z)"

@@ -68,7 +68,7 @@ REGISTRY = [
     inference.ImportanceWeightedELBO(), inference.ControlledELBO(), inference.CapacityELBO(),
     # learners, chains and methods
     pg.GradientLearner(len), inference.SVI(inference.ELBO()), inference.Denoising(),
-    inference.EM(inference.Langevin(0.1)), inference.Enumerate(),
+    inference.EM(inference.Langevin(0.1)), inference.Enumerate(), inference.ExactGaussian(),
     inference.AutoNormal(), inference.AutoMultivariateNormal(),
     inference.AutoLowRankMultivariateNormal(), inference.AutoLaplaceApproximation(),
     inference.MaximumLikelihood(inference.Langevin(0.1)), inference.Langevin(0.1),

@@ -12,12 +12,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from functools import partial
 from typing import Any, NamedTuple
 
 from probgen.backends.protocol import Site
 from probgen.engine.bound import Bound
-from probgen.engine.enumeration import on_rows, table_of
+from probgen.engine.combinations import on_rows, table_of
 from probgen.engine.learner import all_params
 from probgen.engine.markov import judged
 from probgen.engine.spaces import model_target
@@ -103,6 +102,9 @@ class Chains:
         expected = Expected(latents, ops.ones_like(visits)[None])
         return expected, {"chains": chains, "visited": visited}, found
 
+    def check(self, bound: Bound, params: Mapping, batch: Mapping) -> None:
+        """Nothing: chains go wherever there is a gradient."""
+
     def note(self) -> str:
         return f"{self.sampler.note()}, one chain a datum, kept from one visit to the next"
 
@@ -115,8 +117,12 @@ class Chains:
 class Enumerate:
     """The exact E-step for discrete latents: each value of each datum's, with its probability.
 
-    Latents of finitely many values, such as those of mixtures and small hidden Markov models; all
-    combinations of one datum's latents are gone through (`probgen.engine.enumeration`).
+    Latents of finitely many values, such as those of mixtures; all combinations of one datum's
+    latents are gone through (`probgen.engine.enumeration`), up to 10,000. Those of a longer loop
+    (`pg.scan`), hidden Markov models, are known by messages (`probgen.engine.messages`): an M-step
+    of your own then gets latents along C^2 paths, [C^2, n, T, *event], C being the number of values
+    of one moment, and weights [T, C^2, n]: that of path c at t is the probability that datum n has
+    the path's values at t - 1 and t.
     """
 
 
@@ -134,7 +140,10 @@ class Exact:
                 "are summed out."
             )
         self.table = table_of(bound.structure, bound.enumerated, "EM(Enumerate())")
-        self.run = bound.backend.compile(partial(_posterior, bound), num_calls=bound.num_steps)
+        self.run = bound.backend.compile(self._compiled(bound), num_calls=bound.num_steps)
+
+    def _compiled(self, bound: Bound) -> Any:
+        return lambda params, batch: self.posterior(bound, params, batch)
 
     def own(self, bound: Bound, params: Mapping, batch: Mapping, key: Any, extras: Any) -> dict:
         """None."""
@@ -144,15 +153,24 @@ class Exact:
         self, bound: Bound, state: Mapping, batch: Mapping, key: Any
     ) -> tuple[Expected, dict, dict]:
         """(every value with its probability, no state, metrics)."""
-        b, names = bound.backend, bound.enumerated
         weights, found = self.run(all_params(state), batch)
-        size = size_of(batch)
-        latents = {n: on_rows(b, bound.structure, n, self.table, size) for n in names}
-        return Expected(latents, weights), {}, found
+        return Expected(self.latents(bound, size_of(batch)), weights), {}, found
+
+    def latents(self, bound: Bound, size: int) -> dict[str, Array]:
+        """The values that have weights, by site."""
+        b, s = bound.backend, bound.structure
+        return {n: on_rows(b, s, n, self.table, size) for n in bound.enumerated}
+
+    def posterior(self, bound: Bound, params: Mapping, batch: Mapping) -> tuple[Array, dict]:
+        """([C, batch] probabilities, metrics per datum)."""
+        return _posterior(bound, params, batch)
 
     def evaluate(self, bound: Bound, params: Mapping, batch: Mapping, key: Any) -> dict:
         """The likelihood of held-out data."""
-        return {"log_likelihood": _posterior(bound, params, batch)[1]["log_likelihood"]}
+        return {"log_likelihood": self.posterior(bound, params, batch)[1]["log_likelihood"]}
+
+    def check(self, bound: Bound, params: Mapping, batch: Mapping) -> None:
+        """Nothing: a finite sum is exact."""
 
     def note(self) -> str:
         names = ", ".join(map(repr, self.table.choices))

@@ -19,6 +19,7 @@ from probgen.engine.bound import Bound
 from probgen.engine.dependence import require_fixed_constant
 from probgen.engine.gradient import GradientLearner
 from probgen.engine.learner import Learner, all_params
+from probgen.engine.messages import in_loops
 from probgen.engine.target import AnySampler
 from probgen.errors import AlgorithmError
 from probgen.inference.learn.e_steps import (
@@ -29,6 +30,8 @@ from probgen.inference.learn.e_steps import (
     mean_log_prob,
     size_of,
 )
+from probgen.inference.learn.gaussian_step import ExactGaussian, GaussianPosterior
+from probgen.inference.learn.time_step import ExactInTime, mean_log_joint_in_time
 from probgen.language.capabilities import Maximises
 from probgen.language.declared import declaration
 from probgen.language.kinds import Many
@@ -42,23 +45,29 @@ class EM:
     """EM: the textbook's, by enumeration, or by chains for the latents of each datum.
 
         pg.fit(GaussianMixture(3, 4), x, EM(Enumerate()), batch_size=None, num_steps=50, seed=0)
+        pg.fit(ppca, x, EM(ExactGaussian()), batch_size=None, num_steps=100, seed=0)
         pg.fit(generator, x, EM(Langevin(0.05, num_steps=20), pg.Adam(1e-3)), num_epochs=50, seed=0)
 
     Args:
-        e_step: `Enumerate()`, the exact posterior of discrete latents; or a sampler with a kernel:
+        e_step: `Enumerate()`, the exact posterior of discrete latents; `ExactGaussian()`, that of
+            the latents of a linear-Gaussian model; or a sampler with a kernel:
             `Langevin` (plain or with metropolis=True), `HMC(num_steps=10, num_warmup=0,
             num_samples=1)`. Each datum has a chain of its own that starts from the prior at its
             first visit and goes on at the next one; it is part of the state, of checkpoints and of
             `Fitted.extras`. Under a sampler discrete latents are summed out.
         optimizer: of the M-step by gradient, such as `pg.Adam(1e-3)`.
-        m_step: "auto": in closed form where the model knows one (`Maximises`, such as
-            `GaussianMixture`), else by gradient; "gradient"; or a closed form of your own,
-            (params, batch, latents, weights) -> params, of latents [C, n, *event] by site with
-            weights [C, n]. A closed form sees all data at once: batch_size=None.
+        m_step: "closed": in closed form, of a model that knows one (`Maximises`: `GaussianMixture`,
+            and `Generator` with an affine decoder and Gaussian noise); "gradient"; "auto": closed
+            after an exact E-step where the model knows it, else by gradient, whose steps average
+            over what chains find; or a closed form of your own, (params, batch, latents, weights)
+            -> params, of latents [C, n, *event] by site with weights [C, n] (along a long loop:
+            see `Enumerate`). A closed form sees all data at once: batch_size=None. After one draw
+            of chains it is stochastic EM, which moves about the maximum: average it by ema_decay=
+            of pg.fit.
         num_m_steps: steps of the optimiser for each E-step.
 
-    Metrics, nats per datum at the parameters before the M-step: `log_joint`, E log p(x, z); with
-    `Enumerate()` also `log_likelihood`, log p(x) = E log p(x, z) + `entropy`, that of p(z | x).
+    Metrics, nats per datum at the parameters before the M-step: `log_joint`, E log p(x, z); of
+    exact E-steps also `log_likelihood`, log p(x) = E log p(x, z) + `entropy`, that of p(z | x).
     `loss` is minus log_joint. Of chains: `acceptance`, what a Metropolis test of their steps
     accepts (or would have accepted); `diverging`, the share of steps that were not finite or fell
     below -1000 nats; `movement`, the root mean square that a number of a latent moved in the
@@ -66,46 +75,66 @@ class EM:
 
     Raises (when bound):
         AlgorithmError: nothing is observed; no latents, or latents that all data share; continuous
-            ones under `Enumerate()`, or discrete ones with too many values; no net to learn;
-            gradient accumulation; a stream (chains belong to numbered data); a closed M-step on
+            ones under `Enumerate()`, or discrete ones with too many values; a model that is not
+            linear-Gaussian under `ExactGaussian()`; no net to learn; gradient accumulation; a
+            stream (chains belong to numbered data); a closed M-step of a model that knows none, on
             batches, or beside frozen nets.
         ShapeError: chains of a `Fitted` that belong to more or fewer data.
 
     Sources: Dempster, Laird & Rubin 1977; Wei & Tanner 1990 (Monte Carlo EM); Han et al. 2017,
-    arXiv:1606.08571 (alternating back-propagation: Langevin chains a datum under a generator).
+    arXiv:1606.08571 (alternating back-propagation: Langevin chains a datum under a generator);
+    Celeux & Diebolt 1985 (stochastic EM).
     """
 
-    e_step: AnySampler | Enumerate
+    e_step: AnySampler | Enumerate | ExactGaussian
     optimizer: AnyOptimizer = dataclasses.field(default_factory=Adam)
-    m_step: Literal["auto", "gradient"] | Callable = dataclasses.field(default="auto", kw_only=True)
+    m_step: Literal["auto", "closed", "gradient"] | Callable = dataclasses.field(
+        default="auto", kw_only=True
+    )
     num_m_steps: Many = dataclasses.field(default=1, kw_only=True)
 
     def bind(self, bound: Bound) -> Learner:
         """A learner of these two steps for `probgen.fit`."""
         _check(bound)
-        e_step: Any = (
-            Exact(bound) if isinstance(self.e_step, Enumerate) else Chains(bound, self.e_step)
-        )
+        e_step = self._expectation(bound)
         maximise = self._maximiser(bound)
 
         def report(bound: Bound, params: Any, batch: Any, key: Any, history: Any) -> EMReport:
             return EMReport(e_step.note(), _last(history))
 
+        def check(bound: Bound, params: Any, batch: Any) -> None:
+            require_fixed_constant(bound, params, batch, "EM")
+            e_step.check(bound, params, batch)
+
         learner = GradientLearner(
             _m_step, self.optimizer, own=e_step.own, before=e_step, repeats=self.num_m_steps,
             cures=e_step.cures(), extras=lambda bound, state: state["own"], report=report,
-            check=_fixed_constant, evaluate=e_step.evaluate, needs_rows=e_step.needs_rows,
+            check=check, evaluate=e_step.evaluate, needs_rows=e_step.needs_rows,
         ).bind(bound)  # fmt: skip
         return learner if maximise is None else _closed(bound, learner, e_step, maximise)
 
+    def _expectation(self, bound: Bound) -> Any:
+        if isinstance(self.e_step, Enumerate):
+            looped = in_loops(bound.structure, bound.enumerated)
+            return ExactInTime(bound) if looped else Exact(bound)
+        if isinstance(self.e_step, ExactGaussian):
+            return GaussianPosterior(bound)
+        return Chains(bound, self.e_step)
+
     def _maximiser(self, bound: Bound) -> Callable | None:
-        if self.m_step == "gradient":
+        model, is_exact = bound.model, isinstance(self.e_step, Enumerate | ExactGaussian)
+        if self.m_step == "gradient" or (self.m_step == "auto" and not is_exact):
             return None
-        model = bound.model
-        if self.m_step != "auto":
-            found: Any = self.m_step
-        else:
+        found: Any = self.m_step
+        if isinstance(found, str):
             found = model.maximiser() if isinstance(model, Maximises) else None
+        if found is None and self.m_step == "closed":
+            raise AlgorithmError(
+                f'EM: got m_step="closed" for {model.name!r}, which knows no such M-step, '
+                "expected GaussianMixture, or a Generator with an affine decoder, "
+                "nets.MLP((), out=D, in_ndim=1), and likelihoods.Normal of one scale; use "
+                'm_step="gradient", or give a function (params, batch, latents, weights) -> params.'
+            )
         frozen = sorted(bound.frozen() & set(bound.structure.nets))
         if found is not None and frozen:
             raise AlgorithmError(
@@ -170,7 +199,9 @@ def _last(history: Any) -> dict[str, float]:
 def _m_step(bound: Bound, params: Any, batch: Any, key: Any, expected: Expected) -> Any:
     """Minus the expected complete-data log density per datum, and what it is made of."""
     latents, weights = expected
-    if weights.shape[0] == 1:
+    if weights.ndim == 3:
+        value = mean_log_joint_in_time(bound, params, batch, expected)
+    elif weights.shape[0] == 1:
         value = mean_log_prob(
             bound, bound.trace(params, batch, {n: v[0] for n, v in latents.items()})
         )
@@ -186,10 +217,6 @@ def _m_step(bound: Bound, params: Any, batch: Any, key: Any, expected: Expected)
         sites = {n: kinds[n]._replace(log_prob=v) for n, v in each.items()}
         value = mean_log_prob(bound, sites, weights)
     return -value, {"log_joint": value, "loss": -value}
-
-
-def _fixed_constant(bound: Bound, params: Any, batch: Any) -> None:
-    require_fixed_constant(bound, params, batch, "EM")
 
 
 def _check(bound: Bound) -> None:

@@ -11,12 +11,14 @@ nowhere else.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any, ClassVar
 
 from probgen.errors import AlgorithmError
 from probgen.language import ops
 from probgen.language.noise import NoiseMap
+from probgen.language.program import DATA_PLATE, PARTICLES
 from probgen.language.series import moved
 
 Array = Any
@@ -46,6 +48,7 @@ class SeriesHands:
 
     series_class: ClassVar[Any]
     values: Any
+    run: Any
 
     def series(self, name: str, fn: Any, length: int, is_fixed: bool) -> Series:
         """How a site's values come about; `fn` is its law at the first moment.
@@ -99,11 +102,34 @@ class SeriesHands:
         law = self.series_class(fn, length, shape, value, log_prob, inside)
         return self.observe(name, law, value)
 
+    def by_moment(self, kept: dict[str, Any], fn: Any, length: int) -> Array:
+        """[T, *particles, *data] log density of each moment, -inf outside of the support.
+
+        Args:
+            fn: the law of the first moment; None: a factor.
+        """
+        batch = self._plates() if fn is None else self.batch_of(fn)
+
+        def whole(x: Array) -> Array:
+            lead = (length, *(1,) * (1 + len(batch) - x.ndim), *x.shape[1:])
+            return ops.broadcast_to(ops.reshape(x, lead), (length, *batch))
+
+        out, inside = whole(kept["log_prob"]), kept.get("inside")
+        if inside is not None:
+            out = ops.where(whole(inside), out, -math.inf)
+        active = self.run.active
+        keep = {dim for n, (dim, _) in active.items() if n in (PARTICLES, DATA_PLATE)}
+        inner = tuple(i for i in range(1, out.ndim) if i - out.ndim not in keep)
+        return ops.sum(out, axis=inner) if inner else out
+
     def moving_inside(self, fn: Any, value: Array) -> Array | None:
         """[*batch] whether a value lies in a support whose ends are computed; None for others."""
         return self.is_inside(fn, value) if self.has_moving_support(fn) else None
 
     # ---- of each library
+
+    def _plates(self) -> tuple[int, ...]:
+        raise NotImplementedError  # abstract: the lowering defines it
 
     def noise_map_of(self, fn: Any) -> Any:
         raise NotImplementedError  # abstract: both lowerings define it

@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
+from probgen.engine.combinations import values_of
 from probgen.engine.data_types import cure_discrete
-from probgen.engine.enumeration import values_of
 from probgen.engine.structure import Structure
 from probgen.errors import AlgorithmError, DeclarationError
 from probgen.language import dist, ops

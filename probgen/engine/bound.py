@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from probgen.backends.protocol import Backend, Key, Site
+from probgen.engine.combinations import Summed, values_of
 from probgen.engine.data_types import cure_discrete
-from probgen.engine.enumeration import Summed, summed, values_of
+from probgen.engine.enumeration import summed
 from probgen.engine.guide_checks import left_out
 from probgen.engine.structure import Structure
 from probgen.engine.updates import Updates
@@ -187,12 +188,15 @@ class Bound(Updates):
     def summed(
         self, params: Mapping, batch: Mapping[str, Array],
         latents: Mapping[str, Array] | None = None, *, batch_size: int | None = None,
-        extra: Callable[[dict[str, Site]], Any] = lambda sites: {}, **options: Any,
+        extra: Callable[[dict[str, Site]], Any] = lambda sites: {}, is_told: bool = False,
+        is_whole: bool = False, **options: Any,
     ) -> Summed:  # fmt: skip
         """A run with the discrete latents summed out that `latents` does not give.
 
         Args:
             extra: what else is wanted of the sites at each combination of values.
+            is_told: the posterior of latents along a long loop is wanted too.
+            is_whole: the batch is all there is.
 
         Raises:
             AlgorithmError: they have too many values, or all data share one.
@@ -207,7 +211,10 @@ class Bound(Updates):
             return sites, extra(sites)
 
         rows = None if self.is_once else size
-        return summed(self.backend, self.structure, names, run, rows, repr(self.model.name))
+        return summed(
+            self.backend, self.structure, names, run, rows, repr(self.model.name),
+            is_whole=is_whole, is_told=is_told,
+        )  # fmt: skip
 
     def trace_guide(
         self,

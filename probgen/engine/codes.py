@@ -18,7 +18,7 @@ from probgen.backends.protocol import Backend
 from probgen.data.sources import as_arrays
 from probgen.engine.batches import merge_inputs
 from probgen.engine.bound import Bound
-from probgen.engine.enumeration import probabilities
+from probgen.engine.combinations import probabilities
 from probgen.engine.guide_draws import guide_at_means
 from probgen.errors import AlgorithmError
 from probgen.language.program import DATA_PLATE
@@ -58,7 +58,7 @@ def _codes(bound: Bound) -> Callable:
         known = _means(bound, params, batch, key)
         if not bound.enumerated:
             return known
-        found = bound.summed(params, batch, known)
+        found = bound.summed(params, batch, known, is_told=True)
         probs = {n: _rows_first(bound, n, found) for n in bound.enumerated}
         return {**known, **probs}
 
@@ -88,6 +88,12 @@ def _back(bound: Bound) -> Callable:
         if not bound.enumerated:
             return means(bound.trace(params, batch, known, key=key, condition=False))
         found = bound.summed(params, batch, known, extra=means)
+        if found.is_markov is not None:
+            raise AlgorithmError(
+                f"reconstruct: {bound.model.name!r} has discrete latents along a long loop, "
+                f"{list(bound.enumerated)}, which are summed out, expected latents of a datum "
+                "beside it; encode gives their probabilities, moment by moment."
+            )
         weights = bound.backend.ops.softmax(found.log_weights, axis=0)
         return {
             n: bound.backend.ops.einsum("cn,cn...->n...", weights, v)

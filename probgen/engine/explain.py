@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from probgen.engine.bound import Bound
+from probgen.engine.messages import in_loops
 from probgen.errors import NonFiniteError, ProbgenError
 from probgen.language.dist import Deferred
 from probgen.language.domains import CURE, constant, domain, problems
@@ -58,7 +59,8 @@ def explain(
         values = {n: v for n, v in drawn.items() if n in bound.latents}
     if found:
         return "".join(f"; {each}" for each in found[:3]) + f"; {CURE.rstrip('.')}"
-    return "".join(f"; {each}" for each in _without_density(bound, params, rows, key, size))
+    found = [*_without_density(bound, params, rows, key, size)]
+    return "".join(f"; {each}" for each in found or _with_memory(bound, params, rows, values, size))
 
 
 def _without_density(
@@ -88,6 +90,34 @@ def _without_density(
                 f"{place}, {told}, has {what} under {info.family} ({info.mass}) at a draw of the "
                 f"prior{more}: move it inside the support, or choose a distribution with mass there"
             )
+
+
+def _with_memory(
+    bound: Bound, params: Mapping, batch: Mapping[str, Any], values: Mapping[str, Any],
+    size: int | None,
+) -> Iterator[str]:  # fmt: skip
+    """Whether a loop whose discrete latents are summed out knows of more than the moment before."""
+    if not in_loops(bound.structure, bound.enumerated):
+        return
+    latents = {n: v for n, v in values.items() if n in bound.latents}
+
+    def run(params: Any, batch: Any, latents: Any) -> Any:
+        return bound.summed(params, batch, latents, batch_size=size, is_whole=True).is_markov
+
+    try:
+        is_markov = bound.backend.compile(run, num_calls=1)(params, batch, latents)
+    except (ProbgenError, RuntimeError, ValueError, TypeError):
+        return
+    if not bound.backend.to_numpy(is_markov).all():
+        yield MEMORY.format(names=list(in_loops(bound.structure, bound.enumerated)))
+
+
+MEMORY = (
+    "the discrete latents {names} are summed out along their loop, and a density in it, or after "
+    "it, hangs on their values of an earlier past than the moment before: let the step's carry "
+    "hold what is drawn at the moment alone (of two moments: one latent for each pair of values), "
+    "or make the loop short"
+)
 
 
 def check_ancestral(

@@ -20,8 +20,10 @@ import numpy as np
 
 from probgen.backends.chains import NUM_STARTS, Chains, Start
 from probgen.engine.bound import Bound
+from probgen.engine.combinations import probabilities
 from probgen.engine.data_types import cure, cure_discrete
-from probgen.engine.enumeration import check_supports, first_values, probabilities, summed
+from probgen.engine.enumeration import check_supports, first_values, summed
+from probgen.engine.messages import in_loops
 from probgen.engine.target import Target
 from probgen.errors import AlgorithmError, NonFiniteError, SupportError
 from probgen.language.program import DATA_PLATE
@@ -180,6 +182,8 @@ class Posterior:
         ops = b.ops
         # Where each datum has latents of its own, each lies inside by its own value of them.
         is_each = all(bound.structure.sites[n].is_local for n in bound.enumerated)
+        looped = in_loops(bound.structure, bound.enumerated)
+        loops = {bound.structure.sites[n].scan for n in looped}
         if set(free) != set(self.latents):
             first = first_values(b, bound.structure, bound.enumerated, self.num_rows)
             free = dict(run(free, first)[1])
@@ -190,11 +194,13 @@ class Posterior:
             for name in self.observed:
                 fn, value = sites[name].fn, sites[name].value
                 inside = b.in_support(fn, value)
-                if inside is None:
+                is_moving = b.has_moving_support(fn)
+                # Along a long loop what lies outside is impossible moment by moment.
+                if inside is None or (is_moving and bound.structure.sites[name].scan in loops):
                     continue
                 bad = bound.structure.over_plates(ops, name, ops.where(inside, 0.0, 1.0))
                 outside[name] = bad if is_each else ops.sum(bad)
-                if b.has_moving_support(fn):
+                if is_moving:
                     # Of a datum that lies outside, this value of the latent is impossible.
                     log_prob = ops.where(bad > 0, -np.inf, sites[name].log_prob)
                     sites[name] = sites[name]._replace(log_prob=log_prob)
@@ -204,7 +210,7 @@ class Posterior:
 
         found = summed(
             b, bound.structure, bound.enumerated, at, self.num_rows, "infer",
-            is_whole=self.scale == 1.0,
+            is_whole=self.scale == 1.0, is_told=True,
         )  # fmt: skip
         sites, extra = found.sites, found.extra
         sums = {
@@ -217,7 +223,7 @@ class Posterior:
             total = total + value
         values = {n: v[0] for n, v in extra["values"].items()}
         values |= {n: s.value for n, s in sites.items() if s.kind == "deterministic"}
-        for name in found.table.choices:
+        for name in bound.enumerated:
             values[f"{name}/probs"] = probabilities(b, bound.structure, found, name)
         outside = {n: ops.sum(ops.min(v, axis=0)) for n, v in extra["outside"].items()}
         for name, value in given.items():

@@ -90,6 +90,10 @@ on_call: contextvars.ContextVar[Callable | None] = contextvars.ContextVar("on_ca
 # Values in place of deterministic sites: how `probgen.views.describe` asks what depends on them.
 held: contextvars.ContextVar[dict] = contextvars.ContextVar("probgen_held", default={})  # noqa: B039
 
+# Filled with the log density of each moment of a loop's sites, [T, *particles, *data], by name
+# (`probgen.engine.messages`).
+moments: contextvars.ContextVar[dict | None] = contextvars.ContextVar("moments", default=None)
+
 
 @contextlib.contextmanager
 def running(run: Run) -> Iterator[Run]:

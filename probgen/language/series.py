@@ -21,7 +21,7 @@ from typing import Any
 
 from probgen.errors import BackendError, DeclarationError, DuplicateSite, ShapeError
 from probgen.language import ops
-from probgen.language.program import Run, claim, current, held, running_inside
+from probgen.language.program import Run, claim, current, held, moments, running_inside
 from probgen.language.recursions import length_of
 from probgen.trees import tree_items, tree_leaves, tree_map
 
@@ -254,6 +254,10 @@ class _Loop:
         """One variable of the program, in the plates that it stood in."""
         run, site = self.run, self.sites[name]
         with self._plates(site["plates"]):
+            into = moments.get()
+            if into is not None and "log_prob" in kept:
+                law = self.series[name].first if name in self.series else None
+                into[name] = run.lower.by_moment(kept, law, self.length)
             if site["kind"] == "factor":
                 run.sites[name] = site
                 run.lower.factor(name, ops.sum(kept["log_prob"], axis=0))

@@ -35,6 +35,8 @@ def test_the_page_runs():
     np.testing.assert_allclose(space["table"].mean("ELBO(1)")[0], curve[-1], atol=1e-3)
     x = space["iris"] - space["iris"].mean(0)
     assert 0 < loss_of_likelihood(x, space["ppca"].params) < 0.1
+    assert (np.diff(space["pca_likelihood"]) > -1e-5).all()
+    assert abs(loss_of_likelihood(x, space["pca"].params)) < 1e-3
     probs = space["of_group"].values
     assert probs.shape == (4, 300, 30, 2)
     np.testing.assert_allclose(probs.sum(-1), 1.0, atol=1e-5)

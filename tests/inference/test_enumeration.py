@@ -11,7 +11,7 @@ import probgen as pg
 from probgen import dist, nets, ops
 from probgen.engine.bind import bind
 from probgen.engine.codes import codes
-from probgen.engine.enumeration import probabilities
+from probgen.engine.combinations import probabilities
 from probgen.engine.posterior import Posterior
 from probgen.errors import AlgorithmError, DataError, SupportError
 from probgen.inference import ELBO, EM, SVI, AutoNormal, Enumerate, Langevin
