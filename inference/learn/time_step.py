@@ -79,4 +79,4 @@ def mean_log_joint_in_time(
 
 
 def _entropy(ops: Any, p: Array) -> Array:
-    return -ops.sum(ops.where(p > 0, p * ops.log(ops.where(p > 0, p, 1.0)), 0.0))
+    return -ops.sum(p * ops.log(ops.where(p == 0, 1.0, p)))

@@ -112,7 +112,7 @@ def expected_sites(
 
 def _expected(ops: Any, p: Array, log_prob: Array, axis: tuple[int, ...]) -> Array:
     # What is impossible has no weight, and -inf times 0 would be NaN.
-    return ops.sum(ops.where(p > 0, p * ops.where(p > 0, log_prob, 0.0), 0.0), axis=axis)
+    return ops.sum(p * ops.where(p == 0, 0.0, log_prob), axis=axis)
 
 
 class _Ran(NamedTuple):

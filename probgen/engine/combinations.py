@@ -133,7 +133,8 @@ class Summed(NamedTuple):
             nats; of latents that all data share, [C]. None of those along a loop.
         table: of these C.
         extra: what else the run gave, [C, ...].
-        probs: of latents along a loop, where they were asked for, [*plates, T, *event, K].
+        probs: of latents summed out within, [*plates, *event, K], where they were asked for: those
+            along a loop, and of single data beside latents that all share.
         pairs: [T, C^2, ...] the probabilities of neighbours along it (`engine.messages`).
         is_markov: whether nothing there knows of an earlier past; None without such latents.
     """
@@ -167,9 +168,9 @@ def mean_of(
     ops: Any, structure: Structure, name: str, value: Array, p: Array, is_local: bool
 ) -> Array:
     """sum_c p(c | x) value(c), of values [C, *plates, *rest] where the data have an axis."""
+    if p.ndim == 1:
+        return ops.einsum("c,c...->...", p, 1.0 * value)
     if not is_local or p.ndim > 2:  # no data, or particles, of whom nothing asks for it
-        if p.ndim == 1:
-            return ops.einsum("c,c...->...", p, value)
         # Of all data together the sums over single latents give no mean: where it hangs on them
         # there is no number.
         each = 1.0 * value

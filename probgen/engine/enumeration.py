@@ -33,6 +33,7 @@ from probgen.engine.combinations import (
     check_order,
     mean_of,
     on_rows,
+    probabilities,
     site_of,
     table_of,
 )
@@ -55,7 +56,7 @@ def summed(
         run: values of these latents -> (sites, anything else).
         num_rows: size of the data plate.
         is_whole: the data are all there are, so that a latent which they share may be summed out.
-        is_told: the posterior of latents along a loop is wanted too (`Summed.probs`).
+        is_told: the posterior of the latents is wanted too (`probabilities`).
 
     Raises:
         AlgorithmError: too many combinations; a latent that all data share where they come in
@@ -82,11 +83,20 @@ def summed(
 
     def inner(values: dict[str, Array]) -> tuple[dict[str, Site], Tree]:
         if not local:
-            return _as_one(b, *run(values))
+            return _as_one(b, *run(values), {})
         found = _over(b, structure, local, lambda more: run({**values, **more}), num_rows, who)
-        return _as_one(b, found.sites, tree_map(lambda v: v[0], found.extra))
+        probs = {n: probabilities(b, structure, found, n) for n in local if is_told}
+        return _as_one(b, found.sites, _one_of(b, found.extra), probs)
 
-    return _over(b, structure, shared, inner, num_rows, who)
+    return _averaged(b, structure, _over(b, structure, shared, inner, num_rows, who))
+
+
+def _averaged(b: Backend, structure: Structure, found: Summed) -> Summed:
+    """A sum over sums: the probabilities that these told, by those of the values of this one."""
+    p, more = b.ops.softmax(found.log_weights, axis=0), found.extra
+    is_local = {n: structure.sites[n].is_local for n in more["probs"]}
+    probs = {n: mean_of(b.ops, structure, n, v, p, is_local[n]) for n, v in more["probs"].items()}
+    return found._replace(extra=more["extra"], probs=probs)
 
 
 def _around(
@@ -112,21 +122,32 @@ def _around(
 
     def inner(values: dict[str, Array]) -> tuple[dict[str, Site], Tree]:
         found = one(values)
-        extra = tree_map(lambda v: v[0], found.extra)
-        return found.sites, {"extra": extra, "probs": found.probs, "is_markov": found.is_markov}
+        extra = {"extra": _one_of(b, found.extra), "is_markov": found.is_markov}
+        if places == {False}:
+            return _as_one(b, found.sites, extra, dict(found.probs))
+        return found.sites, {"extra": extra, "probs": found.probs}
 
-    found = summed(b, structure, rest, inner, num_rows, who, is_whole=True)
-    p, more = b.ops.softmax(found.log_weights, axis=0), found.extra
-    probs = {n: mean_of(b.ops, structure, n, v, p, is_local) for n, v in more["probs"].items()}
-    return found._replace(extra=more["extra"], probs=probs, is_markov=more["is_markov"])
+    found = _averaged(b, structure, _over(b, structure, rest, inner, num_rows, who))
+    return found._replace(**found.extra)
 
 
-def _as_one(b: Backend, sites: Mapping[str, Site], extra: Tree) -> tuple[dict[str, Site], Tree]:
-    """Sites with the density of all their data together."""
+def _one_of(b: Backend, extra: Tree) -> Tree:
+    """What is told at all values, of one of them; of what lies "outside" of a support, what does so
+    by all values."""
+    one = tree_map(lambda v: v[0], extra)
+    if isinstance(extra, dict) and "outside" in extra:
+        one["outside"] = tree_map(lambda v: b.ops.min(v, axis=0), extra["outside"])
+    return one
+
+
+def _as_one(
+    b: Backend, sites: Mapping[str, Site], extra: Tree, probs: dict[str, Array]
+) -> tuple[dict[str, Site], Tree]:
+    """Sites with the density of all their data together; what else is told."""
     return {
         n: s if s.log_prob is None else s._replace(log_prob=b.ops.sum(s.log_prob), is_local=False)
         for n, s in sites.items()
-    }, extra
+    }, {"extra": extra, "probs": probs}
 
 
 def _over(

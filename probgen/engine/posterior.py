@@ -199,7 +199,7 @@ class Posterior:
                 if inside is None or (is_moving and bound.structure.sites[name].scan in loops):
                     continue
                 bad = bound.structure.over_plates(ops, name, ops.where(inside, 0.0, 1.0))
-                outside[name] = bad if is_each else ops.sum(bad)
+                outside[name] = bad
                 if is_moving:
                     # Of a datum that lies outside, this value of the latent is impossible.
                     log_prob = ops.where(bad > 0, -np.inf, sites[name].log_prob)
@@ -225,7 +225,10 @@ class Posterior:
         values |= {n: s.value for n, s in sites.items() if s.kind == "deterministic"}
         for name in bound.enumerated:
             values[f"{name}/probs"] = probabilities(b, bound.structure, found, name)
-        outside = {n: ops.sum(ops.min(v, axis=0)) for n, v in extra["outside"].items()}
+        outside = {}
+        for name, v in extra["outside"].items():
+            each = v if is_each else ops.sum(ops.reshape(v, (v.shape[0], -1)), axis=-1)
+            outside[name] = ops.sum(ops.min(each, axis=0))
         for name, value in given.items():
             outside[name] = _moved_away(ops, values[name], value)
         likelihood = {n: sites[n].log_prob for n in self.observed}

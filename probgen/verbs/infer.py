@@ -267,7 +267,8 @@ def _to_datatree(posterior: Posterior, groups: dict, attributes: dict[str, Any])
             if group == "sample_stats":
                 continue
             shape = np.shape(value)[lead:]
-            site = structure.sites.get(name)
+            # "<latent>/probs" has the axes of the latent, and that of its values.
+            site = structure.sites.get(name, structure.sites.get(name.removesuffix("/probs")))
             # Plates are opened from the right: the outermost is an array's last plate axis.
             plates = [] if site is None else list(site.plates[::-1])
             if site is None and shape[:1] == (posterior.num_rows,):
