@@ -83,8 +83,8 @@ class GaussianPosterior:
 
     def check(self, bound: Bound, params: Mapping, batch: Mapping) -> None:
         """Refuses a log density that is not quadratic in the latents."""
-        off = bound.backend.compile(lambda p, x: self._quadratic(bound, p, x)[2], num_calls=1)
-        off = float(off(params, batch))
+        run = bound.backend.compile(lambda p, x: self._quadratic(bound, p, x)[2], num_calls=1)
+        off = float(run(params, batch))
         if off > FAR:
             raise AlgorithmError(
                 f"EM(ExactGaussian()): the log density of {bound.model.name!r} is not quadratic in "
