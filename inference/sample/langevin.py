@@ -86,7 +86,8 @@ class Langevin:
 
     Without the correction the stationary law of x^2 / 2 has variance T / (1 - h / 2). Sites of
     constrained support move on the real line, under the density there (`probgen.engine.spaces`); h
-    is a step of theirs. `infer` starts its chains uniform in (-2, 2) there.
+    is a step of theirs, and p in p^(1/T) that density, with its Jacobian; in noise space it is
+    N(0, I) times the factors. `infer` starts its chains uniform in (-2, 2) there.
 
     `sample_stats` of `infer`: `lp`, `acceptance_rate` (without the correction: what a test would
     have accepted), `diverging` (a log ratio below -1000, or none), `clipped` where drifts are.
