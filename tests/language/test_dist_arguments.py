@@ -7,7 +7,7 @@ run, and the error that ends the computation says which argument it was.
 
 import numpy as np
 import pytest
-from test_dist import CASES, JAX_ONLY, TORCH_ONLY
+from dist_cases import CASES, JAX_ONLY, TORCH_ONLY
 
 import probgen as pg
 from probgen import dist, nets
