@@ -22,6 +22,8 @@ ROWS = {
     "vae_torch": "vae_torch",
     "vae_jax": "vae_jax",
     "nuts": "nuts",
+    "langevin": "langevin",
+    "chains": "chains",
     "ebm": "ebm",
     "flows": "flows",
     "regret": "regret",
@@ -68,6 +70,8 @@ def versions() -> dict[str, str]:
         "flax",
         "zuko",
         "flowjax",
+        "torchebm",
+        "blackjax",
     )
     found = {}
     for name in names:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from probgen.engine.bound import Bound
 from probgen.engine.spaces import model_target, space_name
-from probgen.engine.target import Sampler, acceptance, transitions, walk
+from probgen.engine.target import Sampler, acceptance, onward, transitions
 from probgen.errors import AlgorithmError
 from probgen.inference.learn.chain_starts import as_start
 from probgen.inference.learn.contrast import WHO, Contrast
@@ -120,20 +120,21 @@ def chains(bound: Bound, contrast: Contrast, sampler: Sampler, space: Any, init:
     begin = b.compile(begin, num_calls=bound.num_steps)
     finish = b.compile(finish, num_calls=bound.num_steps)
 
-    def moved(params: Mapping, batch: Mapping, key: Any, x: Tree) -> tuple[Any, dict]:
+    def moved(params: Mapping, batch: Mapping, key: Any, x: Tree) -> tuple[Tree, dict]:
         """The ends, and the acceptance of the first step: of all it would take a tenth more."""
         k_first, k_chain = b.split(key, 2)
         state, info = kernel.step(k_first, kernel.init(x, params, batch), params, batch)
+        end = state.x
         if n > 1:
-            state, _ = walk(b, kernel, state, k_chain, n - 1, params, batch)
+            end = onward(b, kernel, state, k_chain, n - 1, params, batch)
         ratio = info.get("log_ratio")
-        return state, {} if ratio is None else {"acceptance": ops.mean(acceptance(ops, ratio))}
+        return end, {} if ratio is None else {"acceptance": ops.mean(acceptance(ops, ratio))}
 
     def draw(params: Mapping, kept: Mapping, batch: Mapping, key: Any) -> tuple:
         k_start, k_chain = b.split(key, 2)
         x = begin(params, kept, batch, k_start)
         end, rate = moved(params, batch, k_chain, x)
-        values, kept, far = finish(params, kept, batch, x, end.x)
+        values, kept, far = finish(params, kept, batch, x, end)
         return {"values": values, "log_base": None}, kept, {"movement": far, **rate}
 
     def value(log_f: Array, energy: Array, log_base: Any) -> tuple:

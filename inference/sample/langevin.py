@@ -90,7 +90,8 @@ class Langevin:
     N(0, I) times the factors. `infer` starts its chains uniform in (-2, 2) there.
 
     `sample_stats` of `infer`: `lp`, `acceptance_rate` (without the correction: what a test would
-    have accepted), `diverging` (a log ratio below -1000, or none), `clipped` where drifts are.
+    have accepted), `diverging` (a log ratio below -1000, or none), `clipped` where drifts are. The
+    note of `generate` has, without the correction, means of every hundredth step or so alone.
 
     Raises (when it runs): AlgorithmError: a mapping that is not of the sites that move.
     ShapeError: a preconditioner that is not of a site's shape.
@@ -184,13 +185,17 @@ class Langevin:
         if self.metropolis:
             require_density(target, "Langevin(metropolis=True)")
         starts = None if num_calls is None else max(1, num_calls // transitions(self))
-        init, step = _functions(self, backend, target)
-        compiled = backend.compile(init, num_calls=starts)
-        return Kernel(compiled, backend.compile(step, num_calls=num_calls))
+        init, step, move = _functions(self, backend, target, starts)
+        return Kernel(
+            init, backend.compile(step, num_calls=num_calls),
+            None if self.metropolis else backend.compile(move, num_calls=num_calls),
+        )  # fmt: skip
 
 
-def _functions(given: Langevin, b: Backend, target: Target) -> tuple[Callable, Callable]:
-    """`init` and `step` on a target."""
+def _functions(
+    given: Langevin, b: Backend, target: Target, starts: int | None
+) -> tuple[Callable, Callable, Callable]:
+    """`init`, compiled for so many calls, `step` and `move` on a target."""
     ops, names, who = b.ops, sorted(target.names), "Langevin"
     h = step_sizes(given.step_size, target, who)
     noises = {n: math.sqrt(2.0 * v) for n, v in h.items()}
@@ -210,6 +215,8 @@ def _functions(given: Langevin, b: Backend, target: Target) -> tuple[Callable, C
         size = unlearned(ops, value) if given.adapt_step_size else None
         return ChainState(x, value, grad, clipped, size)
 
+    init = b.compile(init, num_calls=starts)  # at once, so that JAX traces one gradient for all
+
     def propose(key: Any, state: ChainState, factor: Any) -> tuple[Tree, Tree]:
         keys = dict(zip(names, b.split(key, len(names)), strict=True))
         mean = {n: state.x[n] + factor * h[n] * (m[n] * state.grad[n]) for n in names}
@@ -219,20 +226,17 @@ def _functions(given: Langevin, b: Backend, target: Target) -> tuple[Callable, C
         root = factor**0.5
         return {n: mean[n] + root * noises[n] * (m[n] ** 0.5 * noise[n]) for n in names}, noise
 
-    def forward(x: Tree, y: Tree, grad: Tree, factor: Any) -> Array:
-        """T log q(y | x) up to a constant, [n]."""
-        out: Any = 0.0
-        for n in names:
-            d = y[n] - x[n] - factor * h[n] * (m[n] * grad[n])
-            squares = ops.reshape(d * d / m[n], (d.shape[0], -1))
-            out = out - ops.sum(squares, axis=-1) / (4.0 * factor * h[n])
-        return out
-
     def log_ratio(state: ChainState, new: ChainState, factor: Any) -> Array:
-        """Of p^(1/T), which the chain would keep were its steps tested."""
-        change: Any = new.log_density - state.log_density  # type: ignore[operator]
-        back = forward(new.x, state.x, new.grad, factor)
-        return (change + back - forward(state.x, new.x, state.grad, factor)) / heat
+        """Of p^(1/T), which the chain would keep were its steps tested. From x to y with drifts g
+        and g', T log q(x | y) / q(y | x) = -sum (g + g') ((y - x) / 2 + h M (g' - g) / 4)."""
+        out: Any = new.log_density - state.log_density  # type: ignore[operator]
+        for n in names:
+            g, to = state.grad[n], new.grad[n]
+            way = 0.5 * (new.x[n] - state.x[n]) + 0.25 * factor * h[n] * (m[n] * (to - g))
+            both = (ops.reshape(v, (g.shape[0], -1)) for v in (g + to, way))
+            # A product, as XLA's sums over rows cost a tenth of a step.
+            out = out - ops.einsum("nd,nd->n", *both)
+        return out / heat
 
     def told(state: ChainState, noise: Tree) -> dict:
         return {"noise": noise} | ({} if state.clipped is None else {"clipped": state.clipped})
@@ -261,7 +265,10 @@ def _functions(given: Langevin, b: Backend, target: Target) -> tuple[Callable, C
             size = learned(ops, size, rate, goal=goal, num_warmup=given.num_warmup)
         return moved._replace(size=size), told(state, noise) | {"log_ratio": ratio}
 
-    return init, corrected if given.metropolis else plain
+    def move(key: Any, x: Tree, *args: Any) -> Tree:
+        return propose(key, init(x, *args), 1.0)[0]  # compiled, the log density goes unasked
+
+    return init, corrected if given.metropolis else plain, move
 
 
 def clip(

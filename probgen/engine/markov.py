@@ -21,7 +21,6 @@ from probgen.engine.target import (
     Sampler,
     Target,
     acceptance,
-    run_chain,
     transitions,
     walk,
 )
@@ -33,6 +32,7 @@ from probgen.trees import tree_map
 Tree = Any
 DIVERGED = 1000.0  # nats, the energy error at which NUTS and HMC call a transition divergent
 NUM_PIECES = 20  # about how many pieces a run comes in
+BLOCK = 100  # steps of which one has statistics, where a kernel can do without
 
 
 def judged(ops: Any, info: Mapping[str, Any], x: Tree) -> dict[str, Any]:
@@ -47,6 +47,16 @@ def judged(ops: Any, info: Mapping[str, Any], x: Tree) -> dict[str, Any]:
     return {**more, "acceptance_rate": acceptance(ops, ratio), "diverging": ~(ratio > -DIVERGED)}
 
 
+def judging(backend: Backend, kernel: Kernel, num_calls: int | None) -> Kernel:
+    """The kernel with what `judged` says of a step for its info, compiled with the step."""
+
+    def step(key: Any, state: Any, *args: Any) -> tuple[Any, dict[str, Any]]:
+        state, info = kernel.step(key, state, *args)
+        return state, judged(backend.ops, info, state.x)
+
+    return kernel._replace(step=backend.compile(step, num_calls=num_calls))
+
+
 def chain_ends(
     backend: Backend, sampler: Sampler, target: Target, *, num_calls: int | None = None,
     keep: Callable | None = None,
@@ -54,29 +64,29 @@ def chain_ends(
     """(params, batch, key, n) -> (sites' values at the ends, what was kept, statistics [n] past
     the warm-up, with whether a chain `diverged`, and ends `outside` the density's support).
 
+    A kernel that can move without its statistics has them taken of about every hundredth step, the
+    last one among them: of every step they cost as much as a twentieth of it.
+
     Args:
         num_calls: how many steps there will be in all, for `compile`.
         keep: (x, params, batch) -> what of each step is kept, [steps, n, ...]; None keeps nothing.
     """
     b, ops = backend, backend.ops
     kernel = sampler.kernel(b, target, num_calls)
+    if keep is None and kernel.move is not None:
+        go = _lightly(b, sampler, kernel, num_calls)
+    else:
+        go = _fully(b, sampler, kernel, num_calls, keep)
 
     def run(params: Any, batch: Any, key: Any, n: int) -> tuple[dict, Tree, dict]:
         k_start, k_chain = b.split(key, 2)
-
-        def told(state: Any, info: Any) -> tuple[dict, Tree]:
-            shown = None if keep is None else keep(state.x, params, batch)
-            return judged(ops, info, state.x), shown
-
-        x, num_steps = target.init(params, batch, k_start, n), transitions(sampler)
-        end, (stats, chain) = run_chain(b, kernel, x, k_chain, num_steps, params, batch, keep=told)
-        # While a step size is learned, some are far too long.
-        stats = {m: v[sampler.num_warmup :] for m, v in stats.items()}
+        start = target.init(params, batch, k_start, n)
+        end, density, stats, chain = go(start, k_chain, params, batch)
         of_chain = {m: ops.mean(v, axis=0) for m, v in stats.items() if m != "diverging"}
         of_chain["diverged"] = ops.sum(ops.where(stats["diverging"], 1.0, 0.0), axis=0) > 0
-        if end.log_density is not None:
-            of_chain["outside"] = ~ops.isfinite(end.log_density)
-        return target.values(end.x, params, batch), chain, of_chain
+        if density is not None:
+            of_chain["outside"] = ~ops.isfinite(density)
+        return target.values(end, params, batch), chain, of_chain
 
     loops: dict[int, Callable] = {}
 
@@ -86,6 +96,58 @@ def chain_ends(
         return loops[n](params, batch, key)
 
     return ends
+
+
+def _fully(
+    b: Backend, sampler: Sampler, kernel: Kernel, num_calls: int | None, keep: Callable | None
+) -> Callable:
+    """(x, key, params, batch) -> (the end, its log density or None, statistics of each step past
+    the warm-up, while a step size may be far too long, and what is kept of each)."""
+    kernel = judging(b, kernel, num_calls)
+
+    def go(x: Tree, key: Any, params: Any, batch: Any) -> tuple[Tree, Any, dict, Tree]:
+        def step(carry: tuple, _: None) -> tuple[tuple, tuple]:
+            state, i = carry
+            state, stats = kernel.step(b.fold_in(key, i), state, params, batch)
+            return (state, i + 1), (stats, None if keep is None else keep(state.x, params, batch))
+
+        first = kernel.init(x, params, batch), 0
+        (end, _), (stats, kept) = b.scan(step, first, length=transitions(sampler))
+        stats = {n: v[sampler.num_warmup :] for n, v in stats.items()}
+        return end.x, end.log_density, stats, kept
+
+    return go
+
+
+def _lightly(b: Backend, sampler: Sampler, kernel: Kernel, num_calls: int | None) -> Callable:
+    """The same, to the same end, with statistics of the last step of each block alone."""
+    num_steps = transitions(sampler)
+    count = max(1, num_steps // BLOCK)
+    size, rest = num_steps // count, num_steps % count
+
+    def last(key: Any, x: Tree, *args: Any) -> tuple[Tree, tuple]:
+        state, info = kernel.step(key, kernel.init(x, *args), *args)
+        return state.x, (state.log_density, judged(b.ops, info, state.x))
+
+    last = b.compile(last, num_calls=num_calls and -(-num_calls // size))
+
+    def go(x: Tree, key: Any, params: Any, batch: Any) -> tuple[Tree, Any, dict, None]:
+        def move(carry: tuple, _: None) -> tuple[tuple, None]:
+            x, i = carry
+            return (kernel.move(b.fold_in(key, i), x, params, batch), i + 1), None  # type: ignore[misc]
+
+        def block(carry: tuple, _: None) -> tuple[tuple, tuple]:
+            (x, i), _ = b.scan(move, carry, length=size - 1)
+            x, told = last(b.fold_in(key, i), x, params, batch)
+            return (x, i + 1), told
+
+        first = b.scan(move, (x, 0), length=rest)[0] if rest else (x, 0)
+        (end, _), (density, stats) = b.scan(block, first, length=count)
+        warm = max(0, (sampler.num_warmup - rest) // size)  # blocks that end in the warm-up
+        stats = {n: v[warm:] for n, v in stats.items()}
+        return end, None if density is None else density[-1], stats, None
+
+    return go
 
 
 @runtime_checkable
@@ -154,7 +216,8 @@ class _Compiled:
         b = posterior.bound.backend
         self.posterior, self.target = posterior, posterior.target()
         self.num_chains, self.length = sampler.num_chains, length
-        self.kernel: Kernel = sampler.kernel(b, self.target, transitions(sampler))
+        calls = transitions(sampler)
+        self.kernel = judging(b, sampler.kernel(b, self.target, calls), calls)
         self.attempt, self.piece = b.loop(self._attempt), b.loop(self._piece)
 
     def _attempt(self, params: Any, rows: Any, key: Any) -> Start:
@@ -182,7 +245,7 @@ class _Compiled:
 
         def told(state: Any, info: Any) -> tuple[dict, dict]:
             density = {} if state.log_density is None else {"lp": state.log_density}
-            return state.x, {**density, **judged(b.ops, info, state.x)}
+            return state.x, {**density, **info}
 
         return walk(b, self.kernel, state, key, self.length, params, rows, keep=told)
 

@@ -76,10 +76,15 @@ class Kernel(NamedTuple):
     back: `noise`, with the form of x, is what the step drew; `log_ratio`, one number a chain, is
     the log of its Metropolis-Hastings ratio (tested or not; absent where there is none); whatever
     else it holds are statistics, one a chain.
+
+    `move(key, x, *args) -> x'` is the position after a step alone, for those who ask for no more,
+    where it needs no more than x and costs less: without the log density, and without a gradient
+    that is kept from step to step. None: the kernel has none.
     """
 
     init: Callable
     step: Callable
+    move: Callable | None = None
 
 
 class Sampler(Protocol):
@@ -203,6 +208,20 @@ def walk(
         return state, None if keep is None else keep(state, info)
 
     return backend.scan(step, state, backend.split(key, num_steps))
+
+
+def onward(
+    backend: Backend, kernel: Kernel, state: Any, key: Any, num_steps: int, *args: Any
+) -> Tree:
+    """The position after `num_steps` steps on, the same as that of `walk`."""
+    move = kernel.move
+    if move is None:
+        return walk(backend, kernel, state, key, num_steps, *args)[0].x
+
+    def step(x: Tree, k: Any) -> tuple[Tree, None]:
+        return move(k, x, *args), None
+
+    return backend.scan(step, state.x, backend.split(key, num_steps))[0]
 
 
 def acceptance(ops: Any, log_ratio: Array) -> Array:

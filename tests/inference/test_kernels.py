@@ -225,6 +225,27 @@ def test_hmc_learns_one_step_size_for_all_chains(b):
     assert not b.to_numpy(stats["diverged"]).any() and not b.to_numpy(stats["outside"]).any()
 
 
+def test_chains_of_which_little_is_told_end_where_all_is_told(b):
+    """By moves alone, but for the last step of each hundred, the same draws as step by step; what
+    is told of those steps is what all of them are like."""
+    from probgen.engine.markov import chain_ends
+
+    where = target(lambda x, *args: -0.5 * (x["x"] ** 2).sum(1) - 0.1 * (x["x"] ** 4).sum(1))
+    where = where._replace(init=lambda params, batch, key, n: {"x": b.normal(key, (n, 2))})
+    method = Langevin(0.2, 203, preconditioner=np.float32([1.0, 0.5]), max_grad_norm=1.5)
+    assert method.kernel(b, where, 203).move is not None
+    assert Langevin(0.2, metropolis=True).kernel(b, where).move is None
+    few = chain_ends(b, method, where, num_calls=203)({}, {}, b.key(3), 400)
+    all_of_them = chain_ends(b, method, where, num_calls=203, keep=lambda x, *args: x)
+    values, chain, stats = all_of_them({}, {}, b.key(3), 400)
+    assert chain["x"].shape == (203, 400, 2) and few[1] is None
+    np.testing.assert_allclose(b.to_numpy(few[0]["x"]), b.to_numpy(values["x"]), atol=1e-4)
+    for name in ("acceptance_rate", "clipped"):
+        one, other = b.to_numpy(few[2][name]), b.to_numpy(stats[name])
+        assert 0.05 < other.mean() < 0.99
+        assert abs(one.mean() - other.mean()) < 5 * np.hypot(one.std(), other.std()) / 20
+
+
 def test_what_no_kernel_moves_is_refused(b):
     where = target(lambda x: -0.5 * (x["x"] ** 2)[:, 0])
     with pytest.raises(AlgorithmError, match="NUTS is for pg.infer"):
