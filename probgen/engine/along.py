@@ -85,7 +85,7 @@ def along(
     pairs = posterior() if is_told else None
     probs = {n: _probabilities(b, structure, paths, pairs, n, names) for n in names if is_told}
     extra = tree_map(lambda v: v[:-1], ran.extra)
-    return Summed(out, None, paths.table, extra, probs, pairs, is_markov)
+    return Summed(out, None, paths.table, extra, probs, pairs=pairs, is_markov=is_markov)
 
 
 def expected_sites(

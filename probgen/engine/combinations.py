@@ -135,6 +135,8 @@ class Summed(NamedTuple):
         extra: what else the run gave, [C, ...].
         probs: of latents summed out within, [*plates, *event, K], where they were asked for: those
             along a loop, and of single data beside latents that all share.
+        each: of sites of single data after latents that all share, [n] log density of each given
+            the other data, where it was asked for.
         pairs: [T, C^2, ...] the probabilities of neighbours along it (`engine.messages`).
         is_markov: whether nothing there knows of an earlier past; None without such latents.
     """
@@ -144,6 +146,7 @@ class Summed(NamedTuple):
     table: Table
     extra: Tree
     probs: Mapping[str, Array] = {}
+    each: Mapping[str, Array] = {}
     pairs: Array | None = None
     is_markov: Array | None = None
 

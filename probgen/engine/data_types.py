@@ -69,6 +69,6 @@ def cure_discrete(scan: Any) -> str:
             "give it finitely many values (dist.Categorical up to a largest), which are summed out"
         )
     return (
-        f"sum it out of the loop {scan[0]!r}: write the forward recursion of the hidden Markov "
-        "model with ops.scan and observe it by pg.factor"
+        "give it finitely many values (dist.Categorical up to a largest), which are summed out "
+        f"along the loop {scan[0]!r}"
     )

@@ -83,10 +83,11 @@ def summed(
 
     def inner(values: dict[str, Array]) -> tuple[dict[str, Site], Tree]:
         if not local:
-            return _as_one(b, *run(values), {})
+            sites, extra = run(values)
+            return _as_one(b, sites, extra, {}, is_told)
         found = _over(b, structure, local, lambda more: run({**values, **more}), num_rows, who)
         probs = {n: probabilities(b, structure, found, n) for n in local if is_told}
-        return _as_one(b, found.sites, _one_of(b, found.extra), probs)
+        return _as_one(b, found.sites, _one_of(b, found.extra), probs, is_told)
 
     return _averaged(b, structure, _over(b, structure, shared, inner, num_rows, who))
 
@@ -96,7 +97,14 @@ def _averaged(b: Backend, structure: Structure, found: Summed) -> Summed:
     p, more = b.ops.softmax(found.log_weights, axis=0), found.extra
     is_local = {n: structure.sites[n].is_local for n in more["probs"]}
     probs = {n: mean_of(b.ops, structure, n, v, p, is_local[n]) for n, v in more["probs"].items()}
-    return found._replace(extra=more["extra"], probs=probs)
+    # p(x_n | the others) = 1 / sum_c p(c | all) / p(x_n | c): what leave-one-out validation asks.
+    log_p = b.ops.log_softmax(found.log_weights, axis=0)
+    each = {}
+    for name, log_prob in more.get("each", {}).items():
+        lead = b.ops.reshape(log_p, (-1, *(1,) * (log_prob.ndim - 1)))
+        ratio = b.ops.where(lead == -math.inf, -math.inf, lead - log_prob)
+        each[name] = -b.ops.logsumexp(ratio, axis=0)
+    return found._replace(extra=more["extra"], probs=probs, each=each)
 
 
 def _around(
@@ -124,7 +132,7 @@ def _around(
         found = one(values)
         extra = {"extra": _one_of(b, found.extra), "is_markov": found.is_markov}
         if places == {False}:
-            return _as_one(b, found.sites, extra, dict(found.probs))
+            return _as_one(b, found.sites, extra, dict(found.probs), is_told)
         return found.sites, {"extra": extra, "probs": found.probs}
 
     found = _averaged(b, structure, _over(b, structure, rest, inner, num_rows, who))
@@ -141,13 +149,15 @@ def _one_of(b: Backend, extra: Tree) -> Tree:
 
 
 def _as_one(
-    b: Backend, sites: Mapping[str, Site], extra: Tree, probs: dict[str, Array]
+    b: Backend, sites: Mapping[str, Site], extra: Tree, probs: dict[str, Array], is_told: bool
 ) -> tuple[dict[str, Site], Tree]:
     """Sites with the density of all their data together; what else is told."""
+    densities = {n: s.log_prob for n, s in sites.items() if s.log_prob is not None}
+    each = {n: v for n, v in densities.items() if sites[n].is_local and is_told}
     return {
-        n: s if s.log_prob is None else s._replace(log_prob=b.ops.sum(s.log_prob), is_local=False)
+        n: s._replace(log_prob=b.ops.sum(densities[n]), is_local=False) if n in densities else s
         for n, s in sites.items()
-    }, {"extra": extra, "probs": probs}
+    }, {"extra": extra, "probs": probs, "each": each}
 
 
 def _over(

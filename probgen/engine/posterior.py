@@ -231,7 +231,7 @@ class Posterior:
             outside[name] = ops.sum(ops.min(each, axis=0))
         for name, value in given.items():
             outside[name] = _moved_away(ops, values[name], value)
-        likelihood = {n: sites[n].log_prob for n in self.observed}
+        likelihood = {n: found.each.get(n, sites[n].log_prob) for n in self.observed}
         return Point(dict(free), total, values, likelihood, sums, outside)
 
     def points(self, x: Mapping, params: Mapping, rows: Mapping) -> Point:

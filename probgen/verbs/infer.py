@@ -79,7 +79,8 @@ def infer(
             num_data / (rows given) times, for a model without latents of single data.
         seed: an integer; same seed, same backend, same machine: same draws.
         backend, device: "auto" is the fit's own for a `Fitted`, else JAX where it is installed.
-        log_likelihood: also give each observed value's log density at each draw, nats.
+        log_likelihood: also give each observed value's log density at each draw, nats; of data that
+            share a discrete latent, which is summed out, that of each datum given the others.
         chunk_size: draws at a time when they are mapped to values and log likelihoods; None takes
             as many as memory easily holds. It changes no number.
         path: a folder for the chains. Draws are kept beside it as they come, and the same call

@@ -233,15 +233,19 @@ def test_a_moment_that_all_data_share_is_summed_over_all_of_them(b):
     rates = np.exp(u)
     point = b.compile(lambda rows, u: posterior.point(params, rows, {"rates": u}))
     point = point({"y": b.asarray(COUNTS)}, b.asarray(u))
-    joint, duds = np.zeros(6), np.zeros((6, 6))
+    joint, duds, by_datum = np.zeros(6), np.zeros((6, 6)), np.zeros((6, 6))
     for tau in range(6):
         rate = np.where(np.arange(6) < tau, *rates)
         each = [np.log(0.9) + stats.poisson(rate).logpmf(COUNTS),
                 np.log(0.1) + stats.poisson(9.0).logpmf(COUNTS)]  # fmt: skip
         joint[tau] = logsumexp(each, axis=0).sum() - np.log(6)
+        by_datum[tau] = logsumexp(each, axis=0)
         duds[tau] = np.exp(each[1] - logsumexp(each, axis=0))
     wanted = logsumexp(joint) + (-rates).sum() + u.sum()
     np.testing.assert_allclose(b.to_numpy(point.log_density), wanted, rtol=1e-5)
+    without = logsumexp(joint[:, None] - by_datum, axis=0)  # each datum left out
+    likelihood = b.to_numpy(point.log_likelihood["y"])
+    np.testing.assert_allclose(likelihood, logsumexp(joint) - without, rtol=1e-4)
     p = np.exp(joint - logsumexp(joint))
     np.testing.assert_allclose(b.to_numpy(point.values["tau/probs"]), p, atol=1e-5)
     np.testing.assert_allclose(b.to_numpy(point.values["dud/probs"])[:, 1], p @ duds, atol=1e-5)
