@@ -15,6 +15,7 @@ from probgen.language.declared import declaration
 from probgen.language.dist import Deferred
 from probgen.language.kinds import AnyNet, Width
 from probgen.language.model import Distribution, Model, Sketch
+from probgen.language.supports import finite_values
 from probgen.models.likelihoods import as_likelihood
 from probgen.models.regression import regression
 
@@ -166,8 +167,10 @@ class Generator(Model):
         return bound.backend.trace(program, params)["mean"].value
 
     def maximiser(self) -> Callable | None:
-        """The regression of x on z where that is linear; of a prior with nets there is none."""
-        return None if self.prior() is not None else regression(self.decoder, self.likelihood)
+        """The regression of x on a continuous z where that is linear; None of a prior with nets."""
+        if self.prior() is not None or finite_values(self.latent) is not None:
+            return None
+        return regression(self.decoder, self.likelihood)
 
     def formula(self) -> str:
         p_z = _latex_prior(self.latent) if isinstance(self.latent, Deferred) else r"p(z)"
