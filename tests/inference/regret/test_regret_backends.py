@@ -41,10 +41,10 @@ def vae(guide_kind, hierarchical=False):
 
 MEASURES = {
     "guide": LikelihoodRegret(num_draws=10, num_steps=20),
-    "guide, clipped": LikelihoodRegret(
-        num_draws=10, num_steps=20, optimizer=pg.AdamW(1e-2, weight_decay=0.1, clip_norm=1.0)
+    "rank 1, clipped": LikelihoodRegret(
+        num_draws=10, num_steps=20, rank_1=True,
+        optimizer=pg.AdamW(1e-2, weight_decay=0.1, clip_norm=1.0),
     ),
-    "rank 1": LikelihoodRegret(num_draws=10, num_steps=20, rank_1=True),
     "posterior, K = 5": LikelihoodRegret(
         search="posterior", num_draws=10, num_steps=20, num_particles=5, noise="independent",
         optimizer=pg.Adam(pg.CosineDecay(3e-2, 20)),

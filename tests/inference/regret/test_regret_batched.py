@@ -196,10 +196,10 @@ def jax_loop(b, fitted, x, measure, seed):
 LOOPS = {"torch": torch_loop, "jax": jax_loop}
 
 
-@pytest.mark.parametrize(("encoder", "rows", "chunk"), [("mlp", 4, 100), ("conv", 1, 3)])
+@pytest.mark.parametrize(("encoder", "rows", "chunk"), [("mlp", 4, 100), ("conv", 4, 5)])
 def test_batched_equals_looped(b, encoder, rows, chunk):
-    """100 steps of the published search: to 1e-10 in float64, in stacks and one by one. Other cuts
-    of the data are below, and float32 (to 1e-5) is `test_regret_networks`'."""
+    """100 steps of the published search: to 1e-10 in float64, in stacks and what is left of them.
+    Data one by one and other cuts are below."""
     measure = LikelihoodRegret(search="guide", num_draws=DRAWS, rows_at_once=rows)
     with float64(b):
         fitted, x = vae(ENCODERS[encoder]), data(6)
@@ -218,7 +218,7 @@ def test_no_cut_of_the_data_changes_a_number(b, search):
     with float64(b):
         fitted, x = vae(ENCODERS["mlp"]), data(9)
         first = None
-        cuts = ((8, 64), (1, 7), (64, 1)) if search == "guide" else ((None, 64), (1, 7))
+        cuts = ((8, 64), (1, 7)) if search == "guide" else ((None, 64), (64, 1))
         for rows, chunk in cuts:
             found = measured(
                 b, fitted, x, dataclasses.replace(measure, rows_at_once=rows), chunk_size=chunk
@@ -239,7 +239,7 @@ def test_no_cut_of_the_data_changes_a_number(b, search):
 
 
 @pytest.mark.parametrize(
-    ("search", "rows_at_once"), [("guide", 1), ("guide", 4), ("posterior", 4), ("rank 1", 4)]
+    ("search", "rows_at_once"), [("guide", 1), ("posterior", 4), ("rank 1", 4)]
 )
 def test_decoder_and_encoder_stay_bit_identical(b, search, rows_at_once):
     """Both the numbers of the `Fitted` and the arrays on the device that the search starts from.

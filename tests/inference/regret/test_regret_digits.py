@@ -1,11 +1,9 @@
 """Likelihood regret of a small VAE on 8x8 digits: what the score is for.
 
-One VAE (17 levels, 64-64, 8 units) is fitted once; the sets are 60 held-out digits and, out of
+One VAE (9 levels, 64-64, 8 units) is fitted once; the sets are 32 held-out digits and, out of
 distribution, held-out digits inverted or rolled by two pixels, noise, and images of one level.
 The larger sets of MNIST are the benchmark's.
 """
-
-import itertools
 
 import numpy as np
 import pytest
@@ -17,14 +15,15 @@ from probgen.inference import ELBO, SVI
 from probgen.inference.regret.likelihood_regret import LikelihoodRegret
 from probgen.models import VAE, likelihoods
 
-COUNT = 40
-CHUNK = 48  # the one size of all that is compiled
+TOP = 8  # the highest level
+COUNT = 32
+CHUNK = 6 * COUNT  # all sets at once
 
 
 @pytest.fixture(scope="module")
 def digits():
-    """(train, held-out) levels, [n, 8, 8] integers 0 to 16."""
-    levels = (pg.data.digits().images[..., 0] * 16).round().astype(np.int64)
+    """(train, held-out) levels, [n, 8, 8] integers 0 to TOP."""
+    levels = (pg.data.digits().images[..., 0] * TOP).round().astype(np.int64)
     levels = levels[np.random.default_rng(0).permutation(len(levels))]
     return levels[:1500], levels[1500:]
 
@@ -34,7 +33,7 @@ def fitted(digits):
     model = VAE(
         latent=dist.Normal(0, 1).expand([8]).to_event(1),
         decoder=nets.MLP(hidden=(64, 64), out=(8, 8)),
-        likelihood=likelihoods.Categorical(17),
+        likelihood=likelihoods.Categorical(TOP + 1),
         encoder=nets.MLP(hidden=(64, 64), out=8, heads=("loc", "log_scale")),
     )
     return pg.fit(
@@ -58,13 +57,13 @@ def test_regret_tells_what_no_digit_is_from_digits(b, digits, fitted, search):
     rng = np.random.default_rng(1)
     sets = {
         "held-out": held[3 * n : 4 * n],
-        "inverted": 16 - held[n : 2 * n],
-        "noise": rng.integers(17, size=(n, 8, 8)),
-        "constant": np.broadcast_to(rng.integers(17, size=(n, 1, 1)), (n, 8, 8)),
+        "inverted": TOP - held[n : 2 * n],
+        "noise": rng.integers(TOP + 1, size=(n, 8, 8)),
+        "constant": np.broadcast_to(rng.integers(TOP + 1, size=(n, 1, 1)), (n, 8, 8)),
         "shift": np.roll(held[2 * n : 3 * n], 2, axis=2),
     }
     x = np.concatenate([held[:n], *sets.values()])
-    found = scored(b, fitted, x, LikelihoodRegret(search))
+    found = scored(b, fitted, x, LikelihoodRegret(search, num_draws=50))
     ordinary, *strange = found["estimate"].reshape(-1, n)
     seen = {name: auroc(ordinary, s) for name, s in zip(sets, strange, strict=True)}
     null_error = np.sqrt((2 * n + 1) / (12 * n * n))  # of an AUROC of n against n
@@ -72,18 +71,6 @@ def test_regret_tells_what_no_digit_is_from_digits(b, digits, fitted, search):
     assert min(seen.values()) >= 0.98, seen
     assert (found["elbo_after"] >= found["elbo_before"]).mean() >= 0.95
     assert found["estimate"].min() > -1.0
-
-
-def test_the_search_raises_the_bound_of_what_was_learned_from(b, digits, fitted):
-    """On training images too the bound after is no less than before for 95 % (means of 100 draws);
-    and more steps never lower the mean by more than 1 %."""
-    x, means = digits[0][:CHUNK], []
-    for steps in (50, 300):
-        found = scored(b, fitted, x, LikelihoodRegret("posterior", num_steps=steps))
-        means.append(found["elbo_after"].mean())
-        assert (found["elbo_after"] >= found["elbo_before"]).mean() >= 0.95
-    for less, more in itertools.pairwise(means):
-        assert more > less - 0.01 * abs(less)
 
 
 @pytest.mark.slow
@@ -103,7 +90,7 @@ def test_rank_1_ranks_digits_as_the_exact_search(b, digits, fitted):
     optimiser; the regrets differ by a few hundredths at the most, relative to the largest."""
     from scipy import stats
 
-    x = np.concatenate([digits[1][:20], 16 - digits[1][20:40]])
+    x = np.concatenate([digits[1][:20], TOP - digits[1][20:40]])
     bound, params = fitted.bind(b, {"x": x[:1]}, num_data=len(x))
     keys, scores = b.row_keys(b.key(0), np.arange(len(x))), []
     for rank_1 in (False, True):

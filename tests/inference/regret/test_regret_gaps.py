@@ -116,7 +116,7 @@ def test_a_start_from_the_prior_forgets_the_encoder(b):
     """start_from="prior": the search begins at N(0, I), and ends at the same best Gaussian."""
     model = PPCA()
     x, far = model.draw(20), model.fitted(shift=3.0)
-    measure = settled(1500, search="posterior", num_draws=20, start_from="prior")
+    measure = settled(800, 6e-2, search="posterior", num_draws=20, start_from="prior")
     tau = free_gaussian(fitted_tau(b, far, x, measure))
     same = free_gaussian(fitted_tau(b, model.fitted(), x, measure))
     for one, other in zip(tau, same, strict=True):
@@ -125,8 +125,7 @@ def test_a_start_from_the_prior_forgets_the_encoder(b):
     assert np.abs(model.kl(x, *tau) - best).max() < 0.15
 
 
-@pytest.mark.parametrize("search", ["guide", "posterior"])
-def test_several_searches_tell_the_error_that_one_cannot(b, search):
+def test_several_searches_tell_the_error_that_one_cannot(b):
     """400 copies of one datum, each with its own noise, show what an estimate's spread is.
 
     The standard error of 4 searches is that spread (its root mean square, chi^2 with 1,200 degrees
@@ -140,9 +139,8 @@ def test_several_searches_tell_the_error_that_one_cannot(b, search):
     model, copies = PPCA(), 400
     x = np.repeat(model.draw(1), copies, axis=0)
     fitted = model.fitted(shift=0.4, widen=1.5)
-    rate = 5e-2 if search == "posterior" else 1e-2
     found = scored(b, fitted, x, LikelihoodRegret(
-        search, num_searches=4, num_steps=40, num_draws=50, optimizer=pg.Adam(rate),
+        "posterior", num_searches=4, num_steps=40, num_draws=50, optimizer=pg.Adam(5e-2),
         rows_at_once=copies,
     ))  # fmt: skip
     off = found["estimate"] - found["estimate"].mean()
