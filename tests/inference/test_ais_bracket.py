@@ -28,22 +28,23 @@ def check_bracket(out, exact):
 def test_bounds_lie_on_either_side_of_the_truth(b):
     """Of a rate off the real line; probabilistic PCA is below."""
     make, _, exact = CASES["waiting"]
-    out = bdmc(make(), 200, AIS(20, 8, 5), seed=3, backend=b, chunk_size=200)
+    out = bdmc(make(), 200, AIS(6, 8, 3, num_pilot_steps=20), seed=3, backend=b, chunk_size=200)
     assert 0 < check_bracket(out, exact(out.data["x"])) < 0.1
 
 
 def test_gap_closes_with_the_number_of_temperatures(b):
-    """The sheet's check: probabilistic PCA of 16 values, 4 latents, noise 0.3, 8 chains."""
+    """Probabilistic PCA of 16 values, 4 latents, noise 0.3, 8 chains. The gap falls as 1 / T."""
     gaps = []
-    for num_steps in (30, 1000):
-        method = AIS(num_steps, num_chains=8, num_leapfrog=2)
-        out = bdmc(ppca(), 100, method, seed=0, backend=b, progress_bar=False)
+    for num_steps in (30, 300):
+        method = AIS(num_steps, num_chains=8, num_leapfrog=2, num_pilot_steps=50)
+        out = bdmc(ppca(), 60, method, seed=0, backend=b, progress_bar=False)
         gaps.append(check_bracket(out, ppca_exact(out.data["x"])))
-    assert gaps[0] > 2.0 and -0.05 < gaps[1] < 0.1, gaps
+    assert gaps[0] > 2.0 and -0.05 < gaps[1] < gaps[0] / 8, gaps
 
 
 @pytest.mark.slow
 def test_gap_falls_at_each_number_of_temperatures(b):
+    """The sheet's check: below 0.1 nats at 1,000."""
     gaps = []
     for num_steps in (30, 100, 300, 1000):
         method = AIS(num_steps, num_chains=8, num_leapfrog=5)

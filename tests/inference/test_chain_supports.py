@@ -13,8 +13,8 @@ from probgen.engine.target import run_chain
 from probgen.errors import AlgorithmError
 from probgen.inference import HMC, Langevin, MaximumLikelihood, PersistentChains
 
-CHAINS = 4000
-MALA = Langevin(0.1, num_steps=60, metropolis=True)
+CHAINS = 3000
+MALA = Langevin(0.1, num_steps=40, metropolis=True)
 
 
 def within(values, mean, num_errors=5.0):
@@ -30,7 +30,6 @@ def bases():
         e = pg.sample("e", dist.Exponential(2.0))
         pg.sample("u", dist.Uniform(-1.0, 3.0).expand([2]).to_event(1))
         pg.sample("g", dist.Gamma(3.0, 2.0))
-        pg.sample("b", dist.Beta(2.0, 3.0))
         pg.sample("d", dist.Dirichlet(np.array([2.0, 3.0, 4.0], np.float32)))
         pg.sample("n", dist.Normal(1.0, 2.0))
         pg.sample("m", dist.Uniform(0.0, e + 1.0))
@@ -43,7 +42,7 @@ def test_a_chain_keeps_a_base_of_any_support(b):
     )
     laws = {
         "e": scipy.stats.expon(scale=0.5), "g": scipy.stats.gamma(3.0, scale=0.5),
-        "b": scipy.stats.beta(2.0, 3.0), "n": scipy.stats.norm(1.0, 2.0),
+        "n": scipy.stats.norm(1.0, 2.0),
     }  # fmt: skip
     columns = {n: draws[n] for n in laws}
     for i in range(2):
@@ -60,7 +59,7 @@ def test_a_chain_keeps_a_base_of_any_support(b):
     np.testing.assert_allclose(draws["d"].sum(-1), 1.0, atol=1e-5)
     within(draws["m"] / (draws["e"] + 1.0), 0.5)
     within((draws["m"] / (draws["e"] + 1.0)) ** 2, 1.0 / 3.0)
-    assert "acceptance 0." in draws.note and "0 of 4000 chains diverged" in draws.note
+    assert "acceptance 0." in draws.note and "0 of 3000 chains diverged" in draws.note
 
 
 def test_a_positive_latent_keeps_its_posterior(b):

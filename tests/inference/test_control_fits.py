@@ -1,5 +1,7 @@
 """Short fits with a controlled KL: it tracks, resumes, accumulates and reports."""
 
+import functools
+
 import numpy as np
 import pytest
 
@@ -18,6 +20,7 @@ from probgen.inference import (
 from probgen.models import VAE
 
 
+@functools.cache
 def digits() -> np.ndarray:
     x = pg.data.digits().images
     return (x > 0.5).astype(np.float32)[np.random.default_rng(0).permutation(len(x))][:1437]
@@ -42,20 +45,20 @@ def fit(loss, backend, num_steps, **options):
 
 
 def test_a_controlled_fit_tracks_its_set_point_and_rescues_the_code(backend):
-    """1500 steps, started near the steady weight; the mean KL of the last 500 to 4%.
+    """500 steps, started near the steady weight; the mean KL of the last 200 to 4%.
 
-    The minibatch KL has sd 0.25 at most, so its mean over 500 steps a s.e. of 0.01. What is left is
-    the drift of a net that still learns: the error that keeps beta moving is (d beta / dt) / ki,
-    about 0.1 nats at this gain, three times that of the long fits.
+    The minibatch KL has sd 0.5 at most, so its mean over 200 steps a s.e. of 0.035. What is left
+    is the drift of a net that still learns: the error that keeps beta moving is (d beta / dt) / ki.
     """
-    collapsed = fit(ELBO(kl_weight=4.0), backend, 600)
-    controllers = {4.0: PI(ki=3e-3, initial_beta=1.5), 10.0: PI(ki=3e-3, initial_beta=0.5)}
+    options = {"model": vae((32,))}
+    collapsed = fit(ELBO(kl_weight=4.0), backend, 300, **options)
+    controllers = {4.0: PI(ki=1e-2, initial_beta=1.5), 10.0: PI(ki=1e-2, initial_beta=0.5)}
     found = {
-        c: fit(ControlledELBO(set_point=c, controller=controller), backend, 1500)
+        c: fit(ControlledELBO(set_point=c, controller=controller), backend, 500, **options)
         for c, controller in controllers.items()
     }
     for c, fitted in found.items():
-        assert fitted.history.last("kl", 500) == pytest.approx(c, rel=0.04)
+        assert fitted.history.last("kl", 200) == pytest.approx(c, rel=0.04)
     assert found[4.0].history.last("kl_weight") > found[10.0].history.last("kl_weight")
     assert found[4.0].history.last("log_prob") < found[10.0].history.last("log_prob")
     assert collapsed.history.last("kl") < 1.0
@@ -100,9 +103,9 @@ def test_with_accumulation_the_controller_moves_once_per_update_on_the_mean_kl(q
     np.testing.assert_allclose(history["kl_weight"][1:], want[:-1], atol=2e-6)
 
 
-@pytest.mark.parametrize("controller", [PI(initial_beta=0.5), IncrementalPI()])
-def test_a_resumed_fit_has_the_weights_of_the_uninterrupted_one(quick, tmp_path, controller):
-    loss = ControlledELBO(set_point=3.0, controller=controller)
+def test_a_resumed_fit_has_the_weights_of_the_uninterrupted_one(quick, tmp_path):
+    """By the controller that remembers more."""
+    loss = ControlledELBO(set_point=3.0, controller=IncrementalPI())
     whole = fit(loss, quick, 40).history
     fit(loss, quick, 20, checkpoint=tmp_path)
     resumed = fit(loss, quick, 40, checkpoint=tmp_path).history

@@ -27,10 +27,9 @@ from probgen.trees import tree_map
 # ---- gradients -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("num_particles", [1, 8])
-def test_the_doubly_reparametrised_gradient_is_unbiased(b, num_particles):
-    plain = gradients(b, learned, ImportanceWeightedELBO(num_particles), np.tile(X, (400, 1)), 30)
-    doubly = ImportanceWeightedELBO(num_particles, doubly_reparametrized=True)
+def test_the_doubly_reparametrised_gradient_is_unbiased(b):
+    plain = gradients(b, learned, ImportanceWeightedELBO(8), np.tile(X, (400, 1)), 30)
+    doubly = ImportanceWeightedELBO(8, doubly_reparametrized=True)
     other = gradients(b, learned, doubly, np.tile(X, (400, 1)), 30)
     for name in ("loc", "log_scale"):
         (one, e1), (two, e2) = mean_and_error(plain[name]), mean_and_error(other[name])
@@ -105,8 +104,9 @@ def enumerated(beta, x):
     )
 
 
-@pytest.mark.parametrize("analytic_kl", [True, False])
-@pytest.mark.parametrize("beta, num_particles", [(1.0, 1), (3.0, 1), (3.0, 4)])
+@pytest.mark.parametrize(
+    "beta, num_particles, analytic_kl", [(1.0, 1, False), (3.0, 1, True), (3.0, 4, False)]
+)
 def test_the_score_function_gradient_is_the_exact_one(b, beta, num_particles, analytic_kl):
     x = np.array([0.5, -1.0], np.float32)
     loss = ELBO(num_particles=num_particles, kl_weight=beta, analytic_kl=analytic_kl)

@@ -50,11 +50,11 @@ def chain_log_prob(model, x, u, lam):
 def test_the_bound_is_its_closed_form_and_below_the_chain_s_density(b, kind):
     fitted, u, lam = exact_diffusion(4, steps=20, kind=kind)
     x = draws(u, lam, 300)
-    out = measured(b, DenoisingELBO(num_draws=8), fitted, x)
-    z = (out["estimate"] - exact_bound(fitted.model, x, u, lam)) / out["standard_error"]
-    assert abs(z.mean()) < 5 / np.sqrt(len(z))
-    # The reported error is the error: z has variance 1 but for the few draws of each term.
-    assert 0.7 < z.var() < 1.5
+    out = measured(b, DenoisingELBO(num_draws=3), fitted, x)
+    off = out["estimate"] - exact_bound(fitted.model, x, u, lam)
+    assert abs(off.mean()) < 5 * off.std() / np.sqrt(len(x))
+    # The reported error is the error.
+    assert 0.7 < (out["standard_error"].astype(np.float64) ** 2).mean() / off.var() < 1.4
     slack = chain_log_prob(fitted.model, x, u, lam) - out["estimate"]
     assert (slack > -5 * out["standard_error"]).all()
     assert slack.mean() > 3 * slack.std() / np.sqrt(len(slack))
@@ -99,12 +99,12 @@ def test_the_exact_bound_is_below_the_data_s_density_on_average(b):
     assert (bound[:50] < flow["estimate"]).all()
 
 
-@pytest.mark.parametrize("num_steps", [1, 7, 19])
+@pytest.mark.parametrize("num_steps", [1, 7])
 def test_a_few_steps_stand_for_all_without_bias(b, num_steps):
     """Strata that do not divide the chain's 20 steps: every step keeps its weight."""
     fitted, u, lam = exact_diffusion(4, steps=20)
     x = draws(u, lam, 4000)
-    out = measured(b, DenoisingELBO(num_draws=4, num_steps=num_steps), fitted, x)
+    out = measured(b, DenoisingELBO(num_draws=2, num_steps=num_steps), fitted, x)
     off = out["estimate"] - exact_bound(fitted.model, x, u, lam)
     assert abs(off.mean()) < 4 * off.std() / np.sqrt(len(x))
     assert 0.8 < (out["standard_error"].astype(np.float64) ** 2).mean() / off.var() < 1.25

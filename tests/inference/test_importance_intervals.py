@@ -61,7 +61,7 @@ def least(share, count, num_errors=4.5):
 
 
 @pytest.mark.parametrize("law", [pareto, gaussian])
-@pytest.mark.parametrize("k", [0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95])
+@pytest.mark.parametrize("k", [0.3, 0.4, 0.5, 0.7, 0.95])
 def test_intervals_are_nominal_or_absent(law, k):
     """93 to 97 % at tail indices of 0.3 to 1, where more than a twentieth of the data have one."""
     found = by_table(law(k, (N, K), seed=int(100 * k)))

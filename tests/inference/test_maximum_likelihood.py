@@ -53,7 +53,7 @@ def one_step(bound, algorithm, data, num_rows=None):
     learner = algorithm.bind(bound)
     batch = {"x": b.asarray(data)}
     state = learner.init(b.copy(params), b.key(0), batch)
-    new, metrics = learner.update(b.copy(state), batch, b.key(1))
+    new, metrics = b.loop(learner.update)(b.copy(state), batch, b.key(1))
     return state, new, {k: float(b.to_numpy(v)) for k, v in metrics.items()}
 
 
@@ -68,11 +68,12 @@ def grid_gradient(bound, data):
     axis = np.linspace(-6, 6, 2001)[:, None]
     places = b.asarray(np.concatenate([data, axis]).astype(np.float32))
     leaves = [b.to_numpy(v).astype(np.float64) for _, v in tree_items(params)]
+    energies = b.compile(MODEL.energy.apply, num_calls=50)
     log_base = -0.5 * axis[:, 0] ** 2 + np.log(axis[1, 0] - axis[0, 0]) - 0.5 * np.log(2 * np.pi)
 
     def value(arrays):
         tree = tree_like(params, [b.asarray(a.astype(np.float32)) for a in arrays])
-        energy = b.to_numpy(MODEL.energy.apply(tree["energy"], places)).astype(np.float64)
+        energy = b.to_numpy(energies(tree["energy"], places)).astype(np.float64)
         log_f = log_base - energy[len(data) :]
         return energy[: len(data)].mean() + np.logaddexp.reduce(log_f)
 
@@ -126,7 +127,7 @@ def test_nothing_is_differentiated_through_the_chain(b, bound):
         energy = [MODEL.energy.apply(params["energy"], x) for x in (b.asarray(X), ends)]
         return b.ops.mean(energy[0]) - b.ops.mean(energy[1])
 
-    gradient = flat(b, b.grad(gap)(before["params"]))
+    gradient = flat(b, b.compile(b.grad(gap))(before["params"]))
     step = flat(b, after["params"]) - flat(b, before["params"])
     np.testing.assert_allclose(step, -gradient, rtol=1e-4, atol=1e-5)
     energies = metrics["energy_data"] - metrics["energy_samples"]
@@ -190,7 +191,8 @@ def test_a_share_of_the_chains_starts_at_data(b, bound):
     for share in (1.0, 0.3, 0.0):
         target, contrast = model_target(bound, "data"), Contrast(bound, "data")
         start = ChainStart(share).fresh(bound, target, contrast, "data")
-        starts = b.to_numpy(start(params, {"x": b.asarray(x)}, b.key(0), 400)["x"])
+        fresh = b.loop(lambda params, batch, key, start=start: start(params, batch, key, 400)["x"])
+        starts = b.to_numpy(fresh(params, {"x": b.asarray(x)}, b.key(0)))
         at_data = (starts == x).all(1)
         assert (at_data | (starts[:, 0] < 7)).all()
         assert abs(at_data.mean() - share) <= 4 * np.sqrt(share * (1 - share) / 400), share
@@ -208,9 +210,11 @@ def test_a_buffer_is_first_in_first_out_and_its_share_rises(b, buffer):
     """Ends 100, 101, ... differ from fresh starts; p = 0.6 min(1, updates / 4), of the last 10."""
     starts, params = buffer
     n, draws = 4, 4000
+    start = b.loop(lambda params, kept, key: starts.start(params, kept, {}, key, draws)["x"])
+    push = b.loop(starts.push)
     kept = starts.own(params, {"x": b.asarray(X[:n])}, b.key(0), None)
     for update in range(7):
-        x = b.to_numpy(starts.start(params, kept, {}, b.key(update), draws)["x"])[:, 0]
+        x = b.to_numpy(start(params, kept, b.key(update)))[:, 0]
         old = x[x > 50]
         p = 0.6 * min(1.0, update / 4) * (update > 0)
         assert abs(len(old) / draws - p) <= 4 * np.sqrt(p * (1 - p) / draws), update
@@ -221,8 +225,8 @@ def test_a_buffer_is_first_in_first_out_and_its_share_rises(b, buffer):
             each = len(old) / len(known)
             assert (np.abs(counts - each) < 5 * np.sqrt(each)).all()
         ends = np.arange(n)[:, None] + 100.0 + 4 * update
-        kept = starts.push(kept, {"x": b.asarray(ends.astype(np.float32))})
-    again = b.to_numpy(starts.start(params, starts.renew(kept), {}, b.key(9), draws)["x"])
+        kept = push(kept, {"x": b.asarray(ends.astype(np.float32))})
+    again = b.to_numpy(start(params, starts.renew(kept), b.key(9)))
     assert (again < 50).all()
 
 
@@ -282,15 +286,16 @@ def test_the_spectral_penalty_is_the_sum_of_top_singular_values(b):
     def term(params):
         return declared.term(bound, Seen(None, params, {}, {}, None, None, kept))
 
+    value, slopes = b.compile(b.value_and_grad(term))(params)
     tree = b.tree_map(b.to_numpy, params)["energy"]
     conv, normed, last = tree["layer0"], tree["layer3"], tree["layer5"]["out"]
     v = normed["inner"]["weight"]
     kernels = [conv["weight"], v * normed["scale"] / np.sqrt((v**2).sum(0)), last["weight"]]
     tops = [np.linalg.svd(k.reshape(-1, k.shape[-1])) for k in kernels]
     np.testing.assert_allclose(
-        float(b.to_numpy(term(params))), 0.2 * sum(s[0] for _, s, _ in tops), rtol=1e-4
+        float(b.to_numpy(value)), 0.2 * sum(s[0] for _, s, _ in tops), rtol=1e-4
     )
-    slope = b.to_numpy(b.grad(term)(params)["energy"]["layer0"]["weight"])
+    slope = b.to_numpy(slopes["energy"]["layer0"]["weight"])
     left, _, right = tops[0]
     wanted = 0.2 * np.outer(left[:, 0], right[0])
     np.testing.assert_allclose(slope.reshape(wanted.shape), wanted, atol=1e-3)

@@ -5,6 +5,7 @@ hangs on a rounding (annealing accepts or refuses). Likelihood regret is in `tes
 """
 
 import dataclasses
+import functools
 import inspect
 
 import numpy as np
@@ -167,7 +168,7 @@ def with_lossy_images():
 def with_a_hierarchy():
     case = Hierarchy()
     both = [HierarchyRatio(1, 4, 3, way, particles_at_once=3) for way in ("sample", "mode")]
-    measures = [*both, ELBO(2), KLTerm(3), NLL]
+    measures = [*both, ELBO(2), KLTerm(3)]
     return case.fitted(), {"x": case.draws(COUNT)}, lambda dtype: measures
 
 
@@ -215,6 +216,7 @@ CASES = {
 }
 
 
+@functools.cache
 def tables(case, dtype):
     """Both tables, as {measure: {quantity: [n, ...]}}."""
     fitted, data, make = CASES[case]()
@@ -234,7 +236,11 @@ def tables(case, dtype):
     return found
 
 
-@pytest.mark.parametrize("case", CASES)
+# Prediction types are held to closed forms on both backends in `test_flow_likelihood`.
+BY_V = pytest.param("diffusion by v", marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("case", [BY_V if case == "diffusion by v" else case for case in CASES])
 def test_backends_agree_for_the_same_weights_and_noise(case):
     one, other = tables(case, np.float64)
     assert list(one) == list(other)
@@ -244,8 +250,8 @@ def test_backends_agree_for_the_same_weights_and_noise(case):
 
 
 # Not annealing; the slow ones share their parts with the others.
-SLOW = [pytest.param(case, marks=pytest.mark.slow) for case in ("a VAE", "a hierarchy")]
-FLOAT32 = [*SLOW, "a full covariance", "codes", "a table", "diffusion by v", "energies"]
+SLOW = [pytest.param(c, marks=pytest.mark.slow) for c in ("a VAE", "a hierarchy", "a table")]
+FLOAT32 = [*SLOW, BY_V, "a full covariance", "codes", "energies"]
 
 
 @pytest.mark.parametrize("case", FLOAT32)
@@ -296,9 +302,9 @@ def test_both_sides_of_a_bracket_agree():
 LOG_Z = ("estimate", "standard_error", "effective_share", "reverse", "reverse_error")
 
 
-@pytest.mark.parametrize("base", [None, Gaussian([1.0, 1.0], 5.0)], ids=["noise", "base"])
-def test_log_z_agrees(base):
-    samples = None if base is None else hills_draws(12)
+def test_log_z_agrees():
+    """From a Gaussian, both ways; the walk from a base of the model, in noise, is a bracket's."""
+    base, samples = Gaussian([1.0, 1.0], 5.0), hills_draws(12)
     method = AIS(8, 12, 3, num_pilot_steps=10)
 
     def run(b):
@@ -306,7 +312,7 @@ def test_log_z_agrees(base):
         return numbers(out, *LOG_Z, "acceptance_rate")
 
     found = check(run)
-    assert ("reverse" in found) == (base is not None) and found["standard_error"] > 0.1
+    assert "reverse" in found and found["standard_error"] > 0.1
 
 
 def test_log_z_of_a_boltzmann_machine_agrees():

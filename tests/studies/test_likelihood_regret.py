@@ -231,8 +231,8 @@ def test_likelihood_regret_figures(backend_name, tmp_path):
 
 
 def test_the_study_runs_end_to_end(b):
-    """Fits, scores, statistics and figures, on 12 images a set; no number is worth a look."""
-    pair = of_sets(digits_pair(300, 40, 12, 8, seed=1), ("letters", "black"))
+    """Fits, scores, statistics and figures, on 12 small images a set; no number is worth a look."""
+    pair = of_sets(small_digits_pair(300, 40, 12, 8, seed=1), ("letters", "black"))
     found = run(pair, Settings.quick(), seed=0, backend=b)
     assert found.table.data_sets == ("letters", "black")
     assert set(REGRETS) < set(found.table.measures) and len(found.table.measures) == 9

@@ -1,26 +1,22 @@
 """Laws of one-pass scores that need no model; and gradients, against differences by hand."""
 
-import importlib.util
-
 import numpy as np
 import pytest
 from measure_cases import measured
 from scipy.stats import kstest, skew
 from test_generate_evaluate import S, data, linear_vae
 
-import probgen as pg
-from probgen import backends, dist, nets
+from probgen import dist, nets
 from probgen.engine.bind import bind
 from probgen.engine.fitted import Fitted
 from probgen.errors import DataError, DeclarationError
-from probgen.inference.ood import KLTerm, LPath, Mahalanobis, batch_typicality, layer_names
-from probgen.inference.ood.gradient import LayerNorms, _combiner, _elbo_of_one
+from probgen.inference.ood import batch_typicality, layer_names
+from probgen.inference.ood.gradient import LayerNorms, _combiner
 from probgen.inference.ood.mahalanobis import fit_gaussian
 from probgen.inference.ood.moments import GuideMoments
 from probgen.inference.ood.ranks import brown, copod, fisher, left_tail, right_tail
 from probgen.models import VAE, likelihoods
 from probgen.records.evaluation import Evaluation
-from probgen.trees import tree_leaves
 
 # ---- ranks and combinations
 
@@ -276,38 +272,3 @@ def test_scaled_norms_have_the_mean_of_the_number_of_layers():
         np.testing.assert_allclose(got, _combiner(method, known, "test")(known))
     with pytest.raises(DataError, match="no reference datum has a gradient"):
         _combiner("fisher", np.zeros((20, 2)), "test")
-
-
-# ---- two backends, one number
-
-
-@pytest.mark.skipif(
-    not all(importlib.util.find_spec(m) for m in ("torch", "jax")), reason="needs both backends"
-)
-def test_torch_and_jax_give_the_same_scores():
-    """The same weights and, for gradients, the same noise."""
-    model = VAE(
-        latent=dist.Normal(0, 1).expand([2]).to_event(1),
-        decoder=nets.MLP(hidden=(5,), out=(3,)),
-        likelihood=likelihoods.Normal(scale="predicted"),
-        encoder=nets.MLP(hidden=(5,), out=2, heads=("loc", "log_scale")),
-    )
-    x, known, tables, norms = data(12), data(60)[12:], {}, {}
-    scores = [KLTerm(2), Mahalanobis(known), LPath(known), LPath(known, "mahalanobis")]
-    eps = np.random.default_rng(0).normal(size=(12, 2, 2)).astype(np.float32)
-    params = None
-    for name in ("torch", "jax"):
-        b = backends.load(name)
-        if params is None:
-            _, drawn = bind(model, b, data={"x": x[:1]}, seed=0)
-            params = b.tree_map(b.to_numpy, drawn)
-        fitted = Fitted(model, params, shapes={"x": (3,)})
-        tables[name] = pg.evaluate(fitted, x, scores, seed=0, backend=b)
-        bound, here = fitted.bind(b, {"x": x[:1]})
-        grad = b.grad(_elbo_of_one(bound))
-        out = [grad(here, {}, {"x": b.asarray(x[i])}, {"z": b.asarray(eps[i])}) for i in range(3)]
-        norms[name] = [np.concatenate([b.to_numpy(a).ravel() for a in tree_leaves(g)]) for g in out]
-    for score in scores:
-        one, other = (tables[n][score.name]["estimate"] for n in ("torch", "jax"))
-        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5, err_msg=score.name)
-    np.testing.assert_allclose(norms["torch"], norms["jax"], rtol=1e-3, atol=1e-5)
