@@ -6,6 +6,7 @@ parameters are broadcast, and for the gradient.
 
 import numpy as np
 import pytest
+from at_once import at_once, terms_of
 from scipy import stats
 from scipy.special import expit, log_expit
 
@@ -31,11 +32,12 @@ def log_prob(b, declared, x, parameter):
 
     def site(parameter):
         options = {"inputs": {"parameter": parameter}, "batch_size": len(x)}
-        return b.trace(program, {}, values={"x": b.asarray(x)}, **options)["x"].log_prob
+        found = b.trace(program, {}, values={"x": data}, **options)["x"].log_prob
+        return b.ops.sum(found), found
 
-    given = b.asarray(parameter)
-    slope = b.grad(lambda p: b.ops.sum(site(p)))(given)
-    return b.to_numpy(site(given)), b.to_numpy(slope)
+    data = b.asarray(x)
+    (_, found), slope = at_once(b, b.value_and_grad(site, has_aux=True), b.asarray(parameter))
+    return found, slope
 
 
 @pytest.mark.parametrize("event", EVENTS, ids=str)
@@ -79,7 +81,6 @@ def test_drawn_binary_images_are_data_again(b):
         with pg.data_plate():
             pg.sample("x", dist.Bernoulli(0.3).expand([4]).to_event(1))
 
-    sites = b.trace(coins.program, {}, key=b.key(0), batch_size=2000)
-    x = b.to_numpy(sites["x"].value)
+    x, _ = terms_of(b, b.trace, coins.program, {}, key=b.key(0), batch_size=2000)["x"]
     assert x.dtype == np.float32 and set(np.unique(x)) == {0.0, 1.0}
     assert abs(x.mean() - 0.3) < 5 * np.sqrt(0.21 / x.size)

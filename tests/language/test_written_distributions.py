@@ -9,6 +9,7 @@ import math
 import numpy as np
 import pytest
 import scipy.stats as st
+from at_once import at_once, terms_of
 from coupling_cases import STANDARD, coupling_flow, flow, off_zero
 from measure_cases import context_of
 
@@ -54,19 +55,21 @@ def local(distribution):
 
 def values_of(b, distribution, noise):
     bound, params = bind(local(distribution), b)
-    site = bound.trace(params, {}, noise={"x": b.asarray(noise)}, batch_size=len(noise))["x"]
-    return b.to_numpy(site.value), b.to_numpy(site.log_prob)
+    noise = {"x": b.asarray(noise)}
+    return terms_of(b, bound.trace, params, {}, noise=noise, batch_size=len(noise["x"]))["x"]
 
 
-def log_jacobian(b, fn, noise, places):
-    """[n] log |det d fn(noise)[:, places] / d noise|."""
+def jacobian(b, fn, noise, places):
+    """[n, len(places), m] d fn(noise)[:, places] / d noise, of each row by itself."""
 
-    def slope(e, i):
-        return b.grad(lambda e: ops.sum(ops.take(fn(e), i, axis=1)))(e)
+    def slope(i):
+        return b.grad(lambda e: ops.sum(ops.take(fn(e), i, axis=1)))(noise)
 
-    row = b.compile(slope, num_calls=1)  # one program for all places
-    rows = [b.to_numpy(row(b.asarray(noise), b.asarray(np.int32([i]), "int32"))) for i in places]
-    return np.linalg.slogdet(np.stack(rows, 1).astype(np.float64))[1]
+    return ops.transpose(b.vmap(slope)(b.asarray(np.int32(places)[:, None], "int32")), (1, 0, 2))
+
+
+def log_det(rows):
+    return np.linalg.slogdet(rows.astype(np.float64))[1]
 
 
 @pytest.mark.parametrize("family", LAWS)
@@ -118,12 +121,15 @@ def test_a_bijection_onto_a_support_has_the_density_of_its_jacobian(b, support):
         value = bound.trace(params, {}, noise={"x": eps}, batch_size=4)["x"].value
         return ops.reshape(value, (4, -1))
 
-    site = bound.trace(params, {}, noise={"x": b.asarray(noise)}, batch_size=4)["x"]
-    log_det = log_jacobian(b, flat, noise, free)
-    want = st.norm.logpdf(noise).sum(-1) - log_det
-    np.testing.assert_allclose(b.to_numpy(site.log_prob), want, rtol=1e-4, atol=1e-4)
-    inside = b.in_support(site.fn, site.value)
-    assert b.to_numpy(inside).all()
+    def run(eps):
+        site = bound.trace(params, {}, noise={"x": eps}, batch_size=4)["x"]
+        inside = b.in_support(site.fn, site.value)
+        return site.log_prob, inside, jacobian(b, flat, eps, free)
+
+    log_prob, inside, rows = at_once(b, run, b.asarray(noise))
+    want = st.norm.logpdf(noise).sum(-1) - log_det(rows)
+    np.testing.assert_allclose(log_prob, want, rtol=1e-4, atol=1e-4)
+    assert inside.all()
 
 
 def test_a_value_outside_has_density_zero_and_no_nan_in_its_gradient(b):
@@ -138,14 +144,14 @@ def test_a_value_outside_has_density_zero_and_no_nan_in_its_gradient(b):
         return ops.sum(ops.where(ops.isfinite(found), found, 0.0)), found
 
     x = np.array([-1.0, 0.5, 2.0], np.float32)
-    (_, found), slope = b.value_and_grad(total, has_aux=True)(b.asarray(x))
+    (_, found), slope = at_once(b, b.value_and_grad(total, has_aux=True), b.asarray(x))
     want = st.lognorm(0.8, scale=math.exp(0.3)).logpdf(x)
-    np.testing.assert_allclose(b.to_numpy(found), want, rtol=1e-5)
-    assert np.isfinite(b.to_numpy(slope)).all()
+    np.testing.assert_allclose(found, want, rtol=1e-5)
+    assert np.isfinite(slope).all()
     ordered = dist.Transformed(STANDARD, dist.BijectTo("ordered_vector"))
     bound, params = bind(local(ordered), b)
     pair = b.asarray(np.array([[0.0, 1.0], [1.0, 0.0]], np.float32))
-    found = b.to_numpy(bound.trace(params, {}, {"x": pair}, batch_size=2)["x"].log_prob)
+    _, found = terms_of(b, bound.trace, params, {}, {"x": pair}, batch_size=2)["x"]
     assert np.isfinite(found[0]) and found[1] == -np.inf
 
 
@@ -160,32 +166,37 @@ def test_a_flow_integrates_to_one_and_gives_its_noise_back(b, bound_flow):
     bound, params = bound_flow
     grid = np.linspace(-16, 16, 241, dtype=np.float32)
     points = np.stack(np.meshgrid(grid, grid, indexing="ij"), -1).reshape(-1, 2)
-    log_p = bound.trace(params, {}, {"x": b.asarray(points)}, batch_size=len(points))["x"].log_prob
+    given = {"x": b.asarray(points)}
+    _, log_p = terms_of(b, bound.trace, params, {}, given, batch_size=len(points))["x"]
     cell = (grid[1] - grid[0]) ** 2
-    assert abs(np.exp(b.to_numpy(log_p).astype(np.float64)).sum() * cell - 1.0) < 2e-3
+    assert abs(np.exp(log_p.astype(np.float64)).sum() * cell - 1.0) < 2e-3
     noise = np.random.default_rng(0).normal(size=(5, 2)).astype(np.float32)
 
     def x(eps):
         return bound.trace(params, {}, noise={"x": eps}, batch_size=5)["x"].value
 
-    rows = [
-        b.to_numpy(b.grad(lambda e, i=i: ops.sum(x(e)[:, i]))(b.asarray(noise))) for i in (0, 1)
-    ]
-    log_det = np.linalg.slogdet(np.stack(rows, 1))[1]
-    site = bound.trace(params, {}, noise={"x": b.asarray(noise)}, batch_size=5)["x"]
-    want = st.norm.logpdf(noise).sum(-1) - log_det
-    np.testing.assert_allclose(b.to_numpy(site.log_prob), want, atol=2e-4)
-    again = bound.trace(params, {}, {"x": site.value}, batch_size=5)["x"].log_prob
-    np.testing.assert_array_equal(b.to_numpy(again), b.to_numpy(site.log_prob))
+    def run(eps):
+        site = bound.trace(params, {}, noise={"x": eps}, batch_size=5)["x"]
+        again = bound.trace(params, {}, {"x": site.value}, batch_size=5)["x"].log_prob
+        return site.log_prob, again, jacobian(b, x, eps, [0, 1])
+
+    log_prob, again, rows = at_once(b, run, b.asarray(noise))
+    want = st.norm.logpdf(noise).sum(-1) - log_det(rows)
+    np.testing.assert_allclose(log_prob, want, atol=2e-4)
+    np.testing.assert_array_equal(again, log_prob)
 
 
 def test_a_flow_is_drawn_by_row(b, bound_flow):
     """Each datum has its own key's draw, so that a chunk changes no number."""
     bound, params = bound_flow
     ids = np.arange(3)
-    whole = bound.trace(params, {}, key=b.row_keys(b.key(0), ids), batch_size=3)["x"].value
-    alone = bound.trace(params, {}, key=b.row_keys(b.key(0), ids[1:2]), batch_size=1)["x"].value
-    np.testing.assert_array_equal(b.to_numpy(whole)[1:2], b.to_numpy(alone))
+    whole, alone = (
+        terms_of(b, bound.trace, params, {}, key=b.row_keys(b.key(0), some), batch_size=len(some))[
+            "x"
+        ][0]
+        for some in (ids, ids[1:2])
+    )
+    np.testing.assert_array_equal(whole[1:2], alone)
 
 
 @pytest.mark.parametrize("base", [coupling_flow(), dist.LogNormal(0, 1).expand([2]).to_event(1)])
@@ -194,10 +205,15 @@ def test_what_is_made_of_noise_is_tilted_in_noise_space(b, base):
     bound, params = bind(Tilted(local(base), nets.MLPEnergy((4,))), b)
     space = model_target(bound, "noise")
     eps = {"x": b.asarray(np.random.default_rng(0).normal(size=(3, 2)).astype(np.float32))}
-    sites = bound.trace(params, {}, noise=eps, batch_size=3)
-    energy = bound.structure.nets["energy"].apply(params["energy"], sites["x"].value)
-    want = st.norm.logpdf(b.to_numpy(eps["x"])).sum(-1) - b.to_numpy(energy)
-    np.testing.assert_allclose(b.to_numpy(space.log_density(eps, params, {})), want, rtol=1e-5)
+
+    def run(eps):
+        sites = bound.trace(params, {}, noise=eps, batch_size=3)
+        energy = bound.structure.nets["energy"].apply(params["energy"], sites["x"].value)
+        return energy, space.log_density(eps, params, {})
+
+    energy, found = at_once(b, run, eps)
+    want = st.norm.logpdf(b.to_numpy(eps["x"])).sum(-1) - energy
+    np.testing.assert_allclose(found, want, rtol=1e-5)
 
 
 def test_a_gamma_has_no_noise_space(b):
@@ -215,17 +231,21 @@ def test_a_flow_is_the_prior_of_a_vae_and_is_learned_with_it(b):
     batch = {"x": np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)}
     bound, params = bind(vae, b, data=batch)
     params, batch = off_zero(b, params), {"x": b.asarray(batch["x"])}
-    z = bound.trace_guide(params, batch, key=b.key(1))["z"].value
     alone, _ = bind(local(coupling_flow(2)), b)
 
-    def log_prior(params):
-        return ops.sum(bound.trace(params, batch, {"z": z})["z"].log_prob)
+    def run(params, key):
+        z = bound.trace_guide(params, batch, key=key)["z"].value
 
-    prior = alone.trace(params, {}, {"x": z}, batch_size=4)["x"].log_prob
-    slopes = b.grad(log_prior)(params)
-    assert abs(float(log_prior(params) - ops.sum(prior))) < 1e-4
+        def log_prior(params):
+            return ops.sum(bound.trace(params, batch, {"z": z})["z"].log_prob)
+
+        prior = alone.trace(params, {}, {"x": z}, batch_size=4)["x"].log_prob
+        return b.value_and_grad(log_prior)(params), ops.sum(prior)
+
+    (log_prior, slopes), prior = at_once(b, run, params, b.key(1))
+    assert abs(log_prior - prior) < 1e-4
     for name in ("coupling_0", "coupling_1"):
-        assert np.abs(b.to_numpy(slopes[name]["layer0"]["weight"])).max() > 0
+        assert np.abs(slopes[name]["layer0"]["weight"]).max() > 0
     assert bound.is_normalized
 
 
@@ -243,9 +263,7 @@ def test_nuts_finds_the_posterior_under_a_flow(b):
     y = np.array([[0.5, -1.0], [1.5, -0.5]], np.float32)
     grid = np.linspace(-4, 4, 161, dtype=np.float32)
     z = np.stack(np.meshgrid(grid, grid, indexing="ij"), -1).reshape(-1, 2)
-    log_p = b.to_numpy(
-        bound.trace(params, {}, {"x": b.asarray(z)}, batch_size=len(z))["x"].log_prob
-    )
+    _, log_p = terms_of(b, bound.trace, params, {}, {"x": b.asarray(z)}, batch_size=len(z))["x"]
     log_p = log_p + sum(st.norm.logpdf(each, z, 0.5).sum(-1) for each in y)
     w = np.exp(log_p - log_p.max())
     mean = (w[:, None] * z).sum(0) / w.sum()
@@ -273,7 +291,7 @@ def test_a_density_by_its_formula_is_the_distribution(b):
     np.testing.assert_allclose(value, [[2.0, -1.0]])
     np.testing.assert_allclose(log_p, st.norm(1, 2).logpdf(value).sum(-1), rtol=1e-6)
     bound, params = bind(local(by_hand), b)
-    drawn = b.to_numpy(bound.trace(params, {}, key=b.key(0), batch_size=4000)["x"].value)
+    drawn, _ = terms_of(b, bound.trace, params, {}, key=b.key(0), batch_size=4000)["x"]
     assert abs(drawn.mean() - 1.0) < 5 * 2.0 / math.sqrt(8000)
 
 
