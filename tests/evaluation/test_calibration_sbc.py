@@ -239,7 +239,7 @@ def coins():
 
 
 def test_nuts_is_calibrated():
-    """On JAX, where a hundred short chains are a second; a Beta's Jacobian takes part."""
+    """On JAX, where sixty short chains are a second; a Beta's Jacobian takes part."""
     jax = pytest.importorskip("jax") and pg.backends.load("jax", "cpu")
     method = NUTS(num_warmup=150, num_chains=1)
     result = sbc(
@@ -247,7 +247,8 @@ def test_nuts_is_calibrated():
         method,
         observed=("heads",),
         num_data=2,
-        num_simulations=80,
+        num_simulations=60,
+        num_draws=49,
         thinning=4,
         seed=3,
         backend=jax,

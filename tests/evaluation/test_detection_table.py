@@ -52,7 +52,7 @@ def test_equally_good_measures_have_a_winner_in_at_most_5_of_100_tables(num_meas
     """Without Holm's correction two measures on five sets would have one in 1 - .95^5 = 23 %."""
     rng = np.random.default_rng(1)
     names, sets = [f"m{i}" for i in range(num_measures)], [f"s{i}" for i in range(num_sets)]
-    won, repeats = 0, 300
+    won, repeats = 0, 100
     for _ in range(repeats):
         same = measures_of(rng, {each: (0.8,) * num_sets for each in names}, sets)
         found = d.compare(same, num_resamples=100)
@@ -62,7 +62,7 @@ def test_equally_good_measures_have_a_winner_in_at_most_5_of_100_tables(num_meas
 
 def test_a_clearly_better_measure_wins_and_names_nobody_beside_it():
     rng = np.random.default_rng(2)
-    for _ in range(20):
+    for _ in range(8):
         found = d.compare(
             measures_of(rng, {"a": (0.7,), "b": (0.95,), "c": (0.7,)}, ("s",), size=200),
             num_resamples=100,

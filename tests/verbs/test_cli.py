@@ -16,8 +16,8 @@ from probgen.evaluation.demo import digits as demo
 from probgen.evaluation.demo import strangers
 
 TINY = demo.Settings(
-    num_epochs=6, num_train=600, num_held_out=60, num_particles=40, elbo_particles=8,
-    num_strangers=20, score_particles=20, background_epochs=2, num_search_steps=20,
+    num_epochs=6, num_train=600, num_held_out=40, num_particles=40, elbo_particles=8,
+    num_strangers=12, score_particles=8, background_epochs=2, num_search_steps=4,
 )  # fmt: skip
 
 
