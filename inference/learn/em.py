@@ -30,6 +30,7 @@ from probgen.inference.learn.e_steps import (
     mean_log_prob,
     size_of,
 )
+from probgen.inference.learn.fit_report import ChainReport
 from probgen.inference.learn.gaussian_step import ExactGaussian, GaussianPosterior
 from probgen.inference.learn.time_step import ExactInTime, mean_log_joint_in_time
 from probgen.language.capabilities import Maximises
@@ -99,8 +100,8 @@ class EM:
         e_step = self._expectation(bound)
         maximise = self._maximiser(bound)
 
-        def report(bound: Bound, params: Any, batch: Any, key: Any, history: Any) -> EMReport:
-            return EMReport(e_step.note(), _last(history))
+        def report(bound: Bound, params: Any, batch: Any, key: Any, history: Any) -> ChainReport:
+            return ChainReport.of("EM", e_step.note(), history)
 
         def check(bound: Bound, params: Any, batch: Any) -> None:
             require_fixed_constant(bound, params, batch, "EM")
@@ -171,29 +172,6 @@ def _closed(bound: Bound, learner: Learner, e_step: Any, maximise: Callable) -> 
         return {**state, "params": params, "own": own}, metrics
 
     return learner._replace(init=init, update=update)
-
-
-@dataclasses.dataclass(frozen=True)
-class EMReport:
-    """What `Fitted.report` holds after a fit by EM.
-
-    Attributes:
-        e_step: what the E-step is, in words.
-        metrics: their means over the last tenth of the steps.
-    """
-
-    e_step: str
-    metrics: dict[str, float]
-
-    def text(self) -> str:
-        """The report as lines of text."""
-        lines = [f"EM: {self.e_step}", "  over the last tenth of the steps:"]
-        return "\n".join([*lines, *(f"  {n} {v:.4g}" for n, v in self.metrics.items())])
-
-
-def _last(history: Any) -> dict[str, float]:
-    curves = {n: history[n] for n in history if n != "loss" and history[n].ndim == 1}
-    return {n: float(v[-max(1, len(v) // 10) :].mean()) for n, v in curves.items()}
 
 
 def _m_step(bound: Bound, params: Any, batch: Any, key: Any, expected: Expected) -> Any:

@@ -26,6 +26,7 @@ from probgen.errors import AlgorithmError
 from probgen.inference.learn.chain_starts import AnyStart, size_of
 from probgen.inference.learn.contrast import WHO, Contrast, require_energy
 from probgen.inference.learn.energy_guard import EnergyGuard, advice
+from probgen.inference.learn.fit_report import ChainReport
 from probgen.inference.learn.negative import ImportanceSampling, Negative, chains
 from probgen.inference.learn.regularizers import Regularizer, Seen
 from probgen.language.declared import declaration, require
@@ -62,9 +63,13 @@ class MaximumLikelihood:
     is maximised, negated: with chains the gap of log p~ between draws and data, near 0 in
     equilibrium; with importance sampling minus the mean log-likelihood, or minus its gain over a
     base that is fixed. Of chains: `acceptance` of their first step (without a Metropolis test what
-    one would have accepted) and `movement`, from start to end in standard deviations of the ends.
+    one would have accepted), `clipped`, the share of chains whose drift was clipped there, and
+    `movement`, from start to end in standard deviations of the ends.
     Of importance sampling: `importance_share`. What is added to the loss is `regularizers`. On
     held-out data: `gain`, `log_likelihood`, `importance_share` (see `EnergyGuard`).
+
+    `Fitted.report` says what the draws target: the temperature that step and noise imply, and
+    whether that is the stated density; and the metrics at the end of the fit.
 
     Raises (when bound):
         AlgorithmError: the model has no factor (its density is normalised: `SVI(ELBO())` learns
@@ -132,10 +137,13 @@ class MaximumLikelihood:
         def extras(bound: Bound, state: dict) -> dict:
             return {n: v for n, v in state["own"].items() if n != OWN}
 
+        def report(bound: Bound, params: Any, batch: Any, key: Any, history: Any) -> ChainReport:
+            return ChainReport.of(WHO, negative.note, history)
+
         guard = EnergyGuard() if self.guard is None else self.guard
         learner = GradientLearner(
             loss, self.optimizer, own=own, before=before, evaluate=guard.held_out(contrast),
-            cures=negative.cures, extras=extras,
+            cures=negative.cures, extras=extras, report=report,
         ).bind(bound)  # fmt: skip
 
         def renew(state: dict) -> dict:

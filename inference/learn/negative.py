@@ -36,6 +36,7 @@ class Negative(NamedTuple):
         value: (log f, E, log_base at the draws) -> (what the loss gets, metrics).
         renew: kept -> the same with chains to start anew.
         cures: what to do where a metric is not finite.
+        note: what the draws are, and what of the model a fit brings to the data by them.
     """
 
     own: Callable
@@ -43,6 +44,7 @@ class Negative(NamedTuple):
     value: Callable
     renew: Callable
     cures: dict[str, str]
+    note: str
 
 
 @declaration
@@ -97,7 +99,11 @@ class ImportanceSampling:
             more = {"energy_samples": ops.sum(weights * energy), "importance_share": share}
             return log_z, more
 
-        return Negative(own, draw, value, lambda kept: kept, {})
+        note = (
+            f"{self.num_draws} weighted draws of the base for each update: the density itself, but "
+            "for a log Z that is too low where few draws carry it"
+        )
+        return Negative(own, draw, value, lambda kept: kept, {}, note)
 
 
 def chains(bound: Bound, contrast: Contrast, sampler: Sampler, space: Any, init: Any) -> Negative:
@@ -121,27 +127,49 @@ def chains(bound: Bound, contrast: Contrast, sampler: Sampler, space: Any, init:
     finish = b.compile(finish, num_calls=bound.num_steps)
 
     def moved(params: Mapping, batch: Mapping, key: Any, x: Tree) -> tuple[Tree, dict]:
-        """The ends, and the acceptance of the first step: of all it would take a tenth more."""
+        """The ends, and acceptance and clipping of the first step: of all a tenth more."""
         k_first, k_chain = b.split(key, 2)
         state, info = kernel.step(k_first, kernel.init(x, params, batch), params, batch)
         end = state.x
         if n > 1:
             end = onward(b, kernel, state, k_chain, n - 1, params, batch)
+        found = {"clipped": ops.mean(info["clipped"])} if "clipped" in info else {}
         ratio = info.get("log_ratio")
-        return end, {} if ratio is None else {"acceptance": ops.mean(acceptance(ops, ratio))}
+        if ratio is not None:
+            found["acceptance"] = ops.mean(acceptance(ops, ratio))
+        return end, found
 
     def draw(params: Mapping, kept: Mapping, batch: Mapping, key: Any) -> tuple:
         k_start, k_chain = b.split(key, 2)
         x = begin(params, kept, batch, k_start)
-        end, rate = moved(params, batch, k_chain, x)
+        end, first = moved(params, batch, k_chain, x)
         values, kept, far = finish(params, kept, batch, x, end)
-        return {"values": values, "log_base": None}, kept, {"movement": far, **rate}
+        return {"values": values, "log_base": None}, kept, {"movement": far, **first}
 
     def value(log_f: Array, energy: Array, log_base: Any) -> tuple:
         return ops.mean(log_f), {"energy_samples": ops.mean(energy)}
 
     ends = f"of the ends of the chains: {sampler.cure()}"
-    return Negative(starts.own, draw, value, starts.renew, {"energy_samples": ends})
+    note = f"{sampler.note()}{_place(space)}, started by init={init!r}{_learned(sampler, space)}"
+    return Negative(starts.own, draw, value, starts.renew, {"energy_samples": ends}, note)
+
+
+def _place(space: Any) -> str:
+    if isinstance(space, str):
+        return "" if space == "data" else f", in {space} space"
+    return f"; {space.note()}"
+
+
+def _learned(sampler: Any, space: Any) -> str:
+    """What a fit then learns, where the ends of chains are not draws of the stated density."""
+    heat = getattr(sampler, "temperature", 1.0)
+    if heat == 1.0:
+        return ""
+    times = f": minus its log is {heat:g} times that of the data" if space == "data" else ""
+    return (
+        ". A fit brings the law of these chains to the data, not the stated density"
+        f"{times if heat else ''}; log Z and likelihoods are of the stated one"
+    )
 
 
 def movement(ops: Any, x: Tree, ends: Tree) -> Array:

@@ -55,6 +55,7 @@ class GradientFlow:
     num_chains = 1
     num_warmup = 0
     thinning = 1
+    temperature = 0.0
 
     @property
     def num_draws(self) -> int:

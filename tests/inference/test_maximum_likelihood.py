@@ -118,16 +118,24 @@ def test_the_rule_is_the_gradient_of_the_log_likelihood(b, bound):
 def test_nothing_is_differentiated_through_the_chain(b, bound):
     """The step is that of mean E(x) - mean E(x') with the ends x' as constants."""
     learn = MaximumLikelihood(
-        Langevin(0.2, num_steps=5), optimizer=pg.SGD(1.0), init=PersistentChains()
+        Langevin(0.2, num_steps=5, max_grad_norm=1.0),
+        optimizer=pg.SGD(1.0),
+        init=PersistentChains(refresh=0.0),
     )
     before, after, metrics = one_step(bound, learn, X)
-    ends = after["own"]["chains"]["x"]
+    starts, ends = (s["own"]["chains"]["x"] for s in (before, after))
 
     def gap(params):
         energy = [MODEL.energy.apply(params["energy"], x) for x in (b.asarray(X), ends)]
         return b.ops.mean(energy[0]) - b.ops.mean(energy[1])
 
     gradient = flat(b, b.compile(b.grad(gap))(before["params"]))
+    force = b.compile(
+        b.grad(lambda x: b.ops.sum(MODEL.energy.apply(before["params"]["energy"], x)))
+    )
+    drift = np.abs(b.to_numpy(force(starts)) + b.to_numpy(starts))
+    np.testing.assert_allclose(metrics["clipped"], (drift > 1.0).mean(), atol=0.003)
+    assert 0.1 < metrics["clipped"] < 0.9
     step = flat(b, after["params"]) - flat(b, before["params"])
     np.testing.assert_allclose(step, -gradient, rtol=1e-4, atol=1e-5)
     energies = metrics["energy_data"] - metrics["energy_samples"]
@@ -231,7 +239,9 @@ def test_a_buffer_is_first_in_first_out_and_its_share_rises(b, buffer):
 
 
 def test_a_buffer_survives_a_kill_and_goes_on_with_the_fitted(b, tmp_path):
-    learn = MaximumLikelihood(Langevin(0.1, 2), init=ReplayBuffer(size=64, refresh=0.2))
+    """And the fit says what its chains target, as their step and noise imply."""
+    cold = Langevin(0.1, 2, noise_size=0.2, max_grad_norm=0.5)
+    learn = MaximumLikelihood(cold, init=ReplayBuffer(size=64, refresh=0.2))
     options = dict(batch_size=16, checkpoint_every=2, backend=b, **ANY_STEP)
     whole = pg.fit(MODEL, X, learn, num_steps=4, checkpoint=tmp_path / "whole", **options)
     pg.fit(MODEL, X, learn, num_steps=2, checkpoint=tmp_path / "parts", **options)
@@ -239,7 +249,13 @@ def test_a_buffer_survives_a_kill_and_goes_on_with_the_fitted(b, tmp_path):
     assert_same_bits(resumed.extras, whole.extras)
     assert_same_bits(resumed.params, whole.params)
     assert int(whole.extras["buffer"]["filled"]) == 64
-    again = pg.fit(whole, X, learn, num_steps=2, **options)
+    said = whole.report.text()
+    assert "MaximumLikelihood: short-run Langevin, 2 steps of 0.1, noise 0.2, temp" in said
+    assert "temperature 0.2: p^(1/0.2), not the density itself, but for a bias" in said
+    assert "clipped drift" in said and "minus its log is 0.2 times that of the data" in said
+    assert all(f"\n  {n} " in said for n in ("acceptance", "clipped", "movement", "energy_data"))
+    assert resumed.report == whole.report
+    again = pg.fit(whole, X, learn, num_steps=2, **{**options, "seed": 1})
     old, new = (f.extras["buffer"]["ends"]["x"] for f in (whole, again))
     assert (old != new).any(1).sum() == 32 and int(again.extras["buffer"]["updates"]) == 6
     assert not are_same_bits(again.params, whole.params)
