@@ -6,6 +6,7 @@ Scores of what is strange, other than the likelihood and its regret, are in `ood
 import importlib
 from typing import Any
 
+from probgen.engine.target import Kernel, Sampler, Target, climb, require_density, step_sizes
 from probgen.inference.learn.auto_guides import (
     AutoLaplaceApproximation,
     AutoLowRankMultivariateNormal,
@@ -91,6 +92,7 @@ __all__ = [
     "IncrementalPI",
     "Langevin",
     "Invertibility",
+    "Kernel",
     "LikelihoodRegret",
     "LinearWarmup",
     "LogPartition",
@@ -105,17 +107,22 @@ __all__ = [
     "Regularizer",
     "ReplayBuffer",
     "SVI",
+    "Sampler",
     "SigmoidWarmup",
     "SpectralPenalty",
     "StepSetPoint",
+    "Target",
     "UnnormalizedBound",
     "UnnormalizedLogDensity",
     "bdmc",
     "bits_per_dim",
+    "climb",
     "khat",
     "khat_limit",
     "log_partition",
     "psis",
+    "require_density",
+    "step_sizes",
 ]
 
 

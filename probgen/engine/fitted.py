@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import html
 import os
 from collections.abc import Mapping
 from typing import Annotated, Any
@@ -118,6 +119,10 @@ class Fitted(Viewed):
     def plot(self, names: Any = None) -> Any:
         """The fit's curves, a matplotlib figure; `names` chooses metrics (`History.plot`)."""
         return self.history.plot(names)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the printed line, and the model in plate notation."""
+        return f"<pre>{html.escape(repr(self))}</pre>" + self.graph(form="svg")
 
     def num_parameters(self) -> int:
         """Number of parameters of all nets."""

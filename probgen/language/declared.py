@@ -201,6 +201,8 @@ def _refusal(where: str, name: str, value: Any, expected: Kind, default: Any) ->
     cure = ""
     if isinstance(value, type):
         cure = f"; it is a class: call it, {value.__name__}(...)"
+    elif expected.words.startswith("a tuple, ") and expected.take((value,)) is not REFUSED:
+        cure = f"; of one entry it is ({value!r},)"
     elif default is not dataclasses.MISSING:
         cure = "; leave it out" + (f" for {shown(default)}" if default is not None else "")
     return DeclarationError(f"{where}: got {name}={shown(value)}, expected {expected.words}{cure}.")

@@ -226,6 +226,26 @@ def test_tests_import_the_rooms_by_their_installed_name():
     assert not offences, "\n" + "\n".join(offences)
 
 
+# What a user has to write a model or an algorithm of their own, and what these files are made of.
+PUBLIC = {
+    "probgen", "probgen.errors", "probgen.evaluation", "probgen.evaluation.detection",
+    "probgen.inference", "probgen.inference.ood", "probgen.models", "probgen.trees",
+}  # fmt: skip
+SLICES = [
+    "tests/learner_cases.py", "tests/models/test_thin_slices.py",
+    "tests/evaluation/test_tilted_detection.py",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("path", SLICES)
+def test_slices_are_written_over_public_names(path):
+    source = parse(path, (ROOT / path).read_text(encoding="utf-8"))
+    of_project = {
+        each.name.rpartition(".")[0] for each in imports(source) if "probgen." in each.name
+    }
+    assert {name for name in of_project if name.startswith("probgen")} <= PUBLIC
+
+
 EXEMPTIONS = [(path, frameworks_stay_in_backends, "BRING_YOUR_OWN") for path in BRING_YOUR_OWN] + [
     (path, rooms_look_only_down, "REACHES_UP") for path in REACHES_UP
 ]

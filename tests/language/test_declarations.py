@@ -190,3 +190,10 @@ def is_refused(hint, name, value):
     except DeclarationError:
         return True
     return False
+
+
+def test_one_number_for_a_tuple_and_a_class_for_its_object_are_told_how_to_be_written():
+    with pytest.raises(DeclarationError, match=r"got hidden=64, .* of one entry it is \(64,\)"):
+        probgen.nets.MLP(64, out=2)
+    with pytest.raises(DeclarationError, match=r"the class ELBO, .* call it, ELBO\(...\)"):
+        probgen.inference.SVI(probgen.inference.ELBO)

@@ -121,3 +121,29 @@ def test_a_mixture_is_a_prior_and_its_density_scipys(b):
     np.testing.assert_allclose(
         b.to_numpy(found.kl["z"]), b.to_numpy(guide.log_prob) - want, rtol=1e-4, atol=1e-4
     )
+
+
+def test_the_loop_that_samples_is_the_program(b):
+    """For one key-free check: the program's log density of a chain is that of its transitions."""
+    model = Diffusion(
+        denoiser=nets.MLPDenoiser(out=2, hidden=(8,)),
+        shape=(2,),
+        schedule=NoiseSchedule(num_train_timesteps=3),
+    )
+    bound, params = bind(model, b, data={"x": np.zeros((1, 2), np.float32)}, seed=0)
+    rng = np.random.default_rng(0)
+    chain = {n: rng.normal(size=(4, 2)).astype(np.float32) for n in ("x_3", "x_2", "x_1", "x")}
+    values = {n: b.asarray(v) for n, v in chain.items()}
+    sites = bound.trace(params, {"x": values["x"]}, values)
+    table, net = model.table(), bound.structure.nets["denoiser"]
+    for t, (after, before) in enumerate((("x_1", "x"), ("x_2", "x_1"), ("x_3", "x_2"))):
+        x_t = values[after]
+        time = b.asarray(np.full(4, t, np.float32))
+        predicted = b.to_numpy(net.apply(params["denoiser"], x_t, time))
+        row = {k: v[t] for k, v in table.items()}
+        mean = model.posterior_mean(chain[after], predicted, row)
+        scaled = (chain[before] - mean) / row["std"]
+        expected = -0.5 * (scaled**2).sum(1) - 2 * math.log(row["std"]) - math.log(2 * math.pi)
+        np.testing.assert_allclose(
+            b.to_numpy(sites[before].log_prob), expected, rtol=2e-4, atol=1e-4
+        )

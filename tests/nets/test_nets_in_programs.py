@@ -10,7 +10,7 @@ import probgen as pg
 from probgen import backends, dist, nets, ops
 from probgen.engine.bind import bind
 from probgen.errors import BackendError, DeclarationError
-from probgen.inference import ELBO, SVI
+from probgen.inference import ELBO, IWAE, SVI
 from probgen.models import VAE
 
 X = np.random.default_rng(0).normal(size=(12, 4)).astype("float32")
@@ -43,6 +43,13 @@ def test_a_conditional_decoder_takes_particles_of_one_input(b):
     mean = np.concatenate([z, c], axis=-1) @ weight + bias
     want = -0.5 * ((X - mean) ** 2).sum(-1) - 2 * np.log(2 * np.pi)
     np.testing.assert_allclose(b.to_numpy(got), want, rtol=1e-4)
+    fitted = pg.fit(
+        model, X, SVI(ELBO(), pg.SGD(1e-9)), inputs={"c": 2 * X}, num_steps=1, seed=0, backend=b,
+        progress_bar=False,
+    )  # fmt: skip
+    scores = pg.evaluate(fitted, X, [IWAE(20)], inputs={"c": 2 * X}, seed=0, backend=b,
+                         progress_bar=False)  # fmt: skip
+    assert np.isfinite(scores["IWAE(20)"].estimate).all()
 
 
 def test_in_ndim_holds_outside_the_data_plate(b):

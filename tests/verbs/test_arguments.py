@@ -102,6 +102,8 @@ def test_what_is_declared_beside_declarations_is_checked_too(make):
 def test_names_of_arguments_are_checked_too(backend):
     with pytest.raises(UnknownName, match="fit: got an argument 'num_step'.*'num_steps'"):
         fit(num_step=3, backend=backend)
+    with pytest.raises(UnknownName, match="fit: got an argument 'epochs'.*you mean 'num_epochs'"):
+        fit(epochs=3, backend=backend)
     with pytest.raises(DeclarationError, match="generate: missing .*'num_samples'"):
         pg.generate(FITTED, seed=0, backend=backend)
 

@@ -11,11 +11,9 @@ from test_place import Stopped, names
 
 import probgen as pg
 from probgen import dist, nets
-from probgen.engine.learner import Learner
 from probgen.engine.markov import chain_ends
-from probgen.engine.target import Target, climb
 from probgen.errors import OtherRun
-from probgen.inference import ELBO, HMC, IWAE, SVI, Guide, Langevin
+from probgen.inference import ELBO, HMC, IWAE, SVI, Guide, Langevin, Target, climb
 from probgen.records.chunks import ChunkStore
 
 W, SHIFT = 1.5, 4.0
@@ -153,26 +151,29 @@ class Descends:
         up = climb(b, self.target)
         optimizer = bound.optimizer(pg.SGD(0.5))
 
+        def drawn(params, batch, key):
+            size = bound.num_draws
+            sites = bound.trace(params, batch, key=key, batch_size=size, condition=False)
+            return {"x": sites["x"].value}
+
         def loss(params, goal, batch, key):
-            x = bound.trace(params, batch, key=key, batch_size=goal["x"].shape[0], condition=False)
-            return ops.mean((x["x"].value - goal["x"]) ** 2)
+            return ops.mean((drawn(params, batch, key)["x"] - goal["x"]) ** 2)
 
         def init(params, key, batch, extras):
             return {"params": params, "frozen": {}, "opt": optimizer.init(params)}
 
         def update(state, batch, key):
-            sites = bound.trace(state["params"], batch, key=key, condition=False)
-            x = {"x": sites["x"].value}
+            x = drawn(state["params"], batch, key)
             goal = {"x": x["x"] + 0.5 * up(x, state["params"], batch)[1]["x"]}
             value, grads = b.value_and_grad(loss)(state["params"], goal, batch, key)
             params, opt = optimizer.update(grads, state["opt"], state["params"])
             return {"params": params, "frozen": {}, "opt": opt}, {"loss": value}
 
-        return Learner(init, update)
+        return pg.Learner(init, update, needs_data=False)
 
 
 def test_a_generator_descends_a_drift_that_is_given(b):
-    """Towards 3 at rate 1: a' = a + (1/2) (3 - mean x), mean x -> 3; and a chain follows it too."""
+    """Without data, towards 3: a' = a + (1/2) (3 - mean x); and a chain follows it too."""
 
     @pg.model
     def generator():
@@ -184,8 +185,8 @@ def test_a_generator_descends_a_drift_that_is_given(b):
         ("x",), lambda params, batch, key, n: {"x": b.normal(key, (n,))}, None,
         lambda x, params, batch: {"x": 3.0 - x["x"]}, lambda x, params, batch: x, False,
     )  # fmt: skip
-    fit = pg.fit(generator, np.zeros(64, np.float32), Descends(target), num_steps=40, batch_size=64,
-                 seed=0, backend=b, progress_bar=False)  # fmt: skip
+    fit = pg.fit(generator, None, Descends(target), num_steps=40, batch_size=64, seed=0, backend=b,
+                 progress_bar=False)  # fmt: skip
     assert abs(float(fit.params["a"]["value"]) - 3.0) < 5 * 0.1 / 8
     values, _, stats = chain_ends(b, Langevin(0.5, 30, noise_size=0.0), target)({}, {}, b.key(0), 7)
     np.testing.assert_allclose(b.to_numpy(values["x"]), 3.0, atol=1e-5)

@@ -77,6 +77,23 @@ def test_encoder_and_decoder_run_as_often_for_five_scores_as_for_one(b, monkeypa
     assert count([IWAE(7), ELBO(8)])["encoder"] > one["encoder"]  # another number is another draw
 
 
+def test_a_chunk_is_put_on_the_device_once_for_all_measures(b, monkeypatch):
+    """As often for five measures as for one."""
+    moved, real = [], type(b).asarray
+
+    def asarray(self, x, *args, **options):
+        if isinstance(x, np.ndarray) and x.shape[1:] == X.shape[1:] and x.ndim == X.ndim:
+            moved.append(len(x))
+        return real(self, x, *args, **options)
+
+    monkeypatch.setattr(type(b), "asarray", asarray)
+    evaluate(b, FIVE)
+    chunks = len(moved)
+    moved.clear()
+    evaluate(b, FIVE[:1])
+    assert chunks == len(moved) > 0
+
+
 def test_a_closed_context_is_freed_at_once(b):
     """What is kept of its measures holds no parameters until some collector comes."""
     context = context_of(vae(), b, X)

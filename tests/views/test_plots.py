@@ -32,6 +32,12 @@ def samples():
     return Samples(x=rng.uniform(size=(9, 5, 4, 1)), z=rng.normal(size=(9, 2)), t=np.ones(9))
 
 
+def normals():
+    with pg.data_plate():
+        z = pg.sample("z", dist.Normal(0.0, 1.0))
+        pg.sample("x", dist.Normal(z, 1.0))
+
+
 def shown(figure):
     assert isinstance(figure, Figure)
     return [axes for axes in figure.axes if axes.get_visible()]
@@ -72,18 +78,19 @@ def test_a_notebook_shows_text_and_picture(of):
         of().plot("nothing")
 
 
+def test_a_notebook_shows_a_fitted_models_picture():
+    fitted = pg.Fitted(pg.model(normals), {}, shapes={"x": ()})
+    page = fitted._repr_html_()
+    assert page.startswith("<pre>Fitted(") and page.count("<circle") == 2
+
+
 def test_images_print_a_line():
     images = Images(np.linspace(0, 1, 24, dtype=np.float32).reshape(2, 3, 4, 1), None, "ramp")
     assert repr(images) == "Images('ramp', 2 x 3 x 4 x 1, float32 in [0, 1], no labels)"
 
 
 def test_a_models_graph_is_a_drawing_too():
-    @pg.model
-    def model():
-        with pg.data_plate():
-            z = pg.sample("z", dist.Normal(0.0, 1.0))
-            pg.sample("x", dist.Normal(z, 1.0))
-
+    model = pg.model(normals)
     drawing = model.graph(form="svg")
     assert drawing.startswith("<svg xmlns") and drawing.count("<circle") == 2
     assert "var(--" not in drawing and "digraph" in model.graph()
