@@ -238,8 +238,11 @@ def _canonical(family: str, given: dict[str, Any]) -> dict[str, Any]:
     return {**rest, "scale_tril": ops.solve_triangular(upper.swapaxes(-1, -2), identity)}
 
 
-def owned(base: type, family: str, density: Callable = densities.log_prob) -> type:
-    """A library's class with our density (`probgen.language.densities`, or `density`, which calls
+def owned(
+    base: type, family: str, density: Callable = densities.log_prob,
+    inside: Callable = densities.inside,
+) -> type:  # fmt: skip
+    """A library's class with our density and support (`probgen.language.densities`, or what calls
     it); its draws stay its own."""
     names = densities.TABLE[family].names
     theirs = base.log_prob  # type: ignore[attr-defined]
@@ -254,18 +257,19 @@ def owned(base: type, family: str, density: Callable = densities.log_prob) -> ty
             return law(family, value, given, lambda x: theirs(self, x))
 
         def holds(self, value: Any) -> Any:
-            return densities.inside(family, value, tuple(getattr(self, n) for n in names))
+            return inside(family, value, tuple(getattr(self, n) for n in names))
 
     Own.__name__ = Own.__qualname__ = base.__name__
     return Own
 
 
 def own_classes(
-    find: Callable[[str], Any], density: Callable = densities.log_prob
-) -> dict[str, type]:
+    find: Callable[[str], Any], density: Callable = densities.log_prob,
+    inside: Callable = densities.inside,
+) -> dict[str, type]:  # fmt: skip
     """Every class that a library has of `densities.TABLE`, with our density in it; see `owned`."""
     found = {family: find(family) for family in densities.TABLE}
-    return {k: owned(v, k, density) for k, v in found.items() if isinstance(v, type)}
+    return {k: owned(v, k, density, inside) for k, v in found.items() if isinstance(v, type)}
 
 
 def in_support(fn: Any, value: Any, wrappers: Any, theirs: Callable[[], Any]) -> Any:

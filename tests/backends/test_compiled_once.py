@@ -1,11 +1,13 @@
 """A second verb of the same structure and shapes compiles nothing, and nothing kept is stale."""
 
 import gc
+import importlib.util
 import weakref
 
 import numpy as np
 import pytest
 from compilations import Compilations
+from scipy import stats
 
 import probgen as pg
 from probgen import backends, dist, nets
@@ -236,3 +238,17 @@ def test_what_a_function_computes_with_is_part_of_what_it_is():
         assert (float(one(x)[0]), float(other(x)[0])) == (first, second)
     fn = b.compile(lambda x, n: x * len(repr(n)))  # these are equal, and not the same
     assert [float(fn(x, n)[0]) for n in (1, 1.0, True)] == [1.0, 3.0, 4.0]
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("numpyro"), reason="needs JAX")
+def test_outside_a_trace_density_and_support_are_one_program_each():
+    """Also with numbers for arguments, as NumPyro keeps them; JAX compiles every lone operation."""
+    import jax
+
+    from probgen.backends.jax.distributions import OWN
+
+    law, x = OWN["Gamma"](2.5, 1.5), jax.device_put(np.full((7, 3), 0.4, np.float32))
+    with Compilations("jax") as seen:
+        density, inside = law.log_prob(x), law.holds(x)
+    assert len(seen.names) == 2 and bool(inside.all())
+    np.testing.assert_allclose(density, stats.gamma(2.5, scale=1 / 1.5).logpdf(0.4), rtol=1e-5)

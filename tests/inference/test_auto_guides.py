@@ -107,7 +107,7 @@ def test_svi_finds_the_correlated_posterior(b):
     assert "posterior predictive" in predicted.note
 
 
-@pytest.mark.parametrize("guide", GUIDES, ids=NAMES)
+@pytest.mark.parametrize("guide", GUIDES[1:], ids=NAMES[1:])
 def test_density_of_draws_is_that_of_values(b, guide):
     """log q at a guide's own draws is log q of these values given anew, inverted by the bijection;
     q's draws lie in supports that depend on other latents."""

@@ -166,7 +166,7 @@ def test_freezing_the_integral_locks_up_and_the_default_does_not(options, locks,
 
     def last(mode, set_point):
         kl, beta, _ = simulate(
-            PI(**options, anti_windup=mode), set_point, equilibrium, 20_000, 0.005
+            PI(**options, anti_windup=mode), set_point, equilibrium, 10_000, 0.005
         )
         return kl[-1], beta[-1]
 
@@ -209,7 +209,7 @@ def test_a_saturated_weight_leaves_its_limit_as_soon_as_the_error_turns():
     assert controller.update(state, 16.0, 10.0)[1] > 1.005
 
 
-@pytest.mark.parametrize("response", [0.02, 0.1, 0.5])
+@pytest.mark.parametrize("response", [0.02, 0.5])
 @pytest.mark.parametrize("slope", [5.0, 200.0])
 def test_the_first_gain_that_diverges_is_the_bound(response, slope):
     """a (2 + g (kp/2 + ki)) = 4, by a scan of ki on the linear plant; within 5%."""
@@ -226,8 +226,8 @@ def test_the_first_gain_that_diverges_is_the_bound(response, slope):
                 return True
         return False
 
-    gains = bound * np.linspace(0.9, 1.1, 41)
-    first = gains[np.argmax([diverges(ki) for ki in gains])]
+    gains = bound * np.linspace(0.9, 1.1, 21)
+    first = next(ki for ki in gains if diverges(ki))
     assert first == pytest.approx(bound, rel=0.05) and first > gains[0]
     assert PI(kp=kp, ki=0.99 * bound).is_stable(response, slope)
     assert not PI(kp=kp, ki=1.01 * bound).is_stable(response, slope)
@@ -237,7 +237,7 @@ def test_any_integral_gain_removes_the_offset_that_p_alone_leaves():
     def equilibrium(beta):
         return 12.0 * math.exp(-2.0 * beta)
 
-    errors = [abs(simulate(PI(ki=ki), 6.0, equilibrium, 30_000)[0][-1] - 6.0) for ki in (0, 1e-4)]
+    errors = [abs(simulate(PI(ki=ki), 6.0, equilibrium, 12_000)[0][-1] - 6.0) for ki in (0, 1e-4)]
     assert errors[0] > 1.0 and errors[1] < 1e-3
 
 
@@ -278,7 +278,7 @@ def test_the_incremental_form_locks_up_when_frozen_and_not_by_default():
 
     def last(mode):
         controller = IncrementalPI(initial_beta=0.1, anti_windup=mode)
-        return simulate(controller, 11.0, lambda beta: 14.0 / (1.0 + beta), 20_000)[0][-1]
+        return simulate(controller, 11.0, lambda beta: 14.0 / (1.0 + beta), 10_000)[0][-1]
 
     assert last("conditional") == pytest.approx(11.0, rel=1e-2)
     assert last("official_freeze") > 12.0

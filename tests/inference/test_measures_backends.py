@@ -331,10 +331,14 @@ def test_paths_of_latents_off_the_real_line_agree():
 
     def run(b):
         bound, params = Fitted(waiting, {}, shapes={"x": ()}).bind(b, {"x": x})
-        path, batch = latent_path(bound, "prior", "AIS"), {"x": b.asarray(x)}
-        base, delta = path.terms({"rate": b.asarray(u)}, params, batch)
-        place = path.enter({"rate": b.asarray(np.exp(u))}, params, batch)["rate"]
-        out = {"base": base, "delta": delta, "place": place}
+        path = latent_path(bound, "prior", "AIS")
+
+        def found(u, rate, batch):
+            base, delta = path.terms({"rate": u}, params, batch)
+            place = path.enter({"rate": rate}, params, batch)["rate"]
+            return {"base": base, "delta": delta, "place": place}
+
+        out = b.compile(found)(b.asarray(u), b.asarray(np.exp(u)), {"x": b.asarray(x)})
         return {n: b.to_numpy(v) for n, v in out.items()}
 
     np.testing.assert_allclose(check(run)["place"], u, atol=1e-8)

@@ -256,19 +256,32 @@ def has_moving_support(fn: Any) -> bool:
     return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(fn.support))
 
 
-_jitted = jax.jit(densities.log_prob, static_argnums=0, inline=True)
+_jitted, _jitted_inside = (
+    jax.jit(fn, static_argnums=0, inline=True) for fn in (densities.log_prob, densities.inside)
+)
+_NUMBERS = (jax.Array, np.ndarray, np.number, float, int)  # as NumPyro keeps what it was given
 
 
 def _density(key: str, value: Any, arguments: tuple, otherwise: Callable) -> Any:
     """`densities.log_prob`, whose some hundred operations are traced once for each shape."""
     known = densities.TABLE[key].log_prob is not None
-    if known and all(isinstance(x, jax.Array) for x in (value, *arguments)):
+    if known and all(isinstance(x, _NUMBERS) for x in (value, *arguments)):
         return _jitted(key, value, arguments)
     return densities.log_prob(key, value, arguments, otherwise)
 
 
+def _inside(key: str, value: Any, arguments: tuple) -> Any:
+    """`densities.inside`, outside a trace one program and not one for each operation. Arguments
+    that were traced once, of which a support has no need, are not touched."""
+    given = (value, *arguments)
+    is_free = not any(isinstance(x, jax.core.Tracer) for x in given)
+    if is_free and all(isinstance(x, _NUMBERS) for x in given):
+        return _jitted_inside(key, value, arguments)
+    return densities.inside(key, value, arguments)
+
+
 OWN: dict[str, Any] = {
-    **own_classes(lambda family: getattr(numpyro_dist, family, None), _density),
+    **own_classes(lambda family: getattr(numpyro_dist, family, None), _density, _inside),
     "DiscretizedLogistic": DiscretizedLogistic,
     "TruncatedNormal": TruncatedNormal,
 }
