@@ -16,13 +16,11 @@ from measure_cases import context_of
 import probgen as pg
 from probgen import dist, nets, ops
 from probgen.engine.bind import bind
-from probgen.engine.fitted import Fitted
 from probgen.engine.posterior import Posterior
 from probgen.engine.spaces import model_target
 from probgen.errors import AlgorithmError, DeclarationError, ShapeError
-from probgen.inference import ELBO, IWAE, NUTS, SVI
+from probgen.inference import ELBO, IWAE, SVI
 from probgen.models import VAE, Tilted
-from probgen.trees import tree_map
 
 EPS = np.array([-5.0, -3.0, -1.2, -0.1, 0.0, 0.4, 1.0, 2.5, 4.5], np.float32)
 LAWS = {
@@ -161,15 +159,9 @@ def bound_flow(b):
     return bound, off_zero(b, params)
 
 
-def test_a_flow_integrates_to_one_and_gives_its_noise_back(b, bound_flow):
-    """On a grid; and log p(x(eps)) = log N(eps) - log |det J|."""
+def test_a_flow_has_the_density_of_its_noise_over_the_jacobian(b, bound_flow):
+    """log p(x(eps)) = log N(eps) - log |det J|; that of the tilted one is integrated elsewhere."""
     bound, params = bound_flow
-    grid = np.linspace(-16, 16, 241, dtype=np.float32)
-    points = np.stack(np.meshgrid(grid, grid, indexing="ij"), -1).reshape(-1, 2)
-    given = {"x": b.asarray(points)}
-    _, log_p = terms_of(b, bound.trace, params, {}, given, batch_size=len(points))["x"]
-    cell = (grid[1] - grid[0]) ** 2
-    assert abs(np.exp(log_p.astype(np.float64)).sum() * cell - 1.0) < 2e-3
     noise = np.random.default_rng(0).normal(size=(5, 2)).astype(np.float32)
 
     def x(eps):
@@ -199,9 +191,9 @@ def test_a_flow_is_drawn_by_row(b, bound_flow):
     np.testing.assert_array_equal(whole[1:2], alone)
 
 
-@pytest.mark.parametrize("base", [coupling_flow(), dist.LogNormal(0, 1).expand([2]).to_event(1)])
-def test_what_is_made_of_noise_is_tilted_in_noise_space(b, base):
+def test_what_is_made_of_noise_is_tilted_in_noise_space(b):
     """The chain's density is log N(eps) - E(x(eps)), the base's own density cancelled."""
+    base = dist.LogNormal(0, 1).expand([2]).to_event(1)
     bound, params = bind(Tilted(local(base), nets.MLPEnergy((4,))), b)
     space = model_target(bound, "noise")
     eps = {"x": b.asarray(np.random.default_rng(0).normal(size=(3, 2)).astype(np.float32))}
@@ -247,32 +239,6 @@ def test_a_flow_is_the_prior_of_a_vae_and_is_learned_with_it(b):
     for name in ("coupling_0", "coupling_1"):
         assert np.abs(slopes[name]["layer0"]["weight"]).max() > 0
     assert bound.is_normalized
-
-
-def test_nuts_finds_the_posterior_under_a_flow(b):
-    """z ~ flow, y ~ N(z, 0.5^2): the mean of z against a grid, at most five standard errors off."""
-
-    @pg.model
-    def observed():
-        z = pg.sample("z", coupling_flow(1))
-        with pg.data_plate():
-            pg.sample("y", dist.Normal(z, 0.5).to_event(1))
-
-    bound, params = bind(local(coupling_flow(1)), b)
-    params = off_zero(b, params)
-    y = np.array([[0.5, -1.0], [1.5, -0.5]], np.float32)
-    grid = np.linspace(-4, 4, 161, dtype=np.float32)
-    z = np.stack(np.meshgrid(grid, grid, indexing="ij"), -1).reshape(-1, 2)
-    _, log_p = terms_of(b, bound.trace, params, {}, {"x": b.asarray(z)}, batch_size=len(z))["x"]
-    log_p = log_p + sum(st.norm.logpdf(each, z, 0.5).sum(-1) for each in y)
-    w = np.exp(log_p - log_p.max())
-    mean = (w[:, None] * z).sum(0) / w.sum()
-    fitted = Fitted(observed, tree_map(b.to_numpy, params))
-    method = NUTS(num_warmup=100, num_samples=200, num_chains=1)
-    found = pg.infer(fitted, {"y": y}, method, backend=b, seed=0, progress_bar=False)
-    draws = found.posterior["z"].values[0]
-    error = draws.std(0) / math.sqrt(40.0)  # a fifth of the draws, at the least
-    assert (np.abs(draws.mean(0) - mean) < 5 * error).all(), (draws.mean(0), mean, error)
 
 
 # ---- densities, and what is none -----------------------------------------------------------------
