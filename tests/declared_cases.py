@@ -205,9 +205,9 @@ def right_of(annotation):
 # Frozen dataclasses that are no declarations: what functions return and others read, and data,
 # which the rules of data judge.
 RESULTS = {
-    "Arrow", "BatchTypicality", "BetweenRuns", "BitsPerDim", "Bound", "Bracket", "ChainReport", "ChanceTest",
-    "CollapseReport", "Comparison", "Coverage", "Curve", "Deferred", "Density2D", "Difference",
-    "Detection", "DetectionTable", "Diagnosis", "Estimate", "Family",
+    "Arrow", "BatchTypicality", "BetweenRuns", "BitsPerDim", "Bound", "Bracket", "ChainReport",
+    "ChanceTest", "CollapseReport", "Comparison", "Coverage", "Curve", "Deferred", "Density2D",
+    "Difference", "Detection", "DetectionTable", "Diagnosis", "Estimate", "Family",
     "Geweke", "Graph", "Guided", "Images", "Loaded", "LogPartition", "GatheredTables", "ModeCount",
     "NativeModel", "Need", "Node", "OntoMatrix", "Posterior", "PrCurve", "PredictiveCheck",
     "Record", "Results", "RocBand", "RocCurve", "SBC", "SampleQuality", "Section", "SetVerdict",

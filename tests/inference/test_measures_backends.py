@@ -194,13 +194,6 @@ def with_energies():
     return HILLS, {"x": hills_draws(COUNT)}, measures
 
 
-def with_annealing():
-    """From the guide; from the prior a bracket goes, below."""
-    fitted = vae(likelihoods.Normal(0.5))
-    measures = [dataclasses.replace(WALK, start="guide", num_leapfrog=2)]
-    return fitted, {"x": levels_of(fitted.model.likelihood, 3)}, lambda dtype: measures
-
-
 CASES = {
     "a VAE": with_normal,
     "a full covariance": with_full_covariance,
@@ -212,7 +205,6 @@ CASES = {
     "diffusion": lambda: with_diffusion("epsilon"),
     "diffusion by v": lambda: with_diffusion("v_prediction"),
     "energies": with_energies,
-    "annealing": with_annealing,
 }
 
 
@@ -360,7 +352,7 @@ def test_bits_per_dim_agree():
 
 def test_every_measure_is_compared():
     """A new one joins `CASES`, or has a test of its own."""
-    elsewhere = {"LikelihoodRegret", "Invertibility"}
+    elsewhere = {"LikelihoodRegret", "Invertibility", "AIS"}  # the last in a bracket, above
     known = {
         name
         for place in (inference, ood)

@@ -84,16 +84,13 @@ def test_common_noise_cancels_and_independent_noise_does_not(b):
 
 def test_without_a_search_common_draws_give_exactly_nothing(b):
     """A vanishing learning rate leaves tau where it was: then the same draws give the same bound,
-    exactly, and new draws do not."""
+    exactly; that new draws do not is above."""
     model = PPCA()
     x, fitted = model.draw(8), model.fitted(shift=0.3)
-    for noise, exact in (("common", True), ("independent", False)):
-        measure = LikelihoodRegret(
-            search="guide", num_steps=2, num_draws=20, noise=noise, optimizer=pg.SGD(1e-300)
-        )
-        found = scored(b, fitted, x, measure)
-        assert (np.abs(found["estimate"]) < 1e-9).all() == exact
-        assert (np.abs(found["estimate"]) > 1e-3).any() != exact
+    measure = LikelihoodRegret(search="guide", num_steps=2, num_draws=20, optimizer=pg.SGD(1e-300))
+    found = scored(b, fitted, x, measure)
+    np.testing.assert_allclose(found["estimate"], 0.0, atol=1e-9)
+    assert np.ptp(found["elbo_before"]) > 1.0
 
 
 def test_the_gradient_norm_is_that_of_the_bound_at_the_end(b):
