@@ -1,6 +1,6 @@
 """Supports by word, as `dist.Transformed`, `dist.Density` and `dist.ImproperUniform` name them.
 
-    real  positive  unit_interval  (low, high)      numbers, each by itself
+    real  positive  unit_interval  (low, high)      numbers, each by itself; one bound may be infinite
     simplex  ordered_vector                         vectors
     corr_cholesky                                   factors of correlation matrices
     lower_cholesky  positive_definite               factors of covariance matrices, and those
@@ -27,7 +27,8 @@ class Constraint(NamedTuple):
     """A support.
 
     Attributes:
-        word: its name in both libraries; "interval" for a pair of bounds.
+        word: its name in both libraries; for a pair of bounds "interval", or with one of them
+            infinite "greater_than" or "less_than".
         event_ndim: how many axes one value of it has.
         low, high: bounds of its numbers, None where it is no interval.
         inside: [..., *axes] -> [...], true inside and for NaN; None where it is not looked at.
@@ -42,9 +43,16 @@ class Constraint(NamedTuple):
     middle: Callable[[Array], Array]
 
     @property
+    def bounds(self) -> tuple[float, ...]:
+        """What both libraries make it with: the bounds that a word does not say."""
+        both = {"low": self.low, "high": self.high}
+        of_word = {"interval": ("low", "high"), "greater_than": ("low",), "less_than": ("high",)}
+        return tuple(float(both[name]) for name in of_word.get(self.word, ()))  # type: ignore[arg-type]
+
+    @property
     def words(self) -> str:
         """As messages show it."""
-        if self.word in ("interval", "unit_interval"):
+        if self.word == "unit_interval" or self.bounds:
             return f"[{self.low:g}, {self.high:g}]"
         return self.word
 
@@ -103,7 +111,9 @@ def is_support(value: Any) -> bool:
 
 
 SUPPORT_RULE = Rule(
-    f"one of {', '.join(CONSTRAINTS)}, or a pair (low, high) of numbers", is_support, alone=True
+    f"one of {', '.join(CONSTRAINTS)}, or a pair (low, high) of numbers, low below high",
+    is_support,
+    alone=True,
 )
 SupportWord = Annotated[Any, SUPPORT_RULE]
 
@@ -113,6 +123,16 @@ def constraint(support: Any) -> Constraint:
     if isinstance(support, str):
         return CONSTRAINTS[support]
     low, high = map(float, support)
+    if math.isinf(low) and math.isinf(high):
+        return CONSTRAINTS["real"]
+    if math.isinf(high):
+        return Constraint(
+            "greater_than", 0, low, high, lambda x: ~(x <= low), lambda x: low + ops.ones_like(x)
+        )
+    if math.isinf(low):
+        return Constraint(
+            "less_than", 0, low, high, lambda x: ~(x >= high), lambda x: high - ops.ones_like(x)
+        )
     return Constraint(
         "interval", 0, low, high, lambda x: ~((x < low) | (x > high)),
         lambda x: 0.5 * (low + high) * ops.ones_like(x),

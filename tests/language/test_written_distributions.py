@@ -99,6 +99,8 @@ FREE = {  # support: (size of the base, where the free numbers of a value stand)
     "positive": (2, [0, 1]),
     "unit_interval": (2, [0, 1]),
     (-1.0, 2.0): (2, [0, 1]),
+    (2.0, math.inf): (2, [0, 1]),
+    (-math.inf, -3.0): (2, [0, 1]),
     "simplex": (2, [0, 1]),
     "ordered_vector": (3, [0, 1, 2]),
     "corr_cholesky": (1, [2]),

@@ -192,8 +192,8 @@ class WrittenLaw(Written, numpyro_dist.Distribution):
 def library_constraint(support: Constraint, event_ndim: int) -> Any:
     """A support as NumPyro's constraint, over events of so many axes."""
     found = getattr(constraints, support.word)
-    if support.word == "interval":
-        found = found(support.low, support.high)
+    if support.bounds:
+        found = found(*support.bounds)
     more = event_ndim - support.event_ndim
     return constraints.independent(found, more) if more else found
 

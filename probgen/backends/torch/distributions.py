@@ -152,8 +152,8 @@ class WrittenLaw(Written, TorchDistribution):
 def library_constraint(support: Constraint, event_ndim: int) -> Any:
     """A support as torch's constraint, over events of so many axes."""
     found = getattr(constraints, support.word, None) or getattr(pyro_constraints, support.word)
-    if support.word == "interval":
-        found = found(support.low, support.high)
+    if support.bounds:
+        found = found(*support.bounds)
     more = event_ndim - support.event_ndim
     return constraints.independent(found, more) if more else found
 
