@@ -3,6 +3,8 @@
 Draws are held to their own density by a chi-square over grid cells, five standard deviations wide.
 """
 
+import functools
+
 import numpy as np
 import pytest
 from scipy.stats import multivariate_normal
@@ -37,6 +39,7 @@ def density(request: pytest.FixtureRequest) -> Density2D:
     return DENSITIES[request.param]
 
 
+@functools.cache
 def cell_masses(density: Density2D) -> np.ndarray:
     """[CELLS, CELLS] the mass of each cell of the extent, by the midpoint rule."""
     num = CELLS * FINE

@@ -12,7 +12,7 @@ import pytest
 import probgen as pg
 from probgen import backends, dist, nets
 from probgen.backends import turns
-from probgen.inference import ELBO, IWAE, NUTS, SVI
+from probgen.inference import ELBO, HMC, IWAE, SVI
 from probgen.models import VAE
 
 rng = np.random.default_rng(0)
@@ -73,7 +73,7 @@ def jobs_on(name, fitted, guided):
         return [table[IWAE(4).name]["estimate"]]
 
     def infer():
-        method = NUTS(num_warmup=8, num_samples=8, num_chains=1)
+        method = HMC(num_warmup=8, num_samples=8, num_chains=1, num_steps=2)
         draws = pg.infer(rate, COUNTS, method, seed=4, backend=name, progress_bar=False)
         return [draws.posterior["level"].values]
 
@@ -86,7 +86,7 @@ def jobs_on(name, fitted, guided):
 @pytest.fixture(scope="module")
 def jobs(backend_name):
     options = {"batch_size": 16, "seed": 0, "backend": backend_name, "progress_bar": False}
-    fitted = pg.fit(VAE_OF_BITS, IMAGES, SVI(ELBO()), num_steps=8, **options)
+    fitted = pg.fit(VAE_OF_BITS, IMAGES, SVI(ELBO()), num_steps=20, **options)
     # Nothing to learn, but a Fitted is what the other verbs take.
     guided = pg.Fitted(guided_counts, {}, info={"backend": backend_name}, shapes={"x": ()})
     return jobs_on(backend_name, fitted, guided)

@@ -346,8 +346,7 @@ def test_the_room_has_its_packages_and_a_verb():
         evaluation.nothing  # noqa: B018
 
 
-@pytest.mark.parametrize("width", [360, 1100])
-@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize(("width", "dark"), [(360, True), (1100, False)])
 def test_the_page_in_a_browser(page, width, dark):
     text = page[0].read_text(encoding="utf-8")
     found, console = browser.look(browser.find(), text, width, dark=dark)

@@ -299,8 +299,7 @@ def chromium():
     return browser.find()
 
 
-@pytest.mark.parametrize("width", [360, 1100])
-@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize(("width", "dark"), [(360, False), (1100, True)])
 def test_a_page_fits_a_phone_and_a_desk_in_both_schemes(chromium, width, dark):
     found, console = browser.look(chromium, example().html(), width, dark=dark)
     assert console == []

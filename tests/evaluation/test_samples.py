@@ -255,10 +255,10 @@ def test_median_bandwidth_is_the_median_of_all_distances():
 
 def test_kid_is_zero_for_equal_laws_and_far_from_it_for_a_shift():
     """The sheet's check 8: within 3 SE of 0; more than 10 SE for a shift of half an sd."""
-    equal = [kid(normal([i, 0], 600, 16), normal([i, 1], 600, 16), seed=i) for i in range(12)]
+    equal = [kid(normal([i, 0], 600, 16), normal([i, 1], 600, 16), seed=i) for i in range(8)]
     values = np.array([each.value for each in equal])
     assert all(abs(each.value) < 3 * each.standard_error for each in equal)
-    assert abs(values.mean()) < 3 * values.std(ddof=1) / 12**0.5 + 1e-12
+    assert abs(values.mean()) < 3 * values.std(ddof=1) / 8**0.5 + 1e-12
     assert np.mean([each.standard_error for each in equal]) < 2.2 * values.std(ddof=1) + 0.002
     moved = kid(normal([1, 0], 2000, 16), normal([1, 1], 2000, 16, shift=0.5), seed=0)
     assert moved.value > 10 * moved.standard_error
@@ -317,7 +317,7 @@ def test_wasserstein_on_a_line_equals_the_integral_of_quantiles():
 def test_sliced_wasserstein_of_shifted_normals_is_shift_over_root_d():
     """E over directions of (theta . m)^2 is |m|^2 / d."""
     got = sliced_wasserstein(
-        normal(0, 4000, 4), normal(1, 4000, 4, shift=1.0), num_projections=400, seed=0
+        normal(0, 2000, 4), normal(1, 2000, 4, shift=1.0), num_projections=250, seed=0
     )
     assert abs(got.value - 1.0) < 4 * got.standard_error
     assert got.standard_error < 0.05

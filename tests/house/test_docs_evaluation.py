@@ -1,6 +1,6 @@
 """The page on evaluation is true: its program runs as it stands.
 
-Each of its verbs is held on both backends where it lives, the README's programs run on both.
+Each of its verbs is held on both backends where it lives.
 """
 
 import re

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -46,11 +47,11 @@ def test_the_second_program_finds_the_posterior(backend_name, tmp_path, monkeypa
     assert (abs(weights.mean(0) - covariance @ x.T @ y) < 5 * error).all()
 
 
-def test_the_third_program_tells_transposed_digits_apart(
-    backend_name, tmp_path, monkeypatch, capsys
-):
+def test_the_third_program_tells_transposed_digits_apart(tmp_path, monkeypatch, capsys):
+    """On torch: the page on evaluation has the same measures, and runs on JAX."""
+    pytest.importorskip("pyro")
     monkeypatch.chdir(tmp_path)
-    space = run(2, backend_name)
+    space = run(2, "torch")
     table = space["table"]
     assert all(table.cell(name, "transposed").auroc.lower > 0.8 for name in table.measures)
     assert "transposed" in capsys.readouterr().out

@@ -9,6 +9,10 @@ import probgen as pg
 from probgen import dist
 from probgen.inference import HMC, NUTS
 
+STILL = {
+    "num_warmup": 0, "num_samples": 1, "num_chains": 3, "step_size": 1e-6, "num_steps": 1,
+    "adapt_step_size": False,
+}  # fmt: skip
 # One sampler of `counts` for several tests: it is compiled once.
 SHORT = {"num_warmup": 50, "num_samples": 40, "num_chains": 2}
 
@@ -120,10 +124,7 @@ STRATEGIES = ("uniform", "median", "mean", "sample", "feasible")
 @pytest.mark.parametrize("strategy", [*(f"init_to_{s}" for s in STRATEGIES), {"rate": 2.5}])
 def test_chains_start_where_they_are_told(strategy, small):
     """With steps of 1e-6 a chain stays where it starts; Gamma(2, 1/2) has mean 4, median 3.36."""
-    method = HMC(
-        num_warmup=0, num_samples=1, num_chains=3, step_size=1e-6, adapt_step_size=False,
-        num_steps=1, init_strategy=strategy,
-    )  # fmt: skip
+    method = HMC(**STILL, init_strategy=strategy)
     rate = run(counts, {"events": EVENTS}, small, method).posterior.rate.values[:, 0]
     known = {"init_to_mean": 4.0, "init_to_feasible": 1.0}
     if isinstance(strategy, dict) or strategy in known:
@@ -143,7 +144,7 @@ def test_data_in_the_program_are_not_latents(small):
         mu = pg.sample("mu", dist.Normal(0.0, 1.0))
         pg.sample("y", dist.Normal(mu, 1.0), obs=pg.ops.asarray(1.0))
 
-    draws = run(inside, None, small, NUTS(**TINY), log_likelihood=True)
+    draws = run(inside, None, small, HMC(**TINY, num_steps=2), log_likelihood=True)
     assert set(draws.posterior.data_vars) == {"mu"}
     direct = scipy.stats.norm(draws.posterior.mu, 1.0).logpdf(1.0)
     np.testing.assert_allclose(draws.log_likelihood.y, direct, rtol=1e-4, atol=1e-4)
@@ -151,5 +152,5 @@ def test_data_in_the_program_are_not_latents(small):
 
 def test_auto_prefers_jax():
     pytest.importorskip("numpyro")
-    draws = pg.infer(counts, {"events": EVENTS}, NUTS(**SHORT), seed=0, progress_bar=False)
+    draws = pg.infer(counts, {"events": EVENTS}, HMC(**STILL), seed=0, progress_bar=False)
     assert draws.attrs["backend"] == "jax"
