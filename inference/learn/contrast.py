@@ -97,14 +97,20 @@ class Contrast:
         self.reads_latents = False
         if not self.left:
             return
-        b, seen = self.bound.backend, self.data(params, batch, key)
-        rng = np.random.default_rng(0)
+        b, rng = self.bound.backend, np.random.default_rng(0)
         # Off zero, where a freshly drawn last layer often is.
         moved = b.tree_map(
-            lambda p: p + b.asarray(0.1 * rng.standard_normal(tuple(p.shape)).astype(np.float32)),
+            lambda p: b.asarray(
+                b.to_numpy(p) + np.float32(0.1 * rng.standard_normal(tuple(p.shape)))
+            ),
             dict(params),
         )
-        one, other = (self.sums(moved, seen, batch, k)[1] for k in b.split(key, 2))
+
+        def energies(params: Mapping, moved: Mapping, batch: Mapping, key: Any, k: Any) -> Any:
+            return self.sums(moved, self.data(params, batch, key), batch, k)[1]
+
+        look = b.compile(energies, num_calls=2)
+        one, other = (look(dict(params), moved, batch, key, k) for k in b.split(key, 2))
         same = np.array_equal(b.to_numpy(one), b.to_numpy(other), equal_nan=True)
         self.reads_latents = not same
         if self.reads_latents and self.bound.model.guide is None:

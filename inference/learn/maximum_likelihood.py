@@ -109,15 +109,18 @@ class MaximumLikelihood:
         def loss(bound: Bound, params: Any, batch: Any, key: Any, given: Mapping) -> Any:
             return self._loss(contrast, negative, params, batch, key, given)
 
+        def tried(params: Any, batch: Any, key: Any) -> tuple:
+            values = contrast.base_draws(params, key, size_of(batch), batch)
+            return values, contrast.data(params, batch, key)
+
         def own(bound: Bound, params: Any, batch: Any, key: Any, extras: Any) -> dict:
             k_look, k_own, k_try = b.split(key, 3)
             contrast.settle(params, batch, k_look)
             kept = negative.own(params, batch, k_own, extras)
             found = {**kept, OWN: self._kept("own", bound, params)}
             if contrast.left:
-                values = contrast.base_draws(params, k_try, size_of(batch), batch)
+                values, seen = b.compile(tried, num_calls=1)(params, batch, k_try)
                 draws = {"values": values, "log_base": None}
-                seen = contrast.data(params, batch, k_try)
                 given = {"data": seen, "draws": draws, OWN: found[OWN]}
                 contrast.require_taught(
                     lambda *args: loss(bound, *args)[0], params, batch, k_try, given

@@ -9,6 +9,7 @@ import time
 
 import numpy as np
 import scipy.stats as st
+from at_once import at_once
 from flow_cases import exact_diffusion
 
 import probgen as pg
@@ -58,12 +59,18 @@ def test_what_is_sketched_has_the_structure_of_the_whole_run(b):
         data = {"x": X if isinstance(model, Tilted) else X[:, :2]}
         bound, params = bind(model, b, data=data)
         batch = {k: b.asarray(v) for k, v in data.items()}
-        sites = bound.trace(params, batch, key=b.key(0))
-        assert list(sites) == list(bound.structure.sites)
-        for name, site in sites.items():
-            if site.kind == "sample":
-                shape = (*site.fn.event_shape,)
-                assert shape == bound.structure.sites[name].event_shape
+        whole = {}
+
+        def run(params, batch, key, bound=bound, whole=whole):
+            sites = bound.trace(params, batch, key=key)
+            for name, site in sites.items():
+                whole[name] = (*site.fn.event_shape,) if site.kind == "sample" else None
+            return [s.value for s in sites.values()]
+
+        at_once(b, run, params, batch, b.key(0))
+        assert list(whole) == list(bound.structure.sites)
+        for name, shape in whole.items():
+            assert shape is None or shape == bound.structure.sites[name].event_shape
 
 
 def test_the_forward_process_is_a_guide_with_the_bound_of_all_steps(b):
@@ -73,13 +80,16 @@ def test_the_forward_process_is_a_guide_with_the_bound_of_all_steps(b):
     bound, params = fitted.bind(b, {"x": x})
     batch = {"x": b.asarray(x)}
     count = 4000
-    drawn = terms.compute(bound, params, batch, b.key(0), num_particles=count, analytic_kl=False)
-    log_w = b.to_numpy(terms.log_weights(drawn)).astype(np.float64)
+
+    def weights(params, batch, key):
+        options = {"num_particles": count, "analytic_kl": False}
+        return terms.log_weights(terms.compute(bound, params, batch, key, **options))
+
+    log_w = at_once(b, weights, params, batch, b.key(0)).astype(np.float64)
     keys = b.row_keys(b.key(1), np.arange(300))
     many = {"x": b.asarray(np.repeat(x, 100, 0))}
-    closed = b.to_numpy(
-        DenoisingELBO(num_draws=8).device_function(bound)(params, many, keys)["estimate"]
-    )
+    closed = at_once(b, DenoisingELBO(num_draws=8).device_function(bound), params, many, keys)
+    closed = closed["estimate"]
     closed = closed.reshape(3, 100).astype(np.float64)
     error = np.hypot(log_w.std(0) / math.sqrt(count), closed.std(1) / 10.0)
     assert (np.abs(log_w.mean(0) - closed.mean(1)) < 5 * error).all(), (
@@ -113,14 +123,16 @@ def test_a_mixture_is_a_prior_and_its_density_scipys(b):
     )
     bound, params = bind(with_prior(mixture), b, data={"x": X})
     batch = {"x": b.asarray(X)}
-    found = terms.compute(bound, params, batch, b.key(0))
-    z = b.to_numpy(found.latents["z"])
+
+    def run(params, batch, key):
+        found = terms.compute(bound, params, batch, key)
+        guide = bound.trace_guide(params, batch, key=key)["z"]
+        return found.latents["z"], found.kl["z"], guide.log_prob
+
+    z, kl, log_q = at_once(b, run, params, batch, b.key(0))
     parts = [st.norm.logpdf(z, m, 0.5).sum(-1) for m in ([-2.0, 0.0], [1.0, 0.5])]
     want = np.logaddexp(np.log(0.3) + parts[0], np.log(0.7) + parts[1])
-    guide = bound.trace_guide(params, batch, key=b.key(0))["z"]
-    np.testing.assert_allclose(
-        b.to_numpy(found.kl["z"]), b.to_numpy(guide.log_prob) - want, rtol=1e-4, atol=1e-4
-    )
+    np.testing.assert_allclose(kl, log_q - want, rtol=1e-4, atol=1e-4)
 
 
 def test_the_loop_that_samples_is_the_program(b):
@@ -134,16 +146,22 @@ def test_the_loop_that_samples_is_the_program(b):
     rng = np.random.default_rng(0)
     chain = {n: rng.normal(size=(4, 2)).astype(np.float32) for n in ("x_3", "x_2", "x_1", "x")}
     values = {n: b.asarray(v) for n, v in chain.items()}
-    sites = bound.trace(params, {"x": values["x"]}, values)
     table, net = model.table(), bound.structure.nets["denoiser"]
-    for t, (after, before) in enumerate((("x_1", "x"), ("x_2", "x_1"), ("x_3", "x_2"))):
-        x_t = values[after]
-        time = b.asarray(np.full(4, t, np.float32))
-        predicted = b.to_numpy(net.apply(params["denoiser"], x_t, time))
+    pairs = (("x_1", "x"), ("x_2", "x_1"), ("x_3", "x_2"))
+
+    def run(params, values):
+        sites = bound.trace(params, {"x": values["x"]}, values)
+        noises = [
+            net.apply(params["denoiser"], values[after], b.asarray(np.full(4, t, np.float32)))
+            for t, (after, _) in enumerate(pairs)
+        ]
+        return [sites[before].log_prob for _, before in pairs], noises
+
+    log_probs, noises = at_once(b, run, params, values)
+    for t, (after, before) in enumerate(pairs):
+        predicted = noises[t]
         row = {k: v[t] for k, v in table.items()}
         mean = model.posterior_mean(chain[after], predicted, row)
         scaled = (chain[before] - mean) / row["std"]
         expected = -0.5 * (scaled**2).sum(1) - 2 * math.log(row["std"]) - math.log(2 * math.pi)
-        np.testing.assert_allclose(
-            b.to_numpy(sites[before].log_prob), expected, rtol=2e-4, atol=1e-4
-        )
+        np.testing.assert_allclose(log_probs[t], expected, rtol=2e-4, atol=1e-4)

@@ -8,6 +8,7 @@ import math
 
 import numpy as np
 import pytest
+from at_once import terms_of
 
 import probgen as pg
 from probgen import dist, nets
@@ -28,8 +29,8 @@ def grid(extent=6.0, count=121):
 
 def log_joint(fitted, backend, points):
     bound, params = fitted.bind(backend)
-    sites = bound.trace(params, {"x": backend.asarray(points)})
-    return sum(backend.to_numpy(s.log_prob).astype(np.float64) for s in sites.values())
+    sites = terms_of(backend, bound.trace, params, {"x": backend.asarray(points)})
+    return sum(log_prob.astype(np.float64) for _, log_prob in sites.values())
 
 
 def test_an_energy_learns_the_density_that_the_base_lacks(b):
@@ -76,7 +77,7 @@ def test_tilting_mends_a_frozen_vae(b):
     wide = linear_vae(1.0, spectral=True)
     vae = pg.fit(wide, x, SVI(ELBO(), pg.Adam(1e-2)), num_steps=200, backend=b, **FAST)
     vae.params["decoder"]["out"]["u"][:] = np.float32([0.6, 0.8])  # which an upkeep would move
-    model = Tilted(vae, energy=nets.MLPEnergy(hidden=(64, 64)))
+    model = Tilted(vae, energy=nets.MLPEnergy(hidden=(32, 32)))
     sampler = Langevin(step_size=0.1, num_steps=10)
     learn = MaximumLikelihood(
         sampler, space="noise", optimizer=pg.Adam(3e-3), init=PersistentChains()
@@ -92,6 +93,12 @@ def test_tilting_mends_a_frozen_vae(b):
     after = pg.generate(fitted, 2000, method=method, space="noise", seed=0, backend=b)["x"]
     target, wide, mended = (np.cov(s.T) for s in (x, before, after))
     assert np.abs(mended - target).sum() < 0.5 * np.abs(wide - target).sum()
+
+
+@pytest.fixture(scope="module")
+def hardly_fitted(b):
+    x = np.random.default_rng(0).normal(size=(256, 2)).astype(np.float32)
+    return x, pg.fit(linear_vae(1.0), x, SVI(ELBO()), num_steps=2, backend=b, **FAST)
 
 
 def without_encoder(vae):
@@ -121,9 +128,8 @@ def without_encoder(vae):
         ),
     ],
 )
-def test_what_factors_alone_cannot_teach_is_refused(b, tilt, options, match):
-    x = np.random.default_rng(0).normal(size=(256, 2)).astype(np.float32)
-    vae = pg.fit(linear_vae(1.0), x, SVI(ELBO()), num_steps=2, backend=b, **FAST)
+def test_what_factors_alone_cannot_teach_is_refused(b, hardly_fitted, tilt, options, match):
+    x, vae = hardly_fitted
     learn = MaximumLikelihood(Langevin(0.1, num_steps=2), space="noise")
     with pytest.raises(AlgorithmError, match=match):
         pg.fit(tilt(vae), x, learn, num_steps=2, backend=b, **FAST, **options)

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from at_once import at_once, terms_of
 from scipy import special, stats
 
 import probgen as pg
@@ -96,7 +97,7 @@ def test_log_prob_is_scipys(b, name):
     x, z = draw(rng, (5, 2, 2, 2)), rng.normal(size=(5, 3)).astype(np.float32)
     model = Generator(PRIOR, nets.MLP(hidden=(8,), out=(2, 2, 2)), likelihood)
     bound, params = bind(model, b, data={"x": x}, seed=0)
-    site = bound.trace(params, {"x": b.asarray(x)}, {"z": b.asarray(z)})["x"]
+    _, found = terms_of(b, bound.trace, params, {"x": b.asarray(x)}, {"z": b.asarray(z)})["x"]
     layers = tree_map(lambda a: b.to_numpy(a).astype(np.float64), params["decoder"])
     hidden = np.maximum(z @ layers["layer0"]["weight"] + layers["layer0"]["bias"], 0.0)
     k = likelihood.parameters_per_value
@@ -104,10 +105,11 @@ def test_log_prob_is_scipys(b, name):
         (5, 2, 2, 2) if k == 1 else (5, 2, 2, 2, k)
     )
     expected = log_density(x, output).sum((1, 2, 3))
-    np.testing.assert_allclose(b.to_numpy(site.log_prob), expected, rtol=2e-5)
+    np.testing.assert_allclose(found, expected, rtol=2e-5)
 
 
-@pytest.mark.parametrize("name", LIKELIHOODS)
+# The others are trained by convolutions and by the two layers below.
+@pytest.mark.parametrize("name", sorted(set(LIKELIHOODS) - {"bernoulli", "normal fixed"}))
 def test_every_likelihood_trains(b, name):
     """The bound of the last 20 steps lies 5 standard errors above the median of the first 20.
 
@@ -134,9 +136,13 @@ def test_the_mean_of_a_datum_is_its_expectation(b):
         model = Generator(PRIOR, nets.MLP(hidden=(8,), out=(2,)), likelihood)
         bound, params = bind(model, b, data={}, seed=0, **{})
         z = b.asarray(np.tile(np.float32([[0.5, -1.0, 0.3]]), (4000, 1)))
-        draws = bound.trace(params, {}, {"z": z}, key=b.key(0), batch_size=4000)["x"].value
-        draws = b.to_numpy(draws).astype(np.float64)
-        mean = b.to_numpy(model.mean(bound, params, z))[0]
+
+        def run(params, z, key, model=model, bound=bound):
+            draws = bound.trace(params, {}, {"z": z}, key=key, batch_size=4000)["x"].value
+            return draws, model.mean(bound, params, z[:1])[0]
+
+        draws, mean = at_once(b, run, params, z, b.key(0))
+        draws = draws.astype(np.float64)
         assert np.all(np.abs(draws.mean(0) - mean) < 5 * draws.std(0) / np.sqrt(4000) + 1e-6)
 
 
@@ -193,12 +199,16 @@ def test_a_full_covariance_guide_finds_the_posteriors_own(backend_name):
     cov = np.linalg.inv(np.eye(2) + w.T @ w / 0.25)
     assert abs(cov[0, 1]) > 0.1 * np.sqrt(cov[0, 0] * cov[1, 1])  # not one that a diagonal has
     bound, params = fitted.bind(b, {"x": x[:1]})
-    fn = bound.trace_guide(params, {"x": b.asarray(x[:200])}, key=b.key(0))["z"].fn
-    root = b.to_numpy(fn.scale_tril)
+
+    def guide(x):
+        fn = bound.trace_guide(params, {"x": x}, key=b.key(0))["z"].fn
+        return fn.loc, fn.scale_tril
+
+    loc, root = at_once(b, guide, b.asarray(x[:200]))
     found = (root @ root.swapaxes(-1, -2)).mean(0)
     np.testing.assert_allclose(found, cov, atol=0.05 * np.trace(cov))
     mean = (x[:200] - fitted.params["decoder"]["out"]["bias"]) @ (cov @ w.T / 0.25).T
-    error = b.to_numpy(fn.loc) - mean
+    error = loc - mean
     assert np.sqrt((error**2).mean()) < 0.2 * np.sqrt(np.trace(cov))
     assert fitted.report.active_units["z"].all()
 
@@ -223,7 +233,7 @@ def test_a_controlled_linear_vae_reaches_reverse_water_filling(backend_name):
     b = pg.backends.load(backend_name, "cpu")
     rng = np.random.default_rng(0)
     axes = np.linalg.qr(rng.normal(size=(5, 5)))[0]
-    x = rng.normal(size=(2000, 5)) * np.sqrt([6.0, 3.0, 1.5, 0.6, 0.1]) @ axes.T
+    x = rng.normal(size=(1000, 5)) * np.sqrt([6.0, 3.0, 1.5, 0.6, 0.1]) @ axes.T
     x = x.astype(np.float32)
     model = VAE(
         latent=dist.Normal(0, 1).expand([5]).to_event(1),
@@ -233,12 +243,12 @@ def test_a_controlled_linear_vae_reaches_reverse_water_filling(backend_name):
         guide_kind="full",
     )
     controller = PI(ki=3e-3, initial_beta=1.0)
-    rate = pg.CosineDecay(2e-2, num_steps=2000)
+    rate = pg.CosineDecay(2e-2, num_steps=1200)
     fitted = pg.fit(
         model, x, SVI(ControlledELBO(set_point=3.0, controller=controller), pg.Adam(rate)),
-        num_steps=2000, batch_size=500, seed=0, backend=b, progress_bar=False,
+        num_steps=1200, batch_size=250, seed=0, backend=b, progress_bar=False,
     )  # fmt: skip
-    assert fitted.history.last("kl", 500) == pytest.approx(3.0, rel=0.01)
+    assert fitted.history.last("kl", 300) == pytest.approx(3.0, rel=0.01)
     bound, params = fitted.bind(b, {"x": x[:1]})
     evaluate = b.compile(
         lambda p, d, k: ELBO(num_particles=50).evaluate(bound, p, d, k), num_calls=8
@@ -263,8 +273,12 @@ def test_the_two_guides_agree_where_both_hold_the_posterior(b):
         head[:, 0] = [0.1, -0.2, 0.3, 0.4]
         bias = raw if kind == "full" else np.float32([0.2, -0.7])
         params["encoder"] = {"out": {"weight": b.asarray(head), "bias": b.asarray(bias)}}
-        terms = compute(bound, params, {"x": b.asarray(x)}, b.key(0))
-        found.append(b.to_numpy(terms.kl["z"]))
+        batch = {"x": b.asarray(x)}
+
+        def kl(params, batch, key, bound=bound):
+            return compute(bound, params, batch, key).kl["z"]
+
+        found.append(at_once(b, kl, params, batch, b.key(0)))
     np.testing.assert_allclose(found[0], found[1], rtol=1e-5)
 
 
@@ -293,8 +307,8 @@ def test_a_convolutional_decoder_gives_the_numbers_that_a_likelihood_needs(b):
     )
     x = np.repeat(pg.data.digits().images[:4], 2, axis=-1)
     bound, params = bind(model, b, data={"x": x}, seed=0)
-    site = bound.trace(params, {"x": b.asarray(x)}, key=b.key(0))["x"]
-    assert tuple(site.log_prob.shape) == (4,) and tuple(site.value.shape) == (4, 8, 8, 2)
+    value, log_prob = terms_of(b, bound.trace, params, {"x": b.asarray(x)}, key=b.key(0))["x"]
+    assert log_prob.shape == (4,) and value.shape == (4, 8, 8, 2)
 
 
 # ---- hierarchies ---------------------------------------------------------------------------------
@@ -327,8 +341,14 @@ def test_a_hierarchical_vae_has_the_bound_that_one_writes_by_hand(b):
     bound, params = bind(hierarchy(), b, data={"x": x}, seed=0, num_data=5)
     assert set(bound.latents) == {"z", "prior/z"} and bound.observed == ("x",)
     assert set(params) == {"decoder", "encoder", "prior/decoder", "prior/encoder"}
-    terms = compute(bound, params, {"x": b.asarray(x)}, b.key(0), analytic_kl=False)
-    z, top = (b.to_numpy(terms.latents[n]).astype(np.float64) for n in ("z", "prior/z"))
+
+    def run(params, x, key):
+        drawn = compute(bound, params, {"x": x}, key, analytic_kl=False)
+        closed = compute(bound, params, {"x": x}, key, analytic_kl=True)
+        return drawn.latents, drawn.log_prob["x"], drawn.kl, closed.kl
+
+    latents, log_prob, kl, closed = at_once(b, run, params, b.asarray(x), b.key(0))
+    z, top = (latents[n].astype(np.float64) for n in ("z", "prior/z"))
     q_z, q_top = affine(b, params["encoder"], x), affine(b, params["prior/encoder"], z)
     log_q_z = stats.norm.logpdf(z, q_z[:, :3], np.exp(q_z[:, 3:])).sum(1)
     log_q_top = stats.norm.logpdf(top, q_top[:, :2], np.exp(q_top[:, 2:])).sum(1)
@@ -336,16 +356,15 @@ def test_a_hierarchical_vae_has_the_bound_that_one_writes_by_hand(b):
     log_p_x = stats.norm.logpdf(x, affine(b, params["decoder"], z), 0.5).sum(1)
     kl_top = log_q_top - stats.norm.logpdf(top).sum(1)
     for got, want in (
-        (terms.log_prob["x"], log_p_x),
-        (terms.kl["z"], log_q_z - log_p_z),
-        (terms.kl["prior/z"], kl_top),
+        (log_prob, log_p_x),
+        (kl["z"], log_q_z - log_p_z),
+        (kl["prior/z"], kl_top),
     ):
-        np.testing.assert_allclose(b.to_numpy(got), want, rtol=1e-4, atol=1e-4)
-    closed = compute(bound, params, {"x": b.asarray(x)}, b.key(0), analytic_kl=True)
-    np.testing.assert_allclose(b.to_numpy(closed.kl["z"]), log_q_z - log_p_z, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(closed["z"], log_q_z - log_p_z, rtol=1e-4, atol=1e-4)
     mean, scale = q_top[:, :2], np.exp(q_top[:, 2:])
     exact = 0.5 * (mean**2 + scale**2 - 1 - 2 * np.log(scale)).sum(1)
-    np.testing.assert_allclose(b.to_numpy(closed.kl["prior/z"]), exact, rtol=1e-4)
+    np.testing.assert_allclose(closed["prior/z"], exact, rtol=1e-4)
 
 
 def test_a_hierarchical_vae_learns_reports_and_generates(b):
@@ -369,15 +388,19 @@ def test_every_level_of_a_hierarchical_vae_is_tilted_in_its_noise(b, on):
     bound, params = bind(Tilted(hierarchy(), nets.MLPEnergy(()), **through), b)
     params["energy"] = b.tree_map(lambda w: w + 0.7, params["energy"])
     target = model_target(bound, "noise")
-    eps = target.init(params, {}, b.key(0), 5)
-    e = {n: b.to_numpy(v).astype(np.float64) for n, v in eps.items()}
+
+    def run(params, key):
+        eps = target.init(params, {}, key, 5)
+        return eps, target.log_density(eps, params, {})
+
+    eps, found = at_once(b, run, params, b.key(0))
+    e = {n: v.astype(np.float64) for n, v in eps.items()}
     values = {"prior/z": e["prior/z"]}
     values["z"] = affine(b, params["prior/decoder"], e["prior/z"]) + 0.4 * e["z"]
     values["E[x]"] = affine(b, params["decoder"], values["z"])
     values["x"] = values["E[x]"] + (0.5 * e["x"] if on != "E[x]" else 0.0)
     want = sum(stats.norm.logpdf(v).sum(1) for v in e.values())
     want = want - affine(b, params["energy"], values[on])[:, 0]
-    found = b.to_numpy(target.log_density(eps, params, {}))
     np.testing.assert_allclose(found, want, rtol=1e-4, atol=1e-4)
 
 
