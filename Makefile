@@ -65,11 +65,15 @@ format: $(STAMP)  ## rewrite the files as `make check` wants them
 bench: $(STAMP)  ## time probgen against Pyro and NumPyro as such; writes benchmarks/results
 	$(BIN)/python benchmarks/run.py $(ARGS)
 
+# A whole study where NAME is one, tests/studies/test_NAME.py, so that `ebm` is not `vaebm` too; else
+# every slow test that has NAME in its name.
+STUDY = $(wildcard tests/studies/test_$(NAME).py)
+
 reproduce: $(STAMP)  ## recompute a published number: make reproduce NAME=likelihood_regret
-	@test -n "$(NAME)" || { echo "make reproduce: got no NAME; expected a part of a slow test's" \
-		"name, one of:" >&2; $(BIN)/pytest -m slow --collect-only -q | sed -n 's/^tests/  tests/p'; \
-		exit 1; }
-	$(BIN)/pytest -m slow -k '$(NAME)' -s --timeout 0 $(ARGS)
+	@test -n "$(NAME)" || { echo "make reproduce: got no NAME; expected a study, tests/studies/" \
+		"test_NAME.py, or a part of a slow test's name, one of:" >&2; \
+		$(BIN)/pytest -m slow --collect-only -q | sed -n 's/^tests/  tests/p'; exit 1; }
+	$(BIN)/pytest -m slow $(if $(STUDY),$(STUDY),-k '$(NAME)') -s --timeout 0 $(ARGS)
 
 clean:  ## remove what tests, types and builds leave behind
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage

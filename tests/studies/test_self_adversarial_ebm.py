@@ -1,8 +1,8 @@
 """The self-adversarial view of energies: the acceptance checks of its reproduction.
 
-    make reproduce NAME=self_adversarial_ebm                                     both backends
-    make reproduce NAME=self_adversarial_ebm ARGS="-k 'ebm and jax'"             one of them
-    FIGURES=docs/figures make reproduce NAME=self_adversarial_ebm                draws the figure
+    make reproduce NAME=self_adversarial_ebm                          both backends
+    make reproduce NAME=self_adversarial_ebm ARGS="-k 'not torch'"    one of them
+    FIGURES=docs/figures make reproduce NAME=self_adversarial_ebm     draws the figure
 
 Three seeds at full length on JAX, a shorter run on torch, whose loops within loops run live. The
 laws of the map and its density are in `tests/models/test_gradient_flow.py`.

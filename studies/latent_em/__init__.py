@@ -1,0 +1,1 @@
+"""Generators without an encoder, learned by EM: exact E-steps, and a chain for each datum."""
