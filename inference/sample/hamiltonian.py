@@ -2,8 +2,8 @@
 
     H(x, r) = -log p(x) + r'r / 2,     leapfrog steps of h,     accept by exp(H_0 - H_1)
 
-All chains move at once, with a mass of one. The backends' native samplers, which learn a mass
-matrix, are in `mcmc`.
+All chains move at once, with a mass of one or a diagonal that is given. The backends' native
+samplers, which learn a mass matrix, are in `mcmc`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from probgen.backends.protocol import Backend
 from probgen.engine.target import Kernel, Target, acceptance, climb, require_density, step_sizes
 from probgen.errors import AlgorithmError
 from probgen.inference.sample.adaptation import Learned, learned, unlearned
+from probgen.inference.sample.preconditioner import check_diagonal, diagonal
 
 Array = Any
 Tree = Any
@@ -33,13 +34,14 @@ class Moved(NamedTuple):
 
 def trajectory(
     backend: Backend, visit: Callable, x: Tree, r: Tree, h: Array | Mapping[str, Array],
-    num_leapfrog: int,
+    num_leapfrog: int, root: Mapping[str, Any] | None = None,
 ) -> Moved:  # fmt: skip
     """Leapfrog steps from position x with momentum r.
 
     Args:
         visit: x -> ((log density, and what else of the place), direction to climb in).
         h: step size, [*lead] as the log density is, [] or by name.
+        root: sqrt(M) by name, of each coordinate: x = sqrt(M) u, and the steps are in u.
     """
     kicks = np.ones(num_leapfrog + 1)
     kicks[[0, -1]] = 0.5
@@ -47,13 +49,19 @@ def trajectory(
     drifts[-1] = 0.0  # the last place is where the trajectory ends
     names = sorted(x)
     size = h if isinstance(h, Mapping) else dict.fromkeys(names, h)
+    root = dict.fromkeys(names, 1.0) if root is None else root
 
     def step(carry: tuple, weights: tuple) -> tuple[tuple, Tree]:
         x, r = carry
         seen, grad = visit(x)
         kick, drift = weights
-        r = {n: r[n] + leading(backend.ops, kick * size[n], r[n]) * grad[n] for n in names}
-        x = {n: x[n] + leading(backend.ops, drift * size[n], x[n]) * r[n] for n in names}
+        r = {
+            n: r[n] + leading(backend.ops, kick * size[n], r[n]) * (root[n] * grad[n])
+            for n in names
+        }
+        x = {
+            n: x[n] + leading(backend.ops, drift * size[n], x[n]) * (root[n] * r[n]) for n in names
+        }
         return (x, r), seen
 
     # The half kicks are joined: each of the num_leapfrog + 1 places is seen once.
@@ -92,13 +100,15 @@ class State(NamedTuple):
 
 def hamiltonian(
     backend: Backend, target: Target, *, step_size: float | Mapping[str, float], num_leapfrog: int,
-    num_warmup: int, target_accept_prob: float, jitter: float = 0.0, num_calls: int | None = None,
+    num_warmup: int, target_accept_prob: float, jitter: float = 0.0, preconditioner: Any = None,
+    num_calls: int | None = None,
 ) -> Kernel:  # fmt: skip
     """HMC of all chains at once, whose common step size is learned in the first `num_warmup` steps.
 
     A step size by site is learned as one factor of them all, by the mean acceptance of the chains.
     With `jitter` each chain's transition has a step of its own, uniform in (1 - jitter, 1 + jitter)
-    times that: trajectories of many lengths, so that none of them is a period of the target's.
+    times that: trajectories of many lengths, so that none of them is a period of the target's. The
+    preconditioner is M of `preconditioner`, an inverse mass.
 
     Sources: `adaptation`; for the jitter Neal 2011, arXiv:1206.1901, section 5.4.2.2.
     """
@@ -106,8 +116,11 @@ def hamiltonian(
     require_density(target, "HMC")
     start = step_sizes(step_size, target, "HMC")
     names, up = sorted(target.names), climb(b, target)
+    m = diagonal(b, preconditioner, target, "HMC")
+    root = {n: v**0.5 for n, v in m.items()}
 
     def init(x: Tree, *args: Any) -> State:
+        check_diagonal(m, x, "HMC")
         value = target.log_density(x, *args)  # type: ignore[misc]
         return State(x, value, unlearned(ops, value) if num_warmup else None)
 
@@ -129,7 +142,8 @@ def hamiltonian(
             value, grad = up(x, *args)
             return (value,), grad
 
-        moved = trajectory(b, visit, state.x, r, {n: start[n] * size for n in names}, num_leapfrog)
+        sizes = {n: start[n] * size for n in names}
+        moved = trajectory(b, visit, state.x, r, sizes, num_leapfrog, root)
         ratio = moved.log_ratio
         accept = ops.log(b.uniform(k_accept, tuple(ratio.shape))) < ratio
         x = choose(ops, accept, moved.x, state.x)

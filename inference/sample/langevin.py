@@ -27,9 +27,9 @@ from probgen.engine.target import (
     step_sizes,
     transitions,
 )
-from probgen.errors import ShapeError
 from probgen.inference.sample.adaptation import Learned, learned, unlearned
 from probgen.inference.sample.hamiltonian import leading, of_chains
+from probgen.inference.sample.preconditioner import check_diagonal, diagonal
 from probgen.language.declared import declaration, require
 from probgen.language.kinds import (
     CountOrZero,
@@ -201,17 +201,14 @@ def _functions(
     noises = {n: math.sqrt(2.0 * v) for n, v in h.items()}
     if given.noise_size is not None:
         noises = step_sizes(given.noise_size, target, who, "noise sizes")
-    diagonal = 1.0 if given.preconditioner is None else given.preconditioner
-    scales = step_sizes(diagonal, target, who, "preconditioners")
-    m = {n: v if isinstance(v, float) else b.asarray(np.asarray(v)) for n, v in scales.items()}
+    m = diagonal(b, given.preconditioner, target, who)
     up, heat, is_still = climb(b, target), given.temperature, not any(noises.values())
     is_judged = bool(heat) and target.log_density is not None
 
     def init(x: Tree, *args: Any) -> ChainState:
         value, grad = up(x, *args)
         grad, clipped = clip(ops, grad, given.max_grad_norm, given.max_grad_value)
-        for n, g in grad.items():
-            check_diagonal(n, np.shape(scales[n]), tuple(g.shape))
+        check_diagonal(m, grad, who)
         size = unlearned(ops, value) if given.adapt_step_size else None
         return ChainState(x, value, grad, clipped, size)
 
@@ -298,22 +295,6 @@ def of_each(ops: Any, tree: Tree) -> Array:
     """[n] sums over all of a chain."""
     sums = [ops.sum(ops.reshape(v, (v.shape[0], -1)), axis=-1) for v in tree.values()]
     return sum(sums[1:], sums[0])
-
-
-def check_diagonal(name: str, shape: tuple[int, ...], position: tuple[int, ...]) -> None:
-    """Refuses an array that would stretch a position, or mix its chains.
-
-    Raises:
-        ShapeError: names the site.
-    """
-    event = position[1:]
-    if len(shape) > len(event) or any(
-        a not in (1, c) for a, c in zip(shape[::-1], event[::-1], strict=False)
-    ):
-        raise ShapeError(
-            f"Langevin: got a preconditioner of shape {shape} for site {name!r}, expected one that "
-            f"broadcasts to its event, {event}; give a number, or one entry a coordinate."
-        )
 
 
 def _of(given: float | Mapping[str, float], name: str) -> float:

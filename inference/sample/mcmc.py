@@ -32,6 +32,7 @@ from probgen.language.declared import declaration, require
 from probgen.language.dist import did_you_mean
 from probgen.language.kinds import (
     BelowOne,
+    Diagonal,
     Many,
     OpenShare,
     Positive,
@@ -265,6 +266,8 @@ class HMC(HamiltonianMethod):
         jitter: where all chains move at once (`generate`, learners): each transition of a chain has
             a step size of its own, uniform within this share around the common one, so that no
             trajectory is a period of the target's; 0 is none. `infer`'s native kernel has none.
+        preconditioner: there, M, the diagonal of the inverse mass matrix: a number or array, or one
+            by site, such as variances, so that all coordinates move alike. `infer` learns its own.
 
     `sample_stats`: as for `NUTS`, without the two that speak of a tree.
 
@@ -277,6 +280,7 @@ class HMC(HamiltonianMethod):
     trajectory_length: Positive | None = None
     num_steps: Many | None = None
     jitter: BelowOne = 0.0
+    preconditioner: Diagonal | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -286,7 +290,7 @@ class HMC(HamiltonianMethod):
             object.__setattr__(self, "trajectory_length", 2 * math.pi)
 
     def kernel(self, backend: Backend, target: Target, num_calls: int | None = None) -> Kernel:
-        """All chains at once, with masses of one and one step size, which the first `num_warmup`
+        """All chains at once, with one step size, which the first `num_warmup`
         transitions learn: for `pg.generate` and learners, where each chain gives one draw.
 
         Raises:
@@ -295,12 +299,14 @@ class HMC(HamiltonianMethod):
         if self.dense_mass is not False:
             raise AlgorithmError(
                 f"HMC: got dense_mass={self.dense_mass!r}, expected False where many chains move "
-                "at once (pg.generate and learners), whose masses are one; give step_size by site."
+                "at once (pg.generate and learners), whose mass matrix is a diagonal; give "
+                "preconditioner=, such as variances, instead."
             )
         return hamiltonian(
             backend, target, step_size=self.step_size, num_leapfrog=fixed_length(self.num_steps),
             num_warmup=self.num_warmup if self.adapt_step_size else 0,
-            target_accept_prob=self.target_accept_prob, jitter=self.jitter, num_calls=num_calls,
+            target_accept_prob=self.target_accept_prob, jitter=self.jitter,
+            preconditioner=self.preconditioner, num_calls=num_calls,
         )  # fmt: skip
 
     def draws(
@@ -312,5 +318,10 @@ class HMC(HamiltonianMethod):
             raise AlgorithmError(
                 f"HMC: got jitter={self.jitter:g} for pg.infer, expected 0, since the backends' "
                 "kernels have trajectories of one length; use NUTS, which chooses its own."
+            )
+        if self.preconditioner is not None:
+            raise AlgorithmError(
+                "HMC: got a preconditioner for pg.infer, expected none, since the backends' "
+                "kernels learn their mass matrix: adapt_mass_matrix=True, or dense_mass=True."
             )
         return super().draws(posterior, params, rows, key, token, progress_bar, pieces)

@@ -199,6 +199,30 @@ def test_a_drift_stands_for_the_gradient(b):
             asked.kernel(b, target(**along))
 
 
+def test_a_preconditioned_chain_is_the_plain_one_in_other_units(b):
+    """Under M = s^2 the scales s of a Gaussian are units alone; M = 1 changes no bit, and exact
+    draws stay exact draws."""
+    s = np.array([1 / 16, 8.0], np.float32)
+    start = np.random.default_rng(0).normal(size=(4000, 2)).astype(np.float32)
+
+    def ended(scale, **options):
+        unit = b.asarray(1.0 / scale * np.ones(2, np.float32))
+        square = lambda x: -0.5 * b.ops.sum((x["x"] * unit) ** 2, axis=-1)  # noqa: E731
+        method = HMC(num_steps=4, step_size=0.4, num_warmup=0, num_samples=3, **options)
+        return ends(b, method, square, scale * start)
+
+    (plain, _), (one, _) = ended(np.float32(1.0)), ended(np.float32(1.0), preconditioner=1.0)
+    x, info = ended(s, preconditioner=s**2)
+    np.testing.assert_array_equal(one, plain)
+    np.testing.assert_allclose(x / s, plain, atol=1e-5)
+    assert info["acceptance_rate"].mean() > 0.9 and np.corrcoef(x[:, 0], start[:, 0])[0, 1] < 0.5
+    for u in (x / s).T.astype(np.float64):
+        within(u, 0.0)
+        within(u**2, 1.0)
+    with pytest.raises(ShapeError, match="HMC: got a preconditioner of shape .3,. for site 'x'"):
+        ended(s, preconditioner=np.ones(3))
+
+
 def test_hmc_learns_one_step_size_for_all_chains(b):
     """Of a Gaussian whose scales are 1 and 0.1, given by site: moments, at the rate aimed at."""
     from probgen.engine.markov import chain_ends

@@ -220,6 +220,66 @@ def test_probes_estimate_the_trace_and_the_series_the_log_det(b, bent, noise):
     assert np.isnan(lost[sharp >= 1.0]).all() and (sharp >= 1.0).any()
 
 
+def test_a_density_by_probes_is_the_exact_one_within_their_errors(b):
+    """v'Mv of +-1 has mean tr M and variance 2 sum of squares off the diagonal, where M, the sum
+    of -log(I - eta H) along the path, is known from the Hessians."""
+    net, n = nets.MLPEnergy((6,), activation="softplus"), 1000
+    start = dist.Normal(0.0, 1.5).expand([3]).to_event(1)
+    rng = np.random.default_rng(8)
+    params = {"energy": tree_map(lambda w: b.asarray(2.0 * w), net.init(rng, (3,)))}
+    of = {
+        kind: GradientFlowGenerator(
+            net, start, 0.2, 3, log_det=kind, num_probes=n, probe_seed=1, num_newton=1
+        )
+        for kind in ("hutchinson", "exact")
+    }
+
+    def run(params, z):
+        energy = lambda x: net.apply(params["energy"], x)  # noqa: E731
+        at, hessians = z, []
+        for _ in range(3):
+            hessians.append(hessian(energy, at))
+            at = at - 0.2 * gradient(energy, at)
+        return hessians, at, {k: of[k]._functions(energy)[1](at) for k in of}
+
+    z = (1.5 * rng.normal(size=(30, 3))).astype(np.float32)
+    hessians, _, found = b.tree_map(b.to_numpy, b.loop(run)(params, b.asarray(z)))
+    m = 0.0
+    for h in hessians:
+        values, vectors = np.linalg.eigh(0.2 * h.astype(np.float64))
+        m = m - np.einsum("nij,nj,nkj->nik", vectors, np.log1p(-values), vectors)
+    exact = np.trace(m, axis1=1, axis2=2)
+    off = (m**2).sum((1, 2)) - (np.einsum("nii->ni", m) ** 2).sum(1)
+    error = np.sqrt(2.0 * off / n)
+    np.testing.assert_allclose(found["exact"][1], exact, atol=1e-4)
+    assert (np.abs(found["hutchinson"][1] - exact) < 3.0 * error + 1e-4).all()
+    assert np.median(error) > 1e-3 and np.abs(exact).max() > 0.1
+    for back, _ in found.values():
+        np.testing.assert_allclose(back, z, atol=1e-4)
+
+
+def test_a_flow_of_order_four_is_the_limit_and_has_its_density(b, bent, noise):
+    """Its map is taken back, its log det is that of the map itself, and Euler's map comes eight
+    times nearer to it with steps of an eighth."""
+    generator = GradientFlowGenerator(ENERGY, START, ETA, K, solver="rk4")
+
+    def run(params, z):
+        forward, inverse = generator._functions(lambda x: ENERGY.apply(params["energy"], x))
+        x = forward(z)
+        columns = [ops.grad(lambda z, i=i: ops.sum(forward(z)[:, i]))(z) for i in range(2)]
+        far = flow_map(params).forward(z)
+        near = flow_map(params)._replace(step_size=ETA / 8, num_steps=8 * K).forward(z)
+        log_jacobian = ops.slogdet(ops.stack(columns, axis=1))[1]
+        return x, far, near, *inverse(x), log_jacobian
+
+    given = b.loop(run)(bent, b.asarray(noise[:50]))
+    x, far, near, back, log_det, log_jacobian = b.tree_map(b.to_numpy, given)
+    np.testing.assert_allclose(back, noise[:50], atol=1e-4)
+    np.testing.assert_allclose(log_det, -log_jacobian, atol=1e-3)
+    coarse, fine = (np.abs(v - x).mean() for v in (far, near))
+    assert 7.0 < coarse / fine < 10.0 and coarse > 1e-3
+
+
 def test_half_the_step_halves_the_distance_to_the_flow(b, bent, noise):
     def run(params, x):
         energy = lambda x: ENERGY.apply(params["energy"], x)  # noqa: E731
