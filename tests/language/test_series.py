@@ -178,6 +178,37 @@ def test_a_garch_likelihood_is_numpys(b):
 
 
 @pg.model
+def arma(y):
+    """ARMA(1, 1): y_t = c + p y_{t-1} + e_t + q e_{t-1}, e_t ~ N(0, s^2)."""
+    names = ("c", "p", "q", "log_s")
+    c, p, q, log_s = (pg.sample(name, dist.Normal(0.0, 1.0)) for name in names)
+
+    def step(carry, y_t):
+        before, error = carry
+        mean = c + p * before + q * error
+        pg.sample("y", dist.Normal(mean, ops.exp(log_s)), obs=y_t)
+        return (y_t, y_t - mean), None
+
+    pg.scan("t", step, (0.0, 0.0), y)
+
+
+def test_an_arma_likelihood_is_numpys(b):
+    """Its moving average is an autoregression of infinite order: the errors are unrolled by hand."""
+    y = np.random.default_rng(4).normal(size=30).astype(np.float32)
+    values = {"c": 0.2, "p": 0.5, "q": -0.4, "log_s": 0.1}
+    bound, params = bind(arma, b, constants={"y": y}, whole=True)
+    given = {k: b.asarray(np.float32(v)) for k, v in values.items()}
+    found = quick(b, lambda given: bound.trace(params, {}, given)["y"].log_prob)(given)
+    error, before, errors = 0.0, 0.0, []
+    for y_t in y.astype(np.float64):
+        error = y_t - values["c"] - values["p"] * before - values["q"] * error
+        before = y_t
+        errors.append(error)
+    want = stats.norm.logpdf(errors, scale=np.exp(values["log_s"])).sum()
+    np.testing.assert_allclose(float(b.ops.sum(found)), want, rtol=1e-5)
+
+
+@pg.model
 def panel():
     """Plates opened in the step: a common trend, data of each moment in a plate."""
 
