@@ -129,9 +129,9 @@ def _with_free_bits(bound: Bound, terms: Terms, free_bits: float) -> dict[str, A
     """The KL of each latent as sum_j max(K_j, lambda), K_j the mean over the batch."""
     ops = bound.backend.ops
     whole = sorted({*terms.kl} - {*terms.kl_units})
-    if whole or terms.score:
+    if whole or terms.log_q:
         raise AlgorithmError(
-            f"free_bits: the KL of {whole or sorted(terms.score)} "
+            f"free_bits: the KL of {whole or sorted(terms.log_q)} "
             + ("does not split into latent units" if whole else "has no reparametrised draw")
             + ", expected independent, reparametrised units on a last axis, such as those of a "
             "diagonal Gaussian; use ControlledELBO(set_point=...) to hold the total KL instead."
@@ -151,7 +151,7 @@ def _score_term(bound: Bound, terms: Terms, beta: Array) -> Array | float:
     """
     ops = bound.backend.ops
     total: Any = 0.0
-    for name, log_q in terms.score.items():
+    for name, log_q in terms.log_q.items():
         if not terms.is_local[name]:
             raise AlgorithmError(
                 f"site {name!r}: is global and its draw has no gradient, expected a continuous "
@@ -221,9 +221,9 @@ class ImportanceWeightedELBO:
     ) -> tuple[Array, tuple[dict, dict]]:
         ops = bound.backend.ops
         terms = self._sampled(bound, params, batch, key)
-        if terms.score:
+        if terms.log_q:
             raise AlgorithmError(
-                f"ImportanceWeightedELBO: the draws of {sorted(terms.score)} have no gradient, "
+                f"ImportanceWeightedELBO: the draws of {sorted(terms.log_q)} have no gradient, "
                 "expected reparametrised latents; use ELBO."
             )
         log_w = log_weights(terms)

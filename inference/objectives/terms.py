@@ -38,7 +38,7 @@ class Terms(NamedTuple):
         kl_units: KL per unit of a latent's last axis, [*particles, batch, d], where it splits.
         is_local: site name -> it has a data axis.
         latents: the guide's draws, by name.
-        score: log q of latents whose draw carries no gradient, for the score-function estimator.
+        log_q: of latents whose draw carries no gradient, for the score-function estimator.
     """
 
     log_prob: dict[str, Array]
@@ -46,7 +46,7 @@ class Terms(NamedTuple):
     kl_units: dict[str, Array]
     is_local: dict[str, bool]
     latents: dict[str, Array]
-    score: dict[str, Array]
+    log_q: dict[str, Array]
 
 
 def compute(
