@@ -157,8 +157,9 @@ class Backend(Protocol):
         inside a `vmap`: there both are, and a derivative that is not finite in either poisons both.
         """
 
-    def loop(self, fn: Callable) -> Callable:
-        """A function that holds a `scan`, compiled whole where the framework can."""
+    def loop(self, fn: Callable, token: Any = None) -> Callable:
+        """A function that holds a `scan`, compiled whole where the framework can; `token` is that
+        of `compile`."""
 
     def run_steps(self, update: Callable) -> Callable:
         """(state, batches, indices | None, key, start) -> (state, metrics [steps, ...] in numpy).

@@ -24,7 +24,8 @@ from probgen.engine.target import (
     transitions,
     walk,
 )
-from probgen.errors import SaveError
+from probgen.errors import DeclarationError, SaveError
+from probgen.language.identity import identity
 from probgen.progress import bar
 from probgen.records import store
 from probgen.trees import tree_map
@@ -174,14 +175,14 @@ def draw_posterior(
         return sampler.draws(posterior, params, rows, key, token, progress_bar, pieces)
     b, n, total = posterior.bound.backend, sampler.num_chains, transitions(sampler)
     length = -(-total // NUM_PIECES)
-    made = _Compiled(posterior, sampler, length)
+    made = _Compiled(posterior, sampler, length, token)
     begin = b.fold_in(key, 0)
 
     def attempt(i: int) -> Start:
         return b.tree_map(b.to_numpy, made.attempt(params, rows, b.fold_in(begin, i)))
 
     start = find_start(posterior, attempt)
-    state = made.kernel.init(tree_map(b.asarray, start), params, rows)
+    state = made.begin(tree_map(b.asarray, start), params, rows)
     if pieces.state:
         state = _restored(b, state, pieces.state)
     with bar(total * n, wanted=progress_bar, unit="step") as shown:
@@ -210,15 +211,24 @@ def joined(pieces: Pieces, num_warmup: int) -> Chains:
 
 
 class _Compiled:
-    """The compiled functions of one posterior and sampler; holds no data."""
+    """The compiled functions of one posterior and sampler; holds no data. Where posterior and
+    sampler can be told by their content, what was compiled before is not even traced again."""
 
-    def __init__(self, posterior: Posterior, sampler: Sampler, length: int):
+    def __init__(self, posterior: Posterior, sampler: Sampler, length: int, token: Any):
         b = posterior.bound.backend
         self.posterior, self.target = posterior, posterior.target()
         self.num_chains, self.length = sampler.num_chains, length
         calls = transitions(sampler)
         self.kernel = judging(b, sampler.kernel(b, self.target, calls), calls)
-        self.attempt, self.piece = b.loop(self._attempt), b.loop(self._piece)
+        name = token and (token, _content(sampler), length)
+        self.attempt, self.begin, self.piece = (
+            b.loop(fn, name and name[1] and (*name, fn.__name__))
+            for fn in (self._attempt, self._begin, self._piece)
+        )
+
+    def _begin(self, x: Tree, params: Any, rows: Any) -> Any:
+        """The kernel's state at the starting points."""
+        return self.kernel.init(x, params, rows)
 
     def _attempt(self, params: Any, rows: Any, key: Any) -> Start:
         """Starting points, and whether they are good."""
@@ -248,6 +258,14 @@ class _Compiled:
             return state.x, {**density, **info}
 
         return walk(b, self.kernel, state, key, self.length, params, rows, keep=told)
+
+
+def _content(sampler: Sampler) -> str | None:
+    """What a sampler is; None where that cannot be told."""
+    try:
+        return identity(sampler, "sampler")
+    except DeclarationError:
+        return None
 
 
 def _restored(backend: Backend, state: Tree, arrays: Mapping[str, np.ndarray]) -> Tree:

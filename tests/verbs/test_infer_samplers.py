@@ -79,6 +79,13 @@ def test_every_sampler_gives_the_posterior_that_theory_says(b, name):
         assert "guide" in draws.attrs["note"]
 
 
+def test_what_was_compiled_for_a_sampler_serves_other_data_and_no_other_sampler(b):
+    draws = infer(b, METHODS["MALA"], {"y": Y + 1.0}).posterior.mu.values
+    assert_moments(draws[..., None], [MEAN + 7.0 / 8.0], np.array([[VARIANCE]]), "other data")
+    tiny = infer(b, Langevin({"mu": 1e-4}, metropolis=True, **LONG))
+    assert float(tiny.sample_stats.acceptance_rate.mean()) > 0.99
+
+
 @pytest.mark.parametrize("name", ["MALA", "Guide"])
 def test_killed_again_and_again_the_draws_are_those_of_one_run(b, name, tmp_path, monkeypatch):
     method = {"MALA": Langevin(0.1, 47, metropolis=True, num_warmup=9, thinning=3),

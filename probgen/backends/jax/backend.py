@@ -170,9 +170,9 @@ class JaxBackend:
 
     cond = staticmethod(jax.lax.cond)
 
-    def loop(self, fn: Callable) -> Callable:
+    def loop(self, fn: Callable, token: Any = None) -> Callable:
         """A function that holds a `scan`, compiled whole."""
-        return self.compile(fn)
+        return self.compile(fn, token=token)
 
     def run_steps(self, update: Callable) -> Callable:
         """A chunk of `update(state, batch, key)` as one jitted loop; see `probgen.engine.loop`.

@@ -227,7 +227,7 @@ class TorchBackend:
 
     cond = staticmethod(cond)
 
-    def loop(self, fn: Callable) -> Callable:
+    def loop(self, fn: Callable, token: Any = None) -> Callable:
         """A function that holds a `scan`: compiled whole on JAX, run as it is here, where the loop
         is Python's and its steps are what `compile` was given."""
         return fn
