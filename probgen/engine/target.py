@@ -213,15 +213,19 @@ def walk(
 def onward(
     backend: Backend, kernel: Kernel, state: Any, key: Any, num_steps: int, *args: Any
 ) -> Tree:
-    """The position after `num_steps` steps on, the same as that of `walk`."""
+    """The position after so many steps on, at least one: that of `walk`."""
     move = kernel.move
     if move is None:
         return walk(backend, kernel, state, key, num_steps, *args)[0].x
+    keys = backend.split(key, num_steps)
+    x = kernel.step(keys[0], state, *args)[0].x  # by the gradient that the state has
+    if num_steps == 1:
+        return x
 
     def step(x: Tree, k: Any) -> tuple[Tree, None]:
         return move(k, x, *args), None
 
-    return backend.scan(step, state.x, backend.split(key, num_steps))[0]
+    return backend.scan(step, x, keys[1:])[0]
 
 
 def acceptance(ops: Any, log_ratio: Array) -> Array:
