@@ -49,7 +49,7 @@ def chain_log_prob(model, x, u, lam):
 @pytest.mark.parametrize("kind", TYPES)
 def test_the_bound_is_its_closed_form_and_below_the_chain_s_density(b, kind):
     fitted, u, lam = exact_diffusion(4, steps=20, kind=kind)
-    x = draws(u, lam, 300)
+    x = draws(u, lam, 2000)
     out = measured(b, DenoisingELBO(num_draws=3), fitted, x)
     off = out["estimate"] - exact_bound(fitted.model, x, u, lam)
     assert abs(off.mean()) < 5 * off.std() / np.sqrt(len(x))
