@@ -119,8 +119,11 @@ class SupportCheck:
             found = {n: b.in_support(sites[n].fn, sites[n].value) for n in names}
             return {n: b.ops.where(ok, 1.0, 0.0) for n, ok in found.items() if ok is not None}
 
-        found = bound.summed(self.params, arrays, key=self.key, extra=inside)
-        return {n: b.to_numpy(v).max(axis=0) > 0 for n, v in found.extra.items()}
+        def run(params: Any, arrays: Mapping, key: Any) -> dict[str, Array]:
+            return bound.summed(params, arrays, key=key, extra=inside).extra
+
+        found = b.compile(run, num_calls=1)(self.params, arrays, self.key)
+        return {n: b.to_numpy(v).max(axis=0) > 0 for n, v in found.items()}
 
     def _compare(self, name: str, fn: Any, values: Array) -> None:
         b: Any = self.bound.backend

@@ -1,6 +1,6 @@
 """Supports by word, as `dist.Transformed`, `dist.Density` and `dist.ImproperUniform` name them.
 
-    real  positive  unit_interval  (low, high)      numbers, each by itself; one bound may be infinite
+    real  positive  unit_interval  (low, high)      numbers, each by itself; a bound may be infinite
     simplex  ordered_vector                         vectors
     corr_cholesky                                   factors of correlation matrices
     lower_cholesky  positive_definite               factors of covariance matrices, and those
