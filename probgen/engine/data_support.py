@@ -54,12 +54,12 @@ class SupportCheck:
         size = len(next(iter(batch.values()))) if others else 0
         for start in range(0, size, ROWS):
             part = {k: v[start : start + ROWS] for k, v in batch.items()}
-            run = self._trace(part)
             hidden = self._by_any_value(part, [n for n in others if n in observed])
-            for name in others:
-                if name in hidden:
-                    self._refuse(name, hidden[name], part[name])
-                    continue
+            for name, inside in hidden.items():
+                self._refuse(name, inside, part[name])
+            shown = [n for n in others if n not in hidden]
+            run = self._trace(part) if shown else {}
+            for name in shown:
                 value = part[name] if name in observed else run[name].value
                 self._compare(name, run[name].fn, value)
                 if name in at_edge:
