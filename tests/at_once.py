@@ -4,6 +4,7 @@ On JAX each operation outside of a compiled function is a program of its own, an
 hundred of these takes longer than the one that holds them all.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -23,3 +24,14 @@ def terms_of(b: Backend, trace: Callable, *args: Any, **options: Any) -> dict[st
         return {n: (s.value, s.log_prob) for n, s in trace(*args, **options).items()}
 
     return at_once(b, run)
+
+
+@dataclasses.dataclass(frozen=True)
+class Twice:
+    """A net at two batches, in one program."""
+
+    net: Any
+
+    def apply(self, params: Any, *xs: Any) -> tuple:
+        half = len(xs) // 2
+        return self.net.apply(params, *xs[:half]), self.net.apply(params, *xs[half:])

@@ -30,7 +30,7 @@ FLOWS = {
     "affine coupling": Flow(3, Coupling(SMALL, masks=("parity", "halves")), num_layers=3),
     "spline coupling": Flow(3, Coupling(SMALL, BINS), num_layers=2),
     "autoregressive": Flow(3, MaskedAutoregressive(MADE), num_layers=2),
-    "autoregressive splines": Flow(3, MaskedAutoregressive(MADE, BINS), num_layers=2),
+    "autoregressive splines": Flow(3, MaskedAutoregressive(MADE, BINS), num_layers=1),
     "inverse autoregressive": Flow(3, MaskedAutoregressive(MADE, fast="draws"), num_layers=2),
     "checkerboard": Flow((3, 2, 1), Coupling(CONV), num_layers=2),
     "channels": Flow((1, 2, 3), Coupling(SMALL, masks=("checkerboard", "parity")), num_layers=4),

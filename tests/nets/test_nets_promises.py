@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from at_once import at_once
 from fit_cases import assert_same_bits, leaves
 
 import probgen as pg
@@ -104,16 +105,20 @@ def test_without_data_a_weight_norm_is_the_layer_itself_and_a_unit_that_stays_is
 def test_a_residual_energy_starts_flat_from_its_first_batch(b):
     """Of every convolution the outputs there have mean 0 and standard deviation 1 / 5."""
     net, x = nets.ResidualEnergy((3, 4)), b.asarray(rng_images(16))
-    params = net.init(np.random.default_rng(0), (4, 4, 1), data=(x,))
-    seen = {}
 
-    def look(name, layer, h):
-        seen[name] = b.to_numpy(layer.apply(params[name], h))
-        return b.asarray(seen[name])
+    def run(x):
+        params, seen = net.init(np.random.default_rng(0), (4, 4, 1), data=(x,)), {}
+        params = tree_map(b.asarray, params)
 
-    params = tree_map(lambda v: b.asarray(b.to_numpy(v)), params)
-    assert tuple(net.apply(params, x).shape) == (16,) and net.out_shape((4, 4, 1)) == ()
-    net._run(look, x, residual_energy._half, activation("lipswish"), lambda h, skip: h + skip)
+        def look(name, layer, h):
+            seen[name] = layer.apply(params[name], h)
+            return seen[name]
+
+        net._run(look, x, residual_energy._half, activation("lipswish"), lambda h, skip: h + skip)
+        return net.apply(params, x), seen
+
+    energy, seen = at_once(b, run, x)
+    assert energy.shape == (16,) and net.out_shape((4, 4, 1)) == ()
     assert set(seen) == {
         "stem",
         *(f"block{i}_conv{j}" for i in (0, 1) for j in (0, 1)),
@@ -123,7 +128,7 @@ def test_a_residual_energy_starts_flat_from_its_first_batch(b):
         np.testing.assert_allclose(h.mean((0, 1, 2)), 0, atol=1e-5)
         np.testing.assert_allclose(h.std((0, 1, 2)), 0.2, rtol=1e-3)
     v = np.linspace(-8, 8, 1001, dtype=np.float32)
-    slope = np.gradient(b.to_numpy(activation("lipswish")(b.asarray(v))), v)
+    slope = np.gradient(at_once(b, activation("lipswish"), b.asarray(v)), v)
     assert np.abs(slope).max() <= 1.0
     with pytest.raises(DeclarationError, match="3 x 3 pixels to halve, expected even"):
         nets.ResidualEnergy((2, 2, 2)).init(np.random.default_rng(0), (6, 6, 1))

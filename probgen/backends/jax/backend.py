@@ -208,7 +208,7 @@ class JaxBackend:
             count = len(jax.tree.leaves(items)[0])
             longest = max(longest, count)
             if indices is not None:
-                indices = jnp.asarray(np.pad(indices, ((0, longest - count), (0, 0))))
+                indices = self.asarray(np.pad(indices, ((0, longest - count), (0, 0))))
             elif count < longest:
                 batches = {
                     k: jnp.pad(v, [(0, longest - count)] + [(0, 0)] * (v.ndim - 1))

@@ -35,7 +35,15 @@ def asarray(value: Any, like: Array | None = None) -> Array:
     if isinstance(value, np.ndarray | np.generic) and value.dtype.kind == "f" and like is not None:
         is_float = jnp.issubdtype(like.dtype, jnp.floating)
         return jnp.asarray(value, like.dtype if is_float else None)
-    return jnp.asarray(value)
+    return _held(value, None)
+
+
+def _held(value: Any, dtype: Any) -> Array:
+    """numpy is cast by numpy: taken in as it is, JAX compiles a program for each of its shapes."""
+    if type(value) is not np.ndarray:
+        return jnp.asarray(value) if dtype is None else jnp.asarray(value).astype(dtype)
+    kind = jax.dtypes.canonicalize_dtype(value.dtype if dtype is None else dtype)
+    return jnp.asarray(value.astype(kind, copy=False), kind)
 
 
 def _pull(*values: Any) -> list[Any]:
@@ -50,7 +58,7 @@ def _floating(x: Any) -> Array:
 
 
 def asarray_like(value: Any, like: Array) -> Array:
-    return jnp.asarray(value).astype(like.dtype)
+    return _held(value, like.dtype)
 
 
 def cast(x: Any, dtype: str) -> Array:
