@@ -69,8 +69,9 @@ def test_fit_reads_each_datum_with_its_input(fitted):
     assert abs(slope(fitted) - W) < 5 * error + 0.1
 
 
-@pytest.mark.parametrize("method", [None, *CHAINS])
-@pytest.mark.parametrize("shift", [SHIFT, -1.0])
+@pytest.mark.parametrize(
+    ("method", "shift"), [(None, SHIFT), (None, -1.0), ("mala", -1.0), ("hmc", SHIFT)]
+)
 def test_generate_draws_under_the_inputs_that_it_is_given(b, fitted, method, shift):
     """Half of the samples at x = 0, half at x = 10; the constant of the fit may be another."""
     x = np.where(np.arange(1000) % 2, 10.0, 0.0).astype(np.float32)

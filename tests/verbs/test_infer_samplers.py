@@ -1,4 +1,5 @@
 """One posterior by every sampler: exact where the sampler is, biased by what theory says where not.
+NUTS has `test_infer.py`.
 
 mu ~ N(0, 1), y_i ~ N(mu, 1), n data: mu | y ~ N(sum y / (1 + n), 1 / (1 + n)).
 """
@@ -36,7 +37,6 @@ def encoded(y):
 H = 0.05  # of a posterior with precision 8: a bias of 1 / (1 - 8 H / 2) = 25 %
 LONG = {"num_warmup": 50, "num_steps": 400, "num_chains": 20}
 METHODS = {
-    "NUTS": NUTS(num_warmup=100, num_samples=200, num_chains=2),
     "HMC": HMC(num_warmup=20, num_samples=300, num_chains=2, num_steps=3, step_size=0.3,
                adapt_step_size=False, adapt_mass_matrix=False),
     "MALA": Langevin({"mu": 0.15}, metropolis=True, **LONG),
