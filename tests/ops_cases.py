@@ -71,7 +71,7 @@ class Jax:
         return self.jax.jit(self.jax.grad(fn, argnums=argnums))
 
     def hessian(self, fn, x):
-        return self.jax.hessian(fn)(x)
+        return self.jax.jit(self.jax.hessian(fn))(x)
 
 
 LIBRARIES = [Torch, Jax]

@@ -8,6 +8,7 @@ would draw. `compile(over="rows")` and `minimise_rows` keep that law for whole f
 
 import numpy as np
 import pytest
+from at_once import terms_of
 from floats import float64
 
 import probgen as pg
@@ -97,8 +98,9 @@ def test_sites_of_a_program_draw_by_row(b, num_particles):
 
     def draws(ids):
         keys = b.row_keys(key, ids)
-        sites = bound.trace(params, {}, key=keys, num_particles=num_particles, batch_size=len(ids))
-        return {n: b.to_numpy(s.value) for n, s in sites.items()}
+        options = {"num_particles": num_particles, "batch_size": len(ids)}
+        sites = terms_of(b, bound.trace, params, {}, key=keys, **options)
+        return {n: value for n, (value, _) in sites.items()}
 
     whole = draws(IDS)
     lead = () if num_particles is None else (num_particles,)

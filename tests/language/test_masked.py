@@ -6,12 +6,13 @@ import pytest
 import probgen as pg
 from probgen import dist
 from probgen.errors import DataError
-from probgen.inference import ELBO, NUTS, SVI
+from probgen.inference import ELBO, NUTS, SVI, Langevin
 
 FILL = -999.0
 VALUES = np.linspace(1, 3, 8).astype("f")
 Y = np.ma.masked_equal(np.r_[VALUES, np.full(8, FILL)].astype("f"), FILL)
 METHOD = NUTS(num_warmup=200, num_samples=400, num_chains=1)
+SHORT = Langevin(0.01, num_steps=2, num_warmup=0, num_chains=1)
 
 
 @pg.model
@@ -35,9 +36,9 @@ def with_obs(y):
         pg.sample("y", dist.Normal(0, 1.0), obs=y)
 
 
-def run(model, data, backend, **options):
+def run(model, data, backend, method=METHOD, **options):
     options = {"seed": 0, "backend": backend, "progress_bar": False, **options}
-    return pg.infer(model, data, METHOD, **options)
+    return pg.infer(model, data, method, **options)
 
 
 def test_a_masked_array_is_refused_wherever_it_comes_in(backend_name):
@@ -54,16 +55,14 @@ def test_a_masked_array_is_refused_wherever_it_comes_in(backend_name):
             call()
 
 
-def test_the_way_that_the_message_names_infers_from_what_was_observed(backend_name):
+def test_the_way_that_the_message_names_infers_from_what_was_observed(backend):
     """mu | y ~ N(mean(y observed), 1/8) but for a prior of variance 10^4."""
     given = {"y": Y.filled(0.0)}
-    tree = run(
-        mean_of_observed, given, backend_name, inputs={"is_observed": ~np.ma.getmaskarray(Y)}
-    )
+    tree = run(mean_of_observed, given, backend, inputs={"is_observed": ~np.ma.getmaskarray(Y)})
     draws = tree.posterior["mu"].values
     # 400 draws are worth about 100 independent ones: five standard errors of the mean.
     assert abs(draws.mean() - VALUES.mean()) < 5 * np.sqrt(1 / 8) / np.sqrt(100)
 
 
-def test_a_mask_that_hides_nothing_is_no_reason_to_refuse(backend_name):
-    run(mean_of_all, {"y": np.ma.masked_equal(VALUES, FILL)}, backend_name)
+def test_a_mask_that_hides_nothing_is_no_reason_to_refuse(backend):
+    run(mean_of_all, {"y": np.ma.masked_equal(VALUES, FILL)}, backend, SHORT)

@@ -193,7 +193,7 @@ def arma(y):
 
 
 def test_an_arma_likelihood_is_numpys(b):
-    """Its moving average is an autoregression of infinite order: the errors are unrolled by hand."""
+    """Its moving average is an autoregression of infinite order: errors are unrolled by hand."""
     y = np.random.default_rng(4).normal(size=30).astype(np.float32)
     values = {"c": 0.2, "p": 0.5, "q": -0.4, "log_s": 0.1}
     bound, params = bind(arma, b, constants={"y": y}, whole=True)
