@@ -401,6 +401,15 @@ def _clip_by_moment(declaration: Any, grads: Any, moments: Any) -> Any:
     return jax.tree.map(lambda g, c: jnp.clip(g, -c, c), grads, tree_like(grads, high))
 
 
+def _at_zero(init: Callable, params: Any) -> Any:
+    """`init(params)`, all zeros: numpy's, since JAX compiles a program for zeros of each shape."""
+    leaves, traced = jax.tree.leaves(params), jax.core.Tracer
+    if not leaves or any(isinstance(x, traced) or not isinstance(x, jax.Array) for x in leaves):
+        return init(params)
+    form, device = jax.eval_shape(init, params), next(iter(leaves[0].devices()))
+    return jax.tree.map(lambda f: jax.device_put(np.zeros(f.shape, f.dtype), device), form)
+
+
 def _optimizer(declaration: optim.OptimizerDeclaration) -> Optimizer:
     parts = []
     if declaration.clip_norm is not None:
@@ -422,7 +431,7 @@ def _optimizer(declaration: optim.OptimizerDeclaration) -> Optimizer:
         return {
             "count": jnp.zeros(()),
             "step_scale": jnp.ones(()),
-            "moments": chain.init(params),
+            "moments": _at_zero(chain.init, params),
         }
 
     def update(grads: Any, state: dict, params: Any) -> tuple[Any, dict]:
