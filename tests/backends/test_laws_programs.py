@@ -22,6 +22,8 @@ from probgen import backends, dist, nets, ops
 from probgen.engine.bind import bind
 from probgen.engine.bound import Bound
 from probgen.models import EBM, VAE, Diffusion, Generator, NoiseSchedule, Tilted, likelihoods
+from probgen.models.flow import Coupling, Flow
+from probgen.models.gradient_flow import GradientFlowGenerator
 from probgen.trees import tree_items, tree_map
 
 BATCH = 3
@@ -371,6 +373,14 @@ FAMILIES = {
         Tilted(Generator(LATENT, nets.MLP(hidden=(7,), out=6), dist.Normal),
                nets.MLPEnergy(hidden=(8,))),
         {"x": REAL}, {"z": Z},
+    ),
+    "Flow, tilted": Family(
+        Tilted(Flow(6, Coupling(nets.MLP((5,))), num_layers=2), nets.MLPEnergy(hidden=(8,))), {"x": REAL}, {}
+    ),
+    "GradientFlowGenerator": Family(
+        GradientFlowGenerator(nets.MLPEnergy((4,)), dist.Normal(0, 1).expand([6]).to_event(1),
+                              num_steps=2, num_newton=1),
+        {"x": REAL}, {},
     ),
     "Tilted VAE on z": Family(
         Tilted(vae(dist.Bernoulli), nets.MLPEnergy(hidden=(8,)), on="z"), {"x": BINARY}, {"z": Z}

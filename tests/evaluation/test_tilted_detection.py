@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import probgen as pg
-from probgen import dist, nets
+from probgen import dist, evaluation, nets
 from probgen.errors import AlgorithmError
 from probgen.evaluation.detection import auroc, delong, delong_test
 from probgen.inference import ELBO, IWAE, SVI, UnnormalizedBound
@@ -94,6 +94,29 @@ def test_an_energy_that_knows_letters_tells_them_better_and_its_negative_worse(
     moved, _ = scores(tilted(vae, w, c + 50.0), WHOLE, sets, b)
     first, _ = scores(tilted(vae, w, c), WHOLE, sets, b)
     assert auroc(*moved) == pytest.approx(auroc(*first), abs=1e-3)  # ties of rounding alone
+
+
+def test_a_page_of_a_tilt_claims_differences_and_no_size(vae, sets, weight, b, tmp_path):
+    """Its tables against letters: how well they are told, in nats up to a constant."""
+    fitted = tilted(vae, *weight)
+    found, both = scores(fitted, WHOLE, sets, b)
+    parts = [
+        pg.Evaluation.from_values(
+            {WHOLE.name: {"estimate": both[WHOLE.name]["estimate"].values[rows]}},
+            units=both.units, larger_is_stranger={WHOLE.name: False},
+        )
+        for rows in (slice(NUM), slice(NUM, None))
+    ]  # fmt: skip
+    path = evaluation.report(
+        fitted, parts[0], {"letters": parts[1]}, path=tmp_path / "page.html", name="digits",
+        progress_bar=False,
+    )  # fmt: skip
+    text = path.read_text("utf-8")
+    assert "(300 against 300 digits): IWAE is better than chance." in text
+    assert f"{auroc(*found):.3f}" in text
+    for words in ("IWAE + constant", "nats + constant", "and the size says nothing"):
+        assert words in text
+    assert "bits per dim" not in text
 
 
 def test_a_tilt_of_decoder_means_prints_no_likelihood(vae, sets, weight, b):

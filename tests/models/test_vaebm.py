@@ -112,15 +112,15 @@ def test_without_energy_chains_keep_the_noise_and_the_released_ones_do_not(b):
     ends = {}
     for space in ("noise", Noise(as_released=True)):
         draws = pg.generate(
-            tilted(0.0), 2000, method=sampler, space=space, chunk_size=2000, return_chain=True,
+            tilted(0.0), 8000, method=sampler, space=space, chunk_size=8000, return_chain=True,
             seed=0, backend=b,
         )  # fmt: skip
         ends[space] = np.concatenate([draws.chain[n][-1] for n in NAMES], axis=-1)
     assert "without the Jacobian" in draws.note and "clamped to [-1, 1]" in draws.note
     exact, released = ends.values()
-    # The variance 1 / (1 - h / 2) = 1.026 of the unadjusted chain, five standard errors about it.
-    np.testing.assert_allclose(exact.mean(0), 0.0, atol=5 * 2000**-0.5)
-    np.testing.assert_allclose(exact.var(0), 1.026, atol=5 * (2 / 2000) ** 0.5)
+    # The variance of the unadjusted chain is 1 / (1 - h / 2) = 1.026; 4.4 standard errors each.
+    np.testing.assert_allclose(exact.mean(0), 0.0, atol=0.05)
+    np.testing.assert_allclose(exact.var(0), 1.026, atol=0.07)
     assert released.mean(0)[0] < -0.3
 
 
@@ -172,10 +172,10 @@ def test_a_quadratic_tilt_of_a_linear_vae_is_gaussian(b):
     v = 1.0 / (1.0 / (W**2 + S**2) + a)
     mean = v * B / (W**2 + S**2)
     x, z = draws["x"][:, 0], draws["z"][:, 0]
-    assert abs(x.mean() - mean) < 0.03 * v**0.5 and abs(x.var() / v - 1) < 0.04
+    assert abs(x.mean() - mean) < 0.03 * v**0.5 and abs(x.var() / v - 1) < 0.03
     slope = W / (W**2 + S**2)  # the posterior is the base's own: the tilt reads x alone
     rest = z - slope * (x - B)
-    assert abs(rest.mean()) < 0.03 and abs(rest.var() / (1 - slope * W) - 1) < 0.04
+    assert abs(rest.mean()) < 0.03 and abs(rest.var() / (1 - slope * W) - 1) < 0.03
 
 
 THETA = np.array([0.4, 0.3, -0.5])
