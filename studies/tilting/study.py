@@ -5,7 +5,8 @@
 The base is a VAE (VAEBM, arXiv:2010.00654) or a flow (exponential tilting, arXiv:2006.08100); the
 energy is learned with weighted draws of the base in place of chains, or by MALA. A study says what
 the tilt gains in held-out log-likelihood, and what samples are like: of the base, of the tilt by
-importance resampling (no chain to trust), and by chains that start at the base.
+importance resampling (no chain to trust), and by chains that start at the base. Beside it stands
+the cheap rival, a flow's own draws from noise of a smaller scale. Digits are in `digits`.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from probgen import dist, nets
 from probgen.evaluation.samples import count_modes
 from probgen.inference import (
     ELBO,
+    IWAE,
     SVI,
     EnergyMagnitude,
     ImportanceSampling,
@@ -52,6 +54,7 @@ class Settings:
         penalty: of the energies' squares.
         num_steps: of the chains in training; those that are judged take 30, and 300.
         step_size: h of MALA; eta of the papers is 2 h.
+        through: "sample" tilts draws of the base, "mean" the VAE's decoder means (V1).
         num_samples: that are judged.
     """
 
@@ -66,9 +69,11 @@ class Settings:
     penalty: NonNegative = 0.0
     num_steps: Many = 40
     step_size: Positive = 0.025
+    through: Literal["sample", "mean"] = "sample"
     num_samples: Many = 10_000
 
 
+TEMPERATURES = (0.7, 0.8, 0.9, 1.0)  # scales of the noise, of the rival
 STABLE = {"by": "chains", "learning_rate": 3e-4, "penalty": 0.02, "input_scale": 4.0}
 
 
@@ -125,7 +130,7 @@ def fit_tilt(
     )  # fmt: skip
     judged_by = mixture().sample(2000, seed=seed + 300).astype("float32")
     return pg.fit(
-        Tilted(base, energy), x, learn, num_steps=settings.tilt_steps,
+        Tilted(base, energy, through=settings.through), x, learn, num_steps=settings.tilt_steps,
         batch_size=settings.batch_size, validation=judged_by, eval_every=100, seed=seed,
         backend=backend, progress_bar=False,
     )  # fmt: skip
@@ -154,42 +159,72 @@ def energies(fitted: pg.Fitted, x: np.ndarray, backend: str) -> np.ndarray:
     return b.to_numpy(fitted.model.energy.apply(params, b.asarray(x))).astype(np.float64)
 
 
+def log_likelihood(base: pg.Fitted, x: np.ndarray, seed: int, backend: str) -> float:
+    """Mean of data under the base, nats: of a flow exact, of a VAE IWAE's bound of 200 draws."""
+    measure: Any = IWAE(200) if base.model.guide else ELBO()
+    table = pg.evaluate(base, x, [measure], seed=seed, backend=backend)
+    return float(table[measure.name]["estimate"].mean())
+
+
+def colder(base: pg.Fitted, scale: float) -> pg.Fitted:
+    """The same flow of noise N(0, scale^2 I): better samples, fewer kinds of them."""
+    noise = dist.Normal(0.0, scale).expand([2]).to_event(1)
+    model = dataclasses.replace(base.model, base=noise)
+    return pg.Fitted(model, base.params, shapes=base.shapes)
+
+
+def untilted(fitted: pg.Fitted) -> pg.Fitted:
+    """The tilted model with E = 0, of the same parameters."""
+    flat = nets.ScaledEnergy(fitted.model.energy, 0.0)
+    model = dataclasses.replace(fitted.model, energy=flat)
+    return pg.Fitted(model, fitted.params, shapes=fitted.shapes)
+
+
 def run(settings: Settings, seed: int = 0, backend: str = "jax") -> dict[str, Any]:
-    """One study: "gain", "share", and the quality of draws of the "base", "resampled", of "chains"
-    of 30 steps from the base and of "long chains" of 300.
+    """One study: "gain", "share", "log p" of the base and the tilt, and the quality of draws of the
+    "base", "resampled", of "chains" of 30 steps from the base, of "long chains" of 300, and of a
+    flow at each of `TEMPERATURES`.
 
     `gain` is nats of held-out log-likelihood over the base, -mean E - log Z, log Z and the share of
-    effective draws from 200,000 draws of the base.
+    effective draws from 200,000 draws of the base. Tilted means have no density: NaN, and their
+    base is the means.
     """
     x, held_out = (mixture().sample(20_000, seed=seed + s).astype("float32") for s in (100, 200))
     base = fit_base(settings, x, seed, backend)
     fitted = fit_tilt(settings, base, x, seed, backend)
-    log_z = log_partition(fitted, ImportanceSampling(200_000), seed=seed, backend=backend)
     options = {"seed": seed, "backend": backend, "chunk_size": 20_000}
-    draws = pg.generate(base, 10 * settings.num_samples, **options)["x"]
+    drawn = 10 * settings.num_samples
+    if settings.through == "mean":
+        draws = pg.generate(untilted(fitted), drawn, method=mala(settings, 1), **options)["x"]
+        gain = share = log_p = float("nan")
+    else:
+        draws = pg.generate(base, drawn, **options)["x"]
+        log_z = log_partition(fitted, ImportanceSampling(200_000), seed=seed, backend=backend)
+        gain = float(-energies(fitted, held_out, backend).mean() - log_z.estimate)
+        share, log_p = log_z.effective_share, log_likelihood(base, held_out[:5000], seed, backend)
     log_w = -energies(fitted, draws, backend)
     w = np.exp(log_w - log_w.max())
-    rng = np.random.default_rng(seed)
-    chosen = rng.choice(len(draws), settings.num_samples, p=w / w.sum())
+    chosen = np.random.default_rng(seed).choice(drawn, settings.num_samples, p=w / w.sum())
+    n = settings.num_samples
     short, long = (
-        pg.generate(fitted, settings.num_samples, method=mala(settings, n), **options)["x"]
-        for n in (30, 300)
+        pg.generate(fitted, n, method=mala(settings, k), **options)["x"] for k in (30, 300)
     )
+    scales = TEMPERATURES if settings.base == "flow" else ()
     return {
-        "gain": float(-energies(fitted, held_out, backend).mean() - log_z.estimate),
-        "share": log_z.effective_share,
-        "base": quality(draws[: settings.num_samples]),
-        "resampled": quality(draws[chosen]),
-        "chains": quality(short),
-        "long chains": quality(long),
+        "gain": gain, "share": share, "log p": {"base": log_p, "tilted": log_p + gain},
+        "base": quality(draws[:n]), "resampled": quality(draws[chosen]),
+        "chains": quality(short), "long chains": quality(long),
+        "temperatures": {t: quality(pg.generate(colder(base, t), n, **options)["x"])
+                         for t in scales},
         "fitted": fitted, "draws": draws, "ends": short,
     }  # fmt: skip
 
 
 def table(rows: list[dict[str, Any]], pilot: dict[str, dict[str, float]]) -> str:
     """Means over seeds and their spread, the pilot's single run beside them."""
-    names = ["gain", "share", *(f"{k}: {q}" for k in ("base", "resampled", "chains", "long chains")
-                                for q in ("high quality", "modes", "KL"))]  # fmt: skip
+    names = ["log p: base", "log p: tilted", "gain", "share", *(
+        f"{k}: {q}" for k in ("base", "resampled", "chains", "long chains")
+        for q in ("high quality", "modes", "KL"))]  # fmt: skip
     lines = [f"{'':<26}{'ours':>9}{'sd':>8}{'pilot':>9}"]
     for name in names:
         group, _, what = name.partition(": ")
@@ -199,4 +234,10 @@ def table(rows: list[dict[str, Any]], pilot: dict[str, dict[str, float]]) -> str
         said = known.get(what or group) if isinstance(known, dict) else known
         beside = "" if said is None else f"{said:9.3f}"
         lines.append(f"{name:<26}{np.mean(values):9.3f}{spread:8.3f}{beside:>9}")
+    for t in rows[0]["temperatures"]:
+        found = {
+            q: [r["temperatures"][t][q] for r in rows] for q in ("high quality", "modes", "KL")
+        }
+        said = ", ".join(f"{q} {np.mean(v):.3f}" for q, v in found.items())
+        lines.append(f"flow of noise of scale {t:g}: {said}")
     return "\n".join(lines)
