@@ -44,7 +44,7 @@ def test_an_energy_learns_the_density_that_the_base_lacks(b):
     learn = MaximumLikelihood(
         Langevin(step_size=0.1, num_steps=20), optimizer=pg.Adam(1e-3), init=PersistentChains()
     )
-    fitted = pg.fit(model, x, learn, num_steps=400, backend=b, **FAST)
+    fitted = pg.fit(model, x, learn, num_steps=250, backend=b, **{**FAST, "batch_size": 128})
     points, area = grid()
     log_p = log_joint(fitted, b, points)
     log_p -= math.log(np.exp(log_p).sum() * area)
