@@ -375,7 +375,8 @@ FAMILIES = {
         {"x": REAL}, {"z": Z},
     ),
     "Flow, tilted": Family(
-        Tilted(Flow(6, Coupling(nets.MLP((5,))), num_layers=2), nets.MLPEnergy(hidden=(8,))), {"x": REAL}, {}
+        Tilted(Flow(6, Coupling(nets.MLP((5,))), num_layers=2), nets.MLPEnergy(hidden=(8,))),
+        {"x": REAL}, {},
     ),
     "GradientFlowGenerator": Family(
         GradientFlowGenerator(nets.MLPEnergy((4,)), dist.Normal(0, 1).expand([6]).to_event(1),

@@ -158,6 +158,7 @@ def test_a_flow_has_no_law_to_infer_from(b):
             pg.sample("y", dist.Normal(m, 1.0))
 
     for method, words in ((GradientFlow(0.1), "modes; use Langevin"),
+                          (HMC(num_steps=2, preconditioner=2.0), "a preconditioner for pg.infer"),
                           (HMC(num_steps=2, jitter=0.1), "jitter=0.1 for pg.infer")):  # fmt: skip
         with pytest.raises(AlgorithmError, match=words):
             pg.infer(mean, {"y": np.ones(3, np.float32)}, method, seed=0, backend=b)
