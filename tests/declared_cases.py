@@ -9,6 +9,7 @@ from probgen.inference import ood
 from probgen.models import likelihoods
 from studies.likelihood_regret import study
 from studies.rbm import rbm
+from studies.self_adversarial_ebm import digits as self_adversarial_digits
 from studies.self_adversarial_ebm import study as self_adversarial
 
 NORMAL = dist.Normal(0.0, 1.0).expand([2]).to_event(1)
@@ -95,6 +96,7 @@ REGISTRY = [
     inference.likelihood.guide_terms.GuideTerms(2),
     # what evaluations are made from
     FITTED, evaluation.demo.Settings(), study.Settings(), self_adversarial.Settings(),
+    self_adversarial_digits.Settings(),
     evaluation.detection.Metric(), inference.Guide(),
     evaluation.samples.features.Features("raw", np.asarray),
     # what pages are made of

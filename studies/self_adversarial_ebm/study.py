@@ -18,30 +18,24 @@ from typing import Any
 import numpy as np
 
 import probgen as pg
-from probgen import dist, nets
 from probgen.backends import load
 from probgen.backends.protocol import Backend
 from probgen.engine.fitted import Fitted
 from probgen.engine.spaces import model_target
 from probgen.engine.target import Sampler, run_chain, transitions
 from probgen.errors import NonFiniteError
-from probgen.evaluation.figures import COLOURS
 from probgen.evaluation.samples import count_modes
 from probgen.inference import (
     ELBO,
     EnergyLogLikelihood,
-    EnergyMagnitude,
     Gaussian,
-    GradientFlow,
     Invertibility,
-    Langevin,
-    MaximumLikelihood,
     Quadrature,
     log_partition,
 )
 from probgen.language.declared import declaration
-from probgen.language.kinds import Count, Many, NonNegative, OpenShare, Positive, Width
-from probgen.models import GradientFlowGenerator
+from probgen.language.kinds import Many
+from studies.self_adversarial_ebm.training import Training, energies, learn, learn_by_likelihood
 
 ANGLES = np.arange(8) * np.pi / 4
 CENTRES = 2.0 * np.stack([np.cos(ANGLES), np.sin(ANGLES)], axis=1)
@@ -49,28 +43,14 @@ TRUTH = pg.data.gaussian_mixture()  # eight Gaussians on that circle, sd 0.2
 
 
 @declaration
-class Settings:
+class Settings(Training):
     """Sizes of the study. `quick()` is for tests of the functions, not for numbers.
 
     Args:
-        hidden: of the energy, an MLP with silu.
-        spread: standard deviation of the starts.
-        step_size, num_steps: eta and K.
-        num_updates, batch_size, learning_rate, ema_decay: of the fit, Adam with half a cosine.
-        penalty: alpha of alpha (mean E(x)^2 + mean E(x')^2).
         num_data, num_samples, num_held_out, long: how many; `long` further steps.
         grid: points a side of the quadrature of Z, over [-8, 8]^2.
     """
 
-    hidden: tuple[Width, ...] = (64, 64)
-    spread: Positive = 2.0
-    step_size: Positive = 0.05
-    num_steps: Many = 20
-    num_updates: Count = 2000
-    batch_size: Count = 256
-    learning_rate: Positive = 1e-3
-    ema_decay: OpenShare = 0.995
-    penalty: NonNegative = 1e-3
     num_data: Many = 20_000
     num_samples: Many = 5000
     num_held_out: Many = 2000
@@ -82,23 +62,6 @@ class Settings:
         """Seconds of work."""
         return cls((8,), num_steps=3, num_updates=4, batch_size=32, num_data=64, num_samples=64,
                    num_held_out=16, long=5, grid=21)  # fmt: skip
-
-    @property
-    def generator(self) -> GradientFlowGenerator:
-        """The map as a density; its `gibbs` is what is trained."""
-        start = dist.Normal(0.0, self.spread).expand([2]).to_event(1)
-        energy = nets.MLPEnergy(self.hidden)
-        return GradientFlowGenerator(energy, start, self.step_size, self.num_steps)
-
-    def sampler(self, noise: float, num_steps: int | None = None) -> Sampler:
-        """So many steps of eta with that noise."""
-        n = num_steps or self.num_steps
-        return Langevin(self.step_size, n, noise) if noise else GradientFlow(self.step_size, n)
-
-    @property
-    def full_noise(self) -> float:
-        """sqrt(2 eta), at which a chain's law is the density's."""
-        return math.sqrt(2.0 * self.step_size)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,6 +86,7 @@ class Run:
     """One energy, trained at one noise and seed.
 
     Attributes:
+        name: how it was trained.
         trained: the nominal law's fit, `generator` the map's.
         samples: of the chain that it was trained with; `quiet` without noise; `others` by name.
         log_q, log_gibbs, log_true: mean log densities of held-out data, nats; log_q is NaN where
@@ -131,7 +95,7 @@ class Run:
         energy_gap: mean E of data minus mean E of samples.
     """
 
-    noise: float
+    name: str
     seed: int
     trained: Fitted
     generator: Fitted
@@ -143,23 +107,6 @@ class Run:
     log_true: float
     sharpness: float
     energy_gap: float
-
-
-def learn(settings: Settings, noise: float, seed: int, backend: Backend) -> Fitted:
-    """The energy after all updates, its moving average."""
-    x = TRUTH.sample(settings.num_data, seed=1000 + seed)
-    optimizer = pg.Adam(
-        pg.CosineDecay(settings.learning_rate, settings.num_updates), b1=0.5, b2=0.9
-    )
-    penalties = (EnergyMagnitude(settings.penalty),) if settings.penalty else ()
-    learner = MaximumLikelihood(
-        settings.sampler(noise), optimizer=optimizer, regularizers=penalties, guard=None
-    )
-    return pg.fit(
-        settings.generator.gibbs, x, learner, num_steps=settings.num_updates,
-        batch_size=settings.batch_size, ema_decay=settings.ema_decay, seed=seed, backend=backend,
-        progress_bar=False,
-    )  # fmt: skip
 
 
 def onward(fitted: Fitted, x: np.ndarray, sampler: Sampler, seed: int, b: Backend) -> np.ndarray:
@@ -176,8 +123,9 @@ def onward(fitted: Fitted, x: np.ndarray, sampler: Sampler, seed: int, b: Backen
 
 
 def judge(
-    settings: Settings, trained: Fitted, noise: float, seed: int, b: Backend, *, others: bool
-) -> Run:
+    settings: Settings, trained: Fitted, noise: float, seed: int, b: Backend, *,
+    name: str, others: bool,
+) -> Run:  # fmt: skip
     """The laws of a trained energy, held against the data's; `others` also tries other chains."""
     generator = Fitted(settings.generator, trained.params, shapes=trained.shapes)
     held_out = TRUTH.sample(settings.num_held_out, seed=5000 + seed)
@@ -205,9 +153,9 @@ def judge(
         trained, Quadrature(settings.grid, extent=4.0), base=Gaussian(0.0, 2.0), seed=0, backend=b
     )
     gibbs = pg.evaluate(trained, held_out, [EnergyLogLikelihood(log_z)], seed=0, backend=b)
-    energy = {name: _energies(trained, x, b) for name, x in (("data", held_out), ("own", own))}
+    energy = {name: energies(trained, x, b) for name, x in (("data", held_out), ("own", own))}
     return Run(
-        noise, seed, trained, generator, Samples.of(own), Samples.of(quiet),
+        name, seed, trained, generator, Samples.of(own), Samples.of(quiet),
         {name: Samples.of(x) for name, x in found.items()},
         _mean_log_q(generator, held_out, b),
         float(gibbs[EnergyLogLikelihood(log_z).name]["estimate"].mean()),
@@ -226,22 +174,38 @@ def _mean_log_q(generator: Fitted, x: np.ndarray, b: Backend) -> float:
     return float(found[ELBO().name]["estimate"].mean())
 
 
-def _energies(fitted: Fitted, x: np.ndarray, b: Backend) -> np.ndarray:
-    params = b.tree_map(b.asarray, dict(fitted.params))["energy"]
-    return b.to_numpy(fitted.model.energy.apply(params, b.asarray(x)))  # type: ignore[attr-defined]
-
-
 def run(
     settings: Settings, noise: float = 0.0, seed: int = 0, backend: str = "jax", *,
     others: bool = False,
 ) -> Run:  # fmt: skip
-    """One energy, trained and judged.
+    """One energy, trained by chains and judged.
 
     Raises:
         NonFiniteError: the fit left the numbers, as with full noise it may.
     """
     b = load(backend, "cpu")
-    return judge(settings, learn(settings, noise, seed, b), noise, seed, b, others=others)
+    trained = learn(settings, _data(settings, seed), noise, seed, b)
+    name = f"sigma {noise:.3g}"
+    return judge(settings, trained, noise, seed, b, name=name, others=others)
+
+
+def run_by_likelihood(settings: Settings, seed: int = 0, backend: str = "jax") -> Run:
+    """The ablation: the same map, fitted by its own mean log q as any flow is, and judged."""
+    b = load(backend, "cpu")
+    trained = learn_by_likelihood(settings, _data(settings, seed), seed, b)
+    return judge(settings, trained, 0.0, seed, b, name="by log q", others=False)
+
+
+def _data(settings: Settings, seed: int) -> np.ndarray:
+    return TRUTH.sample(settings.num_data, seed=1000 + seed)
+
+
+def density(generator: Fitted, side: np.ndarray, backend: str = "jax") -> np.ndarray:
+    """q of the map [n, n] where both coordinates run along `side` [n]."""
+    grid = np.stack(np.meshgrid(side, side), -1).reshape(-1, 2).astype(np.float32)
+    b = load(backend, "cpu")
+    found = pg.evaluate(generator, grid, [ELBO()], seed=0, backend=b, chunk_size=len(grid))
+    return np.exp(found[ELBO().name]["estimate"].values).reshape(len(side), -1)
 
 
 def table(runs: list[Run]) -> str:
@@ -253,7 +217,7 @@ def table(runs: list[Run]) -> str:
     for r in runs:
         s, q = r.samples, r.quiet
         lines.append(
-            f"| sigma {r.noise:.3g}, seed {r.seed} | {s.good:.2f} / {q.good:.2f} | {s.covered} | "
+            f"| {r.name}, seed {r.seed} | {s.good:.2f} / {q.good:.2f} | {s.covered} | "
             f"{s.kl:.3f} | {r.log_q:.2f} | {r.log_gibbs:.2f} | {r.log_true:.2f} | "
             f"{r.sharpness:.2f} | {r.energy_gap:+.3f} |"
         )
@@ -262,28 +226,3 @@ def table(runs: list[Run]) -> str:
             for name, o in r.others.items()
         ]
     return "\n".join(lines)
-
-
-def figure(found: Run, settings: Settings, backend: str = "jax") -> Any:
-    """Data, samples of the map, and the two densities that one energy stands for."""
-    from matplotlib.figure import Figure
-
-    b, side = load(backend, "cpu"), np.linspace(-3.5, 3.5, 141)
-    grid = np.stack(np.meshgrid(side, side), -1).reshape(-1, 2).astype(np.float32)
-    log_q = pg.evaluate(found.generator, grid, [ELBO()], seed=0, backend=b, chunk_size=len(grid))
-    q = np.exp(log_q[ELBO().name]["estimate"].values)
-    p = np.exp(-_energies(found.trained, grid, b).astype(np.float64))
-    draws = pg.generate(
-        found.trained, 2000, method=settings.sampler(0.0), seed=0, chunk_size=2000, backend=b
-    )["x"]
-    drawn = Figure(figsize=(8.4, 2.3), layout="constrained")
-    panels = drawn.subplots(1, 4)
-    titles = ("data", "samples, $G(z)$", "density $q$ of $G(z)$", "nominal $e^{-E}/Z$")
-    for axes, title in zip(panels, titles, strict=True):
-        axes.set(title=title, xlim=(-3.5, 3.5), ylim=(-3.5, 3.5), xticks=[], yticks=[])
-        axes.set_aspect("equal")
-    for axes, x in zip(panels, (TRUTH.sample(2000, seed=0), draws), strict=False):
-        axes.scatter(*x.T, s=1.5, color=COLOURS["blue"], linewidths=0)
-    for axes, density in zip(panels[2:], (q, p), strict=True):
-        axes.pcolormesh(side, side, density.reshape(len(side), -1), cmap="Blues", rasterized=True)
-    return drawn
