@@ -41,6 +41,7 @@ class Settings(Training):
     num_steps: Many = 40
     num_updates: Count = 3000
     batch_size: Count = 100
+    learning_rate: Positive = 2e-3
     ema_decay: OpenShare = 0.99
     copies: Many = 10
     num_judged: Many = 100

@@ -25,7 +25,7 @@ from studies.self_adversarial_ebm.study import Settings, density, run, run_by_li
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "systems" / "self_adversarial_ebm.md"
 SEEDS = (0, 1, 2)
-BY_LIKELIHOOD = Settings(num_updates=600, batch_size=128)  # a step costs twenty of the others
+BY_LIKELIHOOD = Settings(num_updates=600, batch_size=128, learning_rate=3e-3)
 SIDE = np.linspace(-5.5, 5.5, 221)  # steps of 0.05
 
 
