@@ -1,11 +1,16 @@
-"""Keeps JAX's sums right on a CPU: reductions that jaxlib hands to YNNPACK are turned off.
+"""Keeps JAX right on a CPU: reductions by YNNPACK and programs out of order are turned off.
 
 Since jaxlib 0.10.2 XLA:CPU gives reductions to YNNPACK, whose threads overwrite each other's parts
 wherever a broadcast is summed, so one compiled call now and then returns another number; a matrix
 times a vector that is then reduced is wrong every time, and arrays of seven axes end the process
 (tensorflow issue 126812, jax issues 39103 and 40412; open in 0.11.0). 0.9.2 to 0.10.1 were tried
-and are free of it. The cure is a flag that XLA reads once, when JAX's client starts. So it stands
-in the environment from `import probgen` on, where child processes of every kind find it too.
+and are free of it. And where two batches of triangular systems are solved at once, as in the
+density of a mixture of Gaussians, each waits for a thread of a pool whose threads all wait: the
+program hangs for ever (seen on two cores with 0.10.2). In the order that needs least memory such
+pieces come one after the other.
+
+The cures are flags that XLA reads once, when JAX's client starts. So they stand in the environment
+from `import probgen` on, where child processes of every kind find them too.
 
 No framework is imported here; whether the flag came in time is asked of XLA, in `jax.probe`.
 """
@@ -24,6 +29,8 @@ from probgen.errors import UnsafeSums
 
 FLAG = "--xla_cpu_experimental_ynn_fusion_type"
 CURE = f"{FLAG}=-reduce"
+ORDER = "--xla_cpu_enable_concurrency_optimized_scheduler"
+IN_ORDER = f"{ORDER}=false"
 
 _FIRST_TOUCHED = (0, 10, 2)
 
@@ -38,12 +45,13 @@ def is_touched() -> bool:
 
 
 def protect(environment: MutableMapping[str, str] = os.environ) -> None:
-    """Adds the cure to XLA_FLAGS and keeps what stands there; XLA heeds the last word of a flag.
+    """Adds the cures to XLA_FLAGS and keeps what stands there; XLA heeds the last word of a flag.
 
-    A user who asked for YNNPACK's reductions by name keeps them (and is warned, see `warn`).
+    A user who asked for YNNPACK's reductions by name keeps them (and is warned, see `warn`), and so
+    does one who named an order.
     """
-    if not is_touched() or not is_known(FLAG):
-        return  # an unknown flag ends the process
+    if not is_touched():
+        return
     flags = environment.get("XLA_FLAGS", "")
     if flags.strip() and not flags.lstrip().startswith("-"):  # then it names a file of flags
         try:
@@ -52,8 +60,12 @@ def protect(environment: MutableMapping[str, str] = os.environ) -> None:
             return  # XLA will say so
     said = re.findall(rf"{FLAG}=(\S*)", flags)
     kinds = said[-1].split(",") if said else []
-    if not {"-reduce", "reduce", "+reduce"} & set(kinds):
-        environment["XLA_FLAGS"] = f"{flags} {CURE}".lstrip()
+    new = [] if {"-reduce", "reduce", "+reduce"} & set(kinds) else [CURE]
+    if ORDER not in flags:
+        new.append(IN_ORDER)
+    new = [each for each in new if is_known(each.partition("=")[0])]  # another ends the process
+    if new:
+        environment["XLA_FLAGS"] = " ".join([flags, *new]).lstrip()
 
 
 def is_known(flag: str) -> bool:

@@ -1,4 +1,4 @@
-"""JAX's sums on a CPU are right: a flag keeps jaxlib's racing reductions out, whoever starts JAX.
+"""JAX is right on a CPU, whoever starts it: flags keep racing reductions and hanging solves out.
 
 Each case is a process of its own, since XLA reads its flags once, when JAX's client starts.
 """
@@ -13,7 +13,7 @@ import compiling
 import pytest
 
 from probgen.backends import xla_flags
-from probgen.backends.xla_flags import CURE, FLAG
+from probgen.backends.xla_flags import CURE, FLAG, IN_ORDER, ORDER
 
 needs_jax = pytest.mark.skipif(
     not all(map(importlib.util.find_spec, ("jax", "numpyro", "optax"))), reason="jax not installed"
@@ -90,6 +90,31 @@ def test_a_sum_of_a_broadcast_has_one_result_for_minutes():
     stress(40.0)
 
 
+SOLVES = """
+import sys
+import probgen
+import jax, jax.numpy as jnp
+from jax.scipy.linalg import solve_triangular
+
+roots = jnp.broadcast_to(jnp.eye(20), (10, 20, 20))
+right = [jnp.full((10, 20, 1437), float(i + 1)) for i in range(2)]
+both = jax.jit(lambda r, xs: sum(jnp.sum(solve_triangular(r + i * r, x)) for i, x in enumerate(xs)))
+for _ in range(50):
+    found = float(both(roots, right))
+print(found)
+"""
+
+
+@needs_jax
+def test_two_batches_of_triangular_systems_do_not_wait_for_each_other():
+    """Without the flag they did for ever on two cores, at once. I x = 1 and 2 I x = 2."""
+    solves = start(SOLVES)
+    try:
+        assert float(solves.communicate(timeout=300)[0]) == 2 * 10 * 20 * 1437
+    finally:
+        solves.kill()
+
+
 @needs_jax
 @touched
 def test_the_flag_is_still_needed_by_this_jaxlib():
@@ -102,14 +127,15 @@ def test_the_flag_is_still_needed_by_this_jaxlib():
 @pytest.mark.parametrize(
     "flags, expected",
     [
-        ("", CURE),
-        ("--xla_cpu_multi_thread_eigen=false", f"--xla_cpu_multi_thread_eigen=false {CURE}"),
-        (f"{FLAG}=+dot", f"{FLAG}=+dot {CURE}"),
-        (f"{FLAG}=dot", f"{FLAG}=dot {CURE}"),
-        (CURE, CURE),
-        (f"{FLAG}=+dot,-reduce", f"{FLAG}=+dot,-reduce"),
-        (f"{FLAG}=dot,reduce", f"{FLAG}=dot,reduce"),
-        (f"{CURE} {FLAG}=reduce", f"{CURE} {FLAG}=reduce"),
+        ("", f"{CURE} {IN_ORDER}"),
+        ("--xla_cpu_a=false", f"--xla_cpu_a=false {CURE} {IN_ORDER}"),
+        (f"{FLAG}=+dot", f"{FLAG}=+dot {CURE} {IN_ORDER}"),
+        (f"{FLAG}=dot", f"{FLAG}=dot {CURE} {IN_ORDER}"),
+        (CURE, f"{CURE} {IN_ORDER}"),
+        (f"{FLAG}=+dot,-reduce", f"{FLAG}=+dot,-reduce {IN_ORDER}"),
+        (f"{FLAG}=dot,reduce", f"{FLAG}=dot,reduce {IN_ORDER}"),
+        (f"{CURE} {FLAG}=reduce", f"{CURE} {FLAG}=reduce {IN_ORDER}"),
+        (f"{ORDER}=true {CURE}", f"{ORDER}=true {CURE}"),
     ],
 )
 def test_what_a_user_has_in_xla_flags_is_kept(flags, expected, monkeypatch):
@@ -128,7 +154,7 @@ def test_a_file_of_flags_is_kept_too(tmp_path, monkeypatch):
     path.write_text("--xla_a=1\n--xla_b=2\n")
     environment = {"XLA_FLAGS": str(path)}
     xla_flags.protect(environment)
-    assert environment["XLA_FLAGS"] == f"--xla_a=1 --xla_b=2 {CURE}"
+    assert environment["XLA_FLAGS"] == f"--xla_a=1 --xla_b=2 {CURE} {IN_ORDER}"
 
 
 @pytest.mark.parametrize("version, known", [("0.10.1", True), ("0.9.2", True), ("0.12.0", False)])
