@@ -31,9 +31,10 @@ SIDE = np.linspace(-5.5, 5.5, 221)  # steps of 0.05
 
 @pytest.mark.filterwarnings("ignore:log_partition")  # so short a fit has its mass far out
 def test_the_page_runs_at_reduced_length():
-    """The declaration as it stands, of at most 40 lines, with few steps, data and samples."""
+    """The declaration as it stands, of at most 40 lines, with few steps, data and samples; and what
+    watches its map."""
     pytest.importorskip("torch")
-    (program,) = re.findall(r"^```python\n(.*?)^```", PAGE.read_text("utf-8"), re.S | re.M)
+    program, watching = re.findall(r"^```python\n(.*?)^```", PAGE.read_text("utf-8"), re.S | re.M)
     assert len(program.splitlines()) <= 40
     few = {
         "num_steps=2000": "num_steps=3, progress_bar=False", "20_000": "256", "(2000, ": "(50, ",
@@ -42,10 +43,12 @@ def test_the_page_runs_at_reduced_length():
     }  # fmt: skip
     for long, short in few.items():
         assert long in program
-        program = program.replace(long, short)
+        program, watching = program.replace(long, short), watching.replace(long, short)
     space: dict = {"__name__": "page", "backend": load("torch", "cpu", compile="live")}
     exec(compile(program, str(PAGE), "exec"), space)
     assert "no noise" in space["samples"].note and space["samples"]["x"].shape == (50, 2)
+    exec(compile(watching.replace("% 100", "% 3"), str(PAGE), "exec"), space)
+    assert 0 < space["watch"].curve[3] < 1
 
 
 @functools.cache
