@@ -150,7 +150,7 @@ def chains(bound: Bound, contrast: Contrast, sampler: Sampler, space: Any, init:
         return ops.mean(log_f), {"energy_samples": ops.mean(energy)}
 
     ends = f"of the ends of the chains: {sampler.cure()}"
-    note = f"{sampler.note()}{_place(space)}, started by init={init!r}{_learned(sampler, space)}"
+    note = f"{sampler.note()}{_place(space)}, started by init={init!r}{learned_of(sampler, space)}"
     return Negative(starts.own, draw, value, starts.renew, {"energy_samples": ends}, note)
 
 
@@ -160,15 +160,17 @@ def _place(space: Any) -> str:
     return f"; {space.note()}"
 
 
-def _learned(sampler: Any, space: Any) -> str:
+def learned_of(sampler: Any, space: Any) -> str:
     """What a fit then learns, where the ends of chains are not draws of the stated density."""
     heat = getattr(sampler, "temperature", 1.0)
     if heat == 1.0:
         return ""
-    times = f": minus its log is {heat:g} times that of the data" if space == "data" else ""
+    times = ""
+    if heat and space == "data":
+        times = f": on the whole real line minus its log is {heat:g} times that of the data"
     return (
         ". A fit brings the law of these chains to the data, not the stated density"
-        f"{times if heat else ''}; log Z and likelihoods are of the stated one"
+        f"{times}; log Z and likelihoods are of the stated one"
     )
 
 

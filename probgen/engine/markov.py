@@ -65,8 +65,8 @@ def chain_ends(
     """(params, batch, key, n) -> (sites' values at the ends, what was kept, statistics [n] past
     the warm-up, with whether a chain `diverged`, and ends `outside` the density's support).
 
-    A kernel that can move without its statistics has them taken of about every hundredth step, the
-    last one among them: of every step they cost as much as a twentieth of it.
+    Of 200 steps or more of a kernel that can move without its statistics they are taken of about
+    every hundredth step, the last one among them: of every step they cost a twentieth of it.
 
     Args:
         num_calls: how many steps there will be in all, for `compile`.
@@ -74,7 +74,7 @@ def chain_ends(
     """
     b, ops = backend, backend.ops
     kernel = sampler.kernel(b, target, num_calls)
-    if keep is None and kernel.move is not None:
+    if keep is None and kernel.move is not None and transitions(sampler) >= 2 * BLOCK:
         go = _lightly(b, sampler, kernel, num_calls)
     else:
         go = _fully(b, sampler, kernel, num_calls, keep)

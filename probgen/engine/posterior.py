@@ -307,11 +307,16 @@ class Posterior:
         )
 
     def token(self, params: Any, rows: Any, key: Any) -> Any:
-        """What identifies the posterior's computation at these shapes, for `backend.compile`."""
+        """What identifies the posterior's computation at these shapes, its gradient included, which
+        may have a rule of its own, for `backend.compile`."""
         b = self.bound.backend
-        return b.fingerprint(
-            lambda params, rows, key: self.point(params, rows, key=key), params, rows, key
-        )
+
+        def both(params: Any, rows: Any, key: Any) -> Any:
+            at = self.point(params, rows, key=key)
+            density = lambda free: self.point(params, rows, free).log_density  # noqa: E731
+            return at, b.grad(density)(at.free)
+
+        return b.fingerprint(both, params, rows, key)
 
     def map_draws(
         self, what: str, chains: Chains, params: Any, rows: Any, token: Any, chunk: int | None

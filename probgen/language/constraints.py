@@ -127,11 +127,11 @@ def constraint(support: Any) -> Constraint:
         return CONSTRAINTS["real"]
     if math.isinf(high):
         return Constraint(
-            "greater_than", 0, low, high, lambda x: ~(x <= low), lambda x: low + ops.ones_like(x)
+            "greater_than", 0, low, high, lambda x: ~(x < low), lambda x: low + ops.ones_like(x)
         )
     if math.isinf(low):
         return Constraint(
-            "less_than", 0, low, high, lambda x: ~(x >= high), lambda x: high - ops.ones_like(x)
+            "less_than", 0, low, high, lambda x: ~(x > high), lambda x: high - ops.ones_like(x)
         )
     return Constraint(
         "interval", 0, low, high, lambda x: ~((x < low) | (x > high)),

@@ -13,7 +13,7 @@ import probgen as pg
 from probgen import backends, dist, nets
 from probgen.backends.compiled_store import Store, programs
 from probgen.backends.protocol import Optimizer
-from probgen.inference import ELBO, HMC, SVI
+from probgen.inference import ELBO, HMC, SVI, Langevin
 
 ROUTE = {"torch": {"compile": "graph"}, "jax": {}}
 KNOWN = {"shift": 0.0}  # what the program closes over
@@ -252,3 +252,29 @@ def test_outside_a_trace_density_and_support_are_one_program_each():
         density, inside = law.log_prob(x), law.holds(x)
     assert len(seen.names) == 2 and bool(inside.all())
     np.testing.assert_allclose(density, stats.gamma(2.5, scale=1 / 1.5).logpdf(0.4), rtol=1e-5)
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("numpyro"), reason="needs JAX")
+def test_a_gradients_own_rule_and_the_names_of_sites_are_part_of_what_a_posterior_is():
+    """A notebook's cell is changed and run again: the same density, another rule of its gradient,
+    another name of what is deterministic."""
+    import jax
+
+    def drawn(factor, name):
+        f = jax.custom_vjp(lambda z: z)
+        f.defvjp(lambda z: (z, None), lambda _, g: (factor * g,))
+
+        @pg.model
+        def program():
+            z = pg.sample("z", dist.Normal(0.0, 1.0))
+            pg.deterministic(name, 2.0 * z)
+            with pg.data_plate():
+                pg.sample("x", dist.Normal(f(z), 1.0))
+
+        x = np.float32([3.0, 4.0])
+        method = Langevin(0.1, 3, num_chains=1)
+        return pg.infer(program, x, method, seed=0, backend="jax", progress_bar=False).posterior
+
+    first, other, renamed = drawn(1.0, "a"), drawn(-1.0, "a"), drawn(1.0, "b")
+    assert not np.allclose(first.z.values, other.z.values)
+    np.testing.assert_array_equal(first["a"].values, renamed["b"].values)

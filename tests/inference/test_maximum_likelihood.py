@@ -21,6 +21,7 @@ from probgen.inference import (
     SpectralPenalty,
 )
 from probgen.inference.learn.contrast import Contrast
+from probgen.inference.learn.negative import learned_of
 from probgen.inference.learn.regularizers import Seen
 from probgen.models import EBM
 from probgen.trees import tree_items, tree_like
@@ -259,6 +260,15 @@ def test_a_buffer_survives_a_kill_and_goes_on_with_the_fitted(b, tmp_path):
     old, new = (f.extras["buffer"]["ends"]["x"] for f in (whole, again))
     assert (old != new).any(1).sum() == 32 and int(again.extras["buffer"]["updates"]) == 6
     assert not are_same_bits(again.params, whole.params)
+
+
+def test_chains_of_two_temperatures_are_said_to_have_no_law_of_the_density():
+    """One number cannot say how hot they are; the sentence leaves it out."""
+    two = Langevin(0.1, noise_size={"x": 0.1, "y": 0.2})
+    said = learned_of(two, "data")
+    assert "not the stated density; log Z" in said and "times" not in said
+    assert "0.05 times" in learned_of(Langevin(0.1, noise_size=0.1), "data")
+    assert learned_of(Langevin(0.1), "data") == ""
 
 
 # ---- what tames an energy ----

@@ -90,12 +90,14 @@ _INLINE = _Program(lambda *_: [], [], None)
 
 
 def fingerprint(fn: Callable, *args: Any) -> str | None:
-    """What `fn` computes at these shapes, constants included; None where that cannot be told."""
-    closed = jax.make_jaxpr(fn)(*args)
+    """What `fn` computes at these shapes, constants and names of its outputs included; None where
+    that cannot be told. How it would be differentiated is not in it."""
+    closed, out = jax.make_jaxpr(fn, return_shape=True)(*args)
     mark = digest(closed.jaxpr)
     if mark is None:
         return None
-    whole = hashlib.sha256(f"{mark} {jax.tree.structure(args)}".encode())
+    forms = jax.tree.structure(args), jax.tree.structure(out)
+    whole = hashlib.sha256(f"{mark} {forms}".encode())
     for constant in closed.consts:
         whole.update(_array(constant))
     return whole.hexdigest()
