@@ -177,8 +177,10 @@ def _shares(
     after: list[str], names: tuple[str, ...],
 ) -> tuple[dict[str, Array], Array]:  # fmt: skip
     """(each site's share of the marginal, [T, paths, ...] log density of each moment)."""
-    weights: Any = sum(now[n] for n in names)  # which sum to one over all paths
-    before: Any = 0.0
+    weights: Any = sum(now[n] for n in names)
+    # One over all paths, unless moments are masked, of which each value counts one.
+    before = log_sum(ops, paths, weights[:, :-1])
+    before = ops.where(before == -math.inf, 0.0, before)
     shares: dict[str, Array] = {}
     is_last = np.arange(paths.length) == paths.length - 1
     for name in after:
@@ -199,9 +201,10 @@ def _shares(
 
 def _last(ops: Any, paths: Paths, value: Array) -> Array:
     """[C^2, ...] of what comes after the loop; NaN where it hangs on more than the last pair."""
+    value = 1.0 * value
     there, here = value[int(paths.alike[-1])], value[-1]
     is_near = (here == there) | (ops.abs(here - there) <= CLOSE * (1.0 + ops.abs(there)))
-    return ops.where(is_near, 1.0 * value[:-1], float("nan"))
+    return ops.where(is_near, value[:-1], float("nan"))
 
 
 def _mean_in_time(

@@ -129,19 +129,21 @@ def pairs_of(ops: Any, paths: Paths, x: Array) -> Array:
 def log_sum(ops: Any, paths: Paths, weights: Array) -> Array:
     """[...] log of the sum over all C^T paths, of log densities [T, C^2, ...]."""
     pairs = pairs_of(ops, paths, weights)
+    if paths.length == 1:
+        return log_sum_exp(ops, pairs[0][0])
 
     def step(alpha: Array, at: Array) -> tuple[Array, Array]:
-        new = _log_sum_exp(ops, alpha[:, None] + at)
+        new = log_sum_exp(ops, alpha[:, None] + at)
         top = ops.stop_gradient(ops.max(new, axis=0))
         top = ops.where(top == -math.inf, 0.0, top)
         return new - top, top  # near 0, where a float is exact
 
     # What stands before the first moment is no value of the latents: any row will do.
     alpha, tops = ops.scan(step, pairs[0][0], pairs[1:], paths.length - 1)
-    return _log_sum_exp(ops, alpha) + ops.sum(tops, axis=0)
+    return log_sum_exp(ops, alpha) + ops.sum(tops, axis=0)
 
 
-def _log_sum_exp(ops: Any, x: Array) -> Array:
+def log_sum_exp(ops: Any, x: Array) -> Array:
     """Over the first axis; where all is impossible the gradient is 0 and not NaN."""
     is_nothing = ops.max(ops.stop_gradient(x), axis=0) == -math.inf
     total = ops.logsumexp(ops.where(is_nothing, 0.0, x), axis=0)

@@ -9,7 +9,7 @@ import probgen as pg
 from probgen import dist, nets, ops
 from probgen.engine import messages
 from probgen.engine.bind import bind
-from probgen.engine.combinations import probabilities
+from probgen.engine.combinations import Choices, Table, probabilities
 from probgen.engine.explain import explain
 from probgen.engine.posterior import Posterior
 from probgen.errors import AlgorithmError
@@ -115,13 +115,14 @@ def test_the_program_of_a_sum_along_time_does_not_grow_with_it():
 @pg.model
 def left_to_right():
     """A first state before the loop, a move that is impossible, a plate and a factor in the step,
-    and data after it that hang on the last state."""
+    states that are masked at the end, and data after it that hang on the last state."""
     level = pg.net("level", nets.Parameter((2,)))()
     move = ops.asarray(np.float32([[0.7, 0.3], [0.0, 1.0]]))
 
-    def step(z, u):
+    def step(z, at):
+        u, is_there = at
         pg.factor("f", 0.2 * u * level[z])
-        z = pg.sample("z", dist.Categorical(probs=move[z]))
+        z = pg.sample("z", dist.Categorical(probs=move[z]).mask(is_there))
         with pg.plate("place", 2):
             pg.sample("x", dist.Normal(level[z] + u, 1.0))
         pg.deterministic("mean", level[z])
@@ -130,8 +131,10 @@ def left_to_right():
     with pg.data_plate():
         pg.sample("before", dist.Normal(level[0], 1.0))
         z = pg.sample("z0", dist.Categorical(probs=np.array([0.6, 0.4])))
-        last, _ = pg.scan("t", step, z, np.float32([0.1, -0.2, 0.3, 0.0, 0.5]))
+        xs = np.float32([0.1, -0.2, 0.3, 0.0, 0.5]), np.array([True] * 3 + [False] * 2)
+        last, _ = pg.scan("t", step, z, xs)
         pg.deterministic("twice", 2.0 * level[last])
+        pg.deterministic("is_one", last > 0)
         pg.sample("after", dist.Normal(level[last], 0.5))
 
 
@@ -144,7 +147,7 @@ def shown(b, bound, params, rows):
     found = bound.summed(params, rows, batch_size=N, is_told=True)
     probs = {n: probabilities(b, bound.structure, found, n) for n in ("z0", "z")}
     dens = {n: s.log_prob for n, s in found.sites.items() if s.log_prob is not None}
-    means = {n: found.sites[n].value for n in ("mean", "twice")}
+    means = {n: found.sites[n].value for n in ("mean", "twice", "is_one")}
     return b.ops.sum(sum(dens.values())), (dens, probs, means)
 
 
@@ -162,6 +165,18 @@ def test_messages_are_the_sum_over_all_paths(b, monkeypatch):
     assert flat[0].keys() == flat[1].keys() and len(flat[0]) > 9
     for name, want in flat[0].items():
         np.testing.assert_allclose(flat[1][name], want, rtol=1e-5, atol=1e-5, err_msg=name)
+
+
+def test_messages_of_one_moment_are_its_sum(b):
+    paths = messages.Paths(table_of_three(), np.zeros((10, 1), int))
+    weights = RNG.normal(size=(1, 9, 2)).astype("float32")
+    found = messages.log_sum(b.ops, paths, b.asarray(weights))
+    np.testing.assert_allclose(b.to_numpy(found), logsumexp(weights[0, ::3], axis=0), rtol=1e-6)
+
+
+def table_of_three():
+    values = np.arange(K)
+    return Table({"z": Choices(values, values[:, None], K, ())}, {"z": values})
 
 
 def leaves(b, tree, path=""):
