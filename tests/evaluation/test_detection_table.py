@@ -47,13 +47,14 @@ def table(measures):
 # --- who wins ----------------------------------------------------------------------------------
 
 
-def test_equally_good_measures_have_a_winner_in_at_most_5_of_100_tables():
+@pytest.mark.parametrize("num_measures, num_sets", [(2, 5), (4, 1)])
+def test_equally_good_measures_have_a_winner_in_at_most_5_of_100_tables(num_measures, num_sets):
     """Without Holm's correction two measures on five sets would have one in 1 - .95^5 = 23 %."""
     rng = np.random.default_rng(1)
-    names, sets = ("a", "b"), [f"s{i}" for i in range(5)]
+    names, sets = [f"m{i}" for i in range(num_measures)], [f"s{i}" for i in range(num_sets)]
     won, repeats = 0, 100
     for _ in range(repeats):
-        same = measures_of(rng, {each: (0.8,) * 5 for each in names}, sets)
+        same = measures_of(rng, {each: (0.8,) * num_sets for each in names}, sets)
         found = d.compare(same, num_resamples=100)
         won += any(each.winner for each in found.verdicts)
     assert won / repeats < 0.05 + 3 * np.sqrt(0.05 * 0.95 / repeats)

@@ -14,13 +14,16 @@ from probgen.inference.likelihood.bracket import bdmc
 FAST = AIS(30, num_chains=8, num_leapfrog=5)
 
 
-def check_bracket(out, exact):
+def check_bracket(out, exact, is_tight=True):
     """Below and above in expectation, to 4.5 standard errors; and both weights unbiased, E[p_hat] =
     p forward and E[1 / p_hat] = 1 / p reverse, which a sign or an order that is wrong breaks. With
-    few temperatures the tail that holds the mean is not seen, so that is asked at small gaps."""
+    few temperatures the tail that holds the mean is not seen, so that is asked where the bounds
+    are tight, which they must then be."""
     for off in (out.forward - exact, exact - out.reverse):
         assert off.mean() < 4.5 * off.std() / len(off) ** 0.5
-        if abs(off.mean()) < 0.2:
+        print("OFF", off.mean(), off.std())
+        if is_tight:
+            assert abs(off.mean()) < 0.2
             within(np.exp(off), 1.0)
     return out.mean("gap")[0]
 
@@ -35,10 +38,10 @@ def test_bounds_lie_on_either_side_of_the_truth(b):
 def test_gap_closes_with_the_number_of_temperatures(b):
     """Probabilistic PCA of 16 values, 4 latents, noise 0.3, 8 chains. The gap falls as 1 / T."""
     gaps = []
-    for num_steps in (30, 300):
+    for num_steps in (30, 450):
         method = AIS(num_steps, num_chains=8, num_leapfrog=2, num_pilot_steps=50)
         out = bdmc(ppca(), 60, method, seed=0, backend=b, progress_bar=False)
-        gaps.append(check_bracket(out, ppca_exact(out.data["x"])))
+        gaps.append(check_bracket(out, ppca_exact(out.data["x"]), is_tight=num_steps == 450))
     assert gaps[0] > 2.0 and -0.05 < gaps[1] < gaps[0] / 8, gaps
 
 
@@ -49,7 +52,7 @@ def test_gap_falls_at_each_number_of_temperatures(b):
     for num_steps in (30, 100, 300, 1000):
         method = AIS(num_steps, num_chains=8, num_leapfrog=5)
         out = bdmc(ppca(), 200, method, seed=1, backend=b, chunk_size=200)
-        gaps.append(check_bracket(out, ppca_exact(out.data["x"])))
+        gaps.append(check_bracket(out, ppca_exact(out.data["x"]), is_tight=num_steps >= 300))
     assert gaps == sorted(gaps, reverse=True) and gaps[-1] < 0.1, gaps
 
 

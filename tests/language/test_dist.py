@@ -1,7 +1,8 @@
 """Distributions: every class of the table against scipy, on both backends.
 
-Law: for the declared arguments, supports hold the same points on both backends, and moments of
-draws are scipy's within 5 s.e. `test_dist_edges.py` holds the log densities of the same cases.
+Law: for the declared arguments, log densities are scipy's, supports hold the same points on both
+backends, and moments of draws are scipy's within 5 s.e. The arguments are numbers of the program
+here; in `test_dist_edges.py` they are its arguments, with gradients.
 """
 
 import inspect
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import scipy.special as sp
 import scipy.stats as st
-from at_once import at_once
+from at_once import at_once, terms_of
 from dist_cases import CASES, DISCRETE_INDEX, JAX_ONLY, SIMPLEX, TORCH_ONLY
 
 import probgen as pg
@@ -55,23 +56,28 @@ SEEN: dict[tuple, dict] = {}
 
 
 def seen(b, name):
-    """`NUM_DRAWS` draws and whether they, and `PROBES`, lie in the support: one program on JAX."""
+    """`NUM_DRAWS` draws, their log densities, whether they and `PROBES` lie in the support; and the
+    log densities of the case's values: one program on JAX."""
     if (b.name, name) in SEEN:
         return SEEN[b.name, name]
     case, is_discrete = CASES[name], []
     count = NUM_DRAWS if case.moments is not None else 200
 
-    def run(key, probes):
+    def run(key, probes, values):
         program = program_of(Family(name)(**case.arguments))
         site = b.trace(program, {}, key=key, batch_size=count)["x"]
+        given = b.trace(program, {}, values={"x": values}, batch_size=len(case.values))["x"]
         is_discrete.append(b.is_discrete(site.fn))
         return {
             "draws": site.value,
+            "log_prob_of_draws": site.log_prob,
+            "log_prob": given.log_prob,
             "inside": b.in_support(site.fn, site.value),
             "probes": None if case.event_ndim else b.in_support(site.fn, probes)[:, 0],
         }
 
-    found = at_once(b, run, b.key(7), b.asarray(PROBES.astype(np.float32)[:, None]))
+    values = b.asarray(case.values, "int32" if name in DISCRETE_INDEX else "float32")
+    found = at_once(b, run, b.key(7), b.asarray(PROBES.astype(np.float32)[:, None]), values)
     return SEEN.setdefault((b.name, name), {**found, "is_discrete": is_discrete[0]})
 
 
@@ -89,8 +95,14 @@ def test_moments_of_draws_are_those_of_scipy(backend, name):
 
 @pytest.mark.parametrize("name", [n for n, c in CASES.items() if n != "Delta"])
 def test_draws_lie_in_the_support(backend, name):
-    """Where, as `test_dist_edges.py` holds, the density is scipy's."""
-    assert seen(backend, name)["inside"].all()
+    found = seen(backend, name)
+    assert found["inside"].all() and np.isfinite(found["log_prob_of_draws"]).all()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_log_densities_are_scipys_for_arguments_written_as_numbers(backend, name):
+    case, got = CASES[name], seen(backend, name)["log_prob"]
+    np.testing.assert_allclose(got, case.log_prob(case.values), rtol=2e-5, atol=2e-5)
 
 
 @pytest.mark.parametrize("name", [n for n, c in CASES.items() if c.event_ndim == 0])
@@ -147,6 +159,9 @@ def test_a_distribution_of_one_backend_runs_there_and_is_refused_by_the_other(ba
     if backend.name == home:
         bound, _ = bind(pg.model(program_of(declared)), backend)
         assert list(bound.structure.sites) == ["x"]
+        drawn = {"key": backend.key(0), "batch_size": 4}
+        value, log_prob = terms_of(backend, backend.trace, program_of(declared), {}, **drawn)["x"]
+        assert value.shape[0] == 4 and np.isfinite(value).all() and np.isfinite(log_prob).all()
         return
     with pytest.raises(BackendError, match=rf'dist\.{name}.*only.*backend="{home}"'):
         backend.trace(program_of(declared), {}, key=backend.key(0), batch_size=4)

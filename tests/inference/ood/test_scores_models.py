@@ -249,7 +249,10 @@ def test_a_reference_that_cannot_serve_is_refused(b):
 
 def test_chunks_change_no_number(b):
     case = Hierarchy()
-    plain = [Resultant(draws(9, seed=2), 3, num_components=2, image_shape=(3, 1))]
+    plain = [
+        LikelihoodRatio(linear(OTHER, width=1.4), 6),
+        Resultant(draws(9, seed=2), 3, num_components=2, image_shape=(3, 1)),
+    ]
     steps = HierarchyRatio(1, 2, 2, "sample", particles_at_once=1)
     for fitted, x, scores in ((linear(), draws(7), plain), (case.fitted(), case.draws(7), [steps])):
         whole, parts = (evaluate(fitted, x, scores, b, chunk_size=size) for size in (7, 3))

@@ -37,7 +37,7 @@ SCORES = [
     BiasCorrected(num_particles=PARTICLES), GradientNorm(REFERENCE),
     GradientNorm(REFERENCE, "density", data_at_once=4), GradientNorm(method="norm", nets="guide"),
 ]  # fmt: skip
-MADE_OF = [*PARTS, SCORES[4], SCORES[-2]]
+MADE_OF = [*PARTS, SCORES[4], *SCORES[-4:]]
 
 
 @pytest.fixture(scope="module")

@@ -149,13 +149,15 @@ def test_several_searches_tell_the_error_that_one_cannot(b):
     assert np.sqrt((found["scoring_error"] ** 2).mean()) < 0.7 * off.std(ddof=1)
 
 
-def test_one_search_claims_no_error_and_is_the_first_of_several(b):
+@pytest.mark.parametrize("search", ["posterior", "guide"])
+def test_one_search_claims_no_error_and_is_the_first_of_several(b, search):
     model = PPCA()
     x, fitted = model.draw(6), model.fitted(shift=0.4)
-    options = dict(search="posterior", num_steps=10, num_draws=20, optimizer=pg.Adam(5e-2))
+    options = dict(search=search, num_steps=10, num_draws=20, optimizer=pg.Adam(5e-2))
     one = scored(b, fitted, x, LikelihoodRegret(**options))
     two = scored(b, fitted, x, LikelihoodRegret(num_searches=2, **options))
     assert "standard_error" not in one and (one["scoring_error"] > 0).all()
+    assert (two["standard_error"] > 1e-6).all()
     # The mean of two and its error give both back, up to their order.
     each = [two["estimate"] + sign * two["standard_error"] for sign in (1, -1)]
     np.testing.assert_allclose(

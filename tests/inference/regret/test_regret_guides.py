@@ -8,6 +8,7 @@ import math
 
 import numpy as np
 import pytest
+from floats import float64
 from regret_cases import PPCA
 
 import probgen as pg
@@ -124,6 +125,18 @@ def test_a_hierarchy_is_searched_at_every_level(b, search):
     measure = LikelihoodRegret(search, num_steps=150, num_draws=20, optimizer=pg.Adam(3e-2))
     found = scored(b, fitted, x, measure)
     assert found["estimate"].min() > 0 and found["estimate"].mean() > 5
+
+
+def test_no_cut_of_the_data_changes_the_regret_of_a_hierarchy(b):
+    """Each datum has its own noise at every level: to 1e-9 in float64."""
+    x = np.random.default_rng(1).normal(size=(6, 5))
+    fitted = fitted_of(b, hierarchy(), x.astype(np.float32))
+    measure = LikelihoodRegret("posterior", num_steps=5, num_draws=4, optimizer=pg.Adam(3e-2))
+    with float64(b):
+        whole, parts = (scored(b, fitted, x, measure, chunk_size=size) for size in (100, 4))
+    assert np.ptp(whole["elbo_before"]) > 0.1 and np.abs(whole["estimate"]).min() > 1e-3
+    for name, values in whole.items():
+        np.testing.assert_allclose(parts[name], values, rtol=1e-9, atol=1e-9, err_msg=name)
 
 
 # ---- what is refused ----------------------------------------------------------------------------
