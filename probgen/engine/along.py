@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
+import operator
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -24,14 +25,14 @@ from probgen.engine.combinations import (
     site_of,
 )
 from probgen.engine.messages import (
-    CLOSE,
     Paths,
     at_moment,
+    densities_told,
     log_sum,
     pairs_of,
     paths_of,
-    told_by_pairs,
     values_along,
+    values_told,
 )
 from probgen.engine.structure import Structure
 from probgen.language.program import moments
@@ -56,11 +57,12 @@ def along(
     """
     ops, paths = b.ops, paths_of(structure, names, who)
     given = {n: values_along(b, structure, n, paths, num_rows) for n in names}
-    ran = _run_along(b, structure, names, run, given, who)
-    now, densities, kinds, after = ran.now, ran.densities, ran.kinds, ran.after
+    ran = _run_along(b, structure, names, run, given, who, paths)
+    is_markov, now, densities, kinds, after = (
+        ran.is_markov, ran.now, ran.densities, ran.kinds, ran.after,
+    )  # fmt: skip
     inside = [n for n in kinds if structure.sites[n].scan == structure.sites[names[0]].scan]
     shares, weights = _shares(ops, paths, now, densities, after, names)
-    weights, is_markov = told_by_pairs(ops, paths, weights)
     shares = {n: ops.where(is_markov, v, float("nan")) for n, v in shares.items()}
 
     @functools.cache
@@ -123,6 +125,7 @@ class _Ran(NamedTuple):
         densities: [paths, ...] by site; kinds: (is_local, kind) by site, in order.
         values: [paths, ...] of the other sites; extra: what else the run gave.
         after: names from the loop's first on.
+        is_markov: [...] whether each density knows of the moment before alone, where it is asked.
     """
 
     now: dict[str, Array]
@@ -131,11 +134,12 @@ class _Ran(NamedTuple):
     values: dict[str, Array]
     extra: Any
     after: list[str]
+    is_markov: Any
 
 
 def _run_along(
     b: Backend, structure: Structure, names: tuple[str, ...], run: Run, given: dict[str, Array],
-    who: str,
+    who: str, paths: Paths | None = None,
 ) -> _Ran:  # fmt: skip
     ops, loop = b.ops, structure.sites[names[0]].scan
     kinds: dict[str, tuple[bool, str]] = {}
@@ -157,14 +161,20 @@ def _run_along(
     order = list(kinds)
     first = next(i for i, n in enumerate(order) if structure.sites[n].scan == loop)
     after = order[first:]
+    # Each by itself, and of each datum: beside the sum of all a difference may be small.
+    at_end = [densities[n][None] for n in after if n in densities and n not in now]
+    in_time = [moved(v, 1, 0) for v in now.values()]
+    told = [densities_told(ops, paths, x) for x in (*in_time, *at_end) if paths is not None]
     if structure.sites[names[0]].is_local:
         check_order(names[0], [n for n in after if n in densities], kinds, who)
     else:  # of all data together
+        told = [ops.all(x) for x in told]
         now = {n: _summed(ops, v, 2) for n, v in now.items()}
         densities |= {n: _summed(ops, densities[n], 1) for n in after if n in densities}
         kinds |= {n: (False, kinds[n][1]) for n in after}
     now = {n: moved(v, 1, 0) for n, v in now.items()}
-    return _Ran(now, densities, kinds, values, extra, after)
+    is_markov = functools.reduce(operator.and_, told, True)
+    return _Ran(now, densities, kinds, values, extra, after, is_markov)
 
 
 def _summed(ops: Any, x: Array, ndim: int) -> Array:
@@ -176,7 +186,7 @@ def _shares(
     ops: Any, paths: Paths, now: Mapping[str, Array], densities: Mapping[str, Array],
     after: list[str], names: tuple[str, ...],
 ) -> tuple[dict[str, Array], Array]:  # fmt: skip
-    """(each site's share of the marginal, [T, paths, ...] log density of each moment)."""
+    """(each site's share of the marginal, [T, C^2, ...] log density of each moment)."""
     weights: Any = sum(now[n] for n in names)
     # One over all paths, unless moments are masked, of which each value counts one.
     before = log_sum(ops, paths, weights[:, :-1])
@@ -196,15 +206,13 @@ def _shares(
         # What has density 0 keeps it, where a difference of infinities would be NaN.
         shares[name] = ops.where(total == -math.inf, total, total - before)
         before = total
-    return shares, weights
+    return shares, weights[:, :-1]
 
 
 def _last(ops: Any, paths: Paths, value: Array) -> Array:
     """[C^2, ...] of what comes after the loop; NaN where it hangs on more than the last pair."""
     value = 1.0 * value
-    there, here = value[int(paths.alike[-1])], value[-1]
-    is_near = (here == there) | (ops.abs(here - there) <= CLOSE * (1.0 + ops.abs(there)))
-    return ops.where(is_near, value[:-1], float("nan"))
+    return ops.where(values_told(ops, paths, value[None]), value[:-1], float("nan"))
 
 
 def _mean_in_time(
@@ -217,8 +225,8 @@ def _mean_in_time(
     depth = len(structure.plate_shape(name, rows))
     # Of what has no axes of the plates the time comes first (`language.series`).
     lead = depth if len(site.shape) > depth and site.shape[depth] == paths.length else 0
-    in_time, is_known = told_by_pairs(ops, paths, 1.0 * moved(value, 1 + lead, 0))
-    in_time = ops.where(is_known, in_time, float("nan"))
+    in_time = 1.0 * moved(value, 1 + lead, 0)
+    in_time = ops.where(values_told(ops, paths, in_time), in_time[:, :-1], float("nan"))
     one = lambda v, p: mean_of(ops, structure, name, v, p, is_local)  # noqa: E731
     return moved(b.vmap(one)(in_time, pairs), 0, lead)
 

@@ -31,7 +31,7 @@ from probgen.errors import AlgorithmError
 from probgen.language.series import moved
 
 Array = Any
-CLOSE = 1e-3  # of densities that are one, by two paths of a program
+CLOSE = 1e-3  # of densities that are one, by two paths of a program; nats
 
 
 def in_loops(structure: Structure, names: tuple[str, ...]) -> tuple[str, ...]:
@@ -150,11 +150,30 @@ def log_sum_exp(ops: Any, x: Array) -> Array:
     return ops.where(is_nothing, -math.inf, total)
 
 
-def told_by_pairs(ops: Any, paths: Paths, x: Array) -> tuple[Array, Array]:
-    """([T, C^2, ...], [...] whether the path at random has at each moment what its pair has)."""
+def densities_told(ops: Any, paths: Paths, x: Array) -> Array:
+    """[...] whether the path at random has the log density of its pairs; see `_at_random`."""
+    here, there = _at_random(ops, paths, x)
+    return _all_near(ops, here, there, CLOSE + 1e-5 * ops.abs(there))
+
+
+def values_told(ops: Any, paths: Paths, x: Array) -> Array:
+    """[...] the same of values, which have a unit: near is what is so beside their spread."""
+    here, there = _at_random(ops, paths, x)
+    spread = ops.max(x, axis=1) - ops.min(x, axis=1)
+    spread = ops.where(ops.isfinite(spread), spread, 0.0)
+    return _all_near(ops, here, there, CLOSE * spread + 1e-6 * ops.abs(there))
+
+
+def _at_random(ops: Any, paths: Paths, x: Array) -> tuple[Array, Array]:
+    """What the path at random has, and what the path of its pair has, of [T or 1, C^2 + 1, ...]:
+    at all moments, or at the last alone."""
     flat = ops.reshape(x, (-1, *x.shape[2:]))
-    index = np.arange(paths.length) * x.shape[1] + paths.alike
-    there, here = flat[index], x[:, -1]
-    # Equal first: of two infinities the difference would be NaN, which is near nothing.
-    is_near = (here == there) | (ops.abs(here - there) <= CLOSE * (1.0 + ops.abs(there)))
-    return x[:, :-1], ops.all(is_near | ops.isnan(here) | ops.isnan(there), axis=0)
+    index = np.arange(x.shape[0]) * x.shape[1] + paths.alike[-x.shape[0] :]
+    return x[:, -1], flat[index]
+
+
+def _all_near(ops: Any, here: Array, there: Array, within: Array) -> Array:
+    # Equal first: of two infinities the difference would be NaN, which is near nothing. Less than,
+    # since infinity is far from a number.
+    is_near = (here == there) | (ops.abs(here - there) < within)
+    return ops.all(is_near | ops.isnan(here) | ops.isnan(there), axis=0)

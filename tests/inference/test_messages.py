@@ -174,6 +174,19 @@ def test_messages_of_one_moment_are_its_sum(b):
     np.testing.assert_allclose(b.to_numpy(found), logsumexp(weights[0, ::3], axis=0), rtol=1e-6)
 
 
+def test_what_pairs_tell_of_values_has_no_unit(b):
+    """How often a state was taken, in millionths, hangs on all the past; the state beside a large
+    number does not."""
+    states = np.array([[0] * 6, [0, 1] * 3, [1, 0] * 3, [1] * 6, [1, 1, 0, 1, 0, 0]])
+    values = np.arange(2)
+    table = Table({"z": Choices(values, values[:, None], 2, ())}, {"z": values})
+    paths, far = messages.Paths(table, states), np.float32(1e5 + states)
+    far[-1] = np.nextafter(far[-1], np.inf)  # rounded otherwise
+    for x, want in ((1e-6 * np.cumsum(states, axis=1), False), (far, True)):
+        found = messages.values_told(b.ops, paths, b.asarray(np.float32(x.T)))
+        assert bool(found) == want
+
+
 def table_of_three():
     values = np.arange(K)
     return Table({"z": Choices(values, values[:, None], K, ())}, {"z": values})
@@ -298,7 +311,8 @@ def test_baum_and_welchs_em_climbs_the_likelihood_of_long_series(b):
 
 
 def test_a_loop_of_longer_memory_is_refused_in_words(b):
-    """Each state hangs on the two before it: messages of pairs are not its likelihood."""
+    """Each state hangs on the two before it: messages of pairs are not its likelihood. Also where
+    data far away have densities beside which those of the states are small."""
 
     @pg.model
     def second_order():
@@ -312,7 +326,7 @@ def test_a_loop_of_longer_memory_is_refused_in_words(b):
         with pg.data_plate():
             pg.scan("t", step, (0.0, 0.0), length=14)
 
-    rows = put(b, {"x": X[:, :14]})
+    rows = put(b, {"x": 300.0 * X[:, :14]})
     bound, params = bind(second_order, b, data={"x": X[:1, :14]})
     log_p = lambda p, r: bound.trace(p, r)["x"].log_prob  # noqa: E731
     assert np.isnan(
