@@ -172,7 +172,9 @@ def mean_of(
 ) -> Array:
     """sum_c p(c | x) value(c), of values [C, *plates, *rest] where the data have an axis."""
     if p.ndim == 1:
-        return ops.einsum("c,c...->...", p, 1.0 * value)
+        # What is told beside an impossible value may be no number, and has no weight.
+        is_nothing = ops.reshape(p, (-1, *(1,) * (value.ndim - 1))) == 0
+        return ops.einsum("c,c...->...", p, ops.where(is_nothing, 0.0, 1.0 * value))
     if not is_local or p.ndim > 2:  # no data, or particles, of whom nothing asks for it
         # Of all data together the sums over single latents give no mean: where it hangs on them
         # there is no number.

@@ -37,7 +37,7 @@ from probgen.engine.combinations import (
     site_of,
     table_of,
 )
-from probgen.engine.messages import in_loops, paths_of, values_along
+from probgen.engine.messages import in_loops, log_sum_exp, paths_of, values_along
 from probgen.engine.structure import Structure
 from probgen.errors import AlgorithmError
 from probgen.trees import tree_map
@@ -135,7 +135,12 @@ def _around(
             return _as_one(b, found.sites, extra, dict(found.probs), is_told)
         return found.sites, {"extra": extra, "probs": found.probs}
 
-    found = _averaged(b, structure, _over(b, structure, rest, inner, num_rows, who))
+    # Latents after the loop tell of its states, so that what it computes has a mean over them too.
+    order = list(structure.sites)
+    loop = structure.sites[looped[0]].scan
+    first = next(i for i, n in enumerate(order) if structure.sites[n].scan == loop)
+    found = _over(b, structure, rest, inner, num_rows, who, averaged=order[first:])
+    found = _averaged(b, structure, found)
     return found._replace(**found.extra)
 
 
@@ -162,9 +167,13 @@ def _as_one(
 
 def _over(
     b: Backend, structure: Structure, names: tuple[str, ...], run: Run, num_rows: int | None,
-    who: str,
+    who: str, averaged: Collection[str] = (),
 ) -> Summed:  # fmt: skip
-    """`summed`, over latents that are all local or all shared."""
+    """`summed`, over latents that are all local or all shared.
+
+    Args:
+        averaged: sites before the latents whose computed values hang on them nevertheless.
+    """
     table = table_of(structure, names, who)
     given = {n: on_rows(b, structure, n, table, num_rows) for n in names}
     kinds: dict[str, tuple[bool, str]] = {}
@@ -184,7 +193,7 @@ def _over(
     alone = {n: v[0] for n, v in densities.items() if n not in after}
     known, out = {**alone, **shares}, {}
     for name in (n for n in kinds if n not in names):
-        is_mean = name in after and kinds[name][1] == "deterministic"
+        is_mean = (name in after or name in averaged) and kinds[name][1] == "deterministic"
         p = b.ops.softmax(weights, axis=0) if is_mean else None
         out[name] = site_of(b, structure, name, kinds[name], values[name], known.get(name), p)
     return Summed(out, weights, table, extra)
@@ -239,7 +248,7 @@ def _shares(
         weights = densities[name] if weights is None else weights + densities[name]
         # Values of latents that come later are counted in each sum, until the latent's own share,
         # which is dropped, takes them out again.
-        total = ops.logsumexp(weights, axis=0)
+        total = log_sum_exp(ops, weights)
         if name not in names:
             # What has density 0 keeps it, where a difference of infinities would be NaN.
             shares[name] = ops.where(total == -math.inf, total, total - before)

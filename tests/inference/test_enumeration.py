@@ -217,12 +217,14 @@ COUNTS = np.float32([1, 0, 1, 5, 6, 4])
 
 @pg.model
 def change():
-    """A rate that changes at a moment which all data share; each datum may be a dud."""
+    """A rate that changes at a moment of all data, for two not at the first; each may be a dud."""
     rates = pg.sample("rates", dist.Exponential(np.ones(2)).to_event(1))
     tau = pg.sample("tau", dist.Categorical(logits=np.zeros(6)))
     with pg.data_plate():
         dud = pg.sample("dud", dist.Bernoulli(0.1))
         rate = ops.where(ops.asarray(np.arange(6)) < tau, rates[0], rates[1])
+        never = (ops.asarray(np.arange(6)) > 3) & (tau == 0)
+        pg.factor("known", ops.where(never, -np.inf, 0.0))
         pg.sample("y", dist.Poisson(ops.where(dud > 0, 9.0, rate)))
 
 
@@ -231,8 +233,14 @@ def test_a_moment_that_all_data_share_is_summed_over_all_of_them(b):
     posterior = Posterior(bound, 6)
     u = np.float32([0.2, 1.1])
     rates = np.exp(u)
-    point = b.compile(lambda rows, u: posterior.point(params, rows, {"rates": u}))
-    point = point({"y": b.asarray(COUNTS)}, b.asarray(u))
+
+    def log_density(u, rows):
+        point = posterior.point(params, rows, {"rates": u})
+        return point.log_density, point
+
+    run = b.compile(b.value_and_grad(log_density, has_aux=True))
+    (_, point), slope = run(b.asarray(u), {"y": b.asarray(COUNTS)})
+    assert np.isfinite(b.to_numpy(slope)).all()
     joint, duds, by_datum = np.zeros(6), np.zeros((6, 6)), np.zeros((6, 6))
     for tau in range(6):
         rate = np.where(np.arange(6) < tau, *rates)
@@ -241,6 +249,7 @@ def test_a_moment_that_all_data_share_is_summed_over_all_of_them(b):
         joint[tau] = logsumexp(each, axis=0).sum() - np.log(6)
         by_datum[tau] = logsumexp(each, axis=0)
         duds[tau] = np.exp(each[1] - logsumexp(each, axis=0))
+    joint[0] = -np.inf
     wanted = logsumexp(joint) + (-rates).sum() + u.sum()
     np.testing.assert_allclose(b.to_numpy(point.log_density), wanted, rtol=1e-5)
     without = logsumexp(joint[:, None] - by_datum, axis=0)  # each datum left out

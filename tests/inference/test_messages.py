@@ -216,9 +216,10 @@ def regime(p):
 
 @pg.model
 def shared():
-    """All data in one state, and a number after the loop of its last one."""
+    """All data in one state, and after the loop a coin by its last one, and a number by that."""
     last, _ = pg.scan("t", regime(0.3), 0.0, length=6)
-    pg.sample("after", dist.Normal(last, 1.0))
+    coin = pg.sample("coin", dist.Bernoulli(probs=0.05 + 0.9 * last))
+    pg.sample("after", dist.Normal(4.0 * coin, 1.0))
 
 
 @pg.model
@@ -234,8 +235,8 @@ def mixed():
 @pytest.mark.parametrize("model", [shared, mixed])
 def test_a_posterior_of_what_is_left_is_that_of_all_paths(b, monkeypatch, model):
     """Also where data lie outside of the support that some states give them."""
-    x = np.float32([[0.95, 0.3, 0.99, 1.6, 0.92, 0.2], [1.0, 0.2, 0.97, 1.1, 0.95, 0.4]])
-    rows, free = {"x": x, "after": np.float32(0.4)}, {"level": np.float32([0.9, 0.1])}
+    x = np.float32([[0.95, 0.3, 0.99, 1.6, 0.92, 0.97], [1.0, 0.2, 0.97, 1.1, 0.95, 0.98]])
+    rows, free = {"x": x, "after": np.float32(2.5)}, {"level": np.float32([0.9, 0.1])}
     bound, params = bind(model, b, data=rows, whole=True)
     posterior, found = Posterior(bound, 2), []
     for most in (messages.MOST, 20):
