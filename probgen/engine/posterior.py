@@ -307,16 +307,11 @@ class Posterior:
         )
 
     def token(self, params: Any, rows: Any, key: Any) -> Any:
-        """What identifies the posterior's computation at these shapes, its gradient included, which
-        may have a rule of its own, for `backend.compile`."""
+        """What identifies the posterior's computation at these shapes, for `backend.compile`."""
         b = self.bound.backend
-
-        def both(params: Any, rows: Any, key: Any) -> Any:
-            at = self.point(params, rows, key=key)
-            density = lambda free: self.point(params, rows, free).log_density  # noqa: E731
-            return at, b.grad(density)(at.free)
-
-        return b.fingerprint(both, params, rows, key)
+        return b.fingerprint(
+            lambda params, rows, key: self.point(params, rows, key=key), params, rows, key
+        )
 
     def map_draws(
         self, what: str, chains: Chains, params: Any, rows: Any, token: Any, chunk: int | None
@@ -335,9 +330,11 @@ class Posterior:
         flat = {n: v.reshape(-1, *v.shape[2:]) for n, v in chains.free.items()}
         total = lead[0] * lead[1]
         if chunk is None:
-            # The data's size stands for what a program makes of them on the way.
+            # The data's size stands for what a program makes of them on the way to what is asked.
             size = sum(int(np.prod(v.shape[1:])) for v in flat.values())
-            size += sum(int(np.prod(np.shape(v))) for v in tree_leaves(rows))
+            kinds = {site.kind for site in self.bound.structure.sites.values()}
+            if what != "values" or "deterministic" in kinds:
+                size += sum(int(np.prod(np.shape(v))) for v in tree_leaves(rows))
             chunk = max(1, CHUNK_ELEMENTS // max(size, 1))
         if chunk < 1:
             raise AlgorithmError(f"infer: got chunk_size={chunk}, expected at least 1.")

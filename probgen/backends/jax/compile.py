@@ -90,10 +90,10 @@ _INLINE = _Program(lambda *_: [], [], None)
 
 
 def fingerprint(fn: Callable, *args: Any) -> str | None:
-    """What `fn` computes at these shapes, constants and names of its outputs included; None where
-    that cannot be told. How it would be differentiated is not in it."""
+    """What `fn` computes at these shapes, and its derivatives, constants and names of its outputs
+    included; None where that cannot be told, as of a rule of differentiation of a user's own."""
     closed, out = jax.make_jaxpr(fn, return_shape=True)(*args)
-    mark = digest(closed.jaxpr)
+    mark = digest(closed.jaxpr, derivatives=True)
     if mark is None:
         return None
     forms = jax.tree.structure(args), jax.tree.structure(out)
@@ -103,13 +103,14 @@ def fingerprint(fn: Callable, *args: Any) -> str | None:
     return whole.hexdigest()
 
 
-def digest(jaxpr: core.Jaxpr) -> str | None:
+def digest(jaxpr: core.Jaxpr, derivatives: bool = False) -> str | None:
     """A hash of all that a traced computation does, whatever the values of its constants.
 
-    None where it calls back to Python, has effects, or a part of it cannot be told in words.
+    None where it calls back to Python, has effects, or a part of it cannot be told in words; with
+    `derivatives` also where a function has a rule of its own that is not of an installed library.
     """
     try:
-        return _Digest().of(jaxpr).hex()
+        return _Digest(derivatives).of(jaxpr).hex()
     except _Unknown:
         return None
 
@@ -121,8 +122,9 @@ class _Unknown(Exception):
 class _Digest:
     """One walk; a computation that stands at several places is gone through once."""
 
-    def __init__(self) -> None:
+    def __init__(self, derivatives: bool) -> None:
         self.done: dict[int, bytes] = {}
+        self.derivatives = derivatives
 
     def of(self, jaxpr: core.Jaxpr) -> bytes:
         if id(jaxpr) in self.done:
@@ -145,6 +147,10 @@ class _Digest:
 
         new([*jaxpr.constvars, *jaxpr.invars])
         for eqn in jaxpr.eqns:
+            if self.derivatives and "call_jaxpr" in eqn.params and _RULES & eqn.params.keys():
+                whose = eqn.params["call_jaxpr"].jaxpr.debug_info.func_filename
+                if "site-packages" not in (whose or ""):
+                    raise _Unknown
             digest.update(f"\n{eqn.primitive.name} ".encode())
             self.part(eqn.ctx, digest)
             read(eqn.invars)

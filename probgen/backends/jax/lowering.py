@@ -260,6 +260,8 @@ def _log_prob(fn: Any, value: Any) -> Any:
     NumPyro's order of the Bernoulli's terms costs a seventh more than
     x l - max(l, 0) - log(1 + e^-|l|).
     """
+    if type(fn) is numpyro_dist.BernoulliLogits:
+        return _bernoulli_logits(value, fn.logits)
     ndim = fn.reinterpreted_batch_ndims if type(fn) is numpyro_dist.Independent else 0
     density, names = _ELEMENTWISE.get(type(fn.base_dist), (None, ())) if ndim else (None, ())
     if density is None:
