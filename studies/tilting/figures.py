@@ -23,16 +23,16 @@ def plane(found: dict[str, Any], settings: Settings, seed: int, backend: str) ->
     figure = Figure(figsize=(9.2, 6.4), layout="constrained")
     top, middle, bottom = figure.subfigures(3, 1, height_ratios=(1.25, 1.0, 1.05))
     sets = {
-        "data": mixture().sample(3000, seed=1), "base": found["draws"][:3000], "energy": None,
-        "tilted, 30 steps": found["ends"][:3000],
+        "data": mixture().sample(2000, seed=1), "base": found["draws"][:2000], "energy": None,
+        "tilted, 30 steps": found["ends"][:2000],
     }  # fmt: skip
     for axes, (title, x) in zip(top.subplots(1, 4), sets.items(), strict=True):
         _cloud(axes, x, title)
         if x is None:
             _levels(axes, found["fitted"], backend)
     for axes, k in zip(middle.subplots(1, len(STEPS)), STEPS, strict=True):
-        x = pg.generate(found["fitted"], 1500, method=mala(settings, k), seed=seed,
-                        backend=backend, chunk_size=1500)["x"]  # fmt: skip
+        x = pg.generate(found["fitted"], 1000, method=mala(settings, k), seed=seed,
+                        backend=backend, chunk_size=1000)["x"]  # fmt: skip
         _cloud(axes, x, f"{k:,} step" + ("s" if k > 1 else ""))
     _training(bottom.subplots(1, 3), found["fitted"])
     return figure
@@ -42,8 +42,8 @@ def pictures(found: dict[str, Any], settings: digits.Settings, seed: int, backen
     """Digits held out, of the VAE and of the tilt; ten chains along the way; training."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9.2, 5.0), layout="constrained")
-    top, bottom = figure.subfigures(2, 1, height_ratios=(1.25, 1.0))
+    figure = Figure(figsize=(9.2, 4.4), layout="constrained")
+    top, bottom = figure.subfigures(2, 1, height_ratios=(1.1, 1.0))
     *sets, chains = top.subplots(1, 4, width_ratios=(1, 1, 1, 1.2))
     shown = {"digits held out": "held out", "VAE": "draws", "tilted VAE": "ends"}
     for axes, (title, name) in zip(sets, shown.items(), strict=True):

@@ -65,7 +65,7 @@ def study(title, settings, backend):
 
 def keep(figure, name, tmp_path):
     folder = Path(os.environ.get("FIGURES", tmp_path))
-    figure.savefig(folder / f"{name}.png", dpi=90)
+    figure.savefig(folder / f"{name}.png", dpi=80)
     assert (folder / f"{name}.png").stat().st_size < 200_000
 
 
@@ -90,11 +90,11 @@ def test_vaebm_by_chains():
 
 
 def better_than_a_colder_flow(rows, good, kl):
-    """At no more KL than the tilt's, no scale of the flow's noise has as many good samples."""
+    """At no scale of its noise has the flow as many good samples as the tilt, nor as small a KL."""
     for scale in rows[0]["temperatures"]:
         found = [r["temperatures"][scale] for r in rows]
-        if np.mean([f["KL"] for f in found]) <= kl:
-            assert np.mean([f["high quality"] for f in found]) < good
+        assert np.mean([f["high quality"] for f in found]) < good
+        assert np.mean([f["KL"] for f in found]) > kl
 
 
 FLOW = {"base": "flow"}
@@ -122,18 +122,18 @@ def test_exponential_tilting_by_chains():
 
 
 def test_vaebm_on_torch_at_a_shorter_length():
-    """A quarter of the updates, one seed: the same direction."""
-    found = run(Settings(base_steps=1000, tilt_steps=600), 0, "torch")
-    print(f"\nvaebm on torch, 1,000 and 600 updates\n{table([found], {})}")
+    """One seed: the same direction, from about 1,500 updates of the energy on."""
+    found = run(Settings(base_steps=1000, tilt_steps=2500), 0, "torch")
+    print(f"\nvaebm on torch, 1,000 and 2,500 updates\n{table([found], {})}")
     assert found["gain"] >= 0.3
     better = [found[k]["high quality"] for k in ("base", "resampled")]
     assert better[1] >= better[0] + 0.05
 
 
 def test_exponential_tilting_on_torch_at_a_shorter_length():
-    """The same of the flow."""
-    found = run(Settings(**FLOW, base_steps=1000, tilt_steps=600), 0, "torch")
-    print(f"\nexponential_tilting on torch, 1,000 and 600 updates\n{table([found], {})}")
+    """The same of the flow, whose energy is flat for a thousand updates."""
+    found = run(Settings(**FLOW, base_steps=1000, tilt_steps=1800), 0, "torch")
+    print(f"\nexponential_tilting on torch, 1,000 and 1,800 updates\n{table([found], {})}")
     assert found["gain"] >= 0.2
     better = [found[k]["high quality"] for k in ("base", "resampled")]
     assert better[1] >= better[0] + 0.05
