@@ -45,7 +45,8 @@ class ExactGaussian:
         pg.fit(ppca, x, EM(ExactGaussian()), batch_size=None, num_steps=100, seed=0)
 
     Raises (by `EM`):
-        AlgorithmError: discrete latents; a log density that is not quadratic.
+        AlgorithmError: discrete latents; a support that is not the real line; a log density that
+            is not quadratic.
     """
 
 
@@ -62,6 +63,14 @@ class GaussianPosterior:
                 "datum; use EM(Enumerate()), or chains, under which these are summed out."
             )
         self.names = model_target(bound, "latent").names
+        bounded = {n: bound.structure.sites[n].mass for n in self.names}
+        bounded = {n: words for n, words in bounded.items() if not words.startswith("real")}
+        if bounded:
+            raise AlgorithmError(
+                f"EM(ExactGaussian()): latents of {bound.model.name!r} have the support {bounded}, "
+                "expected the real line, as in a linear-Gaussian model: Normal latents, which "
+                "enter the mean of Normal data linearly; use chains, EM(Langevin(...))."
+            )
         self.shapes = {n: bound.structure.sites[n].event_shape for n in self.names}
         self.size = sum(math.prod(s) for s in self.shapes.values())
         self.run = bound.backend.compile(partial(self.posterior, bound), num_calls=bound.num_steps)
@@ -129,9 +138,11 @@ class GaussianPosterior:
         slopes = b.vmap(lambda e: b.grad(joint)(ops.broadcast_to(e, (n, d))))(places)
         precision = ops.transpose(slopes[:1] - slopes[1:-1], (1, 2, 0))  # [n, d, d]
         expected = slopes[0] - ops.einsum("nij,j->ni", precision, places[-1])
-        scale = ops.max(ops.abs(slopes[0] - slopes[-1])) + 1e-30
-        off = ops.max(ops.abs(slopes[-1] - expected)) / scale
-        return slopes[0], precision, off
+        # Of each number of each datum: beside the change that P makes, rounding aside.
+        change = ops.einsum("nij,j->ni", ops.abs(precision), ops.abs(places[-1]))
+        rounding = 1e-4 * ops.max(ops.abs(slopes), axis=0)
+        off = ops.abs(slopes[-1] - expected) / (change + rounding + 1e-30)
+        return slopes[0], precision, ops.max(off)
 
     def _by_site(self, bound: Bound, z: Array) -> dict[str, Array]:
         """[..., d] as values by site."""

@@ -17,6 +17,7 @@ from probgen.backends.protocol import Array, Key
 from probgen.data.checks import on_device
 from probgen.engine.bound import Bound
 from probgen.engine.data_types import cure
+from probgen.engine.messages import in_loops
 from probgen.errors import SupportError
 
 ROWS = 256  # data per run of the model where it must be run
@@ -108,22 +109,27 @@ class SupportCheck:
 
     def _by_any_value(self, rows: Mapping[str, Any], names: list[str]) -> dict[str, np.ndarray]:
         """Of sites whose support may hang on discrete latents that are summed out: whether each
-        datum lies inside by some value of theirs."""
+        datum lies inside by some value of theirs; along a long loop, whether it has a density."""
         bound, b = self.bound, self.bound.backend
         names = [n for n in names if n not in (self._fixed or {})]
         if not (bound.enumerated and names):
             return {}
-        arrays = {k: b.asarray(v) for k, v in rows.items()}
+        arrays, infos = {k: b.asarray(v) for k, v in rows.items()}, bound.structure.sites
+        loops = {infos[n].scan for n in in_loops(bound.structure, bound.enumerated)}
+        looped = [n for n in infos if n in names and infos[n].scan in loops]
 
-        def inside(sites: Mapping[str, Any]) -> dict[str, Array]:
-            found = {n: b.in_support(sites[n].fn, sites[n].value) for n in names}
-            return {n: b.ops.where(ok, 1.0, 0.0) for n, ok in found.items() if ok is not None}
+        def inside(sites: Mapping[str, Any]) -> dict[str, dict[str, Array]]:
+            found = {n: b.in_support(sites[n].fn, sites[n].value) for n in names if n not in looped}
+            ok = {n: b.ops.where(ok, 1.0, 0.0) for n, ok in found.items() if ok is not None}
+            return {"inside": ok}
 
-        def run(params: Any, arrays: Mapping, key: Any) -> dict[str, Array]:
-            return bound.summed(params, arrays, key=key, extra=inside).extra
+        def run(params: Any, arrays: Mapping, key: Any) -> tuple[dict, dict]:
+            found = bound.summed(params, arrays, key=key, extra=inside)
+            return found.extra["inside"], {n: found.sites[n].log_prob for n in looped}
 
-        found = b.compile(run, num_calls=1)(self.params, arrays, self.key)
-        return {n: b.to_numpy(v).max(axis=0) > 0 for n, v in found.items()}
+        found, densities = b.compile(run, num_calls=1)(self.params, arrays, self.key)
+        possible = {n: b.to_numpy(v) != -np.inf for n, v in densities.items()}
+        return possible | {n: b.to_numpy(v).max(axis=0) > 0 for n, v in found.items()}
 
     def _compare(self, name: str, fn: Any, values: Array) -> None:
         b: Any = self.bound.backend

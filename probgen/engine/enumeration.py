@@ -146,10 +146,12 @@ def _around(
 
 def _one_of(b: Backend, extra: Tree) -> Tree:
     """What is told at all values, of one of them; of what lies "outside" of a support, what does so
-    by all values."""
+    by all values, and of what lies "inside", by any."""
     one = tree_map(lambda v: v[0], extra)
     if isinstance(extra, dict) and "outside" in extra:
         one["outside"] = tree_map(lambda v: b.ops.min(v, axis=0), extra["outside"])
+    if isinstance(extra, dict) and "inside" in extra:
+        one["inside"] = tree_map(lambda v: b.ops.max(v, axis=0), extra["inside"])
     return one
 
 

@@ -91,10 +91,27 @@ def test_the_posterior_of_any_linear_gaussian_program_is_found(b):
     np.testing.assert_allclose([float(v) for v in found], want, rtol=1e-5)
 
 
+def two_causes(law):
+    """Beside a cause of that law one whose gradient is large."""
+
+    @pg.model
+    def model():
+        s = pg.net("s", nets.Parameter(value=0.5))()
+        with pg.data_plate():
+            z, w = pg.sample("z", dist.Normal(0.0, 1e-3)), pg.sample("w", law)
+            pg.sample("x", dist.Normal(z + w, ops.exp(s)))
+
+    return model
+
+
 def test_what_is_not_linear_gaussian_is_refused(b):
     prior = dist.Normal(0, 1).expand([1]).to_event(1)
     bent = Generator(prior, nets.MLP((4,), out=3, in_ndim=1), likelihoods.Normal(1.0))
     with pytest.raises(AlgorithmError, match=r"not quadratic in the latents \['z'\]"):
         fit(b, bent, EM(ExactGaussian()), 1)
+    with pytest.raises(AlgorithmError, match=r"support {'w': 'positive'}.*linear-Gaussian"):
+        fit(b, two_causes(dist.HalfNormal(1.0)), EM(ExactGaussian()), 1, X[:, 0])
+    with pytest.raises(AlgorithmError, match=r"not quadratic in the latents \['z', 'w'\]"):
+        fit(b, two_causes(dist.StudentT(3.0)), EM(ExactGaussian()), 1, X[:, 0])
     with pytest.raises(AlgorithmError, match='m_step="closed" for .* knows no such M-step'):
         fit(b, bent, EM(Langevin(0.1), m_step="closed"), 1)

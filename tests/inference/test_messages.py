@@ -10,9 +10,10 @@ from probgen import dist, nets, ops
 from probgen.engine import messages
 from probgen.engine.bind import bind
 from probgen.engine.combinations import Choices, Table, probabilities
+from probgen.engine.data_support import SupportCheck
 from probgen.engine.explain import explain
 from probgen.engine.posterior import Posterior
-from probgen.errors import AlgorithmError
+from probgen.errors import AlgorithmError, SupportError
 from probgen.inference import ELBO, EM, SVI, Enumerate
 
 K, T, N = 3, 200, 2
@@ -273,6 +274,34 @@ def test_data_may_stand_before_the_move_in_the_step(b, monkeypatch, most):
     found = run(put(b, PARAMS), put(b, {"x": X[:, :3]}))
     want, _ = by_numpy(PARAMS, X[:, :3])
     np.testing.assert_allclose(b.to_numpy(found), want, rtol=1e-5)
+
+
+@pg.model
+def steps():
+    """Each state has data of its own, as has the last one after the loop, beside a coin."""
+    pg.net("level", nets.Parameter((K,)))()
+
+    def step(z, _):
+        z = 1.0 * pg.sample("z", dist.Bernoulli(probs=0.2 + 0.5 * z))
+        pg.sample("x", dist.Uniform(2.0 * z, 2.0 * z + 1.0))
+        return z, None
+
+    with pg.data_plate():
+        coin = pg.sample("coin", dist.Bernoulli(0.5))
+        last, _ = pg.scan("t", step, 0.0, length=6)
+        pg.sample("after", dist.Uniform(2.0 * last, 2.0 * last + 1.0 + 0.1 * coin))
+
+
+def test_data_that_a_path_of_states_allows_are_inside(b, monkeypatch):
+    """Those of a path that is none of pairs, and what lies between the steps."""
+    x = np.float32([[0.5, 0.5, 2.5, 2.5, 0.5, 2.5]] * N)
+    bound, params = bind(steps, b, data={"x": x, "after": x[:, 0]})
+    monkeypatch.setattr(messages, "MOST", 20)
+    check = SupportCheck(bound, params, b.key(0))
+    check({"x": x, "after": x[:, 2]})
+    x[1, 3] = 1.5
+    with pytest.raises(SupportError, match="'x': 1 of 2 events lie outside"):
+        check({"x": x, "after": x[:, 2]})
 
 
 # ---- EM and what has a longer memory ----
