@@ -18,6 +18,7 @@ import probgen as pg
 from probgen.backends import load
 from probgen.backends.protocol import Backend
 from probgen.engine.fitted import Fitted
+from probgen.evaluation.detection import auroc
 from probgen.evaluation.samples import count_classes, digit_classifier, frechet_distance
 from probgen.language.declared import declaration
 from probgen.language.kinds import Count, Many, OpenShare, Positive, Width
@@ -61,7 +62,7 @@ class Run:
         frechet: of samples and held-out digits, as many, in the features of a classifier;
             `floor` that of digits that were learned from.
         good: share of samples of which the classifier is sure; `classes` of ten, with a quarter of
-            their due among these.
+            their due among these; `least` of these samples in a class.
         energy_gap: mean E of held-out data minus mean E of samples.
         log_q: {"held out", "permuted", "uniform": [num_judged] nats}, NaN where the map has no
             density; sharpness: max |eta lambda| along the paths of held-out digits, as far as the
@@ -75,10 +76,15 @@ class Run:
     floor: float
     good: float
     classes: int
+    least: int
     energy_gap: float
     log_q: dict[str, np.ndarray]
     sharpness: float
     samples: np.ndarray
+
+    def auroc(self, other: str) -> float:
+        """Share of pairs in which a held-out digit has the larger log q."""
+        return auroc(-self.log_q["held out"], -self.log_q[other])
 
 
 def noisy(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -121,6 +127,7 @@ def run(settings: Settings, noise: float = 0.0, seed: int = 0, backend: str = "j
     return Run(
         noise, seed, distance(held_out, samples), distance(held_out, x[:NUM_HELD_OUT]),
         found.good.value, int((found.counts >= 0.25 * NUM_HELD_OUT / 10).sum()),
+        int(found.counts.min()),
         float(energies(trained, held_out, b).mean() - energies(trained, samples, b).mean()),
         log_q, sharpness, samples,
     )  # fmt: skip
@@ -158,9 +165,9 @@ def distance(held_out: np.ndarray, x: np.ndarray) -> float:
 def table(runs: list[Run]) -> str:
     """A line a run."""
     lines = [
-        "| digits | Frechet | of digits | good | classes | log q held out | permuted | uniform | "
-        "max eta lambda | gap |",
-        "| --- " * 10 + "|",
+        "| digits | Frechet | of digits | good | classes | least | log q held out | permuted | "
+        "uniform | max eta lambda | gap |",
+        "| --- " * 11 + "|",
     ]
     for r in runs:
         log_q = " | ".join(
@@ -168,7 +175,7 @@ def table(runs: list[Run]) -> str:
         )
         lines.append(
             f"| sigma {r.noise:.3g}, seed {r.seed} | {r.frechet:.2f} | {r.floor:.2f} | "
-            f"{r.good:.2f} | {r.classes} | {log_q or '| | '} | {r.sharpness:.2f} | "
+            f"{r.good:.2f} | {r.classes} | {r.least} | {log_q or '| | '} | {r.sharpness:.2f} | "
             f"{r.energy_gap:+.2f} |"
         )
     return "\n".join(lines)
