@@ -1,0 +1,141 @@
+"""A second call of a verb compiles nothing, whatever learns, draws or measures: other data, another
+seed, everything declared anew, as by a user who runs a cell of a notebook again."""
+
+import functools
+
+import numpy as np
+import pytest
+from compilations import Compilations
+
+import probgen as pg
+from probgen import backends, dist, nets
+from probgen.inference import (
+    AIS,
+    DDIM,
+    ELBO,
+    EM,
+    IWAE,
+    NUTS,
+    SVI,
+    AutoNormal,
+    Denoising,
+    Enumerate,
+    ImportanceWeightedELBO,
+    Langevin,
+    LikelihoodRegret,
+    MaximumLikelihood,
+)  # fmt: skip
+from probgen.models import (
+    EBM,
+    VAE,
+    Diffusion,
+    GaussianMixture,
+    Generator,
+    NoiseSchedule,
+    likelihoods,
+)  # fmt: skip
+
+ROUTE = {"torch": {"compile": "graph"}, "jax": {}}
+
+
+def standard(d):
+    return dist.Normal(0, 1).expand([d]).to_event(1)
+
+
+def data(seed):
+    return np.random.default_rng(seed).normal(size=(32, 3)).astype("float32")
+
+
+def mean_of_normals():
+    @pg.model
+    def program():
+        mean = pg.sample("mean", dist.Normal(0.0, 1.0))
+        with pg.data_plate():
+            pg.sample("x", dist.Normal(mean, 1.0))
+
+    return program
+
+
+def vae():
+    return VAE(
+        standard(2), nets.MLP((4,), 3), likelihoods.Normal(0.5),
+        nets.MLP((4,), 2, heads=("loc", "log_scale")),
+    )  # fmt: skip
+
+
+def energy():
+    return EBM(nets.MLPEnergy((4,)), standard(3))
+
+
+def diffusion():
+    return Diffusion(nets.MLPDenoiser(3, hidden=(4,)), (3,), NoiseSchedule.rescaled(30))
+
+
+def factors():
+    return Generator(standard(1), nets.MLP((), 3, in_ndim=1), likelihoods.Normal("learned"))
+
+
+def mixture():
+    return GaussianMixture(2, 3, covariance="diagonal")
+
+
+def fit(b, seed, model, algorithm, size=8):
+    return pg.fit(model, data(seed), algorithm, num_steps=3, batch_size=size, seed=seed, backend=b,
+                  progress_bar=False)  # fmt: skip
+
+
+def infer(b, seed, method):
+    x = {"x": data(seed)[:, 0]}
+    return pg.infer(mean_of_normals(), x, method, seed=seed, backend=b, progress_bar=False)
+
+
+@functools.cache
+def fitted(name, what):
+    """A model to draw from or to score, fitted once."""
+    b = backends.load(name, "cpu", **ROUTE[name])
+    model, learn = {
+        "vae": (vae, SVI(ELBO())), "diffusion": (diffusion, Denoising()),
+        "energy": (energy, MaximumLikelihood(Langevin(0.1, 2))),
+    }[what]  # fmt: skip
+    return fit(b, 0, model(), learn)
+
+
+def generate(b, seed, what, method):
+    return pg.generate(fitted(b.name, what), 7, method=method, seed=seed, backend=b)
+
+
+def evaluate(b, seed):
+    measures = [IWAE(4), AIS(2, 3, 1), LikelihoodRegret(num_steps=2, num_draws=2)]
+    return pg.evaluate(fitted(b.name, "vae"), data(seed), measures, seed=seed, backend=b,
+                       progress_bar=False)  # fmt: skip
+
+
+CALLS = {
+    "NUTS": lambda b, s: infer(b, s, NUTS(num_warmup=5, num_samples=5, num_chains=1)),
+    "Langevin": lambda b, s: infer(b, s, Langevin(0.01, 5, num_chains=2)),
+    "MALA": lambda b, s: infer(b, s, Langevin(0.01, 5, metropolis=True, num_chains=2)),
+    "maximum likelihood": lambda b, s: fit(b, s, energy(), MaximumLikelihood(Langevin(0.1, 2))),
+    "denoising": lambda b, s: fit(b, s, diffusion(), Denoising()),
+    "EM": lambda b, s: fit(b, s, mixture(), EM(Enumerate()), size=None),
+    "EM by chains": lambda b, s: fit(b, s, factors(), EM(Langevin(0.05, 3))),
+    "weights": lambda b, s: fit(b, s, vae(), SVI(ImportanceWeightedELBO(3))),
+    "automatic guide": lambda b, s: pg.fit(
+        mean_of_normals().with_guide(AutoNormal()), {"x": data(s)[:, 0]}, SVI(ELBO()), num_steps=3,
+        batch_size=8, seed=s, backend=b, progress_bar=False,
+    ),
+    "chains of an energy": lambda b, s: generate(b, s, "energy", Langevin(0.1, 3)),
+    "DDIM": lambda b, s: generate(b, s, "diffusion", DDIM(5)),
+    "three measures": evaluate,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_a_second_call_compiles_nothing(call, backend_name):
+    b = backends.load(backend_name, "cpu", **ROUTE[backend_name])
+    backends.forget()
+    with Compilations(backend_name) as first:
+        CALLS[call](b, 1)
+    with Compilations(backend_name) as second:
+        CALLS[call](b, 2)
+    assert not second.names
+    assert first.names or (call, backend_name) == ("NUTS", "torch")  # which Pyro runs as it is
