@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,7 @@ from probgen.engine.bound import Bound
 from probgen.engine.learner import all_params
 from probgen.engine.spaces import model_target
 from probgen.errors import AlgorithmError
-from probgen.inference.learn.e_steps import Expected, mean_log_prob, size_of
+from probgen.inference.learn.e_steps import Exact, Expected, mean_log_prob, size_of
 from probgen.language.declared import declaration
 
 Array = Any
@@ -50,10 +49,8 @@ class ExactGaussian:
     """
 
 
-class GaussianPosterior:
-    """The E-step of `ExactGaussian`; it has no state."""
-
-    needs_rows = False
+class GaussianPosterior(Exact):
+    """The E-step of `ExactGaussian`."""
 
     def __init__(self, bound: Bound):
         if bound.enumerated or not bound.latents:
@@ -73,11 +70,7 @@ class GaussianPosterior:
             )
         self.shapes = {n: bound.structure.sites[n].event_shape for n in self.names}
         self.size = sum(math.prod(s) for s in self.shapes.values())
-        self.run = bound.backend.compile(partial(self.posterior, bound), num_calls=bound.num_steps)
-
-    def own(self, bound: Bound, params: Mapping, batch: Mapping, key: Any, extras: Any) -> dict:
-        """None."""
-        return {}
+        self.run = bound.backend.compile(self._compiled(bound), num_calls=bound.num_steps)
 
     def __call__(
         self, bound: Bound, state: Mapping, batch: Mapping, key: Any
@@ -85,10 +78,6 @@ class GaussianPosterior:
         """(points with their weights, no state, metrics)."""
         expected, found = self.run(all_params(state), batch)
         return expected, {}, found
-
-    def evaluate(self, bound: Bound, params: Mapping, batch: Mapping, key: Any) -> dict:
-        """The likelihood of held-out data."""
-        return {"log_likelihood": self.posterior(bound, params, batch)[1]["log_likelihood"]}
 
     def check(self, bound: Bound, params: Mapping, batch: Mapping) -> None:
         """Refuses a log density that is not quadratic in the latents."""
@@ -156,6 +145,3 @@ class GaussianPosterior:
 
     def note(self) -> str:
         return f"the exact posterior of {', '.join(map(repr, self.names))}, Gaussian given a datum"
-
-    def cures(self) -> dict[str, str]:
-        return {}

@@ -91,7 +91,7 @@ class Langevin:
 
     `sample_stats` of `infer`: `lp`, `acceptance_rate` (without the correction: what a test would
     have accepted), `diverging` (a log ratio below -1000, or none), `clipped` where drifts are. The
-    note of `generate` has, without the correction, means of every hundredth step or so alone.
+    note of `generate` has, without the correction, means of about every hundredth of 200 or more.
 
     Raises (when it runs): AlgorithmError: a mapping that is not of the sites that move.
     ShapeError: a preconditioner that is not of a site's shape.

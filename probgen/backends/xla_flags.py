@@ -90,5 +90,6 @@ def unsafe() -> UnsafeSums:
         f"jax: jaxlib {version} started in this process with reductions by YNNPACK, which now and "
         "then sum broadcasts wrongly, in silence, so that numbers of this process cannot be "
         "trusted; expected its own reductions. Import probgen before anything is computed by JAX, "
-        f"or start Python with XLA_FLAGS={CURE} in the environment (and without {FLAG}=reduce)."
+        f"or start Python with XLA_FLAGS='{CURE} {IN_ORDER}' in the environment (and without "
+        f"{FLAG}=reduce)."
     )

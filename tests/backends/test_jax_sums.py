@@ -248,7 +248,7 @@ def test_where_it_is_too_late_that_is_said_once_and_stands_in_every_result(flags
                 draws = pg.infer(mean_of, x, sampler, backend="jax", **run)
                 found = [f for f in doctor._backend("jax") if f.name == "sums"]
             said = [w for w in said if issubclass(w.category, pg.errors.UnsafeSums)]
-            print(len(said), "XLA_FLAGS={CURE}" in str(said[0].message))
+            print(len(said), "XLA_FLAGS='{CURE} {IN_ORDER}'" in str(said[0].message))
             for sums in (fitted.info["sums"], table.info["sums"], draws.attrs["sums"]):
                 print(sums)
             print(found[0].state, found[0].text)
