@@ -1,12 +1,13 @@
 """Families of models, one a file: what is declared, in the order of its generative story."""
 
 from probgen.models import likelihoods
-from probgen.models.diffusion import Diffusion, NoiseSchedule
+from probgen.models.diffusion import Diffusion
 from probgen.models.ebm import EBM
 from probgen.models.flow import Affine, Coupling, Flow, MaskedAutoregressive, Spline
 from probgen.models.generator import Generator
 from probgen.models.gradient_flow import GradientFlowGenerator
 from probgen.models.mixture import GaussianMixture
+from probgen.models.noise_schedule import NoiseSchedule
 from probgen.models.tilted import Tilted
 from probgen.models.vae import VAE
 

@@ -61,7 +61,7 @@ class Denoising:
                 left, model.schedule.num_train_timesteps,
             )  # fmt: skip
         table = {k: b.asarray(v) for k, v in model.table().items()}
-        total, net = model.schedule.num_train_timesteps, bound.structure.nets["denoiser"]
+        total = model.schedule.num_train_timesteps
 
         def loss(bound: Bound, params: Mapping, batch: Mapping, key: Any) -> Array:
             x = batch["x"]
@@ -71,7 +71,8 @@ class Denoising:
             lead = (x.shape[0], *([1] * (x.ndim - 1)))
             row = {k: ops.reshape(ops.take(v, t), lead) for k, v in table.items()}
             x_t = row["signal"] * x + row["noise"] * eps
-            predicted = net.apply(params["denoiser"], x_t, ops.cast(t, "float32"))
+            inputs = bound.program_inputs(batch)
+            predicted = model.predict(params, x_t, ops.cast(t, "float32"), inputs)
             error = predicted - model.target(x, eps, row)
             return ops.mean(error * error)
 

@@ -76,9 +76,8 @@ class DenoisingELBO:
         columns = {k: b.asarray(v) for k, v in {**table, "weight": weight}.items()}
         constant = -dim * (math.log(table["std"][0]) + 0.5 * math.log(2.0 * math.pi))
         bar = float(table["signal"][-1] ** 2)
-        net = bound.structure.nets["denoiser"]
 
-        def term(params: Mapping, x: Array, stratum: Array, key: Any) -> Array:
+        def term(params: Mapping, inputs: Mapping, x: Array, stratum: Array, key: Any) -> Array:
             """[batch] w_t |x - x0|^2 times the share of steps that it stands for, one draw."""
             k_time, k_noise = b.split(key, 2)
             size = x.shape[0]
@@ -92,7 +91,7 @@ class DenoisingELBO:
             lead = (size, *([1] * (x.ndim - 1)))
             row = {k: ops.reshape(ops.take(v, steps), lead) for k, v in columns.items()}
             x_t = row["signal"] * x + row["noise"] * eps
-            clean = model.clean(x_t, net.apply(params["denoiser"], x_t, t), row)
+            clean = model.clean(x_t, model.predict(params, x_t, t, inputs), row)
             squares = ops.sum(ops.reshape((x - clean) ** 2, (size, dim)), axis=1)
             return scale * ops.reshape(row["weight"], (size,)) * squares
 
@@ -101,13 +100,17 @@ class DenoisingELBO:
 
         def measure(params: Mapping, batch: Mapping, key: Any) -> dict[str, Array]:
             x = batch["x"]
+            inputs = dict(bound.program_inputs(batch))
             flat = ops.reshape(x, (x.shape[0], dim))
             zero = ops.zeros_like(flat[:, 0])
 
             def step(carry: tuple[Array, Array], item: Any) -> tuple[tuple[Array, Array], None]:
                 stratum, k = item
                 draws = ops.stack(
-                    [one(params, x, stratum, b.fold_in(k, i)) for i in range(self.num_draws)]
+                    [
+                        one(params, inputs, x, stratum, b.fold_in(k, i))
+                        for i in range(self.num_draws)
+                    ]
                 )
                 cost, variance = carry
                 cost = cost + ops.mean(draws, axis=0)

@@ -134,13 +134,14 @@ class ProbabilityFlow:
 
         def measure(params: Mapping, batch: Mapping, key: Any) -> dict[str, Array]:
             x = batch["x"]
+            inputs = dict(bound.program_inputs(batch))
             probes = _basis(b, model.shape) if exact else _signs(b, key, x, self.num_probes)
             count = 1 if exact else self.num_probes
             zero = ops.zeros_like(ops.reshape(x, (x.shape[0], dim))[:, 0])
             start = {"x": x, "log_volume": ops.stack([zero] * count)}
             values = []
             for rows in tables:
-                end = solve(b, step, start, rows, params, probes)
+                end = solve(b, step, start, rows, params, probes, inputs)
                 last = ops.reshape(end["x"], (x.shape[0], dim))
                 log_prior = -0.5 * ops.sum(last * last, axis=1) - 0.5 * dim * math.log(2 * math.pi)
                 values.append((log_prior, end["log_volume"]))  # [batch], [probes, batch]
@@ -214,18 +215,18 @@ def flow_rows(model: Any, num_steps: int, down_to: str) -> np.ndarray:
 
 
 def _derivative(bound: Bound, exact: bool) -> Callable:
-    """({x, log_volume}, row, params, probes) -> their derivatives; the divergence is that of x."""
-    b, ops, model = bound.backend, bound.backend.ops, bound.model
-    net = bound.structure.nets["denoiser"]
-    dim = math.prod(model.shape)  # type: ignore[attr-defined]
+    """({x, log_volume}, row, params, probes, inputs) -> the derivatives; the divergence is x's."""
+    b, ops = bound.backend, bound.backend.ops
+    model: Any = bound.model
+    dim = math.prod(model.shape)
 
-    def derivative(y: dict, row: Array, params: Mapping, probes: Array) -> dict:
+    def derivative(y: dict, row: Array, params: Mapping, probes: Array, inputs: Mapping) -> dict:
         x = y["x"]
         size = x.shape[0]
         times = ops.zeros_like(ops.reshape(x, (size, dim))[:, 0]) + row[2]
 
         def along(x: Array, v: Array) -> tuple[Array, Array]:
-            predicted = net.apply(params["denoiser"], x, times)
+            predicted = model.predict(params, x, times, inputs)
             return ops.sum(v * predicted), predicted
 
         def probe(v: Array) -> tuple[Array, Array]:

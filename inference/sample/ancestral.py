@@ -104,29 +104,32 @@ class DDIM(_OneDraw):
                 "Diffusion; what has one as its prior is drawn without a method."
             )
         rows = self._rows(model)
-        net, shape = bound.structure.nets["denoiser"], tuple(model.shape)
+        shape = tuple(model.shape)
 
-        def step(params: Mapping, x: Array, row: Mapping, key: Any) -> Array:
+        def step(params: Mapping, batch: Mapping, x: Array, row: Mapping, key: Any) -> Array:
             t = ops.reshape(x, (x.shape[0], -1))[:, 0] * 0.0 + row["t"]
-            clean = model.clean(x, net.apply(params["denoiser"], x, t), row)
+            clean = model.clean(x, model.predict(params, x, t, batch), row)
             eps = (x - row["signal"] * clean) / row["noise"]
             drawn = row["sigma"] * b.normal(key, tuple(x.shape))
             return row["to_clean"] * clean + row["to_eps"] * eps + drawn
 
         one = b.compile(step, num_calls=self.num_steps)
 
-        def run(params: Mapping, key: Any, num_samples: int) -> Array:
+        def run(params: Mapping, batch: Mapping, key: Any, num_samples: int) -> Array:
             k_start, k_steps = b.split(key, 2)
             x = b.normal(k_start, (num_samples, *shape))
             items = ({k: b.asarray(v) for k, v in rows.items()}, b.split(k_steps, self.num_steps))
-            return b.scan(lambda x, item: (one(params, x, *item), None), x, items)[0]
+            return b.scan(lambda x, item: (one(params, batch, x, *item), None), x, items)[0]
 
         loops: dict[int, Callable] = {}
 
         def draws(params: Mapping, batch: Mapping, key: Any, num_samples: int) -> dict[str, Array]:
+            inputs = bound.program_inputs(batch)
             if num_samples not in loops:
-                loops[num_samples] = b.loop(lambda params, key: run(params, key, num_samples))
-            return {"x": loops[num_samples](params, key)}
+                loops[num_samples] = b.loop(
+                    lambda params, batch, key: run(params, batch, key, num_samples)
+                )
+            return {"x": loops[num_samples](params, dict(inputs), key)}
 
         return draws
 

@@ -140,6 +140,10 @@ class Bound(Updates):
         out.held = self.held if self.num_rows is not None else self.held - batch.keys()
         return out
 
+    def program_inputs(self, batch: Mapping[str, Array]) -> Inputs:
+        """The program's own inputs among the constants and a batch; one that lacks is refused."""
+        return self.inputs(self.model.program, batch, f"model {self.model.name!r}")
+
     def batch_size(self, batch: Mapping[str, Array]) -> int | None:
         return next((int(v.shape[0]) for v in batch.values()), None)
 

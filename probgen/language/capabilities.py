@@ -74,14 +74,20 @@ class Denoises(Protocol):
         shape: of one datum.
         prediction_type: what the net predicts.
 
-    `table()` gives the constants of each step, `clean` x_0 from a prediction, `target` what the net
-    should predict.
+    `predict(params, x_t, t, batch, guidance_scale)` asks the net, for x_t [n, *shape] at t [n], an
+    index of a step or a fraction between two; `params` by net; `batch` has the program's inputs. It
+    is the one way in which algorithms ask it. `table()` gives the constants of each step, `clean`
+    x_0 from a prediction, `target` what the net should predict.
     """
 
     denoiser: Any
     schedule: Any
     shape: Any
     prediction_type: str
+
+    def predict(
+        self, params: Mapping, x_t: Array, t: Array, batch: Mapping, guidance_scale: float = 1.0
+    ) -> Array: ...
 
     def table(self) -> dict[str, Any]: ...
 
