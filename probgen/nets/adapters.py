@@ -9,6 +9,7 @@ its framework when called.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
@@ -88,15 +89,17 @@ class TorchNet:
         return nested({tuple(name.split(".")): np.array(w) for name, w in weights.items()})
 
     def apply(self, params: Params, *inputs: Array) -> Any:
+        return with_one_batch_axis(lambda *xs: self.call(params, *xs), inputs, self.in_ndim)
+
+    def call(self, params: Params, *inputs: Array, **options: Any) -> Any:
+        """The module's own output for these parameters; inputs and options as it takes them."""
         from torch.func import functional_call
 
         weights = {".".join(path): leaf for path, leaf in tree_items(params)}
         device = next((w.device for w in weights.values()), None)
         for name, buffer in self.module.named_buffers():
             weights[name] = buffer if device is None else buffer.to(device)
-        return with_one_batch_axis(
-            lambda *xs: functional_call(self.module, weights, xs), inputs, self.in_ndim
-        )
+        return functional_call(self.module, weights, inputs, options)
 
     def __identity__(self) -> dict[str, Any]:
         """Settings and buffers; the fit's parameters take the place of the module's."""
@@ -104,39 +107,8 @@ class TorchNet:
         return {"module": Form(self.module, given), "in_ndim": self.in_ndim}
 
     def check(self, params: Params, *inputs: Array) -> None:
-        """Runs the module once, and refuses one that does more than compute its output.
-
-        Raises:
-            DeclarationError: it drew from torch's generator, or changed a buffer.
-        """
-        import torch
-
-        def state() -> list[Any]:
-            random = [torch.get_rng_state()]
-            if torch.cuda.is_initialized():
-                random += torch.cuda.get_rng_state_all()
-            return [random, {n: b.clone() for n, b in self.module.named_buffers()}]
-
-        random, buffers = state()
-        self.apply(params, *inputs)
-        random_after, buffers_after = state()
-        trained = [
-            n for n, m in self.module.named_modules() if m.training and "Drop" in str(type(m))
-        ]
-        if not all(torch.equal(a, b) for a, b in zip(random, random_after, strict=True)):
-            raise DeclarationError(
-                f"from_torch: got a {type(self.module).__name__} that draws random numbers"
-                f"{f' (in training mode: {trained})' if trained else ''}, expected a function of "
-                "its parameters and inputs, since one seed must give one result; call "
-                "module.eval() first, which switches Dropout off, or draw with pg.sample."
-            )
-        changed = [n for n, b in buffers.items() if not torch.equal(b, buffers_after[n])]
-        if changed:
-            raise DeclarationError(
-                f"from_torch: got a {type(self.module).__name__} that changes its buffers "
-                f"{changed} when it runs, expected a function of its parameters and inputs; call "
-                "module.eval() first, or use a net of probgen.nets (SpectralNorm, GroupNorm)."
-            )
+        """Runs the module once, and refuses one that does more than compute its output."""
+        require_pure(self.module, lambda: self.apply(params, *inputs))
 
 
 @declaration(eq=False)
@@ -255,6 +227,40 @@ class EquinoxNet:
             if "key" not in str(error):
                 raise
             raise _draws("from_equinox", "eqx.nn.inference_mode(module)", error) from error
+
+
+def require_pure(module: Any, run: Callable[[], Any]) -> None:
+    """Calls `run`, and refuses a torch module that does more in it than compute its output.
+
+    Raises:
+        DeclarationError: it drew from torch's generator, or changed a buffer.
+    """
+    import torch
+
+    def state() -> list[Any]:
+        random = [torch.get_rng_state()]
+        if torch.cuda.is_initialized():
+            random += torch.cuda.get_rng_state_all()
+        return [random, {n: b.clone() for n, b in module.named_buffers()}]
+
+    random, buffers = state()
+    run()
+    random_after, buffers_after = state()
+    trained = [n for n, m in module.named_modules() if m.training and "Drop" in str(type(m))]
+    if not all(torch.equal(a, b) for a, b in zip(random, random_after, strict=True)):
+        raise DeclarationError(
+            f"from_torch: got a {type(module).__name__} that draws random numbers"
+            f"{f' (in training mode: {trained})' if trained else ''}, expected a function of "
+            "its parameters and inputs, since one seed must give one result; call "
+            "module.eval() first, which switches Dropout off, or draw with pg.sample."
+        )
+    changed = [n for n, b in buffers.items() if not torch.equal(b, buffers_after[n])]
+    if changed:
+        raise DeclarationError(
+            f"from_torch: got a {type(module).__name__} that changes its buffers "
+            f"{changed} when it runs, expected a function of its parameters and inputs; call "
+            "module.eval() first, or use a net of probgen.nets (SpectralNorm, GroupNorm)."
+        )
 
 
 def _draws(who: str, cure: str, error: Exception) -> DeclarationError:

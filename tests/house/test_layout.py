@@ -29,16 +29,16 @@ FLOORS = [
     {"verbs", "interop", "cli"},
 ]  # fmt: skip
 
-TORCH_SIDE = {"torch", "pyro", "functorch", "torchvision", "torchdiffeq"}
+TORCH_SIDE = {"torch", "pyro", "functorch", "torchvision", "torchdiffeq", "diffusers"}
 JAX_SIDE = {"jax", "jaxlib", "numpyro", "optax", "flax", "equinox", "blackjax", "diffrax"}
 BACKEND_WORDS = {"torch", "pyro", "jax", "numpyro"}
 
-# The only file outside probgen/backends that meets a framework: networks that users bring along.
-BRING_YOUR_OWN = {"probgen/nets/adapters.py"}
+# The only files outside probgen/backends that meet a framework: what users bring along.
+BRING_YOUR_OWN = {"probgen/nets/adapters.py", "probgen/interop/diffusers.py"}
 
 # Files of probgen/ that may reach up into the rooms, and then only inside a function: the command
-# line, which is a user of the rooms that happens to live below them.
-REACHES_UP = {"probgen/cli.py"}
+# line and the door to diffusers, users of the rooms that happen to live below them.
+REACHES_UP = {"probgen/cli.py", "probgen/interop/diffusers.py"}
 
 MAX_LINES = 450
 

@@ -1,0 +1,298 @@
+"""Diffusion models of diffusers in our four verbs: networks, schedulers and pipelines.
+
+    from_diffusers(scheduler)              -> a `NoiseSchedule`
+    from_diffusers(unet, scheduler)        -> a `Fitted` whose model is a `Diffusion`, on torch
+    from_diffusers(pipeline)  (folder)     -> the same
+    to_diffusers(fitted, unet)             trained weights back into a network of theirs
+
+Data are [n, h, w, c] here and [n, c, h, w] there. What a scheduler's options say about drawing and
+a `Diffusion` does not hold (clipping, which steps are visited) is told in words, or refused where
+it would change what the network means. diffusers is imported to open a folder, and only then.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from probgen.engine.fitted import Fitted
+from probgen.errors import BackendError, DeclarationError, ShapeError
+from probgen.nets.diffusers_unet import DiffusersUNet
+from probgen.records import store
+
+log = logging.getLogger("probgen")
+UNETS = ("UNet2DModel", "UNet2DConditionModel")
+CLOSE = 1e-6  # of alpha_bar, between theirs in single precision and ours
+
+
+def from_diffusers(
+    thing: Any,
+    scheduler: Any = None,
+    *,
+    shape: tuple[int, ...] | None = None,
+    local_files_only: bool = True,
+) -> Any:
+    """A network, scheduler, pipeline or folder of diffusers as ours.
+
+    Args:
+        thing: a `UNet2DModel` or `UNet2DConditionModel`; a scheduler; a pipeline with a `unet` and
+            a `scheduler` (what else it has, a text encoder or a VAE, is left out, so that its data
+            are then latents and its condition is an embedding); or a folder of one of these, as
+            their `save_pretrained` writes it.
+        scheduler: of a network alone: a scheduler, or a folder of one.
+        shape: (h, w, c) of a datum; None is what the network's `sample_size` says.
+        local_files_only: False lets a name that is no folder here be asked of the Hub.
+
+    Returns:
+        Of a scheduler a `NoiseSchedule`. Else a `Fitted` with their weights, on torch: its model is
+        a `Diffusion` of the same schedule and prediction type, whose data "x" are [n, h, w, c].
+        A network's own condition is an input: "context", the rows [n, m, d] of an embedding
+        (`encoder_hidden_states`), or "label", whole numbers [n] (`class_labels`). `fit` goes on
+        from it; `generate`, `evaluate` and whatever takes a fitted part take it.
+
+    Raises:
+        DeclarationError: none of these; a network without a scheduler; a schedule, prediction or
+            condition that has no counterpart here; a learned variance.
+        BackendError: diffusers is needed to open a folder and is not installed.
+
+    Logs: options of the scheduler that a sampler, and not the model, would have to follow.
+    """
+    if isinstance(thing, str | os.PathLike):
+        thing = _opened(thing, local_files_only)
+    if isinstance(scheduler, str | os.PathLike):
+        scheduler = _opened(scheduler, local_files_only)
+    if hasattr(thing, "unet") and hasattr(thing, "scheduler"):
+        scheduler, thing = scheduler or thing.scheduler, thing.unet
+    if _is_scheduler(thing):
+        return _schedule(thing)
+    name = type(thing).__name__
+    if not (hasattr(thing, "named_parameters") and hasattr(thing, "config")):
+        raise DeclarationError(
+            f"from_diffusers: got {name}, expected a {' or '.join(UNETS)}, a scheduler, a pipeline "
+            "with both, or a folder of one of them."
+        )
+    if not _is_scheduler(scheduler):
+        raise DeclarationError(
+            f"from_diffusers: got a {name} with scheduler={type(scheduler).__name__}, expected the "
+            "scheduler that it was trained with, such as DDPMScheduler(), since a network alone "
+            "does not say its noise."
+        )
+    return _fitted(thing, scheduler, shape)
+
+
+def to_diffusers(fitted: Fitted, unet: Any) -> Any:
+    """Puts trained weights into a network of diffusers, in place, and returns it.
+
+    Args:
+        fitted: of a `Diffusion` that came by `from_diffusers`.
+        unet: a network of the same configuration; `save_pretrained` of it writes their folder.
+
+    Raises:
+        ShapeError: names or shapes of the weights differ.
+    """
+    theirs = dict(unet.named_parameters())
+    ours = {
+        name.replace("/", "."): value
+        for name, value in store.flatten(fitted.params["denoiser"]).items()
+    }
+    differ = {n for n in theirs.keys() | ours.keys()
+              if n not in ours or n not in theirs
+              or tuple(theirs[n].shape) != tuple(np.shape(ours[n]))}  # fmt: skip
+    if differ:
+        raise ShapeError(
+            f"to_diffusers: got a {type(unet).__name__} whose weights {sorted(differ)[:3]} (of "
+            f"{len(differ)}) have other names or shapes than the fitted ones, expected the network "
+            "that from_diffusers was given, or one of its configuration."
+        )
+    for name, weight in theirs.items():
+        weight.data.copy_(weight.new_tensor(np.asarray(ours[name])))
+    return unet
+
+
+# ---- schedules -----------------------------------------------------------------------------------
+
+
+def _is_scheduler(thing: Any) -> bool:
+    return hasattr(thing, "config") and hasattr(thing, "set_timesteps")
+
+
+def _schedule(scheduler: Any) -> Any:
+    """Our schedule of the same numbers, which are compared."""
+    from probgen.models import NoiseSchedule
+
+    config, name = scheduler.config, type(scheduler).__name__
+    theirs = getattr(scheduler, "alphas_cumprod", None)
+    if theirs is None or config.get("trained_betas") is not None:
+        raise DeclarationError(
+            f"from_diffusers: got a {name} without betas of a named schedule, expected one with "
+            "beta_schedule, such as DDPMScheduler, DDIMScheduler or DPMSolverMultistepScheduler."
+        )
+    keys = ["num_train_timesteps", "beta_schedule"]
+    if config["beta_schedule"] != "squaredcos_cap_v2":  # has neither
+        keys += ["beta_start", "beta_end"]
+    options = {k: config[k] for k in keys}
+    if config.get("rescale_betas_zero_snr"):
+        options["zero_terminal_snr"] = True
+    schedule = NoiseSchedule(**options)
+    ours = schedule.alphas_bar()
+    theirs = np.asarray(theirs.cpu(), np.float64)
+    if ours.shape != theirs.shape or np.abs(ours - theirs).max() > CLOSE:
+        raise DeclarationError(
+            f"from_diffusers: got a {name} whose alphas_cumprod differ from those of its options "
+            f"{options}, expected the same to {CLOSE:g}; it was changed after it was made."
+        )
+    return schedule
+
+
+def _said(scheduler: Any) -> list[str]:
+    """What its options ask of a sampler, a phrase each."""
+    config, said = scheduler.config, []
+    if config.get("thresholding"):
+        said.append("thresholding of the estimated datum")
+    elif config.get("clip_sample"):
+        size = config.get("clip_sample_range", 1.0)
+        said.append(f"clipping of the estimated datum to [-{size:g}, {size:g}]")
+    if (spacing := config.get("timestep_spacing", "trailing")) != "trailing":
+        offset = config.get("steps_offset", 0)
+        said.append(f"steps spaced {spacing!r}" + (f", moved by {offset}" if offset else ""))
+    if not config.get("set_alpha_to_one", True):
+        said.append("a last step that stops at alpha_bar_0")
+    if (kind := config.get("variance_type", "fixed_small")) != "fixed_small":
+        said.append(f"variance {kind!r} of the ancestral steps")
+    return said
+
+
+# ---- networks ------------------------------------------------------------------------------------
+
+
+def _fitted(unet: Any, scheduler: Any, shape: tuple[int, ...] | None) -> Fitted:
+    from probgen.models import Diffusion
+
+    schedule, config = _schedule(scheduler), scheduler.config
+    kind = config.get("prediction_type", "epsilon")
+    own, name = unet.config, type(unet).__name__
+    _require_plain(unet, scheduler)
+    shape = _shape(own, name) if shape is None else tuple(shape)
+    net = DiffusersUNet(unet, _condition(own))
+    model = Diffusion(net, shape, schedule, kind)
+    left = _said(scheduler)
+    if left:
+        log.info(
+            "from_diffusers: the %s also asks for %s; a model does not hold this, a sampler does.",
+            type(scheduler).__name__, "; ".join(left),
+        )  # fmt: skip
+    params = {"denoiser": net.init(np.random.default_rng(0))}
+    info = {"backend": "torch", "from": f"diffusers: {name}, {type(scheduler).__name__}",
+            "left to samplers": left}  # fmt: skip
+    return Fitted(model, params, info=info, shapes={"x": shape})
+
+
+def _require_plain(unet: Any, scheduler: Any) -> None:
+    """Refuses what would change the meaning of the network's output or its inputs."""
+    own, name = unet.config, type(unet).__name__
+    variance = scheduler.config.get("variance_type", "fixed_small")
+    if own["in_channels"] != own["out_channels"] or str(variance).startswith("learned"):
+        raise DeclarationError(
+            f"from_diffusers: got a {name} with {own['in_channels']} channels in and "
+            f"{own['out_channels']} out, variance_type={variance!r}, expected as many out as in: a "
+            "learned variance, or an image beside the noised one, has no counterpart here."
+        )
+    asked = [k for k in ("addition_embed_type", "encoder_hid_dim_type", "time_cond_proj_dim")
+             if own.get(k) is not None]  # fmt: skip
+    if own.get("class_embed_type") is not None:
+        asked.append("class_embed_type")
+    if own.get("time_embedding_type", "positional") == "fourier":
+        asked.append("time_embedding_type='fourier' (a noise level in place of a step)")
+    if asked:
+        raise DeclarationError(
+            f"from_diffusers: got a {name} with {', '.join(asked)}, expected a network of the "
+            "noised image, the step, and at most one condition: encoder_hidden_states, or "
+            "class_labels of num_class_embeds classes."
+        )
+
+
+def _condition(own: Mapping) -> Literal["encoder_hidden_states", "class_labels"] | None:
+    if own.get("cross_attention_dim") is not None:
+        return "encoder_hidden_states"
+    return "class_labels" if own.get("num_class_embeds") is not None else None
+
+
+def _shape(own: Mapping, name: str) -> tuple[int, int, int]:
+    size = own["sample_size"]
+    if size is None:
+        raise DeclarationError(
+            f"from_diffusers: got a {name} with sample_size=None, expected the shape of a datum; "
+            "give shape=(height, width, channels)."
+        )
+    height, width = (size, size) if isinstance(size, int) else size
+    return (height, width, own["in_channels"])
+
+
+# ---- folders -------------------------------------------------------------------------------------
+
+
+class _Parts:
+    """Network and scheduler of a pipeline's folder."""
+
+    def __init__(self, unet: Any, scheduler: Any) -> None:
+        self.unet, self.scheduler = unet, scheduler
+
+
+def _opened(path: Any, local_files_only: bool) -> Any:
+    """What a folder of diffusers holds; classes are looked up among a few names, not run."""
+    folder = Path(path)
+    if not folder.is_dir():
+        if local_files_only:
+            raise DeclarationError(
+                f"from_diffusers: got {str(path)!r}, which is no folder here, expected one that "
+                "save_pretrained of diffusers wrote; a name on the Hub is fetched only with "
+                "local_files_only=False."
+            )
+        folder = _fetched(str(path))
+    if (folder / "model_index.json").is_file():
+        return _Parts(_opened(folder / "unet", True), _opened(folder / "scheduler", True))
+    for name, ends in (("config.json", UNETS), ("scheduler_config.json", ("Scheduler",))):
+        if (folder / name).is_file():
+            kind = str(json.loads((folder / name).read_text("utf-8")).get("_class_name"))
+            if not kind.isidentifier() or not kind.endswith(ends):
+                raise DeclarationError(
+                    f"from_diffusers: got {folder / name} of a {kind}, expected a "
+                    f"{' or '.join(ends)}."
+                )
+            found = getattr(_library(), kind, None)
+            if found is None:
+                raise DeclarationError(
+                    f"from_diffusers: got {folder / name} of a {kind}, which this version of "
+                    "diffusers does not have; install a newer one."
+                )
+            return found.from_pretrained(folder, local_files_only=True)
+    raise DeclarationError(
+        f"from_diffusers: got the folder {folder}, expected a model_index.json (a pipeline), "
+        "config.json (a network) or scheduler_config.json in it."
+    )
+
+
+def _fetched(name: str) -> Path:
+    """A repository of the Hub, in its cache: network and scheduler alone."""
+    import huggingface_hub
+
+    wanted = ["model_index.json", "unet/*", "scheduler/*", "config.json", "*.safetensors",
+              "scheduler_config.json"]  # fmt: skip
+    return Path(huggingface_hub.snapshot_download(name, allow_patterns=wanted))
+
+
+def _library() -> Any:
+    try:
+        import diffusers
+    except ImportError as error:
+        raise BackendError(
+            "from_diffusers: diffusers is not installed, expected it to open a folder of its "
+            "models; install it with: pip install 'probgen[diffusers]'"
+        ) from error
+    return diffusers

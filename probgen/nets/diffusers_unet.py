@@ -1,0 +1,66 @@
+"""A U-Net of diffusers as a denoiser: our axes, times and conditions outside, its own inside."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from probgen.language import ops
+from probgen.language.declared import declaration
+from probgen.language.kinds import having
+from probgen.nets.adapters import TorchNet, require_pure, with_one_batch_axis
+from probgen.nets.base import Array, Key, Params, Shape
+
+
+@declaration(eq=False)
+class DiffusersUNet:
+    """f(x [..., h, w, c], t [...], condition or none) -> [..., h, w, c], on torch.
+
+    The module's weights are the initial ones; their layout stays its own. `pg.from_diffusers` makes
+    it, with its schedule, a `Diffusion`.
+
+    Args:
+        module: a `UNet2DModel` or `UNet2DConditionModel` of diffusers, or what is called like them:
+            (x [n, c, h, w], t [n], ..., return_dict=False) -> a tuple of one image.
+        condition: what the third input is, by the module's name: "encoder_hidden_states" (the
+            rows [..., m, d] of a context), "class_labels" (whole numbers [...]), or None.
+    """
+
+    module: Annotated[Any, having("a U-Net of diffusers", "named_parameters", "named_buffers")]
+    condition: Literal["encoder_hidden_states", "class_labels"] | None = None
+    framework: ClassVar = "torch"
+
+    @property
+    def in_ndim(self) -> tuple[int, ...]:
+        """Event axes of the image, the time and the condition."""
+        own = {None: (), "encoder_hidden_states": (2,), "class_labels": (0,)}
+        return (3, 0, *own[self.condition])
+
+    def _net(self) -> TorchNet:
+        return TorchNet(self.module, self.in_ndim)
+
+    def init(self, key: Key, *shapes: Shape) -> Params:
+        return self._net().init(key, *shapes)
+
+    def apply(self, params: Params, x: Array, t: Array, *condition: Array) -> Array:
+        net = self._net()
+
+        def image(x: Array, t: Array, *given: Array) -> Array:
+            options: dict[str, Any] = {"return_dict": False}
+            if self.condition is not None:
+                (value,) = given
+                is_label = self.condition == "class_labels"
+                options[self.condition] = ops.cast(value, "int64") if is_label else value
+            y = net.call(params, ops.transpose(x, (0, 3, 1, 2)), t, **options)[0]
+            return ops.transpose(y, (0, 2, 3, 1))
+
+        return with_one_batch_axis(image, (x, t, *condition), self.in_ndim)
+
+    def check(self, params: Params, *inputs: Array) -> None:
+        """Refuses a module that draws random numbers or changes its buffers; see `from_torch`."""
+        require_pure(self.module, lambda: self.apply(params, *inputs))
+
+    def __identity__(self) -> dict[str, Any]:
+        return {**self._net().__identity__(), "condition": self.condition}
+
+    def out_shape(self, *shapes: Shape) -> Shape:
+        return tuple(shapes[0])
