@@ -11,8 +11,9 @@ as a chain, q(u_1) q(u_2 | u_1) ..., so that each latent is a site with its own 
     u_k = m_k + sum_{j <= k} L_kj eps_j,    eps ~ N(0, I)
 
 Global latents have one joint q; latents inside the data plate have a joint q for each datum, with
-parameters of its own (`num_data` times their number), given the globals' nothing: q factorises over
-data and between them and the globals. Names and defaults are NumPyro's.
+parameters of its own (`num_data` times their number). q factorises over data and between them and
+the globals, but for `conditional=True` and the Laplace approximation: there the eps_j of a datum's
+sum begin with those of the globals, q(u_i | globals). Names and defaults are NumPyro's.
 """
 
 from __future__ import annotations
@@ -65,7 +66,12 @@ class _Joint(AutoGuide):
     """q as a chain over the numbers of all latents of a group (the globals, or those of a datum).
 
     A family says what the rows of L are for the next ones.
+
+    Attributes:
+        conditional: the chain of a datum goes on from that of the globals.
     """
+
+    conditional = False
 
     def rows(self, place: Place, size: int, state: dict) -> Array:
         """[*batch, size, before + size] the next rows of L, positive on the diagonal."""
@@ -73,10 +79,15 @@ class _Joint(AutoGuide):
 
     def base(self, place: Place, state: dict) -> tuple[Any, Callable | None]:
         size = math.prod(place.shape)
-        group = state.setdefault("local" if place.data_axis is not None else "global", {})
+        if place.data_axis is None:
+            group = state.setdefault("global", {})
+        else:
+            shared = state.get("global", {}) if self.conditional else {}
+            known = {k: shared[k] for k in ("noise", "size") if k in shared}
+            group = state.setdefault("local", known)
         loc, tril = place.parameter("loc", (size,), 0.0), self.rows(place, size, group)
         chain = _Chain(place, loc, tril, group)
-        plates = [n if i != place.data_axis else loc.shape[0] for i, n in enumerate(place.plates)]
+        plates = place.plates_of(loc)
         noise = dist.Normal(0.0, 1.0).expand([*plates, *place.free_event])
         q = dist.Transformed(noise.to_event(len(place.free_event)), chain)
         return q, chain.keep
@@ -88,20 +99,32 @@ class AutoMultivariateNormal(_Joint):
 
     Args:
         init_scale: standard deviations at the start; means start at 0.
+        conditional: a datum's latents have a mean that is linear in the global ones, so that
+            q(globals) prod_i q(u_i | globals) is any Gaussian under which data are independent
+            given the globals, as in the posterior. The program draws the globals first.
 
     Raises (when bound):
-        as `AutoNormal`.
+        as `AutoNormal`; AlgorithmError: `conditional` and a global latent after one of a datum.
 
-    Source: Kucukelbir et al. 2017, arXiv:1603.00788, section 2.6.
+    Source: Kucukelbir et al. 2017, arXiv:1603.00788, section 2.6; of the conditional form Tan &
+    Nott 2018, doi:10.1007/s11222-017-9729-7.
     """
 
     init_scale: Positive = 0.1
+    conditional: bool = False
 
     def rows(self, place: Place, size: int, state: dict) -> Array:
         before = state.get("size", 0)
         below = place.parameter("below", (size, before + size), 0.0)
         scale = ops.exp(place.parameter("log_scale", (size,), math.log(self.init_scale)))
         return scale[..., None] * (ops.tril(below, before - 1) + _last_eye(below, before))
+
+    def program_of(
+        self, model: Model, structure: Structure, observed: tuple[str, ...], num_data: int | None
+    ) -> Callable:
+        if self.conditional:
+            _require_globals_first(repr(self), model, structure, observed)
+        return super().program_of(model, structure, observed, num_data)
 
 
 @declaration
@@ -146,24 +169,31 @@ class AutoLaplaceApproximation(AutoGuide):
         u* = argmax_u log p(y, T(u)) + log |det dT/du|,    q(u) = N(u*, H^-1),
         H = -d^2/du^2 of the same, at u* and all data
 
+    Of latents inside the data plate, given the globals g each datum's are independent of the
+    others': with the blocks A (globals), D_i (datum i) and B_i (between) of H,
+
+        q(g)       = N(g*, (A - sum_i B_i^T D_i^-1 B_i)^-1)
+        q(u_i | g) = N(u_i* - D_i^-1 B_i (g - g*), D_i^-1)
+
     T maps the real line onto the supports. So u* is the mode of u's density, Jacobian included, as
     in NumPyro and Pyro: T(u*) is not the mode of the latents' own density, but in one map of
     coordinates and another the same approximation.
 
     `SVI(ELBO())` climbs to u*; its `elbo` is the log density there over the number of data, and no
     bound. Where it ends the curvature is taken at all data, a thousand at a time, and the `Fitted`
-    has the guide `AutoMultivariateNormal()` with that mean and covariance (load it with that one):
-    `infer`, `generate` and `evaluate` draw from it, and a fit that goes on from it is a variational
-    one that starts there. The history says how far, in standard deviations, u* still was from the
-    optimum; from a tenth on it is a warning.
+    has the guide `AutoMultivariateNormal()` with that mean and covariance (load it with that one;
+    with `conditional=True` where there are latents of both kinds): `infer`, `generate` and
+    `evaluate` draw from it, and a fit that goes on from it is a variational one that starts there.
+    The history says how far, in standard deviations, u* still was from the optimum (the farthest
+    datum's); from a tenth on it is a warning.
 
     Raises (when bound):
-        as `AutoNormal`; AlgorithmError: no latent at all, or one inside the data plate, whose
-            curvature is joined with that of all others.
+        as `AutoNormal`; AlgorithmError: no latent at all; a global latent after one of a datum.
     Raises (at the end of a fit):
-        AlgorithmError: H is not positive definite.
+        AlgorithmError: H is not positive definite; it names the datum where a D_i is not.
 
-    Source: MacKay 2003, Information Theory, Inference, and Learning Algorithms, chapter 27.
+    Source: MacKay 2003, Information Theory, Inference, and Learning Algorithms, chapter 27; of the
+    blocks Rue, Martino & Chopin 2009, doi:10.1111/j.1467-9868.2008.00700.x.
     """
 
     is_point = True
@@ -176,9 +206,10 @@ class AutoLaplaceApproximation(AutoGuide):
             return 0.0 * (ops.sum(u, axis=axes) if axes else u)
 
         def point(noise: Array) -> Array:
-            return ops.reshape(loc, place.shape) + 0.0 * noise
+            at = ops.reshape(loc, (*loc.shape[:-1], *place.shape))
+            return place.spread(at) + 0.0 * noise
 
-        plates = list(place.plates)
+        plates = place.plates_of(loc)
         q = dist.Density(nothing, draw=point, event_shape=place.free_event)
         return q.expand(plates) if plates else q, None
 
@@ -186,27 +217,39 @@ class AutoLaplaceApproximation(AutoGuide):
         self, model: Model, structure: Structure, observed: tuple[str, ...], num_data: int | None
     ) -> Callable:
         drawn = [n for n, s in structure.sites.items() if s.kind == "sample" and not s.is_fixed]
-        local = [n for n in drawn if n not in observed and structure.sites[n].is_local]
-        if local:
-            raise AlgorithmError(
-                f"AutoLaplaceApproximation: the latents {local} of {model.name!r} stand inside the "
-                "data plate, one a datum, expected latents that all data share, since the "
-                "curvature joins those of all data with each other through what they share; use "
-                "AutoNormal, AutoMultivariateNormal, or NUTS."
-            )
         if set(drawn) <= set(observed):
             raise AlgorithmError(
                 f"AutoLaplaceApproximation: the data observe all of {drawn} of {model.name!r}, "
                 "expected latents to approximate the posterior of; SVI(ELBO()) of the model "
                 "without a guide is maximum likelihood."
             )
+        _require_globals_first(repr(self), model, structure, observed)
         return super().program_of(model, structure, observed, num_data)
 
     def settled(
         self, bound: Bound, params: Mapping, chunks: Callable[[], Iterable[Mapping]]
     ) -> Settled:
         """The Gaussian about where the fit ended."""
-        return laplace(bound, params, chunks, AutoMultivariateNormal())
+        kinds = {bound.structure.sites[n].is_local for n in bound.latents}
+        return laplace(bound, params, chunks, AutoMultivariateNormal(conditional=len(kinds) > 1))
+
+
+def _require_globals_first(
+    who: str, model: Model, structure: Structure, observed: tuple[str, ...]
+) -> None:
+    """Refuses a global latent that the program draws after one of a datum."""
+    local: list[str] = []
+    for name, site in structure.sites.items():
+        if site.kind != "sample" or name in observed or site.is_fixed or site.is_discrete:
+            continue
+        if not site.is_local and local:
+            raise AlgorithmError(
+                f"{who}: {model.name!r} draws {name!r}, which all data share, after {local}, one a "
+                "datum, expected the shared ones first, since the latents of a datum are drawn "
+                f"given them; declare {name!r} before the data plate, or use AutoNormal or NUTS."
+            )
+        if site.is_local:
+            local.append(name)
 
 
 class _Chain:
@@ -218,16 +261,15 @@ class _Chain:
         self.event_ndim = len(place.free_event)
 
     def forward(self, noise: Array) -> Array:
-        flat = self._flat(noise)
-        every = flat if self.before is None else ops.concatenate([self.before, flat], axis=-1)
+        every = self._after(self._flat(noise))
         u = self.loc + ops.sum(self.tril * every[..., None, :], axis=-1)
         return self._unflat(u, noise)
 
     def _noise(self, u: Array) -> Array:
         left = self._flat(u) - self.loc
         if self.before is not None:
-            known = self.tril[..., : -self.size]
-            left = left - ops.sum(known * self.before[..., None, :], axis=-1)
+            known, before = self.tril[..., : -self.size], self._after(left)[..., : -self.size]
+            left = left - ops.sum(known * before[..., None, :], axis=-1)
         own = self.tril[..., -self.size :]
         own = ops.broadcast_to(own, (*left.shape[:-1], *own.shape[-2:]))
         return ops.solve_triangular(own, left[..., None])[..., 0]
@@ -246,9 +288,16 @@ class _Chain:
 
     def keep(self, u: Array) -> None:
         """Remembers the noise of this site for those after it."""
-        noise = self._noise(u)
-        every = noise if self.before is None else ops.concatenate([self.before, noise], axis=-1)
+        every = self._after(self._noise(u))
         self.group["noise"], self.group["size"] = every, every.shape[-1]
+
+    def _after(self, flat: Array) -> Array:
+        """Numbers of this site after those of the noise before it, which may be the globals'."""
+        if self.before is None:
+            return flat
+        before = self.before if self.before.ndim == flat.ndim else self.before[..., None, :]
+        before = ops.broadcast_to(before, (*flat.shape[:-1], before.shape[-1]))
+        return ops.concatenate([before, flat], axis=-1)
 
     def _flat(self, x: Array) -> Array:
         """[*lead, *plates, *free_event] as [particles, (data,) size]."""

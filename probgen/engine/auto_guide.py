@@ -82,6 +82,10 @@ class Place(NamedTuple):
         plates = [n for i, n in enumerate(self.plates) if i != self.data_axis]
         return (*plates, *self.free_event)
 
+    def plates_of(self, parameter: Array) -> list[int]:
+        """Sizes of the plates, the data's being the rows that a parameter has."""
+        return [parameter.shape[0] if i == self.data_axis else n for i, n in enumerate(self.plates)]
+
     def spread(self, x: Array) -> Array:
         """[*shape] or [batch, *shape] as [*plates, *free_event]."""
         return x if self.data_axis is None else moved(x, 0, self.data_axis)

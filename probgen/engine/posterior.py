@@ -154,7 +154,7 @@ class Posterior:
             if s.log_prob is not None
         }
         total: Any = 0.0
-        for value in [*sums.values(), *(b.ops.sum(v) for v in log_det.values())]:
+        for value in [*sums.values(), *self._volumes(log_det)]:
             total = total + value
         outside, likelihood = {}, {}
         for name in self.observed:
@@ -219,7 +219,10 @@ class Posterior:
             if s.log_prob is not None
         }
         total: Any = 0.0
-        for value in [*sums.values(), *(ops.sum(v[0]) for v in extra["log_det"].values())]:
+        for value in [
+            *sums.values(),
+            *self._volumes({n: v[0] for n, v in extra["log_det"].items()}),
+        ]:
             total = total + value
         values = {n: v[0] for n, v in extra["values"].items()}
         values |= {n: s.value for n, s in sites.items() if s.kind == "deterministic"}
@@ -233,6 +236,11 @@ class Posterior:
             outside[name] = _moved_away(ops, values[name], value)
         likelihood = {n: found.each.get(n, sites[n].log_prob) for n in self.observed}
         return Point(dict(free), total, values, likelihood, sums, outside)
+
+    def _volumes(self, log_det: Mapping[str, Array]) -> list[Array]:
+        """Of each latent, as often as its rows stand for data."""
+        sites, ops = self.bound.structure.sites, self.bound.backend.ops
+        return [ops.sum(v) * (self.scale if sites[n].is_local else 1.0) for n, v in log_det.items()]
 
     def points(self, x: Mapping, params: Mapping, rows: Mapping) -> Point:
         """`point` at each of n positions, every field with that axis in front."""

@@ -9,9 +9,17 @@ from auto_guide_cases import COV, MEAN, C, Y, regression
 from scipy import stats
 
 import probgen as pg
-from probgen import dist, nets
+from probgen import dist, nets, ops
 from probgen.errors import AlgorithmError, DataError, DeclarationError
-from probgen.inference import ELBO, IWAE, SVI, AutoLaplaceApproximation, AutoNormal, Guide
+from probgen.inference import (
+    ELBO,
+    IWAE,
+    SVI,
+    AutoLaplaceApproximation,
+    AutoMultivariateNormal,
+    AutoNormal,
+    Guide,
+)
 
 COUNTS = np.random.default_rng(0).poisson(3.0, 1300).astype("float32")
 LAPLACE = AutoLaplaceApproximation()
@@ -28,21 +36,23 @@ def distance(fitted):
     return float(re.search(r"([\d.e+-]+) standard deviations", fitted.history.events[-1])[1])
 
 
-def gaussian_of(fitted, names):
-    """(mean, covariance) on the real line, read off the parameters of a full Gaussian guide."""
-    loc, rows = [], []
+def gaussian_of(fitted, names, before=0):
+    """(mean, covariance) on the real line, read off the parameters of a full Gaussian guide; of
+    latents of single data one a datum. `before`: (numbers, L) of the globals that they follow."""
+    loc, rows, first = [], [], before
     for name in names:
         of = {k: fitted.params[f"guide/{name}/{k}"]["value"] for k in ("loc", "log_scale", "below")}
-        size, before = len(of["loc"]), of["below"].shape[1] - len(of["loc"])
-        own = np.tril(of["below"], before - 1) + np.eye(size, before + size, before)
-        rows.append(np.exp(of["log_scale"])[:, None] * own)
+        size = of["loc"].shape[-1]
+        assert of["below"].shape[-1] == first + size
+        own = np.tril(of["below"], first - 1) + np.eye(size, first + size, first)
+        rows.append(np.exp(of["log_scale"])[..., None] * own)
         loc.append(of["loc"])
-    tril = np.zeros((sum(map(len, loc)),) * 2)
-    start = 0
-    for each in rows:
-        tril[start : start + len(each), : each.shape[1]] = each
-        start += len(each)
-    return np.concatenate(loc), tril @ tril.T
+        first += size
+    wide = [np.concatenate([r, np.zeros((*r.shape[:-1], first - r.shape[-1]))], -1) for r in rows]
+    tril = np.concatenate(wide, -2)
+    if before:
+        return np.concatenate(loc, -1), tril
+    return np.concatenate(loc, -1), tril @ np.swapaxes(tril, -1, -2)
 
 
 def test_it_is_the_posterior_of_a_linear_gaussian_model(b, tmp_path):
@@ -82,6 +92,80 @@ def test_of_a_rate_it_is_the_formula_on_the_log_scale(b):
     r = np.exp(mean[0])
     joint = stats.gamma(2).logpdf(r) + stats.poisson(r).logpmf(COUNTS).sum() + mean[0]
     np.testing.assert_allclose(fitted.history["elbo"][-1], joint / len(COUNTS), rtol=1e-5)
+
+
+def test_a_hierarchy_of_gaussians_has_its_whole_posterior(b):
+    """m ~ N(0, I_2), v_n ~ N(m_1, 1), z_n ~ N(A m + v_n, I_2), y_n ~ N(z_n, 1): the covariance of
+    all 2 + 3 N numbers, and log p(y) from any draw of q(m) prod q(v_n, z_n | m)."""
+    a = np.float32([[1.0, 0.5], [-0.5, 1.0]])
+
+    @pg.model
+    def hierarchy():
+        m = pg.sample("m", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
+        loc = ops.sum(ops.asarray(a) * m[..., None, :], axis=-1)
+        with pg.data_plate():
+            v = pg.sample("v", dist.Normal(m[..., 0], 1.0))
+            z = pg.sample("z", dist.Normal(loc + v[..., None], 1.0).to_event(1))
+            pg.sample("y", dist.Normal(z, 1.0).to_event(1))
+
+    n = 6
+    y = np.random.default_rng(0).normal(1.0, 1.5, (n, 2)).astype("float32")
+    fitted = fitted_to(hierarchy.with_guide(LAPLACE), {"y": y}, b, 300)
+    assert fitted.model.guide == AutoMultivariateNormal(conditional=True)
+    mean, cov = gaussian_of(fitted, "m")
+    own, rows = gaussian_of(fitted, "vz", before=2)
+    tril = np.zeros((2 + 3 * n,) * 2)
+    tril[:2, :2] = np.linalg.cholesky(cov)
+    # Each site less its mean given those before it, which are independent: of m, (v, z)_n.
+    less = np.eye(2 + 3 * n)
+    for i in range(n):
+        at = np.arange(3) + 2 + 3 * i
+        tril[at, :2], tril[at[0] : at[2] + 1, at] = rows[i, :, :2], rows[i, :, 2:]
+        less[at[0], 0], less[at[1:], :2], less[at[1:], at[0]] = -1.0, -a, -1.0
+    seen = np.tile([False, True, True], n)
+    whole = np.linalg.inv(less.T @ less + np.diag(np.r_[0.0, 0.0, seen]))
+    np.testing.assert_allclose(tril @ tril.T, whole, atol=2e-3)
+    pull = np.zeros(2 + 3 * n)
+    pull[2:][seen] = y.ravel()
+    np.testing.assert_allclose(np.concatenate([mean, own.ravel()]), whole @ pull, atol=1e-2)
+    draws = pg.infer(fitted, {"y": y}, Guide(50), inputs={"row": np.arange(n)}, seed=1,
+                     progress_bar=False)  # fmt: skip
+    law = np.linalg.inv(less.T @ less)[2:, 2:][np.ix_(seen, seen)] + np.eye(2 * n)
+    evidence = stats.multivariate_normal(np.zeros(2 * n), law).logpdf(y.ravel())
+    np.testing.assert_allclose(draws.sample_stats["log_weight"].values, evidence, atol=0.02)
+
+
+def test_latents_of_single_data_have_the_curvature_by_differences(b):
+    """v ~ N(0, 1), r ~ LogNormal(v / 2, 0.5), k ~ Poisson(r): the inverse of each datum's curvature
+    by (v, log r), in float64; the data come in two pieces, fitted by minibatches."""
+
+    @pg.model
+    def rates():
+        with pg.data_plate():
+            v = pg.sample("v", dist.Normal(0.0, 1.0))
+            pg.sample("k", dist.Poisson(pg.sample("r", dist.LogNormal(0.5 * v, 0.5))))
+
+    n = 1005
+    counts = COUNTS[:n]
+    fitted = fitted_to(rates.with_guide(LAPLACE), {"k": counts}, b, 200, size=335)
+    assert fitted.model.guide == AutoMultivariateNormal()
+    mean, cov = gaussian_of(fitted, "vr")
+    v, u = mean.T.astype("float64")
+
+    def log_density(v, u):
+        return -0.5 * v**2 + stats.norm(0.5 * v, 0.5).logpdf(u) + counts * u - np.exp(u)
+
+    h = 1e-4
+    f = [[log_density(v + p * h, u + q * h) for q in (-1, 0, 1)] for p in (-1, 0, 1)]
+    second = np.array([
+        [f[2][1] - 2 * f[1][1] + f[0][1], (f[2][2] - f[2][0] - f[0][2] + f[0][0]) / 4],
+        [(f[2][2] - f[2][0] - f[0][2] + f[0][0]) / 4, f[1][2] - 2 * f[1][1] + f[1][0]],
+    ]) / h**2  # fmt: skip
+    np.testing.assert_allclose(cov, np.linalg.inv(-second.transpose(2, 0, 1)), rtol=1e-3)
+    slope = np.stack([f[2][1] - f[0][1], f[1][2] - f[1][0]], -1) / (2 * h)
+    far = np.sqrt(np.einsum("ni,nij,nj->n", slope, cov, slope)).max()
+    assert distance(fitted) == pytest.approx(far, rel=0.1, abs=1e-3) and far < 0.1
+    assert "all 1005 data" in fitted.history.events[-1]
 
 
 def test_one_observed_vector_in_constrained_latents_of_a_plate(b):
@@ -159,6 +243,20 @@ def test_what_has_no_laplace_approximation_is_refused_in_words(b, caplog):
             pg.sample("y", dist.Normal(pg.sample("z", dist.Normal(0, 1)), 1.0))
 
     @pg.model
+    def saddle(c):  # between two modes where the datum's own c is large
+        with pg.data_plate():
+            z = pg.sample("z", dist.Normal(0.0, 1.0))
+            pg.sample("y", dist.Normal(c * z * z, 1.0))
+
+    @pg.model
+    def late():
+        with pg.data_plate():
+            z = pg.sample("z", dist.Normal(0.0, 1.0))
+        m = pg.sample("m", dist.Normal(0.0, 1.0))
+        with pg.data_plate():
+            pg.sample("y", dist.Normal(z + m, 1.0))
+
+    @pg.model
     def nothing():
         with pg.data_plate():
             pg.sample("y", dist.Normal(pg.net("m", nets.Parameter())(), 1.0))
@@ -167,8 +265,14 @@ def test_what_has_no_laplace_approximation_is_refused_in_words(b, caplog):
         fitted_to(nothing.with_guide(LAPLACE), {"y": Y}, b, 1)
     with pytest.raises(AlgorithmError, match=r"not positive definite \(.*'a'\)"):
         fitted_to(free.with_guide(LAPLACE), {"y": Y}, b, 1)
-    with pytest.raises(AlgorithmError, match=r"\['z'\] of 'local' stand inside the data plate"):
-        fitted_to(local.with_guide(LAPLACE), {"y": Y}, b, 1)
+    with pytest.raises(AlgorithmError, match=r"-log p of datum 1 .* definite \(.*along latent 'z'"):
+        data = {"y": np.float32([1.0, 2.0]), "c": np.float32([0.1, 3.0])}
+        fitted_to(saddle.with_guide(LAPLACE), data, b, 1)
+    with pytest.raises(AlgorithmError, match=r"'late' draws 'm', .* after \['z'\], one a datum"):
+        fitted_to(late.with_guide(LAPLACE), {"y": Y}, b, 1)
+    with pytest.raises(AlgorithmError, match=r"2 of the data have the row 0, expected each"):
+        data = {"y": Y, "row": np.maximum(np.arange(20) - 1, 0)}
+        fitted_to(local.with_guide(LAPLACE), data, b, 1)
     with pytest.raises(DataError, match="got a stream"):
         fitted_to(regression.with_guide(LAPLACE), iter([{"y": Y, "c": C}]), b, 1, size=None)
     params = {f"guide/{n}/loc": {"value": np.zeros(1, "float32")} for n in "ab"}
