@@ -19,10 +19,11 @@ import numpy as np
 
 import probgen as pg
 from probgen import dist, ops
-from probgen.errors import AlgorithmError
-from probgen.language.declared import declaration
+from probgen.errors import ShapeError, SupportError
+from probgen.language.declared import declaration, require
 from probgen.language.kinds import AnyNet, Width
 from probgen.language.model import Model, Sketch
+from probgen.models.conditioning import condition_rows, guided, null_of
 from probgen.models.noise_schedule import NoiseSchedule
 
 Array = Any
@@ -33,38 +34,64 @@ class Diffusion(Model):
     """A diffusion prior over data of shape `shape`.
 
     Args:
-        denoiser: a net (x_t, t) -> array like x_t; t is [batch], in 0 ... T-1.
+        denoiser: a net (x_t, t) -> array like x_t; t is [batch], in 0 ... T-1. With a condition it
+            gets the context [batch, m, d] as a third input.
         shape: of one datum.
         schedule: the noise.
         prediction_type: what the net predicts: "epsilon" (the noise), "sample" (x_0) or
             "v_prediction" (sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x_0).
+        condition: a net from the program's input "condition", one row a datum, to the context, such
+            as `nets.ClassEmbedding(10, 64)`; give it as inputs={"condition": y}. What a condition
+            net may have more, such as a null for guidance: `probgen/nets/conditions.py`.
+        data_range: smallest and largest value of the data, where they have any; data outside it are
+            refused.
 
-    Sites: "x_T", "x_{T-1}", ..., "x_1", "x". Nets: "denoiser". The forward process, which has no
-    parameters, is its guide, so that it can be the prior of a latent. By itself learn it with
-    `Denoising`, which draws one step a datum; a variational bound runs all T.
+    Sites: "x_T", "x_{T-1}", ..., "x_1", "x". Nets: "denoiser" and, with a condition, "condition".
+    The forward process, which has no parameters, is its guide, so that it can be the prior of a
+    latent. By itself learn it with `Denoising`, which draws one step a datum; a variational bound
+    runs all T.
+
+    Raises (when bound):
+        ShapeError: the denoiser's output has another shape than x_t.
+        UnknownName: the condition is missing; DataError: it has values of no meaning to its net.
+        SupportError: data outside `data_range`.
     """
 
     denoiser: AnyNet
     shape: tuple[Width, ...]
     schedule: NoiseSchedule = dataclasses.field(default_factory=NoiseSchedule)
     prediction_type: Literal["epsilon", "sample", "v_prediction"] = "epsilon"
+    condition: AnyNet | None = None
+    data_range: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        low, high = self.data_range or (0.0, 1.0)
+        require(low < high, self, "a smaller and a larger number", "data_range")
 
     @property
     def program(self) -> Any:
-        def program() -> None:
-            total = self.schedule.num_train_timesteps
-            table = self.table()
-            with pg.data_plate():
-                unit = dist.Normal(0.0, 1.0).expand(self.shape).to_event(len(self.shape))
-                x = pg.sample(f"x_{total}", unit)
-                for t in reversed(range(total)):
-                    predicted = pg.net("denoiser", self.denoiser)(x, self._times(x, t))
-                    row = {k: float(v[t]) for k, v in table.items()}
-                    loc = self.posterior_mean(x, predicted, row)
-                    step = dist.Normal(loc, row["std"]).to_event(len(self.shape))
-                    x = pg.sample(f"x_{t}" if t else "x", step)
+        # Two, since an argument of a program is an input that it needs.
+        if self.condition is None:
+            return lambda: self._chain(None)
+        return lambda condition: self._chain(condition)
 
-        return program
+    def _chain(self, condition: Any) -> None:
+        total = self.schedule.num_train_timesteps
+        table = self.table()
+        with pg.data_plate():
+            unit = dist.Normal(0.0, 1.0).expand(self.shape).to_event(len(self.shape))
+            x = pg.sample(f"x_{total}", unit)
+            context = []
+            if self.condition is not None:
+                rows = condition_rows(self.condition, condition, x, self._lead(x)[-1])
+                context = [pg.net("condition", self.condition)(rows)]
+            for t in reversed(range(total)):
+                predicted = pg.net("denoiser", self.denoiser)(x, self._times(x, t), *context)
+                self._check_output(predicted)
+                row = {k: float(v[t]) for k, v in table.items()}
+                loc = self.posterior_mean(x, predicted, row)
+                step = dist.Normal(loc, row["std"]).to_event(len(self.shape))
+                x = pg.sample(f"x_{t}" if t else "x", step)
 
     @property
     def guide(self) -> Any:  # type: ignore[override]
@@ -76,10 +103,35 @@ class Diffusion(Model):
 
         return guide
 
+    def _lead(self, x: Array) -> tuple[int, ...]:
+        return tuple(x.shape[: x.ndim - len(self.shape)])
+
     def _times(self, x: Array, t: Any) -> Array:
-        lead = x.shape[: x.ndim - len(self.shape)]
-        flat = ops.reshape(x, (*lead, -1))[..., 0]
+        flat = ops.reshape(x, (*self._lead(x), -1))[..., 0]
         return flat * 0.0 + t
+
+    def _check_output(self, predicted: Any) -> None:
+        shape = tuple(getattr(predicted, "shape", ()))
+        if shape[max(0, len(shape) - len(self.shape)) :] != self.shape:
+            raise ShapeError(
+                f"{self.name}: got a denoiser whose output for data of shape {self.shape} has the "
+                f"shape {shape} (with the batch), expected that of x_t; set the net's `out`, or "
+                "the `shape` of the data."
+            )
+
+    def check_rows(self, rows: Mapping[str, Any]) -> None:
+        """Refuses data outside `data_range` and conditions that the condition net does not know."""
+        check = getattr(self.condition, "check_values", None)
+        if check is not None and "condition" in rows:
+            check(np.asarray(rows["condition"]))
+        if self.data_range is None or "x" not in rows:
+            return
+        x, (low, high) = np.asarray(rows["x"]), self.data_range
+        if x.size and not (x.min() >= low and x.max() <= high):
+            raise SupportError(
+                f"{self.name}: got data 'x' from {x.min():g} to {x.max():g}, expected them in the "
+                f"declared data_range, {low:g} to {high:g}; scale them to it, or declare theirs."
+            )
 
     def table(self) -> dict[str, np.ndarray]:
         """Per-step constants, [T] each: alpha_bar, signal, noise, the posterior's mean and std."""
@@ -105,7 +157,13 @@ class Diffusion(Model):
         return (x_t - row["noise"] * predicted) / row["signal"]
 
     def predict(
-        self, params: Mapping, x_t: Array, t: Array, batch: Mapping, guidance_scale: float = 1.0
+        self,
+        params: Mapping,
+        x_t: Array,
+        t: Array,
+        batch: Mapping,
+        guidance_scale: float = 1.0,
+        dropped: Array | None = None,
     ) -> Array:
         """What the net predicts, [n, *shape]: the one way in which the network is asked.
 
@@ -114,18 +172,32 @@ class Diffusion(Model):
             x_t: [n, *shape].
             t: [n] index of the step, 0 ... T-1; a fraction lies between two steps.
             batch: the program's inputs by name; more is ignored.
-            guidance_scale: of classifier-free guidance; 1 for none.
+            guidance_scale: s of classifier-free guidance: 0 unconditional, 1 conditional.
+            dropped: [n] of which data the condition is left out.
 
         Raises:
-            AlgorithmError: guidance of a model without an unconditional branch.
+            AlgorithmError: guidance or dropping of a model without an unconditional branch.
+            ShapeError: the condition has another number of rows than x_t.
         """
-        if guidance_scale != 1.0:
-            raise AlgorithmError(
-                f"{self.name}: got guidance_scale={guidance_scale:g} for a model without a "
-                "condition, expected 1, since there is no unconditional branch to guide away from."
-            )
         net: Any = self.denoiser
-        return net.apply(params["denoiser"], x_t, t)
+        if self.condition is None:
+            if guidance_scale != 1.0 or dropped is not None:
+                null_of(None, {}, x_t, self.name)
+            return net.apply(params["denoiser"], x_t, t)
+        rows = condition_rows(self.condition, batch["condition"], x_t, x_t.shape[0])
+        context = self.condition.apply(params["condition"], rows)
+        if guidance_scale != 1.0 or dropped is not None:
+            null = null_of(self.condition, params["condition"], context, self.name)
+        if dropped is not None:
+            each = ops.reshape(dropped, (-1, *[1] * (context.ndim - 1)))
+            context = ops.where(each, null, context)
+
+        def ask(context: Array) -> Array:
+            return net.apply(params["denoiser"], x_t, t, context)
+
+        if guidance_scale in (0.0, 1.0):
+            return ask(context if guidance_scale else null)
+        return guided(ask, context, null, guidance_scale)
 
     def posterior_mean(self, x_t: Array, predicted: Array, row: dict[str, Any]) -> Array:
         """mu_theta(x_t, t): the mean of q(x_{t-1} | x_t, x_0) at the estimated x_0."""

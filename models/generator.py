@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import math
 from collections.abc import Callable
 from typing import Any
@@ -83,6 +84,11 @@ class Generator(Model):
             names = names | set(self.latent.params)
         return frozenset(f"prior/{n}" for n in names)
 
+    def check_rows(self, rows: Any) -> None:
+        prior = self.prior()
+        if prior is not None:
+            prior.check_rows({k: v for k, v in rows.items() if k != "x"})
+
     @property
     def is_normalized(self) -> bool:  # type: ignore[override]
         prior = self.prior()
@@ -90,27 +96,32 @@ class Generator(Model):
 
     @property
     def program(self) -> Any:
-        def program() -> None:
+        prior = self.prior()
+
+        def program(**inputs: Any) -> None:
             with pg.data_plate():
-                z = self.draw_latent()
+                z = self.draw_latent(**inputs)
                 output = self.decode(z)
                 pg.sample("x", self.likelihood(output, len(self.event_shape())))
 
+        # A prior's inputs (a diffusion's condition) are this model's.
+        own = inspect.Signature() if prior is None else inspect.signature(prior.program)
+        program.__signature__ = own  # type: ignore[attr-defined]
         return program
 
-    def draw_latent(self) -> Array:
+    def draw_latent(self, **inputs: Any) -> Array:
         """Declares z, from its distribution or from the prior's own program."""
         prior = self.prior()
         if prior is None:
             return pg.sample("z", self.latent)
-        return pg.submodel("prior", prior, rename={"x": "z"})["x"]
+        return pg.submodel("prior", prior, rename={"x": "z"}, **inputs)["x"]
 
-    def draw_mean(self) -> Array:
+    def draw_mean(self, **inputs: Any) -> Array:
         """Declares z and x = E[x | z]: x is no random variable of its own, and has no density.
 
         Data may still be given for x, as for a factor that reads it.
         """
-        mean = self.likelihood.mean(self.decode(self.draw_latent()))
+        mean = self.likelihood.mean(self.decode(self.draw_latent(**inputs)))
         shape = self.event_shape()
         axes = tuple(range(-len(shape), 0))
         return pg.sample("x", dist.Density(
@@ -149,7 +160,7 @@ class Generator(Model):
         keys = bound.backend.split(key, 2)
         part = {k.removeprefix("prior/"): v for k, v in params.items() if k.startswith("prior/")}
         prior: Any = self.prior()
-        z = prior.ancestral().generate(bound, part, keys[0], num_samples, {})["x"]
+        z = prior.ancestral().generate(bound, part, keys[0], num_samples, batch)["x"]
 
         def program() -> None:
             with pg.data_plate():

@@ -74,6 +74,9 @@ class Tilted(Model):
         own = frozenset(self.base.params) if isinstance(self.base, Fitted) else frozenset()
         return own | self.model.frozen()
 
+    def check_rows(self, rows: Any) -> None:
+        self.model.check_rows(rows)
+
     @property
     def energy_name(self) -> str:
         """Name of the energy's parameters: `net_name`, or the first that the base leaves free."""
@@ -98,7 +101,7 @@ class Tilted(Model):
         def program(**inputs: Any) -> None:
             if self.through == "mean":
                 with pg.data_plate():
-                    values = {"x": model.draw_mean()}  # type: ignore[attr-defined]
+                    values = {"x": model.draw_mean(**inputs)}  # type: ignore[attr-defined]
             else:
                 values = pg.submodel("", model, **inputs)
             if self.on not in values:

@@ -42,6 +42,7 @@ REGISTRY = [
     nets.Sequential((nets.Dense(2), "silu")),
     nets.MADE(), nets.LocScale(),
     nets.ResidualBlock(4), nets.MLP(), nets.MLPEnergy(), nets.MLPDenoiser(2), nets.ConvEncoder(),
+    nets.ClassEmbedding(3, 2), nets.ContextEmbedding((2,)),
     nets.ConvDecoder(), nets.ConvEnergy(), nets.UNet(),
     nets.ResidualEnergy(), nets.SumOfEnergies((ENERGY, ENERGY)), nets.ScaledEnergy(ENERGY, 0.5),
     nets.adapters.TorchNet(Module()), nets.adapters.FlaxNet(Module()),

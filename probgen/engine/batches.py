@@ -127,7 +127,8 @@ def merge_inputs(
         size: number of data.
 
     Raises:
-        DataError: a name that is no argument of the program or the guide, or that the data have.
+        DataError: a name that is no argument of the program or the guide, or that the data have;
+            values that the model has no use for (`Model.check_rows`).
     """
     constants: dict[str, Any] = {}
     per_datum: dict[str, np.ndarray] = {}
@@ -148,6 +149,7 @@ def merge_inputs(
             (per_datum if array.shape[0] == size else constants)[name] = array
         else:
             constants[name] = value
+    model.check_rows({**constants, **per_datum})
     return constants, per_datum
 
 

@@ -37,6 +37,7 @@ class SupportCheck:
         Raises:
             SupportError: names the site, its support, how many values are outside, their range.
         """
+        self.bound.model.check_rows({k: self.bound.backend.to_numpy(v) for k, v in batch.items()})
         observed = [n for n in self.bound.observed if n in batch]
         sites = self.bound.structure.sites
         by_obs = [n for n, s in sites.items() if s.is_fixed and s.is_local and n not in observed]

@@ -89,6 +89,10 @@ class Model(Viewed):
         """Names of nets that no algorithm may change."""
         return frozenset()
 
+    def check_rows(self, rows: Mapping[str, Any]) -> None:
+        """Refuses rows of data and inputs, arrays by name, that this family has no use for and that
+        no support tells; a verb calls it before anything is computed with them."""
+
     def formula(self) -> str | None:
         """The density in LaTeX where the family knows a nicer one than the sites give."""
         return None
@@ -162,6 +166,9 @@ class Guided(Model):
 
     def frozen(self) -> frozenset[str]:
         return self.model.frozen()
+
+    def check_rows(self, rows: Mapping[str, Any]) -> None:
+        self.model.check_rows(rows)
 
     def formula(self) -> str | None:
         return self.model.formula()

@@ -12,6 +12,7 @@ from probgen.nets.adapters import from_equinox, from_flax, from_torch
 from probgen.nets.attention import CrossAttention, SelfAttention
 from probgen.nets.base import ACTIVATIONS, Net, activation, count, out_shape
 from probgen.nets.blocks import ResidualBlock, Sequential
+from probgen.nets.conditions import ClassEmbedding, ContextEmbedding
 from probgen.nets.conv import ConvDecoder, ConvEncoder, ConvEnergy
 from probgen.nets.denoiser import MLPDenoiser
 from probgen.nets.diffusers_unet import DiffusersUNet
@@ -45,7 +46,7 @@ __all__ = [
     # compositions
     "Sequential", "ResidualBlock", "MLP", "MADE", "ConvEncoder", "ConvDecoder", "UNet",
     "MLPDenoiser", "MLPEnergy", "ConvEnergy", "ResidualEnergy", "SumOfEnergies",
-    "ScaledEnergy",
+    "ScaledEnergy", "ClassEmbedding", "ContextEmbedding",
     # bring your own
     "from_torch", "from_flax", "from_equinox", "DiffusersUNet",
 ]  # fmt: skip
