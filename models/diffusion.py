@@ -67,6 +67,12 @@ class Diffusion(Model):
     def __post_init__(self) -> None:
         low, high = self.data_range or (0.0, 1.0)
         require(low < high, self, "a smaller and a larger number", "data_range")
+        require(
+            self.prediction_type != "epsilon" or self.schedule.alphas_bar()[-1] > 0, self,
+            "'v_prediction' or 'sample' for a schedule whose last step has no signal, at which the "
+            "noise tells nothing of the datum",
+            "prediction_type", "schedule",
+        )  # fmt: skip
 
     @property
     def program(self) -> Any:

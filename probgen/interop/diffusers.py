@@ -138,7 +138,7 @@ def _schedule(scheduler: Any) -> Any:
         keys += ["beta_start", "beta_end"]
     options = {k: config[k] for k in keys}
     if config.get("rescale_betas_zero_snr"):
-        options["zero_terminal_snr"] = True
+        options["rescale_betas_zero_snr"] = True
     schedule = NoiseSchedule(**options)
     ours = schedule.alphas_bar()
     theirs = np.asarray(theirs.cpu(), np.float64)

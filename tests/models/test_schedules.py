@@ -2,14 +2,16 @@
 
 import logging
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
+import scipy.stats as st
 
 import probgen as pg
-from probgen import nets
-from probgen.errors import DeclarationError
-from probgen.inference import Denoising
+from probgen import nets, ops
+from probgen.errors import AlgorithmError, DeclarationError
+from probgen.inference import DDIM, Denoising, DenoisingELBO, ProbabilityFlow
 from probgen.models import Diffusion, NoiseSchedule
 
 
@@ -35,6 +37,9 @@ KNOWN = {
 }  # fmt: skip
 
 
+NAMES = ["linear", "scaled_linear", "sigmoid", "squaredcos_cap_v2", "vp_sde", "edm"]
+
+
 @pytest.mark.parametrize("case", KNOWN, ids=lambda case: f"{case[0]}-{case[1]}")
 def test_a_name_means_the_same_numbers_for_every_length(case):
     name, num, start, end = case
@@ -45,13 +50,78 @@ def test_a_name_means_the_same_numbers_for_every_length(case):
         assert got is want or abs(got / want - 1.0) < 1e-4, (found, KNOWN[case])
 
 
-@pytest.mark.parametrize("name", ["linear", "scaled_linear", "sigmoid", "squaredcos_cap_v2"])
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("num", [1, 2, 7, 1000])
 def test_every_schedule_is_one(name, num):
-    """Betas in (0, 1), so alpha_bar falls and stays above 0."""
+    """Betas in (0, 1), so alpha_bar falls and stays above 0; rescaled, it ends at 0."""
     schedule = NoiseSchedule(num, name, 1e-3, 0.1)
     betas, left = schedule.betas(), schedule.alphas_bar()
     assert ((betas > 0) & (betas < 1)).all() and (np.diff(left) < 0).all() and (left > 0).all()
+    if num == 1:
+        return
+    rescaled = NoiseSchedule(num, name, 1e-3, 0.1, rescale_betas_zero_snr=True)
+    root, new = np.sqrt(left), np.sqrt(rescaled.alphas_bar())
+    # Shifted and scaled: equal parts stay equal parts, from the first to 0.
+    np.testing.assert_allclose((root[0] - root) / (root[0] - root[-1]), 1 - new / new[0], atol=1e-9)
+    assert abs(new[0] / root[0] - 1) < 1e-12 and new[-1] == 0.0 and rescaled.betas()[-1] == 1.0
+
+
+# b, A, v, c0, ct of a denoising diffusion GAN's steps (Xiao, Kreis & Vahdat 2022), t = 1 ... T.
+VP_SDE = {
+    4: {
+        "b": (0.4783, 0.8492, 0.9564, 0.9874), "A": (0.5217, 0.0787, 0.0034, 4.30e-5),
+        "v": (0.0, 0.4408, 0.8842, 0.9841), "c0": (1.0, 0.6658, 0.2692, 0.0578),
+        "ct": (0.0, 0.2016, 0.1930, 0.1119),
+    },
+    2: {"b": (0.9213, 0.9995), "v": (0.0, 0.9209), "c0": (1.0, 0.2804), "ct": (0.0, 0.0216)},
+    8: {
+        "b": (0.1564, 0.3815, 0.5465, 0.6675, 0.7562, 0.8212, 0.8689, 0.9039),
+        "v": (0.0, 0.1248, 0.3424, 0.5531, 0.7103, 0.8083, 0.8663, 0.9035),
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("num", VP_SDE)
+def test_the_vp_sde_in_few_steps_has_the_published_numbers(num):
+    schedule = NoiseSchedule(num, "vp_sde")
+    table = Diffusion(nets.MLP(), (2,), schedule).table()
+    left = schedule.alphas_bar()
+    found = {
+        "b": schedule.betas(), "A": left, "v": table["std"] ** 2, "c0": table["of_x0"],
+        "ct": table["of_xt"],
+    }  # fmt: skip
+    for name, want in VP_SDE[num].items():
+        # The chain's last step keeps a variance, that it may have a density.
+        start = 1 if name == "v" else 0
+        np.testing.assert_allclose(found[name][start:], want[start:], atol=6e-5, err_msg=name)
+    assert num != 4 or abs(left[-1] / math.exp(-0.5 * (1 - 1e-6) * 19.9 - 0.999 * 0.1) - 1) < 1e-9
+    before = np.concatenate([[1.0], left[:-1]])
+    mean = table["of_x0"] + table["of_xt"] * np.sqrt(left)
+    np.testing.assert_allclose(mean, np.sqrt(before), rtol=1e-12)
+    variance = table["of_xt"] ** 2 * (1 - left) + table["std"] ** 2
+    np.testing.assert_allclose(variance[1:], 1 - before[1:], rtol=1e-12)
+
+
+def test_the_levels_of_edm_are_its_sigmas():
+    """Equal steps of sigma^(1/7) from 80 to 0.002: the published list of 18, worked by hand."""
+    bar_ = NoiseSchedule(18, "edm").alphas_bar()
+    sigma = np.sqrt(1 / bar_ - 1)
+    np.testing.assert_allclose(sigma[[0, -1]], [0.002, 80.0], rtol=1e-9)
+    middle = (0.002 ** (1 / 7) + 9 / 17 * (80 ** (1 / 7) - 0.002 ** (1 / 7))) ** 7
+    assert abs(sigma[9] / middle - 1) < 1e-9
+    other = NoiseSchedule(3, "edm", sigma_min=0.01, sigma_max=4.0, rho=1.0)
+    np.testing.assert_allclose(np.sqrt(1 / other.alphas_bar() - 1), [0.01, 2.005, 4.0], rtol=1e-9)
+
+
+@pytest.mark.parametrize("is_rescaled", [False, True])
+def test_times_between_steps_invert_the_interpolation(is_rescaled):
+    schedule = NoiseSchedule(20, "squaredcos_cap_v2", rescale_betas_zero_snr=is_rescaled)
+    angles = schedule.angles(8)
+    np.testing.assert_allclose(np.cos(angles[::8]) ** 2, schedule.alphas_bar(), atol=1e-6)
+    inner = angles[: 18 * 8]
+    found = schedule.index_at(np.log(np.tan(inner)))
+    np.testing.assert_allclose(found, np.arange(18 * 8) / 8, atol=2e-3)
+    assert (np.diff(angles) > 0).all()
 
 
 @pytest.mark.parametrize("name", ["linear", "scaled_linear", "sigmoid"])
@@ -76,6 +146,9 @@ def test_a_rescaled_chain_adds_as_much_noise(name):
         ({"beta_end": float("nan")}, "beta_end"),
         ({"beta_schedule": "cosine"}, "beta_schedule"),
         ({"beta_end": 0.9}, "alpha_bar ends at"),
+        ({"num_train_timesteps": 1, "rescale_betas_zero_snr": True}, "two steps or more"),
+        ({"beta_schedule": "vp_sde", "beta_min": 30.0}, "beta_min=30"),
+        ({"beta_schedule": "edm", "sigma_min": 90.0}, "sigma_min=90"),
     ],
 )
 def test_what_is_no_schedule_is_refused(options, words):
@@ -100,3 +173,55 @@ def test_a_chain_that_ends_far_from_noise_is_said(backend_name, caplog):
                 progress_bar=False,
             )  # fmt: skip
         assert ("is left" in caplog.text) is said
+
+
+def test_a_chain_that_ends_in_pure_noise_is_drawn_and_bounded(b):
+    """With the exact denoiser of Gaussian data, whose last step sees nothing of the datum: the
+    draws have the variance of the linear maps, step by step, and the bound of a chain that ends in
+    its own prior stays below log p(x) = log N(x; 0, 4)."""
+    schedule = NoiseSchedule(12, "linear", 0.02, 0.6, rescale_betas_zero_snr=True)
+    for kind in ("v_prediction", "sample"):
+        model = Diffusion(ExactGaussian(schedule, kind), (1,), schedule, kind)
+        fitted = pg.Fitted(model, {"denoiser": {}}, shapes={"x": (1,)})
+        how = {"seed": 0, "backend": b}
+        t, n = model.table(), 4000
+        a, s2 = t["signal"], t["noise"] ** 2
+        gain = 4 * a / (4 * a**2 + s2)  # x_0 = gain x_t
+        after = np.concatenate([[1.0], a[:-1]])
+        leap = after * gain + np.sqrt((1 - after**2) / s2) * (1 - a * gain)
+        for method, slope, std in (
+            (None, t["of_x0"] * gain + t["of_xt"], t["std"]), (DDIM(12), leap, 0.0 * a),
+        ):  # fmt: skip
+            want = 1.0
+            for i in reversed(range(12)):
+                want = slope[i] ** 2 * want + std[i] ** 2
+            x = pg.generate(fitted, n, method=method, chunk_size=n, **how)["x"]
+            assert abs(x.var() / want - 1.0) < 5 * np.sqrt(2 / n)
+        at = np.linspace(-4, 4, 9, dtype=np.float32)[:, None]
+        bound_ = pg.evaluate(fitted, at, [DenoisingELBO(4)], progress_bar=False, **how)
+        bound_ = bound_[DenoisingELBO(4).name]
+        gap = st.norm.logpdf(at[:, 0], scale=2.0) - bound_["estimate"].values
+        assert (gap > -5 * bound_["standard_error"].values).all()
+        np.testing.assert_allclose(bound_["prior_kl"].values, 0.0, atol=1e-12)
+        with pytest.raises(AlgorithmError, match="no signal.*does not end"):
+            pg.evaluate(fitted, at, [ProbabilityFlow(4)], progress_bar=False, **how)
+    with pytest.raises(DeclarationError, match="got prediction_type='epsilon'.*no signal"):
+        Diffusion(nets.MLP(), (1,), schedule)
+
+
+@dataclass(frozen=True)
+class ExactGaussian:
+    """The exact prediction of x_0, or of v, for data N(0, 4)."""
+
+    schedule: NoiseSchedule
+    kind: str
+
+    def init(self, key, *shapes):
+        return {}
+
+    def apply(self, params, x, t):
+        root = np.sqrt(self.schedule.alphas_bar()).astype(np.float32)
+        a = ops.take(ops.asarray_like(root, x), ops.cast(t, "int32"))[..., None]
+        s = ops.sqrt(1.0 - a * a)
+        x0 = 4.0 * a / (4.0 * a * a + s * s) * x
+        return x0 if self.kind == "sample" else (a * x - x0) / s
