@@ -183,6 +183,9 @@ TOGETHER = {
     ("IncrementalPI", "beta_min"): NUMBERS - {"huge count"},
     ("IncrementalPI", "beta_max"): {"huge count", "huge", "infinity"},
     ("IncrementalPI", "initial_beta"): {"fraction", "huge count"},
+    # The larger end of a range is 20, or 80.
+    ("NoiseSchedule", "beta_min"): {"fraction"},
+    ("NoiseSchedule", "sigma_min"): {"fraction"},
     ("Gaussian", "scale"): ABOVE | {"array"},
     ("InputComplexity", "codecs"): set(),
     ("ErrorReduction", "codecs"): set(),
