@@ -2,17 +2,19 @@
 
 from probgen.models import likelihoods
 from probgen.models.diffusion import Diffusion
+from probgen.models.diffusion_map import DiffusionMap
 from probgen.models.ebm import EBM
 from probgen.models.flow import Affine, Coupling, Flow, MaskedAutoregressive, Spline
 from probgen.models.generator import Generator
 from probgen.models.gradient_flow import GradientFlowGenerator
+from probgen.models.inverse_problem import InverseProblem
 from probgen.models.mixture import GaussianMixture
 from probgen.models.noise_schedule import NoiseSchedule
 from probgen.models.tilted import Tilted
 from probgen.models.vae import VAE
 
 __all__ = [
-    "EBM", "VAE", "Affine", "Coupling", "Diffusion", "Flow", "GaussianMixture", "Generator",
-    "GradientFlowGenerator", "MaskedAutoregressive", "NoiseSchedule", "Spline", "Tilted",
-    "likelihoods",
+    "EBM", "VAE", "Affine", "Coupling", "Diffusion", "DiffusionMap", "Flow", "GaussianMixture",
+    "Generator", "GradientFlowGenerator", "InverseProblem", "MaskedAutoregressive",
+    "NoiseSchedule", "Spline", "Tilted", "likelihoods",
 ]  # fmt: skip

@@ -54,7 +54,9 @@ REGISTRY = [
     pg.Groups({"decoder": pg.Adam()}),
     # models, and parts of distributions
     dist.BijectTo("simplex"),
-    models.NoiseSchedule(), models.Diffusion(NET, (2,)), models.EBM(ENERGY, NORMAL),
+    models.NoiseSchedule(), models.Diffusion(NET, (2,)),
+    models.DiffusionMap(models.Diffusion(NET, (2,))), models.EBM(ENERGY, NORMAL),
+    models.InverseProblem(models.Diffusion(NET, (2,)), len),
     models.Generator(NORMAL, NET, dist.Bernoulli), models.GaussianMixture(2, 2),
     models.Flow(2), models.Coupling(), models.MaskedAutoregressive(), models.flow.layers.Layer(),
     models.Affine(), models.Spline(), models.flow.maps.ElementMap(),

@@ -8,6 +8,7 @@ t in (0, 1], exactly: alpha_bar = exp(-(0.1 t + 9.95 t^2)) at t = (index + 1) / 
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.special import logsumexp
 
 from probgen import ops
 from probgen.engine.fitted import Fitted
@@ -47,6 +48,40 @@ class GaussianDenoiser:
         flat = ops.reshape(x, (*t.shape, -1))
         out = (gain * (flat @ params["u"])) @ ops.transpose(params["u"])
         return ops.reshape(out, x.shape)
+
+
+@dataclass(frozen=True)
+class MixtureDenoiser:
+    """The exact eps for a mixture of round Gaussians, equal weights, variance `spread`."""
+
+    num: int
+    means: tuple = ((-1.0, -0.5), (1.0, 0.2), (0.3, 1.4))
+    spread: float = 0.04
+
+    def init(self, key, *shapes):
+        return {}
+
+    def apply(self, params, x, t):
+        time = ((t + 1.0) / self.num)[..., None]
+        bar = ops.exp(-(0.1 * time + 9.95 * time * time))
+        variance = bar * self.spread + 1.0 - bar
+        off = [x - ops.sqrt(bar) * ops.asarray_like(np.array(m), x) for m in self.means]
+        logits = [-0.5 * ops.sum(d * d, axis=-1, keepdims=True) / variance for d in off]
+        weights = ops.softmax(ops.concatenate(logits, axis=-1), axis=-1)
+        mean = sum(weights[..., i : i + 1] * d for i, d in enumerate(off))
+        return ops.sqrt(1.0 - bar) * mean / variance
+
+    def log_prob(self, x, bar):
+        """[n] of the noised mixture, with its score [n, 2] and the score's divergence [n]."""
+        variance = bar * self.spread + 1.0 - bar
+        off = x[:, None] - np.sqrt(bar) * np.array(self.means)
+        logits = -0.5 * (off**2).sum(-1) / variance
+        total = logsumexp(logits, axis=1)
+        w = np.exp(logits - total[:, None])[..., None]
+        mean = (w * off).sum(1)
+        spread = (w[..., 0] * (off**2).sum(-1)).sum(1) - (mean**2).sum(1)
+        log_p = total - np.log(len(self.means)) - np.log(2 * np.pi * variance)
+        return log_p, -mean / variance, -2.0 / variance + spread / variance**2
 
 
 def covariance(dim, seed=0):

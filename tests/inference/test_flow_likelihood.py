@@ -5,16 +5,22 @@ single probe are closed forms (`flow_cases`); a mixture is held to its own noise
 scipy's adaptive solver of the ODE as the paper writes it.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 import pytest
-from flow_cases import TYPES, LinearBeta, draws, exact_diffusion, log_normal, marginal, measured
+from flow_cases import (
+    TYPES,
+    LinearBeta,
+    MixtureDenoiser,
+    draws,
+    exact_diffusion,
+    log_normal,
+    marginal,
+    measured,
+)
 from scipy.integrate import solve_ivp
-from scipy.special import logsumexp
 
 import probgen as pg
-from probgen import dist, nets, ops
+from probgen import dist, nets
 from probgen.engine.bind import bind
 from probgen.engine.fitted import Fitted
 from probgen.errors import AlgorithmError, DeclarationError, NonFiniteError
@@ -89,40 +95,6 @@ def test_probes_are_unbiased_and_spread_as_predicted(b):
     error = variances.std(ddof=1) / np.sqrt(len(x))
     assert abs(variances.mean() - predicted**2) < 4 * error + 0.01 * predicted**2
     assert error < 0.1 * predicted**2 and predicted > 1.0
-
-
-@dataclass(frozen=True)
-class MixtureDenoiser:
-    """The exact eps for a mixture of round Gaussians, equal weights, variance `spread`."""
-
-    num: int
-    means: tuple = ((-1.0, -0.5), (1.0, 0.2), (0.3, 1.4))
-    spread: float = 0.04
-
-    def init(self, key, *shapes):
-        return {}
-
-    def apply(self, params, x, t):
-        time = ((t + 1.0) / self.num)[..., None]
-        bar = ops.exp(-(0.1 * time + 9.95 * time * time))
-        variance = bar * self.spread + 1.0 - bar
-        off = [x - ops.sqrt(bar) * ops.asarray_like(np.array(m), x) for m in self.means]
-        logits = [-0.5 * ops.sum(d * d, axis=-1, keepdims=True) / variance for d in off]
-        weights = ops.softmax(ops.concatenate(logits, axis=-1), axis=-1)
-        mean = sum(weights[..., i : i + 1] * d for i, d in enumerate(off))
-        return ops.sqrt(1.0 - bar) * mean / variance
-
-    def log_prob(self, x, bar):
-        """[n] of the noised mixture, with its score [n, 2] and the score's divergence [n]."""
-        variance = bar * self.spread + 1.0 - bar
-        off = x[:, None] - np.sqrt(bar) * np.array(self.means)
-        logits = -0.5 * (off**2).sum(-1) / variance
-        total = logsumexp(logits, axis=1)
-        w = np.exp(logits - total[:, None])[..., None]
-        mean = (w * off).sum(1)
-        spread = (w[..., 0] * (off**2).sum(-1)).sum(1) - (mean**2).sum(1)
-        log_p = total - np.log(len(self.means)) - np.log(2 * np.pi * variance)
-        return log_p, -mean / variance, -2.0 / variance + spread / variance**2
 
 
 def test_the_flow_agrees_with_an_adaptive_solver_of_the_paper_s_ode(b):
