@@ -51,8 +51,11 @@ from probgen.inference.objectives.elbo import ELBO, ImportanceWeightedELBO
 from probgen.inference.objectives.kl_weights import CyclicalWarmup, LinearWarmup, SigmoidWarmup
 from probgen.inference.regret.likelihood_regret import LikelihoodRegret
 from probgen.inference.sample.ancestral import DDIM, Ancestral
+from probgen.inference.sample.flow_solvers import DPMSolver, ProbabilityFlowODE
 from probgen.inference.sample.gradient_flow import GradientFlow
 from probgen.inference.sample.guide import Guide
+from probgen.inference.sample.inpaint import Inpaint
+from probgen.inference.sample.inversion import DDIMInverse
 from probgen.inference.sample.langevin import Langevin
 from probgen.inference.sample.mcmc import HMC, NUTS
 from probgen.inference.sample.noise import Noise
@@ -71,6 +74,8 @@ __all__ = [
     "CollapseReport",
     "ControlledELBO",
     "DDIM",
+    "DDIMInverse",
+    "DPMSolver",
     "CyclicalWarmup",
     "Denoising",
     "DenoisingELBO",
@@ -90,6 +95,7 @@ __all__ = [
     "ImportanceSampling",
     "ImportanceWeightedELBO",
     "IncrementalPI",
+    "Inpaint",
     "Langevin",
     "Invertibility",
     "Kernel",
@@ -102,6 +108,7 @@ __all__ = [
     "PI",
     "PersistentChains",
     "ProbabilityFlow",
+    "ProbabilityFlowODE",
     "Quadrature",
     "RampSetPoint",
     "Regularizer",

@@ -81,7 +81,9 @@ REGISTRY = [
     inference.ReplayBuffer(), inference.Regularizer(), inference.EnergyMagnitude(),
     inference.GradientPenalty(), inference.SpectralPenalty(), inference.EnergyGuard(),
     inference.NUTS(), inference.HMC(), inference.sample.mcmc.HamiltonianMethod(),
-    inference.Ancestral(), inference.DDIM(), inference.GradientFlow(0.1), inference.Noise(),
+    inference.Ancestral(), inference.DDIM(), inference.DDIMInverse(), inference.DPMSolver(),
+    inference.ProbabilityFlowODE(), inference.Inpaint(inference.DDIM(), X > 0, X),
+    inference.GradientFlow(0.1), inference.Noise(),
     inference.AIS().settings, rbm.RBM(*RBM_PARTS), inference.Gaussian(0.0, 1.0),
     # measures
     inference.AIS(), inference.Quadrature(), inference.IWAE(),

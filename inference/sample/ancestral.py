@@ -1,81 +1,111 @@
 """Ways of `pg.generate` that follow a model's own order, and no chain that climbs its density.
 
-    Ancestral    site by site as the program says; of a diffusion its T steps by one loop
+    Ancestral    site by site as the program says; of a diffusion its T steps by one loop, or fewer
     DDIM         a diffusion's steps in leaps, with its noise scaled by eta, none at eta = 0
 
-With alpha_bar_t the share of a datum's variance left at t, x_0 and eps what the net says at (x_t,
-t), and s the next step that is visited, below t (at the end alpha_bar_s = 1, so x = x_0):
+At a level x_t = a x_0 + s xi. From t to the next level visited, a' and s' (1 and 0 at the end),
+with x_0 and eps what the net says at (x_t, t), rho = a / a' and v = s^2 - rho^2 s'^2 between them:
 
-    sigma^2 = eta^2 (1 - alpha_bar_s) / (1 - alpha_bar_t) (1 - alpha_bar_t / alpha_bar_s)
-    x_s = sqrt(alpha_bar_s) x_0 + sqrt(1 - alpha_bar_s - sigma^2) eps + sigma xi,    xi ~ N(0, I)
+    Ancestral    q(x' | x_t, x_0):  a' x_0 + (rho s'^2 / s^2) (x_t - a x_0) + sqrt(v) s'/s xi
+    DDIM         a' x_0 + sqrt(s'^2 - sigma^2) eps + sigma xi,    sigma = eta sqrt(v) s' / s
+
+so that Ancestral is DDIM with eta = 1, and of all steps the model's own chain.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import numpy as np
 
-from probgen.backends.protocol import Backend
-from probgen.engine.bound import Bound
-from probgen.engine.target import Kernel, Target
-from probgen.errors import AlgorithmError
-from probgen.language import ops
-from probgen.language.capabilities import Denoises
+from probgen.inference.sample.noise_levels import Levels, Spacing, visited, word
+from probgen.inference.sample.reverse import Columns, Reverse, guided
 from probgen.language.declared import declaration
-from probgen.language.kinds import Many, Share
-
-Array = Any
-
-
-class _OneDraw:
-    """What the two are as a `Sampler`: one independent draw a sample, for `pg.generate` alone."""
-
-    num_chains = 1
-    num_warmup = 0
-    num_draws = 1
-    thinning = 1
-
-    def kernel(self, backend: Backend, target: Target, num_calls: int | None = None) -> Kernel:
-        """Refused: it follows a model, and climbs no density.
-
-        Raises:
-            AlgorithmError: always.
-        """
-        raise AlgorithmError(
-            f"{type(self).__name__}: got a target to move chains on (pg.infer and learners), "
-            "expected a sampler such as Langevin(1e-2); this one is for pg.generate."
-        )
-
-    def cure(self) -> str:
-        """What to do where draws are NaN or infinite."""
-        return "look at the parameters for NaN, and at the scales of the model's distributions"
+from probgen.language.kinds import CountOrZero, Many, Positive, Share
 
 
 @declaration
-class Ancestral(_OneDraw):
-    """Site by site as the program says, what `pg.generate` does without a method."""
+class Ancestral(Reverse):
+    """What `pg.generate` does without a method; and, of a `Diffusion`, guided and in fewer steps.
 
-    is_ancestral = True
+    Args:
+        num_steps: of a diffusion, how many of its T steps are visited, in leaps as equal as they
+            can be ("trailing"), each by its posterior, which is the law of the T steps where the
+            net knows x_0 and an approximation elsewhere; None, all of them.
+        guidance_scale: w of classifier-free guidance; 1 for none.
+        clip_sample_range: c, the net's x_0 is clipped to [-c, c]; None, it is not.
+
+    The last step draws what the model's own last step does.
+
+    Raises (by generate): AlgorithmError: any of these for a model that is no diffusion; more steps
+    than it has; guidance without an unconditional branch; a schedule and a prediction that do not
+    go together.
+
+    Sources: Ho, Jain & Abbeel 2020, arXiv:2006.11239; Nichol & Dhariwal 2021, arXiv:2102.09672,
+    section 4, for fewer steps.
+    """
+
+    num_steps: Many | None = None
+    guidance_scale: float = 1.0
+    clip_sample_range: Positive | None = None
+
+    @property
+    def is_ancestral(self) -> bool:
+        """Whether it is what is done without a method."""
+        return self == Ancestral()
 
     def note(self, stats: Mapping[str, np.ndarray] | None = None) -> str:
         """What the draws target."""
-        return "ancestral"
+        if self.num_steps is None:
+            return "ancestral" + guided(self.guidance_scale)
+        leaps = f"ancestral in {self.num_steps} leaps, not the model's own chain"
+        return leaps + guided(self.guidance_scale)
+
+    def leaps(self, model: Any) -> tuple[Levels, Levels]:
+        """The levels visited and, of each, the next."""
+        total = len(model.table()["signal"])
+        levels = visited(model, self.num_steps or total, "trailing", 0, "Ancestral")
+        return levels, levels.and_data().at(slice(1, None))
+
+    def columns(self, model: Any) -> Columns:
+        """The table."""
+        now, then = self.leaps(model)
+        share = (now.signal / then.signal) * (then.noise / now.noise) ** 2
+        std = step_noise(now, then)
+        std[-1] = model.table()["std"][0]
+        return leap_columns(
+            self, model, now, then.signal - share * now.signal, 0.0 * share, share, std
+        )
 
 
 @declaration
-class DDIM(_OneDraw):
+class DDIM(Reverse):
     """A `Diffusion`'s draws in fewer steps: `pg.generate(fitted, 100, method=DDIM(50))`.
 
     Args:
-        num_steps: how many of the T steps are visited: the last one, T - 1, and down from there in
-            equal leaps ("trailing", so that the first is at the noise that the draws start from).
+        num_steps: how many of the T steps are visited.
         eta: how much of the chain's noise is drawn on the way: 0, a deterministic map of x_T, a
-            solver of the network's ODE; 1, the chain's own where all steps are visited, but for
-            the last, which draws none.
+            solver of the network's ODE of first order; 1, `Ancestral`, but for the last step, which
+            draws none.
+        guidance_scale: w of classifier-free guidance; 1 for none.
+        spacing: which steps: "trailing", T - 1 and down in equal leaps, so that the first is at the
+            noise that the draws start from; "leading", up from `steps_offset` in leaps of
+            T // num_steps; "linspace", 0 to T - 1 in equal leaps.
+        steps_offset: of "leading".
+        set_alpha_to_one: the last step leads to the datum; else to the noise of the chain's first
+            step, alpha_bar_0.
+        clip_sample_range: c, the net's x_0 is clipped to [-c, c], its eps is not; None, neither.
+        lands: where a leap ends: "next", on the next step visited; "stride", T // num_steps below,
+            which is another level where leaps are unequal ("linspace", or num_steps that do not
+            divide T).
 
-    Raises (by generate): AlgorithmError: the model is no diffusion, or has fewer steps.
+    The names but `lands` are those of diffusers' `DDIMScheduler`, whose numbers these are with
+    lands="stride" and its defaults spacing="leading", clip_sample_range=1.0.
+
+    Raises (by generate): AlgorithmError: the model is no diffusion, or has fewer steps; guidance
+    without an unconditional branch; a schedule and a prediction that do not go together.
 
     Sources: Song, Meng & Ermon 2021, arXiv:2010.02502, equations 12 and 16; Lin et al. 2024,
     arXiv:2305.08891, for which steps are visited.
@@ -83,77 +113,58 @@ class DDIM(_OneDraw):
 
     num_steps: Many = 50
     eta: Share = 0.0
+    guidance_scale: float = 1.0
+    spacing: Spacing = "trailing"
+    steps_offset: CountOrZero = dataclasses.field(default=0, kw_only=True)
+    set_alpha_to_one: bool = dataclasses.field(default=True, kw_only=True)
+    clip_sample_range: Positive | None = dataclasses.field(default=None, kw_only=True)
+    lands: Literal["next", "stride"] = dataclasses.field(default="next", kw_only=True)
 
     def note(self, stats: Mapping[str, np.ndarray] | None = None) -> str:
         """What the draws target."""
         return (
             f"DDIM, {self.num_steps} steps, eta={self.eta:g}: draws of the denoiser's flow in "
-            "leaps, not of the model's chain"
+            "leaps, not of the model's chain" + guided(self.guidance_scale)
         )
 
-    def draws_of(self, bound: Bound) -> Callable:
-        """(params, batch, key, num_samples) -> {"x": [num_samples, *shape]} of a diffusion.
+    def leaps(self, model: Any) -> tuple[Levels, Levels]:
+        """The levels visited and, of each, the one where its leap ends."""
+        now = visited(model, self.num_steps, self.spacing, self.steps_offset, "DDIM")
+        signal = model.table()["signal"]
+        final = 1.0 if self.set_alpha_to_one else float(signal[0])
+        if self.lands == "next":
+            return now, now.and_data(final).at(slice(1, None))
+        time = now.time - len(signal) // self.num_steps
+        reached = np.where(time < 0, final, signal[np.maximum(time, 0).astype(int)])
+        return now, Levels(time, reached, np.sqrt(1.0 - reached**2))
 
-        Raises:
-            AlgorithmError: the model is no diffusion, or has fewer steps.
-        """
-        b, model = bound.backend, bound.model
-        if not isinstance(model, Denoises):
-            raise AlgorithmError(
-                f"DDIM: the model {model.name!r} has no denoiser and noise schedule, expected a "
-                "Diffusion; what has one as its prior is drawn without a method."
-            )
-        rows = self._rows(model)
-        shape = tuple(model.shape)
+    def columns(self, model: Any) -> Columns:
+        """The table."""
+        now, then = self.leaps(model)
+        std = self.eta * step_noise(now, then)
+        of_eps = np.sqrt(np.maximum(then.noise**2 - std**2, 0.0))
+        return leap_columns(self, model, now, then.signal, of_eps, 0.0 * std, std)
 
-        def step(params: Mapping, batch: Mapping, x: Array, row: Mapping, key: Any) -> Array:
-            t = ops.reshape(x, (x.shape[0], -1))[:, 0] * 0.0 + row["t"]
-            clean = model.clean(x, model.predict(params, x, t, batch), row)
-            eps = (x - row["signal"] * clean) / row["noise"]
-            drawn = row["sigma"] * b.normal(key, tuple(x.shape))
-            return row["to_clean"] * clean + row["to_eps"] * eps + drawn
 
-        one = b.compile(step, num_calls=self.num_steps)
+def step_noise(now: Levels, then: Levels) -> np.ndarray:
+    """The standard deviation of q(x' | x_t, x_0)."""
+    between = now.noise**2 - (now.signal / then.signal * then.noise) ** 2
+    return np.sqrt(np.maximum(between, 0.0)) * then.noise / now.noise
 
-        def run(params: Mapping, batch: Mapping, key: Any, num_samples: int) -> Array:
-            k_start, k_steps = b.split(key, 2)
-            x = b.normal(k_start, (num_samples, *shape))
-            items = ({k: b.asarray(v) for k, v in rows.items()}, b.split(k_steps, self.num_steps))
-            return b.scan(lambda x, item: (one(params, batch, x, *item), None), x, items)[0]
 
-        loops: dict[int, Callable] = {}
-
-        def draws(params: Mapping, batch: Mapping, key: Any, num_samples: int) -> dict[str, Array]:
-            inputs = bound.program_inputs(batch)
-            if num_samples not in loops:
-                loops[num_samples] = b.loop(
-                    lambda params, batch, key: run(params, batch, key, num_samples)
-                )
-            return {"x": loops[num_samples](params, dict(inputs), key)}
-
-        return draws
-
-    def _rows(self, model: Any) -> dict[str, np.ndarray]:
-        """Constants of each step that is visited, the noisiest first, [num_steps] each."""
-        table = model.table()
-        total = len(table["signal"])
-        if self.num_steps > total:
-            raise AlgorithmError(
-                f"DDIM: got num_steps={self.num_steps} for {model.name!r}, whose chain has {total} "
-                "steps, expected no more than those; lower num_steps."
-            )
-        times = (
-            np.round(np.arange(1, self.num_steps + 1) * (total / self.num_steps)).astype(int) - 1
-        )
-        bar = table["signal"][times] ** 2
-        after = np.concatenate([[1.0], bar[:-1]])
-        sigma = self.eta * np.sqrt((1 - after) / (1 - bar) * (1 - bar / after))
-        found = {
-            "t": times.astype(np.float64),
-            "signal": table["signal"][times],
-            "noise": table["noise"][times],
-            "to_clean": np.sqrt(after),
-            "to_eps": np.sqrt(np.maximum(1 - after - sigma**2, 0.0)),
-            "sigma": sigma,
-        }
-        return {k: v[::-1].copy() for k, v in found.items()}
+def leap_columns(
+    sampler: Any, model: Any, now: Levels, of_clean: np.ndarray, of_eps: np.ndarray,
+    of_x: np.ndarray, std: np.ndarray,
+) -> Columns:  # fmt: skip
+    """The table of x' = of_clean x_0 + of_eps eps + of_x x + std xi."""
+    says = word(model, now, type(sampler).__name__)
+    columns = {
+        "time": now.time,
+        "x": of_clean * says.clean_x + of_eps * says.eps_x + of_x,
+        "net": of_clean * says.clean_net + of_eps * says.eps_net,
+    }
+    if (std > 0).any():
+        columns["std"] = std
+    if sampler.clip_sample_range is not None:
+        columns |= {"clipped": of_clean, "clean_x": says.clean_x, "clean_net": says.clean_net}
+    return columns

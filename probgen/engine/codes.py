@@ -20,7 +20,7 @@ from probgen.engine.batches import merge_inputs
 from probgen.engine.bound import Bound
 from probgen.engine.combinations import probabilities
 from probgen.engine.guide_draws import guide_at_means
-from probgen.errors import AlgorithmError
+from probgen.errors import AlgorithmError, NonFiniteError
 from probgen.language.program import DATA_PLATE
 
 ROWS = 1000
@@ -31,11 +31,7 @@ def codes(
 ) -> dict[str, np.ndarray]:
     """{latent: [n, *event]}, or {observed site: [n, *event]} where `is_back`."""
     who = "reconstruct" if is_back else "encode"
-    arrays = as_arrays(data)
-    shared, per_datum = merge_inputs(fitted.model, arrays, inputs)
-    rows = {**arrays, **per_datum}
-    bound, params = fitted.bind(b, {k: v[:1] for k, v in rows.items()}, constants=shared)
-    bound.require_rows(who)
+    bound, params, rows = _bind(fitted, b, data, inputs, who)
     bound.require_guide(who)
     hidden = (*bound.latents, *bound.enumerated)
     if not hidden or not all(bound.structure.sites[n].is_local for n in hidden):
@@ -43,12 +39,51 @@ def codes(
             f"{who}: {bound.model.name!r} has the latents {list(hidden)}, expected latents "
             "inside the data plate alone, codes of single data; draw global ones by pg.infer."
         )
-    size = len(next(iter(rows.values())))
-    run = b.compile(_back(bound) if is_back else _codes(bound), num_calls=-(-size // ROWS))
+    run = _back(bound) if is_back else _codes(bound)
+    run = b.compile(run, num_calls=-(-_size(rows) // ROWS))
+    # Draws of what comes after get a key; their means take its place.
+    return _by_chunks(b, rows, lambda part: run(params, part, b.key(0)))
+
+
+def codes_by(
+    method: Any, fitted: Any, b: Backend, data: Any, inputs: Mapping[str, Any] | None
+) -> dict[str, np.ndarray]:
+    """Codes by a way of their own (`EncodesModel`), [n, *event] by name.
+
+    Raises:
+        NonFiniteError: a code is NaN or infinite.
+    """
+    bound, params, rows = _bind(fitted, b, data, inputs, "encode")
+    run = method.codes_of(bound)
+    found = _by_chunks(b, rows, lambda part: run(params, part))
+    for name, value in found.items():
+        if not np.isfinite(value).all():
+            raise NonFiniteError(
+                f"encode, {method!r}: got codes {name!r} that are NaN or infinite, expected finite "
+                "numbers; look at the data and at the parameters for NaN."
+            )
+    return found
+
+
+def _bind(
+    fitted: Any, b: Backend, data: Any, inputs: Mapping[str, Any] | None, who: str
+) -> tuple[Bound, dict, dict[str, np.ndarray]]:
+    arrays = as_arrays(data)
+    shared, per_datum = merge_inputs(fitted.model, arrays, inputs)
+    rows = {**arrays, **per_datum}
+    bound, params = fitted.bind(b, {k: v[:1] for k, v in rows.items()}, constants=shared)
+    bound.require_rows(who)
+    return bound, params, rows
+
+
+def _size(rows: Mapping[str, np.ndarray]) -> int:
+    return len(next(iter(rows.values())))
+
+
+def _by_chunks(b: Backend, rows: Mapping[str, np.ndarray], run: Callable) -> dict[str, np.ndarray]:
     parts = []
-    for start in range(0, size, ROWS):
-        part = {k: b.asarray(v[start : start + ROWS]) for k, v in rows.items()}
-        found = run(params, part, b.key(0))  # draws of what comes after; their means take its place
+    for start in range(0, _size(rows), ROWS):
+        found = run({k: b.asarray(v[start : start + ROWS]) for k, v in rows.items()})
         parts.append({n: b.to_numpy(v) for n, v in found.items()})
     return {n: np.concatenate([p[n] for p in parts]) for n in parts[0]}
 

@@ -15,7 +15,8 @@ from probgen.backends.protocol import Backend
 from probgen.engine.auto_guide import require_settled
 from probgen.engine.bind import bind
 from probgen.engine.bound import Bound, parameter_count
-from probgen.engine.codes import codes
+from probgen.engine.codes import codes, codes_by
+from probgen.engine.target import AnyEncoder
 from probgen.errors import ProbgenError, SaveError, ShapeError
 from probgen.language.declared import argument, declaration
 from probgen.language.kinds import PathLike, Rule
@@ -97,17 +98,26 @@ class Fitted(Viewed):
         kinds = {k: self.dtypes.get(k, "float32") for k in self.shapes}
         return {k: np.zeros((1, *shape), kinds[k]) for k, shape in self.shapes.items()}
 
-    def encode(self, data: Any, inputs: Mapping[str, Any] | None = None) -> dict[str, np.ndarray]:
+    def encode(
+        self, data: Any, inputs: Mapping[str, Any] | None = None, *, method: Any = None
+    ) -> dict[str, np.ndarray]:
         """Codes of data: the mean of each latent under the guide, [n, *event] by name; of a
         discrete latent that no guide draws the posterior probability of each value, [n, *event, K].
 
         Args:
             data: rows, as in `fit`.
             inputs: as in `fit`.
+            method: another way than the guide's: `DDIMInverse(num_steps=50)` leads the data of a
+                diffusion to the noise from which `pg.generate(..., DDIM(50), start=codes)` makes
+                them again.
 
         Raises:
-            AlgorithmError: no guide, global latents, or a distribution without a known mean.
+            AlgorithmError: no guide, global latents, or a distribution without a known mean; a
+                method for other models.
         """
+        if method is not None:
+            argument("encode", AnyEncoder, method=method)
+            return codes_by(method, self, self.resolve("auto"), data, inputs)
         return codes(self, self.resolve("auto"), data, inputs, is_back=False)
 
     def reconstruct(

@@ -22,6 +22,7 @@ from probgen.language.kinds import having
 
 Array = Any
 Tree = Any
+START = "start"  # in a batch: where the draws of a `DrawsModel` start
 
 
 def _no_way_in(values: Tree, params: Any, batch: Any) -> Tree:
@@ -125,6 +126,29 @@ class DrawsModel(Protocol):
     def draws_of(self, bound: Any) -> Callable: ...
 
 
+@runtime_checkable
+class Starts(Protocol):
+    """A `DrawsModel` whose draws may start where the user says: it finds rows of it under `START`.
+
+    `start_rows(model, start, num_samples)` are these rows, or a refusal.
+    """
+
+    def start_rows(self, model: Any, start: Any, num_samples: int) -> np.ndarray: ...
+
+
+@runtime_checkable
+class EncodesModel(Protocol):
+    """A way from data to codes that is not the guide's, such as `DDIMInverse`.
+
+    `codes_of(bound)` gives (params, batch) -> codes by name, [n, *event], of a batch with data.
+    """
+
+    def codes_of(self, bound: Any) -> Callable: ...
+
+
+AnyEncoder = Annotated[
+    EncodesModel, having("a way to encode such as DDIMInverse(num_steps=50)", "codes_of")
+]
 AnySampler = Annotated[
     Sampler,
     having("a sampler such as Langevin(step_size=1e-2, num_steps=100)", "kernel", "note", "cure"),

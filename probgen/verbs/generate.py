@@ -27,7 +27,7 @@ from probgen.engine.fitted import AnyModel, Fitted
 from probgen.engine.markov import chain_ends
 from probgen.engine.sample_chunks import in_chunks
 from probgen.engine.spaces import OwnSpace, model_target, space_name
-from probgen.engine.target import AnySampler, DrawsModel, Sampler, transitions
+from probgen.engine.target import START, AnySampler, DrawsModel, Sampler, Starts, transitions
 from probgen.errors import AlgorithmError, DataError, DeclarationError
 from probgen.language.declared import checked
 from probgen.language.kinds import Count, Inputs, PathLike
@@ -70,6 +70,7 @@ def generate(
     method: AnySampler | None = None,
     space: Literal["data", "noise", "latent"] | OwnSpace | None = None,
     inputs: Inputs = None,
+    start: Any = None,
     chunk_size: Count = 1000,
     return_chain: bool = False,
     path: PathLike | None = None,
@@ -96,6 +97,9 @@ def generate(
         space: where the chains live: "data", the default without latents, or "noise", with them; or
             a space of one's own, such as `Noise(as_released=True)`, of which the note speaks.
         inputs: arrays with one row per sample, or constants.
+        start: where a diffusion's sampler starts, in place of noise of its own: an array
+            [num_samples, *event], or the dict that `fitted.encode(x, method=DDIMInverse(50))`
+            gives.
         chunk_size: samples drawn at a time, for memory; noise belongs to the chunk, so that others
             give other draws.
         return_chain: also keep the sampler's values along the way, in `Samples.chain`.
@@ -112,7 +116,9 @@ def generate(
         MissingSeed: there is no seed, or no integer.
         AlgorithmError: the density is not normalised and no method was given, or the reverse; there
             is no guide to draw globals from.
-        DataError: an input that the model does not take, or that is one of its sites.
+        DataError: an input that the model does not take, or that is one of its sites; `start` is of
+            another site.
+        ShapeError: `start` of another shape.
         NonFiniteError: draws that are NaN or infinite; says what to do.
         SaveError: `path` cannot be written, or holds something else, or samples of another call
             (says what differs); another process is writing there.
@@ -131,7 +137,7 @@ def generate(
         fitted, predictive = Fitted(fitted, {}), None if draws is not None else "prior"
     model, b = fitted.model, fitted.resolve(backend, device)
     if draws is not None or num_data is not None:
-        _require_plain(draws, predictive, method, path)
+        _require_plain(draws, predictive, method, path, start)
         return _at_draws(fitted, b, draws, num_samples, num_data, dict(inputs or {}), seed)
     bound, params, rows = _bind(fitted, b, dict(inputs or {}), num_samples)
     require_params(bound, fitted.params, "generate")
@@ -140,6 +146,13 @@ def generate(
             f"generate: the density of {model.name!r} is known up to a constant, so it has no "
             "ancestral draws; give a method such as Langevin(step_size=1e-2, num_steps=100)."
         )
+    if start is not None:
+        if not isinstance(method, Starts):
+            raise AlgorithmError(
+                f"generate: got start= with method={method!r}, expected a sampler of a diffusion "
+                "such as DDIM(50), which leads from noise to data; leave start out."
+            )
+        rows = {**rows, START: method.start_rows(model, start, num_samples)}
     source = _source(fitted, bound, predictive, method, dict(inputs or {}))
     sites, key = bound.structure.sites, b.key(seed)
     numbers = 8 * bound.structure.count(1) * num_samples
@@ -184,8 +197,9 @@ def generate(
         }  # fmt: skip
 
     def made() -> dict[str, Any]:
+        given = {**(inputs or {}), **({} if start is None else {START: rows[START]})}
         return provenance.of_samples(
-            fitted, b, seed=seed, method=method, inputs=inputs or {}, num_samples=num_samples,
+            fitted, b, seed=seed, method=method, inputs=given, num_samples=num_samples,
             chunk_size=chunk_size, predictive=predictive, space=space, return_chain=return_chain,
         )  # fmt: skip
 
@@ -204,8 +218,8 @@ def generate(
     return out
 
 
-def _require_plain(draws: Any, predictive: Any, method: Any, path: Any) -> None:
-    found = {"predictive": predictive, "method": method, "path": path}
+def _require_plain(draws: Any, predictive: Any, method: Any, path: Any, start: Any) -> None:
+    found = {"predictive": predictive, "method": method, "path": path, "start": start}
     given = [k for k, v in found.items() if v is not None]
     if draws is None or given:
         got = f"{given[0]}= with draws=" if draws is not None else "num_data= without draws="

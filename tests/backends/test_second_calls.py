@@ -21,9 +21,11 @@ from probgen.inference import (
     Denoising,
     Enumerate,
     ImportanceWeightedELBO,
+    Inpaint,
     Langevin,
     LikelihoodRegret,
     MaximumLikelihood,
+    ProbabilityFlowODE,
 )  # fmt: skip
 from probgen.models import (
     EBM,
@@ -125,6 +127,10 @@ CALLS = {
     ),
     "chains of an energy": lambda b, s: generate(b, s, "energy", Langevin(0.1, 3)),
     "DDIM": lambda b, s: generate(b, s, "diffusion", DDIM(5)),
+    "Heun": lambda b, s: generate(b, s, "diffusion", ProbabilityFlowODE(5)),
+    "inpainting": lambda b, s: generate(
+        b, s, "diffusion", Inpaint(DDIM(5), [1, 0, 0], data(s)[0], 2)
+    ),
     "three measures": evaluate,
 }  # fmt: skip
 

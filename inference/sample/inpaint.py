@@ -1,0 +1,122 @@
+"""Completing a datum of which some numbers are known, by a diffusion that was not told so.
+
+After each leap of a sampler, to the level a', s', the known numbers are replaced by noised ones,
+
+    x'_known = a' values + s' xi,
+
+so that the next leap sees them. This is approximate: a leap's unknown numbers were drawn with the
+known ones of the level above, noised on their own, and not with what they are. Going back up and
+down again brings the two together (RePaint), with rho = a / a':
+
+    x_t = rho x' + sqrt(s^2 - rho^2 s'^2) xi
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from probgen.engine.bound import Bound
+from probgen.errors import ShapeError
+from probgen.inference.sample.ancestral import DDIM, Ancestral
+from probgen.inference.sample.reverse import Columns, Reverse
+from probgen.language.declared import declaration, require
+from probgen.language.kinds import Many
+
+Array = Any
+
+
+@declaration(eq=False)
+class Inpaint(Reverse):
+    """Completions of one datum: `pg.generate(fitted, 9, method=Inpaint(Ancestral(), mask, x))`.
+
+    Args:
+        sampler: `Ancestral` or `DDIM`, with its own steps and guidance.
+        mask: 1 (or True) where a number is known, 0 where it is to be drawn; of one datum's shape.
+        values: the datum; what it has where the mask is 0 is not looked at.
+        num_resamples: how often each leap but the last is taken, each time but the first from its
+            own end, noised again. 1 is replacement alone, exact only where known and unknown
+            numbers are independent; 10 is RePaint's. The net is called so many times as often.
+
+    Known numbers are the given ones, exactly, in each draw. The unknown ones' mean tends to that
+    given the known ones as resamples grow; their spread becomes too small, the more so the fewer
+    the steps, since each leap takes the net's x_0 for the datum itself.
+
+    Raises (by generate): AlgorithmError: those of the sampler. ShapeError: mask or values of
+    another shape than the model's data.
+
+    Source: Lugmayr et al. 2022, arXiv:2201.09865, algorithm 1, with jumps of one step.
+    """
+
+    sampler: Ancestral | DDIM
+    mask: np.ndarray
+    values: np.ndarray
+    num_resamples: Many = 1
+
+    def __post_init__(self) -> None:
+        is_mask = np.isin(np.asarray(self.mask), (0, 1)).all()
+        require(is_mask, self, "0 and 1, or False and True: 1 where a number is known", "mask")
+
+    def note(self, stats: Mapping[str, np.ndarray] | None = None) -> str:
+        """What the draws target."""
+        known = int(np.sum(self.mask))
+        how = "replaced" if self.num_resamples == 1 else f"resampled {self.num_resamples} times"
+        return (
+            f"inpainting, {known} of {np.size(self.mask)} numbers known and {how}: near the law "
+            f"given them, not of it; {self.sampler.note(stats)}"
+        )
+
+    def columns(self, model: Any) -> Columns:
+        """The sampler's table with each row but the last taken `num_resamples` times."""
+        columns = self.sampler.columns(model)
+        now, then = self.sampler.leaps(model)
+        keep = now.signal / then.signal
+        between = now.noise**2 - (keep * then.noise) ** 2
+        more = {
+            "known_signal": then.signal, "known_noise": then.noise,
+            "back": keep, "back_std": np.sqrt(np.maximum(between, 0.0)),
+        }  # fmt: skip
+        more["known_signal"][-1], more["known_noise"][-1] = 1.0, 0.0
+        times = np.full(len(keep), self.num_resamples)
+        times[-1] = 1
+        columns = {k: np.repeat(v, times) for k, v in {**columns, **more}.items()}
+        ends = np.cumsum(times) - 1  # where a leap is taken for the last time: on, not back
+        columns["back"][ends], columns["back_std"][ends] = 1.0, 0.0
+        return columns
+
+    def beside(self, bound: Bound) -> dict[str, Array]:
+        """Mask and values on the device.
+
+        Raises:
+            ShapeError: they are not of one datum's shape.
+        """
+        shape = tuple(bound.model.shape)  # type: ignore[attr-defined]
+        for name in ("mask", "values"):
+            found = np.shape(getattr(self, name))
+            if found != shape:
+                raise ShapeError(
+                    f"Inpaint: got {name} of shape {list(found)}, expected {list(shape)}, that of "
+                    f"one datum of {bound.model.name!r}, channels and all."
+                )
+        arrays = {"mask": self.mask, "values": self.values}
+        return {k: bound.backend.asarray(v, "float32") for k, v in arrays.items()}
+
+    def step(self, bound: Bound) -> Callable:
+        """A leap, the known numbers in place, and the way back."""
+        b = bound.backend
+        leap, goes_back = self.sampler.step(bound), self.num_resamples > 1
+
+        def step(params: Mapping, inputs: Mapping, carry: Mapping, row: Mapping, key: Any) -> dict:
+            k_leap, k_known, k_back = b.split(key, 3)
+            x = leap(params, inputs, carry, row, k_leap)["x"]
+            shape, mask = tuple(x.shape), carry["mask"]
+            known = row["known_signal"] * carry["values"]
+            known = known + row["known_noise"] * b.normal(k_known, shape)
+            x = mask * known + (1.0 - mask) * x
+            if goes_back:
+                x = row["back"] * x + row["back_std"] * b.normal(k_back, shape)
+            return {"x": x}
+
+        return step

@@ -1,0 +1,212 @@
+"""The one loop behind all samplers of a diffusion: a table, a row for each call of the network.
+
+With n what the network says at x and at the row's time, and x_0 the datum that this implies:
+
+    x' = A x + B n + M m + K (clip(x_0) - x_0) + S xi,    m' = D x + E n,    xi ~ N(0, I)
+
+The columns are computed beforehand in float64, and those that a sampler has no use for are left
+out, so that nothing is computed for them. One scan over the rows: its step is compiled once,
+whatever their number, and another table of the same form compiles nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from probgen.backends.protocol import Backend
+from probgen.engine.bound import Bound
+from probgen.engine.target import START, Kernel, Target
+from probgen.errors import AlgorithmError, DataError, ShapeError
+from probgen.language.capabilities import Denoises
+from probgen.language.declared import argument
+
+Array = Any
+Columns = dict[str, np.ndarray]  # [calls] each, by the names in `recursion`
+
+
+class OneDraw:
+    """What these are as a `Sampler`: one independent draw a sample, for `pg.generate` alone."""
+
+    num_chains = 1
+    num_warmup = 0
+    num_draws = 1
+    thinning = 1
+
+    def kernel(self, backend: Backend, target: Target, num_calls: int | None = None) -> Kernel:
+        """Refused: it follows a model, and climbs no density.
+
+        Raises:
+            AlgorithmError: always.
+        """
+        raise AlgorithmError(
+            f"{type(self).__name__}: got a target to move chains on (pg.infer and learners), "
+            "expected a sampler such as Langevin(1e-2); this one is for pg.generate."
+        )
+
+    def cure(self) -> str:
+        """What to do where draws are NaN or infinite."""
+        return "look at the parameters for NaN, and at the scales of the model's distributions"
+
+
+class Reverse(OneDraw):
+    """A sampler of a diffusion that is a table: `columns(model)` gives it."""
+
+    guidance_scale: float = 1.0
+    clip_sample_range: float | None = None
+
+    def columns(self, model: Any) -> Columns:
+        """The table, float64, the noisiest row first.
+
+        Raises:
+            AlgorithmError: the model's chain has no such steps.
+        """
+        raise NotImplementedError
+
+    def step(self, bound: Bound) -> Callable:
+        """(params, inputs, carry, row, key) -> carry: "x", "m" where the table has one; the carry
+        that it is given has what is `beside` too."""
+        return recursion(bound, self.guidance_scale, self.clip_sample_range)
+
+    def beside(self, bound: Bound) -> dict[str, Array]:
+        """Arrays that each step reads."""
+        return {}
+
+    def draws_of(self, bound: Bound) -> Callable:
+        """(params, batch, key, num_samples) -> {"x": [num_samples, *shape]} of a diffusion.
+
+        Raises:
+            AlgorithmError: the model is no diffusion, or `columns` refuses it.
+        """
+        model = require_denoiser(bound, type(self).__name__)
+        run = runner(bound, self.step(bound), self.columns(model), self.beside(bound))
+
+        def draws(params: Mapping, batch: Mapping, key: Any, num_samples: int) -> dict[str, Array]:
+            return {"x": run(params, batch, batch.get(START), key, num_samples)}
+
+        return draws
+
+    def start_rows(self, model: Any, start: Any, num_samples: int) -> np.ndarray:
+        """What the draws start from, [num_samples, *shape] float32.
+
+        Raises:
+            DataError: another site's values, or no numbers.
+            ShapeError: another number of rows, or of another shape.
+        """
+        site, who = start_site(model), "generate"
+        if isinstance(start, Mapping):
+            if set(start) != {site}:
+                raise DataError(
+                    f"{who}: got start of {sorted(start)}, expected {site!r}, where the reverse "
+                    f"chain of {model.name!r} starts, as fitted.encode(x, method=DDIMInverse(50)) "
+                    "gives it."
+                )
+            start = start[site]
+        rows = argument(who, np.ndarray, start=start)
+        want = (num_samples, *model.shape)
+        if rows.shape != want:
+            raise ShapeError(
+                f"{who}: got start of shape {list(rows.shape)}, expected {list(want)}, one row for "
+                f"each of num_samples={num_samples} of {model.name!r}."
+            )
+        return rows.astype(np.float32)
+
+
+def runner(
+    bound: Bound,
+    one: Callable,
+    columns: Columns,
+    beside: Mapping[str, Array] = MappingProxyType({}),
+) -> Callable:
+    """(params, batch, start or None, key, num_samples) -> the x that the table leads to.
+
+    Without a start it is N(0, I).
+    """
+    b, shape, calls = bound.backend, tuple(bound.model.shape), len(columns["time"])  # type: ignore[attr-defined]
+    table = {k: b.asarray(v) for k, v in columns.items()}
+    one = b.compile(one, num_calls=calls)
+    loops: dict[int, Callable] = {}
+
+    def loop(num_samples: int) -> Callable:
+        def run(
+            params: Mapping, inputs: Mapping, given: Mapping, table: Any, beside: Mapping, key: Any
+        ) -> Array:  # fmt: skip
+            k_start, k_steps = b.split(key, 2)
+            x = given["x"] if given else b.normal(k_start, (num_samples, *shape))
+            carry = {"x": x, "m": b.ops.zeros_like(x)} if "m" in table else {"x": x}
+
+            def step(carry: Any, item: Any) -> tuple[Any, None]:
+                return one(params, inputs, {**carry, **beside}, *item), None
+
+            return b.scan(step, carry, (table, b.split(k_steps, calls)))[0]["x"]
+
+        return b.loop(run)
+
+    def run(params: Mapping, batch: Mapping, start: Any, key: Any, num_samples: int) -> Array:
+        if num_samples not in loops:
+            loops[num_samples] = loop(num_samples)
+        inputs = dict(bound.program_inputs(batch))
+        given = {} if start is None else {"x": start}
+        return loops[num_samples](params, inputs, given, table, dict(beside), key)
+
+    return run
+
+
+def recursion(bound: Bound, guidance_scale: float, clip: float | None) -> Callable:
+    """One row: (params, inputs, carry, row, key) -> carry.
+
+    Columns: "time" of the call; "x" (A) and "net" (B); "m" (M) with "m_x" (D) and "m_net" (E);
+    "clipped" (K) with "clean_x" and "clean_net", of which x_0 is made; "std" (S).
+    """
+    b, ops = bound.backend, bound.backend.ops
+    model: Any = bound.model
+
+    def step(params: Mapping, inputs: Mapping, carry: Mapping, row: Mapping, key: Any) -> dict:
+        x = carry["x"]
+        t = ops.broadcast_to(row["time"], (x.shape[0],))
+        n = model.predict(params, x, t, inputs, guidance_scale)
+        out = {"x": row["x"] * x + row["net"] * n}
+        if "m" in row:
+            out["x"] = out["x"] + row["m"] * carry["m"]
+            out["m"] = row["m_x"] * x + row["m_net"] * n
+        if clip is not None:
+            clean = row["clean_x"] * x + row["clean_net"] * n
+            out["x"] = out["x"] + row["clipped"] * (ops.clip(clean, -clip, clip) - clean)
+        if "std" in row:
+            out["x"] = out["x"] + row["std"] * b.normal(key, tuple(x.shape))
+        return out
+
+    return step
+
+
+def start_site(model: Any) -> str:
+    """The name of the site where the reverse chain starts."""
+    return f"x_{len(model.table()['signal'])}"
+
+
+def require_denoiser(bound: Bound, who: str) -> Any:
+    """The bound model, if it has a denoiser and a noise schedule.
+
+    Raises:
+        AlgorithmError: it is of another family.
+    """
+    model: Any = bound.model
+    if not isinstance(model, Denoises):
+        raise AlgorithmError(
+            f"{who}: the model {model.name!r} has no denoiser and noise schedule, expected a "
+            "Diffusion; what has one as its prior is drawn without a method."
+        )
+    return model
+
+
+def guided(guidance_scale: float) -> str:
+    """What a note adds about guidance."""
+    if guidance_scale == 1.0:
+        return ""
+    return (
+        f"; guidance {guidance_scale:g}: more of what the condition asks for than its data have, "
+        "and no law that is known"
+    )
