@@ -17,6 +17,7 @@ from probgen.inference.learn.chain_starts import ChainStart, PersistentChains, R
 from probgen.inference.learn.denoising import Denoising
 from probgen.inference.learn.e_steps import Enumerate
 from probgen.inference.learn.em import EM
+from probgen.inference.learn.em_distillation import EMDistillation
 from probgen.inference.learn.energy_guard import EnergyGuard
 from probgen.inference.learn.gaussian_step import ExactGaussian
 from probgen.inference.learn.maximum_likelihood import MaximumLikelihood
@@ -81,6 +82,7 @@ __all__ = [
     "DenoisingELBO",
     "ELBO",
     "EM",
+    "EMDistillation",
     "EnergyGuard",
     "EnergyLogLikelihood",
     "EnergyMagnitude",

@@ -10,11 +10,12 @@ from probgen.models.gradient_flow import GradientFlowGenerator
 from probgen.models.inverse_problem import InverseProblem
 from probgen.models.mixture import GaussianMixture
 from probgen.models.noise_schedule import NoiseSchedule
+from probgen.models.one_step import OneStep
 from probgen.models.tilted import Tilted
 from probgen.models.vae import VAE
 
 __all__ = [
     "EBM", "VAE", "Affine", "Coupling", "Diffusion", "DiffusionMap", "Flow", "GaussianMixture",
     "Generator", "GradientFlowGenerator", "InverseProblem", "MaskedAutoregressive",
-    "NoiseSchedule", "Spline", "Tilted", "likelihoods",
+    "NoiseSchedule", "OneStep", "Spline", "Tilted", "likelihoods",
 ]  # fmt: skip

@@ -62,6 +62,7 @@ REGISTRY = [
     models.Affine(), models.Spline(), models.flow.maps.ElementMap(),
     models.Tilted(models.EBM(ENERGY, NORMAL), ENERGY),
     models.GradientFlowGenerator(ENERGY, NORMAL),
+    models.OneStep(models.Diffusion(NET, (2,))),
     VAE,
     likelihoods.Likelihood(), likelihoods.Bernoulli(), likelihoods.Normal(),
     likelihoods.DiscretizedLogistic(), likelihoods.Categorical(),
@@ -73,6 +74,7 @@ REGISTRY = [
     inference.ImportanceWeightedELBO(), inference.ControlledELBO(), inference.CapacityELBO(),
     # learners, chains and methods
     pg.GradientLearner(len), inference.SVI(inference.ELBO()), inference.Denoising(),
+    inference.EMDistillation(FITTED),
     inference.EM(inference.Langevin(0.1)), inference.Enumerate(), inference.ExactGaussian(),
     inference.AutoNormal(), inference.AutoMultivariateNormal(),
     inference.AutoLowRankMultivariateNormal(), inference.AutoLaplaceApproximation(),
@@ -133,6 +135,8 @@ RIGHTLY = {
     "str": {"text"},
     "Limit": {"fraction", "huge count", "huge", "infinity"},  # an end of a range, which may be open
     "Annotated[int, between(0, 10 ** 7)]": {"zero"},
+    "Annotated[float, within(0, 2, '[)')]": {"zero"},
+    "Annotated[float, within(-100, 100)]": NUMBERS - {"huge count"},
     "tuple[Annotated[tuple[Text, ...], not_empty], ...]": {"empty"},
     "Mapping[str, Any]": {"dict"},
     "dict[str, Any]": {"dict"},

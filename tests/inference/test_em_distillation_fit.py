@@ -1,0 +1,140 @@
+"""EM distillation as a fit: who moves and who stays, resuming, what is said and what is refused."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from emd_cases import affine, exact, small_teacher
+from fit_cases import are_same_bits, assert_same_bits, quick
+
+import probgen as pg
+from probgen import dist, nets
+from probgen.errors import AlgorithmError, DeclarationError, SaveError, ShapeError
+from probgen.inference import EMDistillation
+from probgen.language.seeds import named
+from probgen.models import Generator, OneStep, likelihoods
+
+TEACHER = small_teacher()
+QUICK = EMDistillation(
+    TEACHER, pg.Adam(1e-3), pg.Adam(1e-3), num_steps=2, gamma_z=0.01, score_steps=2, max_push=1.0
+)
+
+
+@pytest.fixture(scope="module")
+def b(backend_name):
+    return quick(backend_name)
+
+
+def fit(b, model=OneStep(TEACHER), algorithm=QUICK, data=None, **options):
+    options = {"num_steps": 4, "batch_size": 8, "seed": 0, "progress_bar": False, **options}
+    return pg.fit(model, data, algorithm, backend=b, **options)
+
+
+@pytest.fixture(scope="module")
+def fitted(b):
+    return fit(b)
+
+
+def test_the_student_and_its_score_move_and_the_teacher_stays_to_the_bit(fitted):
+    before = small_teacher()
+    assert_same_bits(TEACHER.params, before.params)
+    start = before.params["denoiser"]
+    assert not are_same_bits(fitted.params["denoiser"], start)
+    assert not are_same_bits(fitted.extras["student_score"], start)
+    assert not are_same_bits(fitted.params["denoiser"], fitted.extras["student_score"])
+    wanted = {"loss", "loss_score", "eps_c", "log_eps_c", "mean_x", "bias", "z_mobility", "z_drift"}
+    assert wanted == set(fitted.history)
+    assert (fitted.history["eps_c"] < 1.0 + 1e-5).all()
+
+
+def test_a_fit_that_stopped_goes_on_to_the_same_bits_and_not_with_another_teacher(
+    b, fitted, tmp_path
+):
+    fit(b, num_steps=2, checkpoint=tmp_path)
+    again = fit(b, checkpoint=tmp_path)
+    assert_same_bits(
+        {"a": again.params, "b": again.extras}, {"a": fitted.params, "b": fitted.extras}
+    )
+    other = dataclasses.replace(QUICK, teacher=small_teacher(seed=1))
+    with pytest.raises(SaveError, match="algorithm"):
+        fit(b, algorithm=other, checkpoint=tmp_path)
+
+
+def test_a_fit_that_goes_on_finds_the_students_score_again(b, fitted):
+    still = dataclasses.replace(QUICK, score_optimizer=pg.SGD(1e-30))
+    again = fit(b, fitted, still, num_steps=1)
+    assert_same_bits(again.extras, fitted.extras)
+
+
+def test_where_z_hardly_moves_that_is_said_and_where_it_stays_too(fitted):
+    events = " ".join(fitted.history.events)
+    assert "z hardly moves (mobility" in events and "not maximum likelihood" in events
+    assert "the gradient of KL(student || teacher)" in exact(num_steps=1, gamma_z=0.0).note()
+    assert "E_z log E_{p(x | z)} q_t / p_t" in exact(num_steps=2, gamma_z=0.0).note()
+
+
+def test_z_mobility_is_what_it_says(b):
+    """K gz alpha^2 a^2 of x = a z + b; the probe's error is of the order of 1 / sqrt(n)."""
+    init = {"g": {"out": {"weight": np.float32([[0.8]]), "bias": np.float32([0.3])}}}
+    algorithm = exact(pg.SGD(1e-6), num_steps=4, gamma_z=0.01)
+    found = fit(b, affine, algorithm, num_steps=1, batch_size=20_000, init=init).history
+    wanted = 4 * 0.01 * 0.8**2 * np.cos(0.2 * np.pi) ** 2
+    np.testing.assert_allclose(found["z_mobility"][0], wanted, rtol=5 * (2 / 20_000) ** 0.5)
+
+
+# ---- one step ----
+
+
+def test_one_step_is_the_teachers_estimate_at_its_level(b):
+    student, model = OneStep(TEACHER, log_snr=-6.0), TEACHER.model
+    table, step = model.table(), student.step
+    ratio = 2 * np.log(table["signal"] / table["noise"])
+    assert abs(ratio[step] + 6.0) == abs(ratio + 6.0).min()
+    drawn = pg.generate(pg.Fitted(student, TEACHER.params), 5, seed=0, backend=b)
+    z = b.asarray(drawn["z"])
+    net = b.tree_map(b.asarray, TEACHER.params)
+    predicted = model.predict(net, z, 0.0 * z[:, 0] + step, {})
+    row = {k: float(v[step]) for k, v in table.items()}
+    wanted = b.to_numpy(model.clean(z, predicted, row))
+    np.testing.assert_allclose(drawn["x"], wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_a_generator_is_taught_by_its_mean(b):
+    normal = dist.Normal(0.0, 1.0).expand([3]).to_event(1)
+    student = Generator(normal, nets.MLP((4,), out=2, in_ndim=1), likelihoods.Normal(0.5))
+    algorithm = EMDistillation(TEACHER, pg.SGD(1.0), pg.SGD(1e-3), num_steps=1, gamma_z=0.0)
+    found = fit(b, student, algorithm, num_steps=1, batch_size=64)
+    start = student.decoder.init(named(0, "decoder"), (3,))
+    assert (found.params["decoder"]["out"]["bias"] != start["out"]["bias"]).all()
+    drawn = np.random.default_rng(0).normal(size=(4000, 3)).astype("float32")
+    net = b.tree_map(b.asarray, start)
+    mean = b.to_numpy(student.decoder.apply(net, b.asarray(drawn))).mean()
+    # The scale of 0.5 would add 0.03 to a mean over 64 data of two numbers.
+    assert abs(found.history["mean_x"][0] - mean) < 5 * 0.6 / 64**0.5
+
+
+# ---- refused ----
+
+
+def test_what_does_not_fit_is_refused(b):
+    wide = Generator(
+        dist.Normal(0.0, 1.0).expand([2]).to_event(1), nets.MLP((), out=3, in_ndim=1),
+        likelihoods.Normal(1.0),
+    )  # fmt: skip
+    with pytest.raises(ShapeError, match=r"draws data of shape \(3,\), expected \(2,\)"):
+        fit(b, wide)
+    no_diffusion = dataclasses.replace(QUICK, teacher=pg.Fitted(wide, {}))
+    with pytest.raises(AlgorithmError, match="which is no diffusion"):
+        fit(b, algorithm=no_diffusion)
+    with pytest.raises(AlgorithmError, match="unconditional branch"):
+        fit(b, algorithm=dataclasses.replace(QUICK, guidance_scale=2.0))
+    with pytest.raises(AlgorithmError, match="expected x = g"):
+        fit(b, TEACHER.model)
+    with pytest.raises(AlgorithmError, match="student_score=None, expected a function"):
+        fit(b, affine, exact(student_score=None))
+    with pytest.raises(AlgorithmError, match="batches of 1, expected at least 2"):
+        fit(b, batch_size=1)
+    with pytest.raises(DeclarationError, match="within the schedule's"):
+        OneStep(TEACHER, log_snr=-40.0)
+    with pytest.raises(DeclarationError, match="a Diffusion, fitted or not"):
+        OneStep(pg.Fitted(wide, {}))
