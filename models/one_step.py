@@ -1,9 +1,8 @@
 """A diffusion's denoiser as a generator: pure noise in, the estimate of x_0 out, in one call.
 
-    z ~ N(0, I),   x = xhat_theta(s z, t*),   log(alpha^2 / sigma^2) = lambda* at t*
+    z ~ N(0, I),   x = xhat_theta(z, t*),   log(alpha^2 / sigma^2) = lambda* at t*
 
-with s^2 = alpha^2 + sigma^2 (1 under a variance-preserving schedule), what data of variance 1 have
-there. At lambda* = 0 the net takes z for half signal and gives noise back; towards -6 and -10 its
+At lambda* = 0 the net takes z for half signal and gives noise back; towards -6 and -10 its
 output is smooth and structured from the start. What it draws has no density here.
 
 Source: Xie et al. 2024, arXiv:2405.16852 (as the start of EM distillation).
@@ -11,6 +10,7 @@ Source: Xie et al. 2024, arXiv:2405.16852 (as the start of EM distillation).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from probgen.engine.fitted import Fitted
 from probgen.language.declared import declaration, require
 from probgen.language.kinds import within
 from probgen.language.model import Model
+from probgen.models.conditioning import condition_rows
 from probgen.models.diffusion import Diffusion
 
 
@@ -38,7 +39,8 @@ class OneStep(Model):
         log_snr: lambda*, log(alpha^2 / sigma^2) of the level at which the net is asked: that of
             the nearest step of the schedule.
 
-    Sites: "z", [*shape], and "x", a function of it. Nets: "denoiser".
+    Sites: "z", [*shape], and "x", a function of it. Nets and inputs are the teacher's: "denoiser"
+    and, with a condition, "condition".
 
     Raises: DeclarationError: another model, or a log_snr beyond the schedule's ends.
     """
@@ -67,7 +69,8 @@ class OneStep(Model):
 
     def _log_snrs(self) -> np.ndarray:
         table = self.diffusion.table()
-        return 2.0 * (np.log(table["signal"]) - np.log(table["noise"]))
+        with np.errstate(divide="ignore"):  # a last step without signal
+            return 2.0 * (np.log(table["signal"]) - np.log(table["noise"]))
 
     def fitted_params(self) -> dict:
         if not isinstance(self.teacher, Fitted):
@@ -76,20 +79,26 @@ class OneStep(Model):
 
     @property
     def program(self) -> Any:
+        if self.diffusion.condition is None:
+            return lambda: self._draw(None)
+        return lambda condition: self._draw(condition)
+
+    def _draw(self, condition: Any) -> None:
         model, step = self.diffusion, self.step
         row = {k: float(v[step]) for k, v in model.table().items()}
-        size = float(np.hypot(row["signal"], row["noise"]))
+        with pg.data_plate():
+            z = pg.sample("z", dist.Normal(0.0, 1.0).expand(model.shape).to_event(len(model.shape)))
+            lead, context = tuple(z.shape)[: z.ndim - len(model.shape)], []
+            if model.condition is not None:
+                rows = condition_rows(model.condition, condition, z, lead[-1])
+                context = [pg.net("condition", model.condition)(rows)]
+            t = 0.0 * ops.reshape(z, (*lead, -1))[..., 0] + step
+            predicted = pg.net("denoiser", model.denoiser)(z, t, *context)
+            pg.deterministic("x", model.clean(z, predicted, row))
 
-        def program() -> None:
-            with pg.data_plate():
-                unit = dist.Normal(0.0, 1.0).expand(model.shape).to_event(len(model.shape))
-                x_t = size * pg.sample("z", unit)
-                lead = tuple(x_t.shape)[: x_t.ndim - len(model.shape)]
-                t = 0.0 * ops.reshape(x_t, (*lead, -1))[..., 0] + step
-                predicted = pg.net("denoiser", model.denoiser)(x_t, t)
-                pg.deterministic("x", model.clean(x_t, predicted, row))
-
-        return program
+    def check_rows(self, rows: Mapping[str, Any]) -> None:
+        """As the teacher does."""
+        self.diffusion.check_rows({k: v for k, v in rows.items() if k != "x"})
 
     def formula(self) -> str:
         return r"x = \hat{x}_\theta(z, t^*),\qquad z \sim \mathcal{N}(0, I)"

@@ -182,7 +182,7 @@ def _learner(bound: Bound, given: EMDistillation, g: Generator, scores: Scores) 
 
     def init(params: Mapping, key: Any, batch: Mapping, extras: Mapping | None) -> dict:
         _check_size(bound, batch, moves)
-        score = b.copy(scores.own(extras))  # an update may work in place; the teacher stays
+        score = b.copy(scores.own(extras, batch))  # an update may work in place; the teacher stays
         state = {**bound.start(own[0], params), "score": bound.start(own[1], score)}
         nothing = b.asarray(np.zeros((), np.float32))
         names = ("bias", "z_mobility", "z_drift") if moves else ()

@@ -22,6 +22,7 @@ from probgen.errors import AlgorithmError, ShapeError
 from probgen.language import ops
 from probgen.language.capabilities import Denoises
 from probgen.language.model import arguments
+from probgen.nets.base import out_shape
 from probgen.trees import tree_map
 
 Array = Any
@@ -47,7 +48,7 @@ class Scores(Protocol):
     is_learned: bool
     teacher: Tree
 
-    def own(self, extras: Mapping | None) -> dict: ...
+    def own(self, extras: Mapping | None, batch: Mapping) -> dict: ...
 
     def level(self, key: Any, num: int) -> dict: ...
 
@@ -84,7 +85,7 @@ class KnownScores:
                 "expected 1: a function has no unconditional branch; guide inside it."
             )
 
-    def own(self, extras: Mapping | None) -> dict:
+    def own(self, extras: Mapping | None, batch: Mapping) -> dict:
         return {}
 
     def level(self, key: Any, num: int) -> dict:
@@ -115,17 +116,25 @@ class DiffusionScores:
         _check_teacher(bound, given, shape)
         b = self.backend = bound.backend
         self.teacher = tree_map(b.asarray, dict(given.teacher.params))
-        self.net = model.denoiser if given.student_score is None else given.student_score
-        self.student = dataclasses.replace(model, denoiser=self.net)
+        net = model.denoiser if given.student_score is None else given.student_score
+        self.student = dataclasses.replace(model, denoiser=net)
+        self.nets = {n: getattr(self.student, n) for n in self.teacher}
         self.table = {k: b.asarray(v) for k, v in model.table().items()}
         self.total = len(model.table()["signal"])
 
-    def own(self, extras: Mapping | None) -> dict:
+    def own(self, extras: Mapping | None, batch: Mapping) -> dict:
         """The teacher's weights at the start, or fresh ones of another net, or those kept."""
-        start = {} if self.given.student_score is not None else {NET: self.teacher["denoiser"]}
-        known = {**start, **(extras or {})}
-        shapes = (self.model.shape, ())
-        return {NET: self.bound.new_net(NET, self.net, *shapes, kept=known)}
+        found, shapes = {}, [self.model.shape, ()]
+        for name, net in self.nets.items():
+            is_copy = net == getattr(self.model, name)
+            start = self.teacher[name] if is_copy else None
+            if name == "denoiser" and not is_copy and self.model.condition is not None:
+                rows = self.bound.program_inputs(batch)["condition"]
+                event = tuple(rows.shape[1:])
+                shapes.append(out_shape(self.model.condition, self.teacher["condition"], event))
+            key = f"{NET}/{name}"
+            found[key] = self.bound.new_net(key, net, *shapes, kept=extras, start=start)
+        return found
 
     def level(self, key: Any, num: int) -> dict:
         t = uniform(self.given.times, self.backend.uniform(key, (num,)))
@@ -136,28 +145,33 @@ class DiffusionScores:
         return {"t": ops.cast(step, "float32"), **row}
 
     def push(self, x_t: Array, level: Mapping, weights: Mapping, batch: Mapping) -> Array:
-        own = self._clean(self.student, weights["score"][NET], x_t, level, batch, 1.0)
+        own = self._clean(self.student, _bare(weights["score"]), x_t, level, batch, 1.0)
         ratio = level["signal"] / level["noise"]
         return ratio * (self.clean(x_t, level, weights, batch) - own)
 
     def clean(self, x_t: Array, level: Mapping, weights: Mapping, batch: Mapping) -> Array:
-        net, scale = weights["teacher"]["denoiser"], self.given.guidance_scale
-        return self._clean(self.model, net, x_t, level, batch, scale)
+        scale = self.given.guidance_scale
+        return self._clean(self.model, weights["teacher"], x_t, level, batch, scale)
 
     def _clean(
-        self, model: Any, net: Tree, x_t: Array, level: Mapping, batch: Mapping, scale: float
+        self, model: Any, params: Tree, x_t: Array, level: Mapping, batch: Mapping, scale: float
     ) -> Array:
         seen = self.bound.program_inputs(batch)
-        found = model.predict({"denoiser": net}, x_t, level["t"], seen, guidance_scale=scale)
+        found = model.predict(params, x_t, level["t"], seen, guidance_scale=scale)
         return model.clean(x_t, found, level)
 
     def loss(self, phi: Mapping, x: Array, eps: Array, level: Mapping, batch: Mapping) -> Array:
         """Mean squared error of the prediction, per value, as `Denoising` has it."""
         x_t, model = level["signal"] * x + level["noise"] * eps, self.student
         seen = self.bound.program_inputs(batch)
-        found = model.predict({"denoiser": phi[NET]}, x_t, level["t"], seen)
+        found = model.predict(_bare(phi), x_t, level["t"], seen)
         error = found - model.target(x, eps, level)
         return ops.mean(error * error)
+
+
+def _bare(phi: Mapping) -> dict:
+    """Parameters by the names that the model has for its nets."""
+    return {n.removeprefix(f"{NET}/"): v for n, v in phi.items()}
 
 
 def scores_of(bound: Bound, given: Any, shape: tuple[int, ...]) -> Scores:
@@ -200,4 +214,11 @@ def _check_teacher(bound: Bound, given: Any, shape: tuple[int, ...]) -> None:
             f"{WHO}: the teacher is conditional on {missing}, which the student "
             f"{bound.model.name!r} does not take, expected inputs of the same names, such as "
             "models.OneStep(teacher) has."
+        )
+    has_null = hasattr(getattr(model, "condition", None), "null")
+    if given.guidance_scale != 1.0 and not has_null:
+        raise AlgorithmError(
+            f"{WHO}: got guidance_scale={given.guidance_scale:g} for a teacher without an "
+            "unconditional branch to guide away from, expected 1, or a Diffusion whose condition "
+            "has a null, such as nets.ClassEmbedding."
         )

@@ -74,7 +74,7 @@ class Updates:
 
     def new_net(
         self, name: str, declaration: Any, *shapes: tuple[int, ...],
-        kept: Mapping | None = None, data: tuple | None = None,
+        kept: Mapping | None = None, data: tuple | None = None, start: Tree = None,
     ) -> Tree:  # fmt: skip
         """Parameters of a net of the algorithm's own, drawn from (the fit's seed, its name), and
         its declaration remembered for `step`.
@@ -83,6 +83,7 @@ class Updates:
             shapes: event shapes of its inputs, such as bound.structure.sites["x"].event_shape.
             data: a first batch of its inputs, for a net that starts from one.
             kept: `extras` that may have parameters of this name, which are then taken.
+            start: parameters to begin with in place of drawn ones, such as another net's.
 
         Raises:
             AlgorithmError: a net of the model has the name.
@@ -95,7 +96,9 @@ class Updates:
                 f"another than {sorted({*self.names, *self.own})}."
             )
         more = {"data": data} if data is not None and wants_data(declaration) else {}
-        fresh = declaration.init(named(self.seed, name), *shapes, **more)
+        fresh = start
+        if fresh is None:
+            fresh = declaration.init(named(self.seed, name), *shapes, **more)
         self.own[name] = declaration
         if has_upkeep(declaration, fresh):
             self.upkeep[name] = declaration

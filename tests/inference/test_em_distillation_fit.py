@@ -12,7 +12,7 @@ from probgen import dist, nets
 from probgen.errors import AlgorithmError, DeclarationError, SaveError, ShapeError
 from probgen.inference import EMDistillation
 from probgen.language.seeds import named
-from probgen.models import Generator, OneStep, likelihoods
+from probgen.models import Diffusion, Generator, NoiseSchedule, OneStep, likelihoods
 
 TEACHER = small_teacher()
 QUICK = EMDistillation(
@@ -40,8 +40,8 @@ def test_the_student_and_its_score_move_and_the_teacher_stays_to_the_bit(fitted)
     assert_same_bits(TEACHER.params, before.params)
     start = before.params["denoiser"]
     assert not are_same_bits(fitted.params["denoiser"], start)
-    assert not are_same_bits(fitted.extras["student_score"], start)
-    assert not are_same_bits(fitted.params["denoiser"], fitted.extras["student_score"])
+    assert not are_same_bits(fitted.extras["student_score/denoiser"], start)
+    assert not are_same_bits(fitted.params["denoiser"], fitted.extras["student_score/denoiser"])
     wanted = {"loss", "loss_score", "eps_c", "log_eps_c", "mean_x", "bias", "z_mobility", "z_drift"}
     assert wanted == set(fitted.history)
     assert (fitted.history["eps_c"] < 1.0 + 1e-5).all()
@@ -111,6 +111,29 @@ def test_a_generator_is_taught_by_its_mean(b):
     mean = b.to_numpy(student.decoder.apply(net, b.asarray(drawn))).mean()
     # The scale of 0.5 would add 0.03 to a mean over 64 data of two numbers.
     assert abs(found.history["mean_x"][0] - mean) < 5 * 0.6 / 64**0.5
+
+
+def test_a_conditional_student_learns_from_rows_of_the_condition_and_a_guided_teacher(b):
+    """The drawn classes go to the chain, so that the class table of the student's score moves for
+    them alone; samples are of the class that is asked for."""
+    denoiser, condition = nets.MLPDenoiser(2, (4,), time_dim=4), nets.ClassEmbedding(4, 2)
+    model = Diffusion(denoiser, (2,), NoiseSchedule.rescaled(40), "sample", condition)
+    rng = np.random.default_rng(0)
+    params = {
+        "denoiser": denoiser.init(rng, (2,), (), (1, 2)),
+        "condition": condition.init(rng, ()),
+    }
+    teacher = pg.Fitted(model, params, shapes={"x": (2,), "condition": ()})
+    algorithm = EMDistillation(
+        teacher, pg.SGD(0.1), pg.SGD(0.1), num_steps=1, gamma_z=0.0, guidance_scale=2.0
+    )
+    labels = {"condition": np.array([0, 2] * 8)}
+    found = fit(b, OneStep(teacher), algorithm, labels, num_steps=1)
+    table = found.extras["student_score/condition"]["table"]
+    moved = (table != params["condition"]["table"]).any(1)
+    assert moved.tolist() == [True, False, True, False, False]  # the last is that of no class
+    drawn = pg.generate(found, 2, seed=0, backend=b, inputs={"condition": np.array([0, 1])})
+    assert np.isfinite(drawn["x"]).all()
 
 
 # ---- refused ----
