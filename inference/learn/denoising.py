@@ -1,11 +1,11 @@
 """Denoising: learns a diffusion model by predicting the noise that was added to data.
 
-    L = E_{t, eps} | target - f_theta(sqrt(alpha_bar_t) x + sqrt(1 - alpha_bar_t) eps, t) |^2
+    L = E_{t, eps} w_t | target - f_theta(sqrt(alpha_bar_t) x + sqrt(1 - alpha_bar_t) eps, t) |^2
 
-with t uniform on 0 ... T-1, a reweighted bound on -log p(x). Reported is the mean over values, so
-that predicting the mean of noise gives 1.
+with t uniform on 0 ... T-1, a reweighted bound on -log p(x), or the bound itself. Reported is the
+mean over values, so that at w = 1 predicting the mean of noise gives 1.
 
-Source: Ho, Jain & Abbeel 2020, arXiv:2006.11239, equation 14.
+Source: Ho, Jain & Abbeel 2020, arXiv:2006.11239, equation 14; weights: `denoising_terms`.
 """
 
 from __future__ import annotations
@@ -13,15 +13,17 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from probgen.engine.bound import Bound
 from probgen.engine.gradient import GradientLearner
 from probgen.engine.learner import Learner
 from probgen.errors import AlgorithmError
+from probgen.inference.learn.denoising_terms import between_steps, steps, weight
+from probgen.inference.likelihood.denoising_elbo import ends
 from probgen.language.capabilities import Denoises
-from probgen.language.declared import declaration
-from probgen.language.kinds import Share
+from probgen.language.declared import declaration, require
+from probgen.language.kinds import Positive, Share
 from probgen.language.optim import Adam, AnyOptimizer
 
 Array = Any
@@ -36,19 +38,35 @@ class Denoising:
 
     Args:
         optimizer: such as `pg.Adam(1e-3)`.
+        weighting: "uniform", of all steps alike; "min_snr", which counts steps of little noise for
+            less; "edm"; or "elbo", the variational bound, whose loss is minus the bound in nats a
+            datum, an unbiased estimate of `DenoisingELBO`.
+        time: "discrete", one of the T steps; "continuous", anywhere from the first to the last, the
+            noise level interpolated between them, for samplers and likelihoods that ask there too.
+        min_snr_gamma: the largest weight of "min_snr".
+        sigma_data: the data's standard deviation, of "edm".
         condition_dropout: share of data whose condition is left out in a step, so that the same net
             learns the unconditional prediction that guidance needs. None is 0.1 of a model with a
             condition that has a null, else 0.
 
-    Metrics: `loss`, the mean squared error of the prediction per value.
+    Metrics: `loss`, the weighted mean squared error of the prediction per value; of "elbo" nats per
+    datum.
 
     Raises (when bound):
-        AlgorithmError: the model has no denoiser and noise schedule; a `condition_dropout` of one
-            without an unconditional branch.
+        AlgorithmError: the model has no denoiser and noise schedule; continuous time of one step;
+            a `condition_dropout` of one without an unconditional branch.
     """
 
     optimizer: AnyOptimizer = dataclasses.field(default_factory=Adam)
+    weighting: Literal["uniform", "min_snr", "edm", "elbo"] = "uniform"
+    time: Literal["discrete", "continuous"] = "discrete"
+    min_snr_gamma: Positive = dataclasses.field(default=5.0, kw_only=True)
+    sigma_data: Positive = dataclasses.field(default=0.5, kw_only=True)
     condition_dropout: Share | None = dataclasses.field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        fits = self.weighting != "elbo" or self.time == "discrete"
+        require(fits, self, "the bound of a chain of steps at its steps", "weighting", "time")
 
     def bind(self, bound: Bound) -> Learner:
         """A learner of the denoising loss for `probgen.fit`."""
@@ -59,36 +77,46 @@ class Denoising:
                 f"Denoising: the model {model.name!r} (data: {list(bound.observed)}) has no "
                 "denoiser and noise schedule, expected a Diffusion with data for 'x'."
             )
+        total, table = model.schedule.num_train_timesteps, model.table()
+        if self.time == "continuous" and total < 2:
+            raise AlgorithmError(
+                f"Denoising: got time='continuous' for {bound.model.name!r}, whose schedule has "
+                "one step, expected two or more, to be between; leave time at 'discrete'."
+            )
         left = float(model.schedule.alphas_bar()[-1])
         if left > MUCH_LEFT:
             log.warning(
                 "Denoising: after the last step a share of %.2g of a datum's variance is left "
                 "(alpha_bar), but generation starts from pure noise, so samples will not be like "
                 "the data; take more steps, or NoiseSchedule.rescaled(%d).",
-                left, model.schedule.num_train_timesteps,
+                left, total,
             )  # fmt: skip
-        table = {k: b.asarray(v) for k, v in model.table().items()}
-        total = model.schedule.num_train_timesteps
-
         dropout = self._dropout(model)
+        draw = (steps if self.time == "discrete" else between_steps)(b, model)
 
         def loss(
             bound: Bound, params: Mapping, batch: Mapping, key: Any, dropout: float = dropout
         ) -> Array:
             x = batch["x"]
+            n, lead = x.shape[0], (x.shape[0], *([1] * (x.ndim - 1)))
             k_time, k_noise = b.split(key, 2)
-            t = b.randint(k_time, (x.shape[0],), 0, total)
+            t, row = draw(k_time, n)
             eps = b.normal(k_noise, tuple(x.shape))
-            lead = (x.shape[0], *([1] * (x.ndim - 1)))
-            row = {k: ops.reshape(ops.take(v, t), lead) for k, v in table.items()}
+            row = {k: ops.reshape(v, lead) for k, v in row.items()}
             x_t = row["signal"] * x + row["noise"] * eps
-            inputs = bound.program_inputs(batch)
             more = {}
             if dropout:
-                more["dropped"] = b.uniform(b.fold_in(key, DROPOUT), (x.shape[0],)) < dropout
-            predicted = model.predict(params, x_t, ops.cast(t, "float32"), inputs, **more)
+                more["dropped"] = b.uniform(b.fold_in(key, DROPOUT), (n,)) < dropout
+            predicted = model.predict(params, x_t, t, bound.program_inputs(batch), **more)
             error = predicted - model.target(x, eps, row)
-            return ops.mean(error * error)
+            weighted = error * error * weight(
+                self.weighting, model.prediction_type, row, gamma=self.min_snr_gamma,
+                sigma_data=self.sigma_data, ops=ops,
+            )  # fmt: skip
+            if self.weighting != "elbo":
+                return ops.mean(weighted)
+            constant, prior_kl = ends(ops, table, x)
+            return total * ops.sum(weighted) / n + ops.mean(prior_kl) - constant
 
         def evaluate(bound: Bound, params: Any, batch: Any, key: Any) -> dict:
             return {"loss": loss(bound, params, batch, key, 0.0)}

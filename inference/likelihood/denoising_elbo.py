@@ -72,10 +72,8 @@ class DenoisingELBO:
         strata = _strata(total, self.num_steps)
         scale = total / len(strata)
         table = model.table()
-        weight = 0.5 * (table["of_x0"] / table["std"]) ** 2
-        columns = {k: b.asarray(v) for k, v in {**table, "weight": weight}.items()}
-        constant = -dim * (math.log(table["std"][0]) + 0.5 * math.log(2.0 * math.pi))
-        bar = float(table["signal"][-1] ** 2)
+        columns = {**table, "weight": step_weights(table)}
+        columns = {k: b.asarray(v) for k, v in columns.items()}
 
         def term(params: Mapping, inputs: Mapping, x: Array, stratum: Array, key: Any) -> Array:
             """[batch] w_t |x - x0|^2 times the share of steps that it stands for, one draw."""
@@ -101,8 +99,8 @@ class DenoisingELBO:
         def measure(params: Mapping, batch: Mapping, key: Any) -> dict[str, Array]:
             x = batch["x"]
             inputs = dict(bound.program_inputs(batch))
-            flat = ops.reshape(x, (x.shape[0], dim))
-            zero = ops.zeros_like(flat[:, 0])
+            constant, prior_kl = ends(ops, table, x)
+            zero = ops.zeros_like(prior_kl)
 
             def step(carry: tuple[Array, Array], item: Any) -> tuple[tuple[Array, Array], None]:
                 stratum, k = item
@@ -118,7 +116,6 @@ class DenoisingELBO:
 
             items = (b.asarray(strata.astype(np.float32)), b.split(key, len(strata)))
             (cost, variance), _ = b.scan(step, (zero, zero), items)
-            prior_kl = 0.5 * (bar * ops.sum(flat * flat, axis=1) - dim * (bar + math.log1p(-bar)))
             return {
                 "estimate": constant - prior_kl - cost,
                 "standard_error": ops.sqrt(variance),
@@ -126,6 +123,20 @@ class DenoisingELBO:
             }
 
         return measure
+
+
+def step_weights(table: Mapping[str, np.ndarray]) -> np.ndarray:
+    """[T] w_t, nats for a squared error of x_0."""
+    return 0.5 * (table["of_x0"] / table["std"]) ** 2
+
+
+def ends(ops: Any, table: Mapping[str, np.ndarray], x: Array) -> tuple[float, Array]:
+    """What of the bound no network changes: the constant of log p(x | x_1), a number, and
+    KL(q(x_T | x) || N(0, I)), [batch], which is taken from it."""
+    flat = ops.reshape(x, (x.shape[0], -1))
+    dim, bar = flat.shape[1], float(table["signal"][-1] ** 2)
+    constant = -dim * (math.log(table["std"][0]) + 0.5 * math.log(2.0 * math.pi))
+    return constant, 0.5 * (bar * ops.sum(flat * flat, axis=1) - dim * (bar + math.log1p(-bar)))
 
 
 def _strata(total: int, count: int | None) -> np.ndarray:

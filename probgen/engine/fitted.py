@@ -17,7 +17,7 @@ from probgen.engine.bind import bind
 from probgen.engine.bound import Bound, parameter_count
 from probgen.engine.codes import codes, codes_by
 from probgen.engine.target import AnyEncoder
-from probgen.errors import ProbgenError, SaveError, ShapeError
+from probgen.errors import AlgorithmError, ProbgenError, SaveError, ShapeError
 from probgen.language.declared import argument, declaration
 from probgen.language.kinds import PathLike, Rule
 from probgen.language.model import Model
@@ -50,6 +50,7 @@ class Fitted(Viewed):
         dtypes: type of each of `shapes`, float32 where not named.
         extras: what the algorithm has beside the model (a critic, chains), a tree of dicts of numpy
             arrays; it is saved, and a fit that goes on gives it back to the algorithm.
+        raw_params: where `params` are a moving average, those of the last step; see `raw`.
 
     A model may be built on a `Fitted` (`Tilted(fitted, energy)`, `VAE(latent=fitted)`), and `fit`
     goes on from one.
@@ -64,6 +65,22 @@ class Fitted(Viewed):
     constants: dict[str, Any] = dataclasses.field(default_factory=dict)
     dtypes: dict[str, str] = dataclasses.field(default_factory=dict)
     extras: dict[str, Any] = dataclasses.field(default_factory=dict)
+    raw_params: Mapping[str, Any] | None = None
+
+    @property
+    def raw(self) -> Fitted:
+        """The same with the parameters of the last step in place of their moving average.
+
+        Raises:
+            AlgorithmError: the fit kept no average (`ema_decay`).
+        """
+        if self.raw_params is None:
+            raise AlgorithmError(
+                f"Fitted.raw: the fit of {self.model.name!r} kept no moving average beside its "
+                "parameters, expected one with ema_decay; without, `params` are those of the last "
+                "step."
+            )
+        return dataclasses.replace(self, params=self.raw_params, raw_params=None)
 
     def resolve(self, backend: str | Backend, device: str = "auto") -> Backend:
         """The backend that a verb should use: the one asked for, else the one that fitted."""
@@ -150,7 +167,8 @@ class Fitted(Viewed):
         """
         params = store.flatten(self.params)
         extras = store.flatten(self.extras)
-        _check_finite({**params, **extras}, str(path))
+        raw = store.flatten(self.raw_params or {})
+        _check_finite({**params, **extras, **raw}, str(path))
         pool = Pool({f"model:{k}": v for k, v in params.items()})
         try:
             declaration = encode(self.model, pool)
@@ -165,6 +183,8 @@ class Fitted(Viewed):
             arrays["parts"] = pool.added
         if extras:
             arrays["extras"] = extras
+        if raw:
+            arrays["raw"] = raw
         store.write_folder(path, arrays, config)
 
     @classmethod
@@ -202,10 +222,15 @@ class Fitted(Viewed):
         )
         extras = arrays.get("extras", {})
         _check_finite(extras, str(path))
-        return dataclasses.replace(built, extras=store.unflatten(extras))
+        raw = arrays.get("raw")
+        if raw is not None:
+            _check_finite(raw, str(path))
+            raw = store.fill(built.params, raw, f"{path}/raw.safetensors")
+        return dataclasses.replace(built, extras=store.unflatten(extras), raw_params=raw)
 
     def __identity__(self) -> dict[str, Any]:
-        """What tells it from another: `history`, `report`, `info` and `extras` do not."""
+        """What tells it from another: `history`, `report`, `info`, `extras` and
+        `raw_params` do not."""
         return {
             "model": self.model,
             "params": dict(sorted(store.flatten(self.params).items())),

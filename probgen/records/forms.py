@@ -60,7 +60,7 @@ KINDS = {
         "a fitted model",
         Fields({"model": Anything, "model_name": str, "info": dict, "inputs": dict},
                {"events": [str]}),
-        frozenset({"model"}), frozenset({"history", "parts", "extras"}),
+        frozenset({"model"}), frozenset({"history", "parts", "extras", "raw"}),
     ),
     "checkpoint": Kind(
         "a checkpoint",

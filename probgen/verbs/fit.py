@@ -26,7 +26,7 @@ from probgen.engine.callbacks import Callback
 from probgen.engine.data_init import from_data
 from probgen.engine.data_support import SupportCheck
 from probgen.engine.fitted import AnyModel, Fitted
-from probgen.engine.learner import AnyAlgorithm, Learner
+from probgen.engine.learner import AnyAlgorithm, Learner, all_params
 from probgen.engine.loop import Loop, numpy_copy, result_params
 from probgen.engine.once import one_value
 from probgen.errors import (
@@ -107,7 +107,7 @@ def fit(
             epoch by default). Of an algorithm with a criterion of its own (`MaximumLikelihood`: the
             gain) the best state is returned.
         ema_decay: keeps an exponential moving average of the parameters, p' = d p' + (1 - d) p,
-            and returns it.
+            and returns it; those of the last step are `fitted.raw`.
         gradient_accumulation: works a batch through in that many parts, for memory.
         callbacks: see `probgen.callbacks`; early stopping is one.
         checkpoint: a folder; the state is kept there every `checkpoint_every` steps and at the end,
@@ -234,8 +234,11 @@ def fit(
     rows = {k: b.asarray(v) for k, v in _some_rows(source, example).items()}
     report = learner.report(result, rows, key, history) if learner.report else None
     params = numpy_copy(b, result)
+    raw = None
+    if ema_decay is not None:
+        raw = numpy_copy(b, bound.settled(all_params(state["learner"])))
     if guide is not None and (end := guide.settled(bound, result, source.chunks)) is not None:
-        declared, params = declared.with_guide(end.guide), end.params
+        declared, params, raw = declared.with_guide(end.guide), end.params, None
         history.events.append(f"step {step}: {end.words}")
     info = {
         "backend": b.name, "seed": seed, "num_steps": step, "num_data": source.size,
@@ -245,7 +248,7 @@ def fit(
         declared, params, history, report, info,
         {k: tuple(v.shape[1:]) for k, v in example.items()}, constants,
         {k: str(v.dtype) for k, v in example.items()},
-        _extras(learner, state, b),
+        _extras(learner, state, b), raw,
     )  # fmt: skip
 
 

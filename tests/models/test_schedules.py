@@ -2,14 +2,14 @@
 
 import logging
 import math
-from dataclasses import dataclass
 
 import numpy as np
 import pytest
 import scipy.stats as st
+from denoiser_cases import exact
 
 import probgen as pg
-from probgen import nets, ops
+from probgen import nets
 from probgen.errors import AlgorithmError, DeclarationError
 from probgen.inference import DDIM, Denoising, DenoisingELBO, ProbabilityFlow
 from probgen.models import Diffusion, NoiseSchedule
@@ -181,7 +181,7 @@ def test_a_chain_that_ends_in_pure_noise_is_drawn_and_bounded(b):
     its own prior stays below log p(x) = log N(x; 0, 4)."""
     schedule = NoiseSchedule(12, "linear", 0.02, 0.6, rescale_betas_zero_snr=True)
     for kind in ("v_prediction", "sample"):
-        model = Diffusion(ExactGaussian(schedule, kind), (1,), schedule, kind)
+        model = exact(schedule, kind, (4.0,))
         fitted = pg.Fitted(model, {"denoiser": {}}, shapes={"x": (1,)})
         how = {"seed": 0, "backend": b}
         t, n = model.table(), 4000
@@ -207,21 +207,3 @@ def test_a_chain_that_ends_in_pure_noise_is_drawn_and_bounded(b):
             pg.evaluate(fitted, at, [ProbabilityFlow(4)], progress_bar=False, **how)
     with pytest.raises(DeclarationError, match="got prediction_type='epsilon'.*no signal"):
         Diffusion(nets.MLP(), (1,), schedule)
-
-
-@dataclass(frozen=True)
-class ExactGaussian:
-    """The exact prediction of x_0, or of v, for data N(0, 4)."""
-
-    schedule: NoiseSchedule
-    kind: str
-
-    def init(self, key, *shapes):
-        return {}
-
-    def apply(self, params, x, t):
-        root = np.sqrt(self.schedule.alphas_bar()).astype(np.float32)
-        a = ops.take(ops.asarray_like(root, x), ops.cast(t, "int32"))[..., None]
-        s = ops.sqrt(1.0 - a * a)
-        x0 = 4.0 * a / (4.0 * a * a + s * s) * x
-        return x0 if self.kind == "sample" else (a * x - x0) / s
