@@ -53,18 +53,19 @@ def condition_rows(net: Any, value: Any, x: Array, num_rows: int) -> Array:
     return ops.broadcast_to(value, (num_rows, *event))
 
 
-def null_of(net: Any, params: Any, context: Array, who: str) -> Array:
-    """The context of no condition, in the shape of `context`.
+def null_of(net: Any, params: Any, context: Array, got: str) -> Array:
+    """The context of no condition, in the shape of `context`; `got` is what asks for it.
 
     Raises:
         AlgorithmError: the model has no unconditional branch.
     """
-    if net is None or not hasattr(net, "null"):
+    if not hasattr(net, "null"):
         why = "no condition" if net is None else f"the condition net {net!r} without `null`"
         raise AlgorithmError(
-            f"{who}: got {why}, expected one with a context of no condition, since guidance "
-            "without an unconditional branch is not defined; condition=nets.ClassEmbedding(...) "
-            "or nets.ContextEmbedding(...) has one; without one leave guidance_scale at 1."
+            f"Diffusion: got {got} with {why}, so that there is no unconditional branch, expected "
+            "a context of no condition, as condition=nets.ClassEmbedding(...) or "
+            "nets.ContextEmbedding(...) has one: guidance without an unconditional branch is not "
+            "defined; leave guidance_scale at 1."
         )
     return ops.broadcast_to(net.null(params), tuple(context.shape))
 

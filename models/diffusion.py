@@ -68,7 +68,7 @@ class Diffusion(Model):
         low, high = self.data_range or (0.0, 1.0)
         require(low < high, self, "a smaller and a larger number", "data_range")
         require(
-            self.prediction_type != "epsilon" or self.schedule.alphas_bar()[-1] > 0, self,
+            self.prediction_type != "epsilon" or not self.schedule.ends_in_noise, self,
             "'v_prediction' or 'sample' for a schedule whose last step has no signal, at which the "
             "noise tells nothing of the datum",
             "prediction_type", "schedule",
@@ -186,21 +186,24 @@ class Diffusion(Model):
             ShapeError: the condition has another number of rows than x_t.
         """
         net: Any = self.denoiser
+        plain = guidance_scale == 1.0 and dropped is None
+        got = "dropped=" if dropped is not None else f"guidance_scale={guidance_scale:g}"
         if self.condition is None:
-            if guidance_scale != 1.0 or dropped is not None:
-                null_of(None, {}, x_t, self.name)
+            if not plain:
+                null_of(None, {}, x_t, got)
             return net.apply(params["denoiser"], x_t, t)
         rows = condition_rows(self.condition, batch["condition"], x_t, x_t.shape[0])
         context = self.condition.apply(params["condition"], rows)
-        if guidance_scale != 1.0 or dropped is not None:
-            null = null_of(self.condition, params["condition"], context, self.name)
-        if dropped is not None:
-            each = ops.reshape(dropped, (-1, *[1] * (context.ndim - 1)))
-            context = ops.where(each, null, context)
 
         def ask(context: Array) -> Array:
             return net.apply(params["denoiser"], x_t, t, context)
 
+        if plain:
+            return ask(context)
+        null = null_of(self.condition, params["condition"], context, got)
+        if dropped is not None:
+            each = ops.reshape(dropped, (-1, *[1] * (context.ndim - 1)))
+            context = ops.where(each, null, context)
         if guidance_scale in (0.0, 1.0):
             return ask(context if guidance_scale else null)
         return guided(ask, context, null, guidance_scale)

@@ -29,13 +29,16 @@ class NoiseSchedule:
         squaredcos_cap_v2    alpha_bar(s) = cos(pi/2 (s + 0.008) / 1.008)^2 at s = t / T, betas at
                              most 0.999
 
-    and two that go by the noise level and not by a step's noise, so that they fit any T:
+    and three that go by the noise level and not by a step's noise, so that they fit any T:
 
         vp_sde    alpha_bar(s) = exp(-s^2 (beta_max - beta_min) / 2 - s beta_min), the SDE of
                   beta(s) = beta_min + s (beta_max - beta_min); beta_t is that from s_t to s_{t+1},
                   s_t = 0.001 + 0.999 t / T, the noise of s_0 left out
         edm       sigma_t^(1/rho) in equal steps from sigma_min to sigma_max,
                   alpha_bar_t = 1 / (1 + sigma_t^2): x_t / sqrt(alpha_bar_t) is x + sigma_t eps
+        rectified_flow
+                  sigma_t / a_t = s / (1 - s), s = (t + 1) / T: x_t is (1 - s) x + s eps, the
+                  straight line of flow matching, over sqrt((1 - s)^2 + s^2), down to pure noise
 
     Args:
         num_train_timesteps: T.
@@ -55,12 +58,14 @@ class NoiseSchedule:
     arXiv:2102.09672 (cosine); Rombach et al. 2022, arXiv:2112.10752 (scaled linear); Xu et al.
     2022, arXiv:2203.02923 (sigmoid); Song et al. 2021, arXiv:2011.13456, appendix C, in steps as
     Xiao, Kreis & Vahdat 2022, arXiv:2112.07804 take them (vp_sde); Karras et al. 2022,
-    arXiv:2206.00364, equation 5 (edm); Lin et al. 2024, arXiv:2305.08891, algorithm 1 (rescaling).
+    arXiv:2206.00364, equation 5 (edm); Lipman et al. 2023, arXiv:2210.02747, and Liu, Gong & Liu
+    2023, arXiv:2209.03003 (rectified_flow); Lin et al. 2024, arXiv:2305.08891, algorithm 1
+    (rescaling).
     """
 
     num_train_timesteps: Annotated[int, between(1, 10**6)] = 1000
     beta_schedule: Literal[
-        "linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid", "vp_sde", "edm"
+        "linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid", "vp_sde", "edm", "rectified_flow"
     ] = "linear"
     beta_start: OpenShare = 1e-4
     beta_end: OpenShare = 2e-2
@@ -74,13 +79,13 @@ class NoiseSchedule:
     def __post_init__(self) -> None:
         require(self.beta_min <= self.beta_max, self, "no more than beta_max", "beta_min")
         require(self.sigma_min < self.sigma_max, self, "less than sigma_max", "sigma_min")
-        several = self.num_train_timesteps > 1 or not self.rescale_betas_zero_snr
+        several = self.num_train_timesteps > 1 or not self.ends_in_noise
         require(
-            several, self, "two steps or more, of which the first keeps its noise",
-            "rescale_betas_zero_snr", "num_train_timesteps",
+            several, self, "two steps or more for a chain that ends in pure noise",
+            "num_train_timesteps", "rescale_betas_zero_snr", "beta_schedule",
         )  # fmt: skip
         betas = np.asarray(self.betas())
-        ends = betas[:-1] if self.rescale_betas_zero_snr else betas
+        ends = betas[:-1] if self.ends_in_noise else betas
         if betas.shape != (self.num_train_timesteps,) or not ((ends > 0) & (ends < 1)).all():
             raise DeclarationError(
                 f"{type(self).__name__}: got betas of shape {betas.shape} from {betas.min():g} to "
@@ -122,6 +127,11 @@ class NoiseSchedule:
         scale = 1.0 if fits else scale
         return cls(num_train_timesteps, beta_schedule, beta_start * scale, beta_end * scale)  # type: ignore[arg-type]
 
+    @property
+    def ends_in_noise(self) -> bool:
+        """Whether nothing is left of a datum at the last step, whose alpha_bar is 0."""
+        return self.rescale_betas_zero_snr or self.beta_schedule == "rectified_flow"
+
     def betas(self) -> np.ndarray:
         """[T] float64."""
         if not self.rescale_betas_zero_snr:
@@ -147,6 +157,9 @@ class NoiseSchedule:
             low, high = self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
             sigma = (np.linspace(low, high, t) if t > 1 else np.array([high])) ** self.rho
             return -np.expm1(-np.diff(np.log1p(np.concatenate([[0.0], sigma**2]))))
+        if self.beta_schedule == "rectified_flow":
+            bar = (1.0 - grid) ** 2 / ((1.0 - grid) ** 2 + grid**2)
+            return 1.0 - bar[1:] / bar[:-1]
         bar = np.cos((grid + 0.008) / 1.008 * math.pi / 2) ** 2
         return np.minimum(1.0 - bar[1:] / bar[:-1], 0.999)
 
@@ -164,9 +177,11 @@ class NoiseSchedule:
     def index_at(self, log_ratio: np.ndarray) -> np.ndarray:
         """The step, a fraction between two, at which log(sigma / a) = `log_ratio`.
 
-        Between steps, two or more, log(1 + index) is interpolated, monotonically, against it.
+        Between steps log(1 + index) is interpolated, monotonically, against it.
         """
         u = self.log_ratios()
+        if len(u) == 1:
+            return np.zeros_like(log_ratio)
         return np.expm1(PchipInterpolator(u, np.log1p(np.arange(len(u))))(log_ratio))
 
     def angles(self, parts: int) -> np.ndarray:

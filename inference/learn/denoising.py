@@ -39,8 +39,9 @@ class Denoising:
     Args:
         optimizer: such as `pg.Adam(1e-3)`.
         weighting: "uniform", of all steps alike; "min_snr", which counts steps of little noise for
-            less; "edm"; or "elbo", the variational bound, whose loss is minus the bound in nats a
-            datum, an unbiased estimate of `DenoisingELBO`.
+            less; "edm"; "flow_matching", the loss of a velocity along straight lines, with times
+            uniform along them for the schedule "rectified_flow"; or "elbo", the variational bound,
+            whose loss is minus the bound in nats a datum, an unbiased estimate of `DenoisingELBO`.
         time: "discrete", one of the T steps; "continuous", anywhere from the first to the last, the
             noise level interpolated between them, for samplers and likelihoods that ask there too.
         min_snr_gamma: the largest weight of "min_snr".
@@ -58,7 +59,7 @@ class Denoising:
     """
 
     optimizer: AnyOptimizer = dataclasses.field(default_factory=Adam)
-    weighting: Literal["uniform", "min_snr", "edm", "elbo"] = "uniform"
+    weighting: Literal["uniform", "min_snr", "edm", "flow_matching", "elbo"] = "uniform"
     time: Literal["discrete", "continuous"] = "discrete"
     min_snr_gamma: Positive = dataclasses.field(default=5.0, kw_only=True)
     sigma_data: Positive = dataclasses.field(default=0.5, kw_only=True)

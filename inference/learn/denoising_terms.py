@@ -10,10 +10,14 @@ so a weight w means the same whatever the net predicts:
     uniform    1 on the prediction's own error: SNR, 1 or 1 / (1 - alpha_bar) on that of x_0
     min_snr    w = min(SNR, gamma)
     edm        w = (sigma^2 + sigma_data^2) / (sigma sigma_data)^2, sigma^2 = 1 / SNR
+    flow_matching
+               w = (1 + sqrt(SNR))^2, that of |u - u^|^2 for the velocity u = eps - x of the
+               straight line (1 - s) x + s eps, s / (1 - s) = sigma
     elbo       w = c_t^2 / (2 std_t^2) of the chain's step (`denoising_elbo`), in nats
 
 Sources: Hang et al. 2023, arXiv:2303.09556 (min_snr); Karras et al. 2022, arXiv:2206.00364, table 1
-(edm); Ho, Jain & Abbeel 2020, arXiv:2006.11239 (uniform, elbo).
+(edm); Lipman et al. 2023, arXiv:2210.02747 (flow_matching); Ho, Jain & Abbeel 2020,
+arXiv:2006.11239 (uniform, elbo).
 """
 
 from __future__ import annotations
@@ -72,6 +76,7 @@ def weight(
     of_x0 = {
         "min_snr": lambda: ops.minimum(snr, snr * 0.0 + gamma),
         "edm": lambda: snr + 1.0 / sigma_data**2,
+        "flow_matching": lambda: (1.0 + row["signal"] / row["noise"]) ** 2,
         "elbo": lambda: row["bound"],
     }[weighting]()
     if prediction_type == "sample":

@@ -9,7 +9,8 @@ for a network that predicts eps, x0 or v. Levels between those of the schedule a
 log(index + 1) against u, and the network is asked at the fractional index. Below the lowest level,
 which no network was trained at, the score is held at that level's: dx/dw = -x - s for w = -log a
 from 0 up. In the time w sigma^2 of the lowest level that is the equation above with u held, so that
-one way leads from data to the last level, along which the right-hand side has no jump.
+one way leads from data to the last level, along which the right-hand side has no jump. A last level
+without signal, at u = infinity, is reached in the angle phi = arctan(sigma / a): dx/dphi = v.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-from scipy.interpolate import PchipInterpolator
 
 from probgen.backends.protocol import Backend
 from probgen.engine.bound import Bound
@@ -33,36 +33,49 @@ class Way:
 
     Attributes:
         start: of the part between levels: below it the score is held.
+        signal_end: of the levels with signal; beyond lies the one without, if there is one.
     """
 
     def __init__(self, model: Any, down_to: str):
-        bar = model.schedule.alphas_bar()
-        u = 0.5 * np.log((1.0 - bar) / bar)
-        self.prediction_type, self._first = model.prediction_type, u[0]
-        self._index = PchipInterpolator(u, np.log1p(np.arange(len(u))))
-        below = -0.5 * math.log(bar[0]) / (1.0 - bar[0])
+        self.schedule, self.prediction_type = model.schedule, model.prediction_type
+        u, total = self.schedule.log_ratios(), self.schedule.num_train_timesteps
+        self._first, self._last_step = u[0], total - 1
+        below = 0.5 * math.log1p(math.exp(2 * u[0])) * (1.0 + math.exp(-2 * u[0]))
         self.start = below if down_to == "data" else 0.0
-        self.length = self.start + float(u[-1] - u[0])
+        self.signal_end = self.length = self.start + float(u[-1] - u[0])
+        # In the angle arctan(sigma / a), dx = v, the level without signal is near.
+        self._angle = math.atan(math.exp(u[-1]))
+        self._rate = 0.5 * math.sin(2 * self._angle)  # so that the right-hand side has no jump
+        if len(u) < total:
+            self.length += (math.pi / 2 - self._angle) / self._rate
 
     def coefficients(self, at: np.ndarray) -> np.ndarray:
         """Places [k] -> [k, 4]: c_x, c_n and the network's time, for dx = c_x x + c_n net(x, time);
-        and sigma^2, by which the score is -dx / sigma^2 - x."""
-        u = self._first + np.maximum(at - self.start, 0.0)
-        a, sigma = 1.0 / np.sqrt(1.0 + np.exp(2 * u)), 1.0 / np.sqrt(1.0 + np.exp(-2 * u))
+        and c_s, by which the score is -dx / c_s - x: sigma^2 between levels."""
+        u = self._first + np.maximum(np.minimum(at, self.signal_end) - self.start, 0.0)
+        angle, is_beyond = np.arctan(np.exp(u)), at > self.signal_end
+        rate = np.where(is_beyond, self._rate, np.sin(angle) * np.cos(angle))
+        time = self.schedule.index_at(u)
+        beyond = self._rate * np.maximum(at - self.signal_end, 0.0)
+        share = beyond / max(math.pi / 2 - self._angle, 1e-30)
+        time, angle = np.where(is_beyond, self._last_step - 1.0 + share, time), angle + beyond
+        a, sigma = np.maximum(np.cos(angle), 1e-15), np.sin(angle)
         of_x, of_net = {
-            "epsilon": (-(sigma**2), sigma),
-            "sample": (a**2, -a),
-            "v_prediction": (0.0 * a, a * sigma),
+            "epsilon": (-rate * sigma / a, rate / a),
+            "sample": (rate * a / sigma, -rate / sigma),
+            "v_prediction": (0.0 * a, rate),
         }[self.prediction_type]
-        return np.stack([of_x, of_net, np.expm1(self._index(u)), sigma**2], axis=-1)
+        return np.stack([of_x, of_net, time, rate * sigma / a], axis=-1)
 
     def edges(self, num_steps: int) -> np.ndarray:
-        """Ends of equal steps between the levels, after 1/16 as many below them."""
-        between = np.linspace(self.start, self.length, num_steps + 1)
-        if self.start == 0.0:
-            return between
-        return np.concatenate([np.linspace(0.0, self.start, max(2, num_steps // 16) + 1)[:-1],
-                               between])  # fmt: skip
+        """Ends of equal steps between the levels, with 1/16 as many below them, and beyond."""
+        few = max(2, num_steps // 16) + 1
+        parts = [np.linspace(self.start, self.signal_end, num_steps + 1)]
+        if self.start > 0.0:
+            parts.insert(0, np.linspace(0.0, self.start, few)[:-1])
+        if self.length > self.signal_end:
+            parts.append(np.linspace(self.signal_end, self.length, few)[1:])
+        return np.concatenate(parts)
 
     def read(self, backend: Backend) -> Callable:
         """(places [n]) -> 4 columns [n], from a fine table."""

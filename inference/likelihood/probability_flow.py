@@ -147,12 +147,6 @@ class ProbabilityFlow:
         """The measure for one model: (params, batch, key) -> estimates."""
         b, ops = bound.backend, bound.backend.ops
         model = require_diffusion(bound, "ProbabilityFlow")
-        if not model.schedule.alphas_bar()[-1] > 0:
-            raise AlgorithmError(
-                f"ProbabilityFlow: the last step of {model.name!r} has no signal "
-                "(rescale_betas_zero_snr), so that log(sigma / a), the flow's time, does not end, "
-                "expected a schedule that leaves some; DenoisingELBO bounds this one's chain."
-            )
         if model.schedule.num_train_timesteps < 2:
             raise AlgorithmError(
                 f"ProbabilityFlow: the schedule of {model.name!r} has "

@@ -14,7 +14,6 @@ from __future__ import annotations
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from scipy.interpolate import PchipInterpolator
 
 from probgen.errors import AlgorithmError
 
@@ -117,7 +116,7 @@ def between_steps(model: Any, num_levels: int, grid: Grid, rho: float, who: str)
         karras     (sigma / a)^(1 / rho) in equal steps
         log_snr    log(sigma / a) in equal steps
 
-    Times are interpolated between steps as log(1 + index) against log(sigma / a).
+    Times between steps are those of `NoiseSchedule.index_at`.
 
     Raises:
         AlgorithmError: the chain has one step, or one without signal, whose sigma / a is infinite.
@@ -137,7 +136,7 @@ def between_steps(model: Any, num_levels: int, grid: Grid, rho: float, who: str)
         high, low = np.exp(u[[-1, 0]] / rho)
         wanted = rho * np.log(np.linspace(high, low, num_levels))
         wanted[[0, -1]] = u[[-1, 0]]  # to the bit, so that nothing is extrapolated
-    time = np.expm1(PchipInterpolator(u, np.log1p(np.arange(len(u))))(wanted))
+    time = model.schedule.index_at(wanted)
     return Levels(
         time, 1.0 / np.sqrt(1.0 + np.exp(2 * wanted)), 1.0 / np.sqrt(1.0 + np.exp(-2 * wanted))
     )

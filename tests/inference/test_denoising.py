@@ -10,7 +10,7 @@ import probgen as pg
 from probgen import nets
 from probgen.engine.bind import bind
 from probgen.errors import AlgorithmError, DeclarationError
-from probgen.inference import Denoising, DenoisingELBO
+from probgen.inference import DDIM, Denoising, DenoisingELBO
 from probgen.inference.learn.denoising_terms import between_steps, weight
 from probgen.models import Diffusion, NoiseSchedule
 from probgen.trees import tree_items
@@ -19,6 +19,7 @@ TYPES = ("epsilon", "sample", "v_prediction")
 LAM = np.array([0.3, 1.5, 4.0])
 SCHEDULE = NoiseSchedule(12, "linear", 0.02, 0.6)
 PURE = NoiseSchedule(12, "linear", 0.02, 0.6, rescale_betas_zero_snr=True)
+LINE = NoiseSchedule(12, "rectified_flow")
 N, REPEATS = 2000, 12
 
 
@@ -29,6 +30,7 @@ def of_x0(weighting, schedule):
     table = exact(schedule, "sample", LAM).table()
     return {
         "min_snr": np.minimum(snr, 5.0),
+        "flow_matching": ((1 + sigma) / sigma) ** 2,
         "edm": (sigma**2 + 0.25) / (sigma * 0.5) ** 2,
         "elbo": table["of_x0"] ** 2 / (2 * table["std"] ** 2),
     }[weighting]
@@ -60,7 +62,7 @@ def agrees(found, want):
 
 
 @pytest.mark.parametrize("kind", TYPES)
-@pytest.mark.parametrize("weighting", ["min_snr", "edm", "elbo"])
+@pytest.mark.parametrize("weighting", ["min_snr", "edm", "flow_matching", "elbo"])
 def test_a_weight_is_that_of_x0_whatever_is_predicted(kind, weighting):
     table = exact(SCHEDULE, "sample", LAM).table()
     row = {**table, "bound": of_x0("elbo", SCHEDULE)}
@@ -72,7 +74,8 @@ def test_a_weight_is_that_of_x0_whatever_is_predicted(kind, weighting):
 CASES = [
     ("uniform", "epsilon", SCHEDULE), ("uniform", "v_prediction", PURE),
     ("min_snr", "epsilon", SCHEDULE), ("min_snr", "v_prediction", PURE),
-    ("edm", "sample", PURE), ("elbo", "v_prediction", PURE), ("elbo", "epsilon", SCHEDULE),
+    ("edm", "sample", PURE), ("flow_matching", "v_prediction", LINE),
+    ("elbo", "v_prediction", PURE), ("elbo", "epsilon", SCHEDULE),
 ]  # fmt: skip
 
 
@@ -93,6 +96,24 @@ def test_the_expected_loss_is_the_closed_form(b, weighting, kind, schedule):
         else:
             want = (of_x0(weighting, schedule)[:, None] * left).mean()
         assert agrees(found, want), (found.mean(), want)
+
+
+def test_flow_matching_is_the_error_of_the_velocity_and_ddim_its_euler_step(b):
+    """u = eps - x along x_s = (1 - s) x + s eps: by hand, for a net that knows E[x | x_s]."""
+    model = exact(LINE, "v_prediction", LAM)
+    s = (np.arange(12) + 1.0)[:, None] / 12
+    gain = (1 - s) * LAM / ((1 - s) ** 2 * LAM + s**2)
+    slope = (1 - gain) / s  # u^ = (x_s - x_0^) / s
+    error = (slope * (1 - s) + 1) ** 2 * LAM + (slope * s - 1) ** 2  # of u = eps - x
+    assert agrees(losses(b, model, Denoising(weighting="flow_matching")), error.mean())
+
+    state = np.random.default_rng(0).normal(size=(5, 3))  # at s = 1, where x_s is the noise
+    fitted = pg.Fitted(model, {"denoiser": {}}, shapes={"x": (3,)})
+    start = state.astype(np.float32)
+    drawn = pg.generate(fitted, 5, method=DDIM(12), start={"x_12": start}, seed=0, backend=b)["x"]
+    for i in reversed(range(12)):
+        state = state - slope[i] * state / 12  # an Euler step of dx/ds = u^
+    np.testing.assert_allclose(drawn, state, rtol=1e-4, atol=1e-5)
 
 
 def test_a_net_that_predicts_zero_loses_what_is_to_be_predicted(b):
