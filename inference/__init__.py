@@ -7,6 +7,7 @@ import importlib
 from typing import Any
 
 from probgen.engine.target import Kernel, Sampler, Target, climb, require_density, step_sizes
+from probgen.inference.learn.adversarial import Adversarial
 from probgen.inference.learn.auto_guides import (
     AutoLaplaceApproximation,
     AutoLowRankMultivariateNormal,
@@ -63,6 +64,7 @@ from probgen.inference.sample.noise import Noise
 
 __all__ = [
     "AIS",
+    "Adversarial",
     "Ancestral",
     "AutoLaplaceApproximation",
     "AutoLowRankMultivariateNormal",

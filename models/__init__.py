@@ -7,6 +7,7 @@ from probgen.models.ebm import EBM
 from probgen.models.flow import Affine, Coupling, Flow, MaskedAutoregressive, Spline
 from probgen.models.generator import Generator
 from probgen.models.gradient_flow import GradientFlowGenerator
+from probgen.models.implicit_diffusion import ImplicitDiffusion
 from probgen.models.inverse_problem import InverseProblem
 from probgen.models.mixture import GaussianMixture
 from probgen.models.noise_schedule import NoiseSchedule
@@ -16,6 +17,6 @@ from probgen.models.vae import VAE
 
 __all__ = [
     "EBM", "VAE", "Affine", "Coupling", "Diffusion", "DiffusionMap", "Flow", "GaussianMixture",
-    "Generator", "GradientFlowGenerator", "InverseProblem", "MaskedAutoregressive",
-    "NoiseSchedule", "OneStep", "Spline", "Tilted", "likelihoods",
+    "Generator", "GradientFlowGenerator", "ImplicitDiffusion", "InverseProblem",
+    "MaskedAutoregressive", "NoiseSchedule", "OneStep", "Spline", "Tilted", "likelihoods",
 ]  # fmt: skip

@@ -93,7 +93,7 @@ class Diffusion(Model):
                 context = [pg.net("condition", self.condition)(rows)]
             for t in reversed(range(total)):
                 predicted = pg.net("denoiser", self.denoiser)(x, self._times(x, t), *context)
-                self._check_output(predicted)
+                check_output(self, predicted)
                 row = {k: float(v[t]) for k, v in table.items()}
                 loc = self.posterior_mean(x, predicted, row)
                 step = dist.Normal(loc, row["std"]).to_event(len(self.shape))
@@ -116,28 +116,12 @@ class Diffusion(Model):
         flat = ops.reshape(x, (*self._lead(x), -1))[..., 0]
         return flat * 0.0 + t
 
-    def _check_output(self, predicted: Any) -> None:
-        shape = tuple(getattr(predicted, "shape", ()))
-        if shape[max(0, len(shape) - len(self.shape)) :] != self.shape:
-            raise ShapeError(
-                f"{self.name}: got a denoiser whose output for data of shape {self.shape} has the "
-                f"shape {shape} (with the batch), expected that of x_t; set the net's `out`, or "
-                "the `shape` of the data."
-            )
-
     def check_rows(self, rows: Mapping[str, Any]) -> None:
         """Refuses data outside `data_range` and conditions that the condition net does not know."""
         check = getattr(self.condition, "check_values", None)
         if check is not None and "condition" in rows:
             check(np.asarray(rows["condition"]))
-        if self.data_range is None or "x" not in rows:
-            return
-        x, (low, high) = np.asarray(rows["x"]), self.data_range
-        if x.size and not (x.min() >= low and x.max() <= high):
-            raise SupportError(
-                f"{self.name}: got data 'x' from {x.min():g} to {x.max():g}, expected them in the "
-                f"declared data_range, {low:g} to {high:g}; scale them to it, or declare theirs."
-            )
+        check_range(self, rows)
 
     def table(self) -> dict[str, np.ndarray]:
         """Per-step constants, [T] each: alpha_bar, signal, noise, the posterior's mean and std."""
@@ -254,4 +238,35 @@ class Diffusion(Model):
         return (
             r"p_\theta(x_{0:T}) = \mathcal{N}(x_T; 0, I) \prod_{t=1}^{T} "
             r"\mathcal{N}(x_{t-1};\ \mu_\theta(x_t, t),\ \tilde\beta_t I)"
+        )
+
+
+def check_output(model: Any, predicted: Any) -> None:
+    """Refuses what a net of `model` gives where it has not the shape of its data.
+
+    Raises:
+        ShapeError: names both shapes.
+    """
+    shape = tuple(getattr(predicted, "shape", ()))
+    if shape[max(0, len(shape) - len(model.shape)) :] != model.shape:
+        raise ShapeError(
+            f"{model.name}: got a denoiser whose output for data of shape {model.shape} has the "
+            f"shape {shape} (with the batch), expected that of x_t; set the net's `out`, or "
+            "the `shape` of the data."
+        )
+
+
+def check_range(model: Any, rows: Mapping[str, Any]) -> None:
+    """Refuses data "x" outside the `data_range` of `model`, where it has one.
+
+    Raises:
+        SupportError: names both ranges.
+    """
+    if model.data_range is None or "x" not in rows:
+        return
+    x, (low, high) = np.asarray(rows["x"]), model.data_range
+    if x.size and not (x.min() >= low and x.max() <= high):
+        raise SupportError(
+            f"{model.name}: got data 'x' from {x.min():g} to {x.max():g}, expected them in the "
+            f"declared data_range, {low:g} to {high:g}; scale them to it, or declare theirs."
         )

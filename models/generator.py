@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import probgen as pg
-from probgen import dist, ops
+from probgen import ops
 from probgen.engine.fitted import Fitted
 from probgen.errors import DeclarationError
 from probgen.language.declared import declaration
@@ -17,7 +17,7 @@ from probgen.language.dist import Deferred
 from probgen.language.kinds import AnyNet, Width
 from probgen.language.model import Distribution, Model, Sketch
 from probgen.language.supports import finite_values
-from probgen.models.likelihoods import as_likelihood
+from probgen.models.likelihoods import Implicit, as_likelihood
 from probgen.models.regression import regression
 
 Array = Any
@@ -122,12 +122,7 @@ class Generator(Model):
         Data may still be given for x, as for a factor that reads it.
         """
         mean = self.likelihood.mean(self.decode(self.draw_latent(**inputs)))
-        shape = self.event_shape()
-        axes = tuple(range(-len(shape), 0))
-        return pg.sample("x", dist.Density(
-            lambda x: 0.0 * (ops.sum(x, axis=axes) if axes else x), lambda noise: mean,
-            event_shape=shape, noise_shape=(0,), is_normalized=False,
-        ))  # fmt: skip
+        return pg.sample("x", Implicit()(mean, len(self.event_shape())))
 
     def decode(self, z: Array) -> Array:
         """The decoder's output for z, with the likelihood's numbers per value on a last axis."""

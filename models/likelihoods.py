@@ -101,6 +101,25 @@ class Normal(Likelihood):
 
 
 @declaration
+class Implicit(Likelihood):
+    """x is the output itself: draws, as of a GAN's generator, and no density."""
+
+    def __call__(self, output: Array, event_ndim: int) -> Deferred:
+        axes = tuple(range(-event_ndim, 0))
+        return dist.Density(
+            lambda x: 0.0 * (ops.sum(x, axis=axes) if axes else x), lambda noise: output,
+            event_shape=tuple(output.shape[output.ndim - event_ndim :]), noise_shape=(0,),
+            is_normalized=False,
+        )  # fmt: skip
+
+    def mean(self, output: Array) -> Array:
+        return output
+
+    def formula(self) -> str:
+        return r"\delta(x - f_\theta(z))"
+
+
+@declaration
 class DiscretizedLogistic(Likelihood):
     """x on `num_levels` levels in [0, 1], such as image bytes / 255; see `language.discretized`.
 

@@ -9,7 +9,7 @@ import probgen as pg
 from probgen import dist, nets
 from probgen.models import Generator, likelihoods
 
-EM_STEPS, PLAYERS = pg.Adam(2e-2), pg.Adam(5e-3, b1=0.0)
+EM_STEPS = pg.Adam(2e-2)
 WEIGHT, SCALE = np.array([2.0, 1.0, -1.0]), 1.4
 
 
@@ -77,66 +77,6 @@ class EM:
             m_step, self.optimizer, own=chains, before=e_step, needs_rows=True,
             extras=lambda bound, state: state["own"],
         ).bind(bound)  # fmt: skip
-
-
-@dataclasses.dataclass(frozen=True)
-class Adversarial:
-    """A generator against a critic of its own, with R1 on every `every`-th step.
-
-    Source: Goodfellow et al. 2014, arXiv:1406.2661; Mescheder et al. 2018, arXiv:1801.04406.
-    """
-
-    critic: Any
-    optimizer: Any = PLAYERS
-    critic_optimizer: Any = PLAYERS
-    gamma: float = 0.05
-    every: int = 4
-
-    def bind(self, bound):
-        b, ops, net = bound.backend, bound.backend.ops, self.critic
-        own = bound.optimizer(self.optimizer), bound.optimizer(self.critic_optimizer)
-        shape = bound.structure.sites["x"].event_shape
-
-        def draw(params, key, like):
-            size = like.shape[0]
-            sites = bound.trace(params, {}, key=key, batch_size=size, condition=False)
-            return sites["x"].value
-
-        def real_or_not(critic, x, drawn):
-            judged = [net.apply(critic["critic"], each) for each in (x, drawn)]
-            return ops.mean(ops.softplus(-judged[0])) + ops.mean(ops.softplus(judged[1]))
-
-        def with_r1(critic, x, drawn):
-            slope = b.grad(lambda x: ops.sum(net.apply(critic["critic"], x)))(x)
-            r1 = ops.mean(ops.sum(slope * slope, axis=-1))
-            return real_or_not(critic, x, drawn) + 0.5 * self.gamma * self.every * r1
-
-        def fool(params, critic, x, key):
-            return ops.mean(ops.softplus(-net.apply(critic["critic"], draw(params, key, x))))
-
-        draw_once = b.compile(draw)
-        judge, judge_with_r1, fooling = (
-            b.compile(b.value_and_grad(fn)) for fn in (real_or_not, with_r1, fool)
-        )
-
-        def init(params, key, batch, extras):
-            critic = bound.new_net("critic", net, shape, kept=extras)
-            return {
-                **bound.start(own[0], params), "critic": bound.start(own[1], {"critic": critic}),
-            }  # fmt: skip
-
-        def update(state, batch, key):
-            k_critic, k_generator = b.split(key, 2)
-            x, critic = batch["x"], state["critic"]
-            drawn = draw_once(state["params"], k_critic, x)
-            due = critic["opt"]["count"] % self.every == 0
-            lost, grads = b.cond(due, judge_with_r1, judge, critic["params"], x, drawn)
-            critic = bound.step(own[1], grads, critic)
-            loss, grads = fooling(state["params"], critic["params"], x, k_generator)
-            state = {**bound.step(own[0], grads, state), "critic": critic}
-            return state, {"loss": loss, "loss_critic": lost}
-
-        return pg.Learner(init, update, extras=lambda state: state["critic"]["params"])
 
 
 def follow(drift):

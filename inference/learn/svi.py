@@ -55,6 +55,7 @@ class SVI:
     def bind(self, bound: Bound) -> Learner:
         """A learner of this loss for `probgen.fit`."""
         bound.require_guide("SVI")
+        bound.require_density_of_data("SVI")
         bound.require_latents_drawn("SVI")
         bound.require_short("SVI")
         loss = self.loss

@@ -115,6 +115,14 @@ class Bound(Updates):
         structure = self.structure
         return self.model.is_normalized and not structure.factors and not structure.improper
 
+    @property
+    def is_drawn(self) -> bool:
+        """Whether running the program draws from the model: not where a density multiplies it that
+        draws do not know. What is computed from latents alone has draws and no density."""
+        structure = self.structure
+        flat = set(structure.improper) - set(structure.computed)
+        return self.model.is_normalized and not structure.factors and not flat
+
     def require_normalized(self, who: str) -> None:
         """Refuses a density that is known up to a constant, where its nats would be quoted.
 
@@ -123,6 +131,7 @@ class Bound(Updates):
         """
         if self.is_normalized:
             return
+        self.require_density_of_data(who)
         factors, improper = self.structure.factors, self.structure.improper
         said = [f"it has the factors {factors}"] if factors else []
         said += [f"the densities of {improper} do not integrate to one"] if improper else []
@@ -268,6 +277,7 @@ class Bound(Updates):
                 f"{cure_discrete(self.structure.sites[endless[0]].scan)}."
             )
         if self.model.guide is None:
+            self.require_density_of_data(who)
             raise AlgorithmError(
                 f"{who}: the model {self.model.name!r} has no guide, expected one (an approximate "
                 "posterior over its latents); give a VAE an encoder, or write one with "
@@ -286,8 +296,10 @@ class Bound(Updates):
         if computed:
             raise AlgorithmError(
                 f"{who}: the data {computed} have no density under {self.model.name!r}, not even "
-                "up to a constant, expected a likelihood of them; tilt the model's samples and not "
-                'its means, Tilted(base, energy, through="sample").'
+                "up to a constant, expected a likelihood of them: what is computed from latents "
+                "is drawn and not scored. Judge its draws (probgen.evaluation), give the generator "
+                "a likelihood such as likelihoods.Normal, or tilt samples and not means, "
+                'Tilted(base, energy, through="sample").'
             )
 
     def require_latents_drawn(self, who: str) -> None:

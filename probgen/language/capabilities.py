@@ -7,7 +7,7 @@ has a capability by having the methods, so that a model of your own joins by def
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 Array = Any
 
@@ -94,3 +94,32 @@ class Denoises(Protocol):
     def clean(self, x_t: Array, predicted: Array, row: Mapping) -> Array: ...
 
     def target(self, x: Array, eps: Array, row: Mapping) -> Array: ...
+
+
+class Pairs(NamedTuple):
+    """What a discriminator is to tell apart, [n, ...] each: (real, *given, *labels) from
+    (fake, *given, *labels).
+
+    Attributes:
+        real, fake: what is judged; the fake one carries the generator's gradient.
+        given: what both are conditioned on and a discriminator of the marginal does without.
+        labels: what it gets in any case: the step of a chain, inputs.
+        strain: [n] nats, -log q(given | fake) up to a constant, by which a fake is held to what it
+            is conditioned on where the discriminator does not see that; or None.
+    """
+
+    real: Array
+    fake: Array
+    given: tuple[Array, ...] = ()
+    labels: tuple[Array, ...] = ()
+    strain: Array | None = None
+
+
+@runtime_checkable
+class MakesPairs(Protocol):
+    """Tells an adversarial learner what to judge: its function (params, batch, key) -> `Pairs`.
+
+    Models without it have one datum judged against one draw.
+    """
+
+    def pairs(self, bound: Any) -> Callable[[Mapping, Mapping, Any], Pairs]: ...

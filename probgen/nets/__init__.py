@@ -14,9 +14,13 @@ from probgen.nets.base import ACTIVATIONS, Net, activation, count, out_shape
 from probgen.nets.blocks import ResidualBlock, Sequential
 from probgen.nets.conditions import ClassEmbedding, ContextEmbedding
 from probgen.nets.conv import ConvDecoder, ConvEncoder, ConvEnergy
+from probgen.nets.conv_discriminator import ConvDiscriminator
 from probgen.nets.denoiser import MLPDenoiser
 from probgen.nets.diffusers_unet import DiffusersUNet
 from probgen.nets.energies import ScaledEnergy, SumOfEnergies
+from probgen.nets.latent_blocks import LatentBlock, LatentGroupNorm
+from probgen.nets.latent_denoiser import LatentDenoiser, TimedDiscriminator
+from probgen.nets.latent_unet import LatentUNet
 from probgen.nets.layers import (
     Conv,
     ConvTranspose,
@@ -47,6 +51,8 @@ __all__ = [
     "Sequential", "ResidualBlock", "MLP", "MADE", "ConvEncoder", "ConvDecoder", "UNet",
     "MLPDenoiser", "MLPEnergy", "ConvEnergy", "ResidualEnergy", "SumOfEnergies",
     "ScaledEnergy", "ClassEmbedding", "ContextEmbedding",
+    "LatentDenoiser", "LatentUNet", "LatentBlock", "LatentGroupNorm",
+    "TimedDiscriminator", "ConvDiscriminator",
     # bring your own
     "from_torch", "from_flax", "from_equinox", "DiffusersUNet",
 ]  # fmt: skip

@@ -52,14 +52,16 @@ class GroupNorm:
         return {"scale": ones(channels), "offset": zeros(channels)}
 
     def apply(self, params: Params, x: Array) -> Array:
-        channels = params["scale"].shape[0]
-        check_last(self, x, channels)
+        check_last(self, x, params["scale"].shape[0])
+        return self.normal(x) * params["scale"] + params["offset"]
+
+    def normal(self, x: Array) -> Array:
+        """x with mean 0 and variance 1 in each group, before scale and offset."""
         lead = tuple(x.shape[: len(x.shape) - self.in_ndim])
         pixels = math.prod(x.shape[len(lead) : -1])
-        size = channels // self.num_groups
+        size = x.shape[-1] // self.num_groups
         groups = ops.reshape(x, (*lead, pixels, self.num_groups, size))
-        normal = _standardise(groups, (-3, -1), self.epsilon)
-        return ops.reshape(normal, tuple(x.shape)) * params["scale"] + params["offset"]
+        return ops.reshape(_standardise(groups, (-3, -1), self.epsilon), tuple(x.shape))
 
     def out_shape(self, *shapes: Shape) -> Shape:
         shape = one_shape(self, shapes, self.in_ndim)

@@ -141,7 +141,7 @@ def generate(
         return _at_draws(fitted, b, draws, num_samples, num_data, dict(inputs or {}), seed)
     bound, params, rows = _bind(fitted, b, dict(inputs or {}), num_samples)
     require_params(bound, fitted.params, "generate")
-    if method is None and not bound.is_normalized:
+    if method is None and not bound.is_drawn:
         raise AlgorithmError(
             f"generate: the density of {model.name!r} is known up to a constant, so it has no "
             "ancestral draws; give a method such as Langevin(step_size=1e-2, num_steps=100)."

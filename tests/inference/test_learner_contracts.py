@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 from fit_cases import are_same_bits, assert_same_bits, quick
-from learner_cases import EM, Adversarial, factor_data, factor_model, follow, ppca
+from learner_cases import EM, factor_data, factor_model, follow, ppca
 
 import probgen as pg
 from probgen import dist, nets, ops
 from probgen.engine.bind import bind
 from probgen.errors import AlgorithmError, ShapeError
-from probgen.inference import Langevin, MaximumLikelihood, PersistentChains
+from probgen.inference import Adversarial, Langevin, MaximumLikelihood, PersistentChains
 from probgen.language.seeds import named
 from probgen.models import EBM, Generator, likelihoods
 
@@ -80,21 +80,22 @@ def law_of(fitted):
 
 
 def test_a_generator_learns_a_gaussian_against_a_critic_of_its_own(b, tmp_path):
-    critic = nets.MLP((32, 32), (), activation="silu", in_ndim=1)
+    critic, players = nets.MLP((32, 32), (), activation="silu", in_ndim=1), pg.Adam(5e-3, b1=0.0)
+    learner = Adversarial(critic, players, players, r1=0.2, r1_every=4)
     options = dict(num_steps=800, batch_size=100, ema_decay=0.98)
-    fitted = fit(b, affine(), gaussian_data(), Adversarial(critic), **options)
+    fitted = fit(b, affine(), gaussian_data(), learner, **options)
     mean, cov = law_of(fitted)
     np.testing.assert_allclose(mean, MEAN, atol=0.1)
     np.testing.assert_allclose(cov, ROOT @ ROOT.T, atol=0.06)
 
     fitted.save_pretrained(tmp_path)
     kept = pg.Fitted.from_pretrained(tmp_path)
-    still = Adversarial(critic, critic_optimizer=pg.SGD(1e-30))
+    still = Adversarial(critic, discriminator_optimizer=pg.SGD(1e-30))
     again = fit(b, kept, gaussian_data(), still, num_steps=1, batch_size=100)
     assert_same_bits(again.extras, fitted.extras)
-    drawn = {"critic": critic.init(named(0, "critic"), (2,))}
+    drawn = {"discriminator": critic.init(named(0, "discriminator"), (2,))}
     assert not are_same_bits(drawn, fitted.extras)
-    with pytest.raises(ShapeError, match=r"extras\['critic'\].*expected f.2, 8."):
+    with pytest.raises(ShapeError, match=r"extras\['discriminator'\].*expected f.2, 8."):
         other = Adversarial(nets.MLP((8,), (), in_ndim=1))
         fit(b, kept, gaussian_data(), other, num_steps=1, batch_size=100)
 
@@ -102,9 +103,10 @@ def test_a_generator_learns_a_gaussian_against_a_critic_of_its_own(b, tmp_path):
 def test_a_critics_spectral_norm_is_kept_up_like_a_models(b):
     """u moves by power iterations alone, since its gradient is zero, and stays of length 1."""
     critic = nets.MLP((3,), (), spectral=True, in_ndim=1)
-    algorithm = Adversarial(critic, critic_optimizer=pg.AdamW(1e-1, weight_decay=0.5))
-    layer = fit(b, affine(), gaussian_data(50), algorithm, num_steps=2).extras["critic"]["layer0"]
-    start = critic.init(named(0, "critic"), (2,))["layer0"]
+    algorithm = Adversarial(critic, discriminator_optimizer=pg.AdamW(1e-1, weight_decay=0.5))
+    layer = fit(b, affine(), gaussian_data(50), algorithm, num_steps=2)
+    layer = layer.extras["discriminator"]["layer0"]
+    start = critic.init(named(0, "discriminator"), (2,))["layer0"]
     assert (layer["u"] != start["u"]).all()
     np.testing.assert_allclose(np.linalg.norm(layer["u"]), 1.0, rtol=1e-5)
 

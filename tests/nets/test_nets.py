@@ -68,6 +68,8 @@ NETS = [
     (nets.MLPEnergy((16,)), [IMAGE]),
     (nets.UNet((4, 8), num_groups=2), [IMAGE, ()]),
     (nets.UNet((4,), 2, 1, (0,), 2, time_scale=10.0), [IMAGE, (), (4, 6)]),
+    (nets.LatentDenoiser(5, (8,), 4, is_normed=True), [(5,), (3,), ()]),
+    (nets.TimedDiscriminator((8,), 4), [(5,), (5,), ()]),
 ]
 IDS = [f"{type(net).__name__}{i}" for i, (net, _) in enumerate(NETS)]
 LAW = pytest.mark.parametrize(("net", "shapes"), NETS, ids=IDS)
