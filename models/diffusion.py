@@ -25,6 +25,7 @@ from probgen.language.kinds import AnyNet, Width
 from probgen.language.model import Model, Sketch
 from probgen.models.conditioning import condition_rows, guided, null_of
 from probgen.models.noise_schedule import NoiseSchedule
+from probgen.models.random_step import RandomStep
 
 Array = Any
 
@@ -49,7 +50,7 @@ class Diffusion(Model):
     Sites: "x_T", "x_{T-1}", ..., "x_1", "x". Nets: "denoiser" and, with a condition, "condition".
     The forward process, which has no parameters, is its guide, so that it can be the prior of a
     latent. By itself learn it with `Denoising`, which draws one step a datum; a variational bound
-    runs all T.
+    runs all T, or beyond 200 one random step that stands for all (`models/random_step.py`).
 
     Raises (when bound):
         ShapeError: the denoiser's output has another shape than x_t.
@@ -233,6 +234,9 @@ class Diffusion(Model):
         small = dataclasses.replace(self, schedule=few)
         sites = {f"x_{t}": "x_3" if t == total else "x_2" for t in range(total, 1, -1)}
         return Sketch(small, f"3 of its {total} steps", {**sites, "x_1": "x_1"})
+
+    def by_steps(self) -> Model | None:
+        return RandomStep(self) if self.condition is None else None
 
     def formula(self) -> str:
         return (

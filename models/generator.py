@@ -139,10 +139,19 @@ class Generator(Model):
         inner = Sketch(self) if prior is None else prior.sketch()
         if not inner.left_out:
             return Sketch(self)
-        latent: Any = inner.model
+        return inner.within(self._with_prior(inner.model), "prior/")
+
+    def by_steps(self) -> Model | None:
+        prior = self.prior()
+        inner = None if prior is None else prior.by_steps()
+        return None if inner is None else self._with_prior(inner)
+
+    def _with_prior(self, prior: Model) -> Model:
+        """The same with another program for the prior, whose parameters stay."""
+        latent: Any = prior
         if isinstance(self.latent, Fitted):
-            latent = dataclasses.replace(self.latent, model=inner.model)
-        return inner.within(dataclasses.replace(self, latent=latent), "prior/")
+            latent = dataclasses.replace(self.latent, model=prior)
+        return dataclasses.replace(self, latent=latent)
 
     def ancestral(self) -> Any:
         prior = self.prior()

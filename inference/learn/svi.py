@@ -10,6 +10,7 @@ from probgen.engine.dependence import require_fixed_constant
 from probgen.engine.gradient import GradientLearner
 from probgen.engine.learner import Learner
 from probgen.inference.objectives.collapse import collapse_report, unit_note
+from probgen.inference.objectives.elbo import ELBO
 from probgen.language.declared import declaration
 from probgen.language.kinds import Rule
 from probgen.language.optim import Adam, AnyOptimizer
@@ -41,8 +42,9 @@ class SVI:
 
     Raises (when bound):
         AlgorithmError: the model has latents and no guide, or the guide leaves one out, or a chain
-            of more than 200 steps would run whole at every update (a diffusion's), or (before
-            the first step) log Z of a model with factors depends on what would be learned; see
+            of more than 200 steps would run whole at every update (a diffusion's, by importance
+            weights; an `ELBO` draws one step in place of all), or (before the first step) log Z of
+            a model with factors depends on what would be learned; see
             `probgen.engine.dependence.require_fixed_constant`. Where it does not, what is called
             `elbo` is the bound plus log Z, in nats + constant; history and report say so.
 
@@ -57,8 +59,8 @@ class SVI:
         bound.require_guide("SVI")
         bound.require_density_of_data("SVI")
         bound.require_latents_drawn("SVI")
-        bound.require_short("SVI")
-        loss = self.loss
+        loss, latents = self.loss, bound.latents
+        bound = bound.by_steps("SVI", isinstance(loss, ELBO))
 
         def objective(bound: Bound, params: Any, batch: Any, key: Any, given: Any) -> Any:
             state, count = given
@@ -69,7 +71,7 @@ class SVI:
             return loss.evaluate(bound, params, batch, key)
 
         def report(bound: Bound, params: Any, batch: Any, key: Any, history: Any) -> Any:
-            return collapse_report(bound, loss, params, batch, key, history)
+            return collapse_report(bound, loss, params, batch, key, history, latents)
 
         shown = report if bound.latents else None  # a report on the latent code
         return GradientLearner(

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -93,14 +93,20 @@ def unit_note(bound: Bound) -> str | None:
 
 
 def collapse_report(
-    bound: Bound, loss: Any, params: Any, batch: Any, key: Any, history: Any
-) -> CollapseReport:
-    """Computes the report on one sample of data and logs its warnings."""
+    bound: Bound, loss: Any, params: Any, batch: Any, key: Any, history: Any,
+    latents: Collection[str] | None = None,
+) -> CollapseReport:  # fmt: skip
+    """Computes the report on one sample of data and logs its warnings.
+
+    Args:
+        latents: those of the code; others are noise of the estimate. None: all.
+    """
+    latents = bound.latents if latents is None else latents
     b = bound.backend
     look = b.compile(lambda p, x, k: _look(bound, p, x, k), num_calls=1)
     seen = b.tree_map(b.to_numpy, look(params, batch, key))
-    kl = {name: float(value) for name, value in seen["kl"].items()}
-    active = {name: value > ACTIVE for name, value in seen["moves"].items()}
+    kl = {name: float(value) for name, value in seen["kl"].items() if name in latents}
+    active = {n: value > ACTIVE for n, value in seen["moves"].items() if n in latents}
     weight = float(history["kl_weight"][-1]) if "kl_weight" in history else None
     warnings = tuple(_warnings(loss, history, active))
     for sentence in warnings:
@@ -112,7 +118,8 @@ def collapse_report(
     if information is not None:
         high = sum(kl.values())
         information = (min(information[0], high), high)  # one draw a datum is noisy, the KL is not
-    return CollapseReport(kl, seen["units"], active, information, weight, size, warnings)
+    units = {n: value for n, value in seen["units"].items() if n in latents}
+    return CollapseReport(kl, units, active, information, weight, size, warnings)
 
 
 def _look(bound: Bound, params: Mapping, batch: Mapping, key: Any) -> dict[str, dict]:

@@ -89,6 +89,7 @@ class ELBO:
 
     def bind_measure(self, context: EvaluationContext) -> Function:
         """The bound of each datum, (rows, ids) -> estimates; always with beta = 1."""
+        context = context.by_steps(self.name)
         terms = guide_terms.guide_terms(context, self.name, self.num_particles)
         return lambda rows, ids: self.of_weights(guide_terms.weights_of(terms(rows, ids)))
 

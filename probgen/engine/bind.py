@@ -6,6 +6,7 @@ for nets that have none, and refuses what does not fit before anything is comput
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -99,6 +100,13 @@ def bind(
         seed=seed, names=tuple(sorted(final)), is_once=is_once, **fields,
     )  # fmt: skip
     warn_left_out(model.name, bound.left_out)
+    steps = model.by_steps() if bound.is_long else None
+    if steps is not None:
+        short, _ = bind(
+            steps, backend, data=data, constants=constants, params=final, seed=seed, whole=whole,
+            is_once=is_once, is_blank=is_blank, **fields,
+        )  # fmt: skip
+        bound = dataclasses.replace(bound, short=short)
     return bound, final
 
 

@@ -48,6 +48,7 @@ class Bound(Updates):
         names: of all nets that have parameters.
         upkeep: nets with more than an optimiser's step to them; see `probgen.nets.buffers`.
         own: the algorithm's own nets, declarations by name (`new_net`).
+        short: of a long chain the bound model that draws a step in place of all (`by_steps`).
     """
 
     model: Model
@@ -68,6 +69,7 @@ class Bound(Updates):
     names: tuple[str, ...] = ()
     upkeep: dict[str, Any] = dataclasses.field(default_factory=dict)
     own: dict[str, Any] = dataclasses.field(default_factory=dict)
+    short: Bound | None = None
 
     def __identity__(self) -> dict[str, Any]:
         """All that its programs depend on: not `num_steps`, a matter of cost, nor `seed`."""
@@ -335,14 +337,32 @@ class Bound(Updates):
                 "bound as history['elbo'], per datum."
             )
 
+    @property
+    def is_long(self) -> bool:
+        """Whether it goes through a chain of more steps than its program runs in bearable time."""
+        return len(self.model.sketch().sites) > LONG
+
+    def by_steps(self, who: str, is_mean: bool) -> Bound:
+        """What gives the bound: itself, or of a long chain the model that draws one step of it.
+
+        Args:
+            is_mean: what is asked for is a mean of log weights, for which one step can stand.
+
+        Raises:
+            AlgorithmError: as `require_short`.
+        """
+        if self.is_long and self.short is not None and is_mean:
+            return self.short
+        self.require_short(who)
+        return self
+
     def require_short(self, who: str) -> None:
         """Refuses a chain of so many steps that what runs all of them is of no use.
 
         Raises:
             AlgorithmError: says how many, and what draws one of them in place of all.
         """
-        sketch = self.model.sketch()
-        if len(sketch.sites) <= LONG:
+        if not self.is_long:
             return
         cure = (
             "Denoising() learns it by one step a datum, and DenoisingELBO(num_steps=...) estimates "
@@ -351,10 +371,12 @@ class Bound(Updates):
             else "fit the model with a plain prior first, then the chain by Denoising() on its "
             "codes (fitted.encode(data)), and put that Fitted in the prior's place"
         )
+        if self.short is not None:
+            cure = f"ELBO(...), a mean, is learned and measured by one step for all; {cure}"
         raise AlgorithmError(
-            f"{who}: {self.model.name!r} goes through a chain of {len(sketch.sites)} steps, all of "
-            f"which a bound by its program runs for each draw, expected at most {LONG}; {cure}; or "
-            "take a shorter chain, such as NoiseSchedule.rescaled(50)."
+            f"{who}: {self.model.name!r} goes through a chain of {len(self.model.sketch().sites)} "
+            "steps, all of which a bound by its program runs for each draw, expected at most "
+            f"{LONG}; {cure}; or take a shorter chain, such as NoiseSchedule.rescaled(50)."
         )
 
     def require_rows(self, who: str) -> None:

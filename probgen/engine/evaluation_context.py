@@ -86,6 +86,23 @@ class EvaluationContext:
 
         return self.once(CacheKey("at", fitted), make)
 
+    def by_steps(self, who: str) -> EvaluationContext:
+        """For a mean of log weights: a long chain by one step in place of all, where it can be.
+
+        Raises:
+            AlgorithmError: it cannot.
+        """
+        bound = self.bound.by_steps(who, True)
+        if bound is self.bound:
+            return self
+
+        def make() -> EvaluationContext:
+            other = copy.copy(self)
+            other.__dict__["_bound"] = (bound, self.params)
+            return other
+
+        return self.once(CacheKey("by steps", self.fitted), make)
+
     def once(self, token: Any, make: Callable[[], Any]) -> Any:
         """What `make` gives, made once an evaluation for whoever asks under an equal token."""
         if token not in self._kept:

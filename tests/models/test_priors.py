@@ -6,18 +6,29 @@ shows the structure of the whole; what is drawn through a prior's own loop has t
 
 import math
 import time
+from dataclasses import dataclass
 
 import numpy as np
+import pytest
 import scipy.stats as st
 from at_once import at_once
 from flow_cases import exact_diffusion
 
 import probgen as pg
-from probgen import dist, nets
+from probgen import dist, nets, ops
 from probgen.engine.bind import bind
-from probgen.inference import DenoisingELBO
+from probgen.errors import AlgorithmError
+from probgen.inference import (
+    ELBO,
+    IWAE,
+    SVI,
+    DenoisingELBO,
+    Quadrature,
+    UnnormalizedBound,
+    log_partition,
+)
 from probgen.inference.objectives import terms
-from probgen.models import VAE, Diffusion, NoiseSchedule, Tilted
+from probgen.models import EBM, VAE, Diffusion, NoiseSchedule, Tilted, likelihoods
 from probgen.trees import tree_map
 
 
@@ -71,6 +82,94 @@ def test_what_is_sketched_has_the_structure_of_the_whole_run(b):
         assert list(whole) == list(bound.structure.sites)
         for name, shape in whole.items():
             assert shape is None or shape == bound.structure.sites[name].event_shape
+
+
+def linear_vae(prior):
+    """Whose decoder, and whose guide given x, are linear: its bound has a closed form."""
+    return VAE(
+        latent=prior, decoder=nets.MLP((), 3), likelihood=likelihoods.Normal(scale=0.5),
+        encoder=nets.MLP((), 2, heads=("loc", "log_scale")),
+    )  # fmt: skip
+
+
+def short_fit(prior, b, num_steps=10):
+    """By `SVI(ELBO())`, whose prior stays what it was."""
+    fitted = pg.fit(linear_vae(prior), X, SVI(ELBO(), pg.Adam(3e-2)), num_steps=num_steps,
+                    batch_size=4, seed=0, backend=b, progress_bar=False)  # fmt: skip
+    for name, net in prior.params.items():
+        for leaf, value in net.items():
+            np.testing.assert_array_equal(fitted.params[f"prior/{name}"][leaf], value)
+    decoder = {k: np.float64(v) for k, v in fitted.params["decoder"]["out"].items()}
+    return fitted, decoder["weight"], decoder["bias"]
+
+
+def test_a_vae_behind_a_thousand_steps_is_fitted_and_scored(b):
+    """The measure ELBO draws one step for a thousand, and its mean is the bound of all of them: in
+    closed form for a linear VAE before a chain of Gaussians, to its standard error."""
+    prior, u, lam = exact_diffusion(2, steps=1000)
+    fitted, w, c = short_fit(prior, b)
+    assert np.isfinite(fitted.history["elbo"]).all()
+    assert list(fitted.report.kl) == ["z"]  # and not the noise of the estimate
+    count = 500
+    found = pg.evaluate(fitted, X, [ELBO(count)], seed=0, progress_bar=False)[f"ELBO({count})"]
+    encoder = fitted.params["encoder"]["out"]
+    loc, log_scale = np.split(X @ np.float64(encoder["weight"]) + encoder["bias"], 2, axis=1)
+    var = np.exp(2 * log_scale)
+    entropy = (0.5 * np.log(2 * np.pi * np.e * var)).sum(1)
+    square = ((X - loc @ w - c) ** 2).sum(1) + var @ (w**2).sum(1)
+    likelihood = -2.0 * square - 3 * (np.log(0.5) + 0.5 * np.log(2 * np.pi))
+    # Along the axes u of the chain, E z^2 and the gain of x_0's estimate at each step.
+    second = (loc @ u) ** 2 + var @ u**2
+    table = {k: v[:, None] for k, v in prior.model.table().items()}
+    gain = table["signal"] * lam / (table["signal"] ** 2 * lam + table["noise"] ** 2)
+    weight = 0.5 * (table["of_x0"] / table["std"]) ** 2
+    of_z2 = (weight * (1 - table["signal"] * gain) ** 2).sum(0)
+    alone = (weight * (table["noise"] * gain) ** 2).sum()
+    bar = table["signal"][-1, 0] ** 2
+    prior_kl = 0.5 * (bar * second.sum(1) - 2 * (bar + np.log1p(-bar)))
+    last = 2 * (np.log(table["std"][0, 0]) + 0.5 * np.log(2 * np.pi))
+    exact = likelihood + entropy - prior_kl - second @ of_z2 - alone - last
+    error = found["standard_error"].values
+    off = found["estimate"].values - exact
+    assert (np.abs(off) < 5 * error).all() and (error < 3.0).all()
+    assert abs(off.sum()) < 4 * np.linalg.norm(error)
+    with pytest.raises(AlgorithmError, match=r"chain of 1000 steps.*ELBO\(...\), a mean"):
+        pg.evaluate(fitted, X, [IWAE(10)], seed=0)
+
+
+@dataclass(frozen=True)
+class Bowl:
+    """E(z) = (a |z|^2 + 2 z_1) / 2."""
+
+    def init(self, key, *shapes):
+        raise NotImplementedError
+
+    def apply(self, params, z):
+        return 0.5 * params["a"] * ops.sum(z * z, axis=-1) + z[..., 0]
+
+
+def test_a_vae_behind_a_fitted_energy_is_fitted_and_scored(b):
+    """N(0, I) exp(-E) is N(-e_1 / (1 + a), I / (1 + a)), log Z = 1 / (2 + 2 a) - log(1 + a): the
+    bound less log Z is log p(x), in mean weights over a hundred copies of each datum."""
+    a = 3.0
+    base = dist.Normal(0.0, 1.0).expand([2]).to_event(1)
+    prior = pg.Fitted(EBM(Bowl(), base), {"energy": {"a": np.float32(a)}}, shapes={"x": (2,)})
+    found = log_partition(prior, Quadrature(101), seed=0, backend=b)
+    assert abs(found.estimate - (0.5 / (1 + a) - np.log(1 + a))) < 1e-4
+    fitted, w, c = short_fit(prior, b)
+    assert any("nats + constant" in event for event in fitted.history.events)
+    measure = UnnormalizedBound(IWAE(100))
+    data = np.repeat(X, 100, 0)
+    table = pg.evaluate(fitted, data, [measure], seed=0, progress_bar=False)
+    assert table.units[measure.name] == "nats + constant"
+    mean = np.array([-1 / (1 + a), 0.0]) @ w + c
+    exact = st.multivariate_normal(mean, w.T @ w / (1 + a) + 0.25 * np.eye(3)).logpdf(X)
+    scored = table[measure.name]["estimate"].values.reshape(4, 100) - found.estimate
+    ratio = np.exp(scored - exact[:, None])
+    assert (np.abs(ratio.mean(1) - 1.0) < 5 * ratio.std(1) / 10.0).all(), ratio.mean(1)
+    assert (ratio.std(1) < 0.5).all()
+    with pytest.raises(AlgorithmError, match="known up to a constant.*UnnormalizedBound"):
+        pg.evaluate(fitted, X, [ELBO()], seed=0)
 
 
 def test_the_forward_process_is_a_guide_with_the_bound_of_all_steps(b):
