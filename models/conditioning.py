@@ -53,7 +53,7 @@ def condition_rows(net: Any, value: Any, x: Array, num_rows: int) -> Array:
     return ops.broadcast_to(value, (num_rows, *event))
 
 
-def null_of(net: Any, params: Any, context: Array, got: str) -> Array:
+def null_of(net: Any, params: Any, context: Array, got: str = "guidance") -> Array:
     """The context of no condition, in the shape of `context`; `got` is what asks for it.
 
     Raises:
@@ -67,7 +67,7 @@ def null_of(net: Any, params: Any, context: Array, got: str) -> Array:
             "nets.ContextEmbedding(...) has one: guidance without an unconditional branch is not "
             "defined; leave guidance_scale at 1."
         )
-    return ops.broadcast_to(net.null(params), tuple(context.shape))
+    return ops.broadcast_to(net.null(params["condition"]), tuple(context.shape))
 
 
 def guided(ask: Callable, context: Array, null: Array, scale: float) -> Array:

@@ -162,7 +162,7 @@ class Diffusion(Model):
             params: by net.
             x_t: [n, *shape].
             t: [n] index of the step, 0 ... T-1; a fraction lies between two steps.
-            batch: the program's inputs by name; more is ignored.
+            batch: the program's inputs by name, or what `embedded` makes of them.
             guidance_scale: s of classifier-free guidance: 0 unconditional, 1 conditional.
             dropped: [n] of which data the condition is left out.
 
@@ -177,21 +177,35 @@ class Diffusion(Model):
             if not plain:
                 null_of(None, {}, x_t, got)
             return net.apply(params["denoiser"], x_t, t)
-        rows = condition_rows(self.condition, batch["condition"], x_t, x_t.shape[0])
-        context = self.condition.apply(params["condition"], rows)
+        if "context" not in batch:
+            batch = self.embedded(params, batch, x_t, with_null=False)
+        context = batch["context"]
 
         def ask(context: Array) -> Array:
             return net.apply(params["denoiser"], x_t, t, context)
 
         if plain:
             return ask(context)
-        null = null_of(self.condition, params["condition"], context, got)
+        null = batch["null"] if "null" in batch else null_of(self.condition, params, context, got)
         if dropped is not None:
             each = ops.reshape(dropped, (-1, *[1] * (context.ndim - 1)))
             context = ops.where(each, null, context)
         if guidance_scale in (0.0, 1.0):
             return ask(context if guidance_scale else null)
         return guided(ask, context, null, guidance_scale)
+
+    def embedded(
+        self, params: Mapping, batch: Mapping, x_t: Array, with_null: bool = True
+    ) -> dict[str, Array]:
+        """`batch` with the context of its condition, and that of none, beside it: in a loop that
+        asks `predict` often for the same data the condition net then runs once."""
+        if self.condition is None:
+            return dict(batch)
+        rows = condition_rows(self.condition, batch["condition"], x_t, x_t.shape[0])
+        found = {"context": self.condition.apply(params["condition"], rows)}
+        if with_null and hasattr(self.condition, "null"):
+            found["null"] = null_of(self.condition, params, found["context"])
+        return {**batch, **found}
 
     def posterior_mean(self, x_t: Array, predicted: Array, row: dict[str, Any]) -> Array:
         """mu_theta(x_t, t): the mean of q(x_{t-1} | x_t, x_0) at the estimated x_0."""
@@ -214,7 +228,7 @@ class Diffusion(Model):
         table = {k: b.asarray(v[::-1].copy()) for k, v in self.table().items()}
         keys = b.split(key, total + 1)
         x = b.normal(keys[0], (num_samples, *self.shape))
-        inputs = bound.program_inputs(batch)
+        inputs = self.embedded(params, bound.program_inputs(batch), x)
 
         def step(x: Array, item: Any) -> tuple[Array, None]:
             row, t, k = item
@@ -239,9 +253,10 @@ class Diffusion(Model):
         return RandomStep(self) if self.condition is None else None
 
     def formula(self) -> str:
+        given, y = ("", "") if self.condition is None else (r" \mid y", ", y")
         return (
-            r"p_\theta(x_{0:T}) = \mathcal{N}(x_T; 0, I) \prod_{t=1}^{T} "
-            r"\mathcal{N}(x_{t-1};\ \mu_\theta(x_t, t),\ \tilde\beta_t I)"
+            rf"p_\theta(x_{{0:T}}{given}) = \mathcal{{N}}(x_T; 0, I) \prod_{{t=1}}^{{T}} "
+            rf"\mathcal{{N}}(x_{{t-1}};\ \mu_\theta(x_t, t{y}),\ \tilde\beta_t I)"
         )
 
 

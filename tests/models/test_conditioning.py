@@ -101,6 +101,30 @@ def test_guidance_is_the_line_through_null_and_condition(b):
     assert np.abs(plain - null).max() > 1e-2
 
 
+def test_a_unet_reads_the_condition_and_an_embedded_batch_is_the_same(b):
+    """Weights moved from their start, at which its output is zero."""
+    net = nets.UNet((8,), num_heads=1, num_groups=2)
+    declared = Diffusion(net, (4, 4, 1), condition=nets.ClassEmbedding(2, 4, num_tokens=2))
+    images = RNG.normal(size=(3, 4, 4, 1)).astype(np.float32)
+    bound, params = bind(declared, b, data={"x": images, "condition": Y[:3]}, seed=0)
+    moved = b.tree_map(lambda v: v + 0.3 * b.asarray(RNG.normal(size=v.shape)), params)
+    x, t = b.asarray(images), b.asarray(np.arange(3.0))
+
+    def run(params, y):
+        batch = {"condition": y}
+        ready = declared.embedded(params, batch, x)
+        return [
+            declared.predict(params, x, t, given, s) for s in (0.0, 1.0) for given in (batch, ready)
+        ]
+
+    null, ready_null, one, ready_one = at_once(b, run, moved, b.asarray(np.array([0, 0, 1])))
+    np.testing.assert_allclose(ready_null, null, rtol=1e-6)
+    np.testing.assert_allclose(ready_one, one, rtol=1e-6)
+    (_, _, other, _) = at_once(b, run, moved, b.asarray(np.array([0, 1, 1])))
+    same = np.abs(other - one).max((1, 2, 3))
+    assert same[0] < 1e-5 and same[2] < 1e-5 and same[1] > 1e-3 and np.abs(null - one).min() > 0
+
+
 def test_it_learns_the_mean_of_each_class_and_of_all(b, fitted):
     """Intercepts of the regression, within the errors of 600 data; drawn by both samplers."""
     drawn = np.repeat([0, 1], 1000)
