@@ -22,6 +22,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from probgen.errors import AlgorithmError
 from probgen.inference.sample.noise_levels import Levels, between_steps, visited, word
 from probgen.inference.sample.reverse import Columns, Reverse, guided
 from probgen.language.declared import declaration
@@ -45,6 +46,11 @@ class _Solver(Reverse):
             found = between_steps(model, self.num_steps, self.spacing, self.rho, who)
         else:
             found = visited(model, self.num_steps, self.spacing, self.steps_offset, who)
+        if not (found.signal > 0).all():
+            raise AlgorithmError(
+                f"{who}: got {model.name!r}, whose step {found.time[0]:g} has no signal, expected "
+                "some at each, since the solver steps in sigma / a; use DDIM or Ancestral."
+            )
         return found.and_data()
 
     def note(self, stats: Mapping[str, np.ndarray] | None = None) -> str:

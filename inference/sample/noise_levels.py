@@ -121,22 +121,21 @@ def between_steps(model: Any, num_levels: int, grid: Grid, rho: float, who: str)
     Raises:
         AlgorithmError: the chain has one step, or one without signal, whose sigma / a is infinite.
     """
-    table = model.table()
-    signal, noise = table["signal"], table["noise"]
-    if len(signal) < 2 or not (signal > 0).all():
+    u = model.schedule.log_ratios()
+    if len(u) < 2 or len(u) < model.schedule.num_train_timesteps:
         raise AlgorithmError(
-            f"{who}: got {model.name!r}, with {len(signal)} steps and sqrt(alpha_bar) from "
-            f"{signal[0]:g} to {signal[-1]:g}, expected two steps or more, all with some signal: "
-            "the solver's grid is in sigma / a; use DDIM or Ancestral, which need none."
+            f"{who}: got {model.name!r}, with {model.schedule.num_train_timesteps} steps of which "
+            f"{len(u)} leave some signal, expected two steps or more, all with some: the solver's "
+            "levels are sigma / a; use DDIM or Ancestral, which need none."
         )
-    u = np.log(noise / signal)
     if grid == "log_snr":
         wanted = np.linspace(u[-1], u[0], num_levels)
     else:
         high, low = np.exp(u[[-1, 0]] / rho)
         wanted = rho * np.log(np.linspace(high, low, num_levels))
         wanted[[0, -1]] = u[[-1, 0]]  # to the bit, so that nothing is extrapolated
-    time = model.schedule.index_at(wanted)
     return Levels(
-        time, 1.0 / np.sqrt(1.0 + np.exp(2 * wanted)), 1.0 / np.sqrt(1.0 + np.exp(-2 * wanted))
+        model.schedule.index_at(wanted),
+        1.0 / np.sqrt(1.0 + np.exp(2 * wanted)),
+        1.0 / np.sqrt(1.0 + np.exp(-2 * wanted)),
     )

@@ -89,8 +89,27 @@ class Reverse(OneDraw):
 
         return draws
 
+    def path_of(self, bound: Bound) -> Callable:
+        """As `draws_of`, and the x after each call of the net too, [calls, num_samples, *shape].
+
+        Raises:
+            AlgorithmError: as `draws_of`.
+        """
+        model = require_denoiser(bound, type(self).__name__)
+        run = runner(bound, self.step(bound), self.columns(model), self.beside(bound), keep=True)
+
+        def draws(params: Mapping, batch: Mapping, key: Any, num_samples: int) -> Any:
+            x, path = run(params, batch, batch.get(START), key, num_samples)
+            return {"x": x}, {"x": path}
+
+        return draws
+
+    def num_calls(self, model: Any) -> int:
+        """How often the network is called for a sample."""
+        return len(self.columns(model)["time"])
+
     def start_rows(self, model: Any, start: Any, num_samples: int) -> np.ndarray:
-        """What the draws start from, [num_samples, *shape] float32.
+        """What the draws start from, [num_samples, *shape].
 
         Raises:
             DataError: another site's values, or no numbers.
@@ -112,16 +131,15 @@ class Reverse(OneDraw):
                 f"{who}: got start of shape {list(rows.shape)}, expected {list(want)}, one row for "
                 f"each of num_samples={num_samples} of {model.name!r}."
             )
-        return rows.astype(np.float32)
+        return np.asarray(rows, float)
 
 
 def runner(
-    bound: Bound,
-    one: Callable,
-    columns: Columns,
-    beside: Mapping[str, Array] = MappingProxyType({}),
-) -> Callable:
-    """(params, batch, start or None, key, num_samples) -> the x that the table leads to.
+    bound: Bound, one: Callable, columns: Columns,
+    beside: Mapping[str, Array] = MappingProxyType({}), *, keep: bool = False,
+) -> Callable:  # fmt: skip
+    """(params, batch, start or None, key, num_samples) -> the x that the table leads to; with
+    `keep` that and what it was after each call.
 
     Without a start it is N(0, I).
     """
@@ -133,19 +151,21 @@ def runner(
     def loop(num_samples: int) -> Callable:
         def run(
             params: Mapping, inputs: Mapping, given: Mapping, table: Any, beside: Mapping, key: Any
-        ) -> Array:  # fmt: skip
+        ) -> Any:  # fmt: skip
             k_start, k_steps = b.split(key, 2)
             x = given["x"] if given else b.normal(k_start, (num_samples, *shape))
             carry = {"x": x, "m": b.ops.zeros_like(x)} if "m" in table else {"x": x}
 
-            def step(carry: Any, item: Any) -> tuple[Any, None]:
-                return one(params, inputs, {**carry, **beside}, *item), None
+            def step(carry: Any, item: Any) -> tuple[Any, Any]:
+                carry = one(params, inputs, {**carry, **beside}, *item)
+                return carry, carry["x"] if keep else None
 
-            return b.scan(step, carry, (table, b.split(k_steps, calls)))[0]["x"]
+            carry, path = b.scan(step, carry, (table, b.split(k_steps, calls)))
+            return (carry["x"], path) if keep else carry["x"]
 
         return b.loop(run)
 
-    def run(params: Mapping, batch: Mapping, start: Any, key: Any, num_samples: int) -> Array:
+    def run(params: Mapping, batch: Mapping, start: Any, key: Any, num_samples: int) -> Any:
         if num_samples not in loops:
             loops[num_samples] = loop(num_samples)
         inputs = dict(bound.program_inputs(batch))
@@ -204,8 +224,8 @@ def require_denoiser(bound: Bound, who: str) -> Any:
 
 def guided(guidance_scale: float) -> str:
     """What a note adds about guidance."""
-    if guidance_scale == 1.0:
-        return ""
+    if guidance_scale in (0.0, 1.0):
+        return "" if guidance_scale else "; guidance 0, without the condition"
     return (
         f"; guidance {guidance_scale:g}: more of what the condition asks for than its data have, "
         "and no law that is known"

@@ -78,7 +78,8 @@ class Bound(Updates):
 
     @property
     def latents(self) -> tuple[str, ...]:
-        return tuple(n for n in self._hidden if n not in self.enumerated)
+        enumerated = self.enumerated  # once: a chain has a thousand latents
+        return tuple(n for n in self._hidden if n not in enumerated)
 
     @property
     def enumerated(self) -> tuple[str, ...]:

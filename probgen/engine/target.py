@@ -137,6 +137,18 @@ class Starts(Protocol):
 
 
 @runtime_checkable
+class ShowsPath(Protocol):
+    """A `DrawsModel` that can say where its draws went on the way.
+
+    `path_of(bound)` gives what `draws_of` does with, beside the values, those of each step, [steps,
+    num_samples, *event] by name; `num_calls(model)` says how many steps there are.
+    """
+
+    def path_of(self, bound: Any) -> Callable: ...
+    def num_calls(self, model: Any) -> int: ...
+
+
+@runtime_checkable
 class EncodesModel(Protocol):
     """A way from data to codes that is not the guide's, such as `DDIMInverse`.
 

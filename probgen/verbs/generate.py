@@ -27,7 +27,15 @@ from probgen.engine.fitted import AnyModel, Fitted
 from probgen.engine.markov import chain_ends
 from probgen.engine.sample_chunks import in_chunks
 from probgen.engine.spaces import OwnSpace, model_target, space_name
-from probgen.engine.target import START, AnySampler, DrawsModel, Sampler, Starts, transitions
+from probgen.engine.target import (
+    START,
+    AnySampler,
+    DrawsModel,
+    Sampler,
+    ShowsPath,
+    Starts,
+    transitions,
+)
 from probgen.errors import AlgorithmError, DataError, DeclarationError
 from probgen.language.declared import checked
 from probgen.language.kinds import Count, Inputs, PathLike
@@ -102,7 +110,8 @@ def generate(
             gives.
         chunk_size: samples drawn at a time, for memory; noise belongs to the chunk, so that others
             give other draws.
-        return_chain: also keep the sampler's values along the way, in `Samples.chain`.
+        return_chain: also keep the sampler's values along the way, in `Samples.chain`; of a
+            diffusion's sampler after each call of the network.
         path: a folder for the samples. Chunks are kept beside it as they come, and the same call
             after a kill goes on from there, to the same samples, to the bit; the samples stand
             there when the call returns, and a further call of the same reads them.
@@ -128,7 +137,9 @@ def generate(
     seed = check_seed(seed, "generate")
     if getattr(method, "is_ancestral", False):
         method = None
-    if (method is None or isinstance(method, DrawsModel)) and (space is not None or return_chain):
+    no_space = method is None or isinstance(method, DrawsModel)
+    no_chain = no_space and not isinstance(method, ShowsPath)
+    if (no_space and space is not None) or (no_chain and return_chain):
         raise AlgorithmError(
             f"generate: got space={space!r}, return_chain={return_chain} without a method, "
             "expected one whose chains they are about, such as Langevin(1e-2, num_steps=100)."
@@ -158,15 +169,15 @@ def generate(
     numbers = 8 * bound.structure.count(1) * num_samples
     cure = "draw fewer samples, call by call with other seeds"
     if method is not None and return_chain:
-        numbers *= transitions(method)
+        shows: Any = method if isinstance(method, ShowsPath) else None
+        numbers *= shows.num_calls(model) if shows else transitions(method)
         cure += ", or leave out return_chain"
     ask(f"generate: num_samples={num_samples}", numbers, cure, DeclarationError)
     # Of two data it can be told which axis of a computed value is theirs.
     least = 2 if any(s.kind == "deterministic" for s in sites.values()) and source is None else 1
     ends = None
     if isinstance(method, DrawsModel):
-        own = method.draws_of(bound)
-        ends = lambda params, batch, k, n: (own(params, batch, k, n), {}, {})  # noqa: E731
+        ends = _own_draws(bound, method, return_chain)
     elif method is not None:
         num_chunks = -(-num_samples // chunk_size)
         ends = _chains(bound, method, space, num_chunks, return_chain)
@@ -216,6 +227,15 @@ def generate(
         out.note = method.note(found["stats"]) + said
         out.chain = found["chain"] if return_chain else None
     return out
+
+
+def _own_draws(bound: Bound, method: Any, return_chain: bool) -> Callable:
+    """(params, batch, key, n) -> (values, chain, no statistics) of what climbs nothing."""
+    if return_chain:
+        with_path = method.path_of(bound)
+        return lambda *given: (*with_path(*given), {})
+    own = method.draws_of(bound)
+    return lambda *given: (own(*given), {}, {})
 
 
 def _require_plain(draws: Any, predictive: Any, method: Any, path: Any, start: Any) -> None:

@@ -62,7 +62,7 @@ def test_what_has_no_such_draws_is_refused_in_words(b):
     with pytest.raises(AlgorithmError, match="num_steps=61 .* has 60 steps"):
         pg.generate(fitted, 3, method=DDIM(61), **how)
     with pytest.raises(AlgorithmError, match="without a method, expected one whose chains"):
-        pg.generate(fitted, 3, method=DDIM(5), return_chain=True, **how)
+        pg.generate(fitted, 3, method=DDIM(5), space="noise", **how)
 
     @pg.model
     def plain():

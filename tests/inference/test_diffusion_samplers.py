@@ -9,12 +9,15 @@ import dataclasses
 
 import numpy as np
 import pytest
-from flow_cases import TYPES, draws, exact_diffusion, marginal
+from flow_cases import TYPES, LinearBeta, draws, exact_diffusion, marginal
+from scipy.integrate import quad
 
 import probgen as pg
+from probgen import ops
 from probgen.errors import AlgorithmError, DataError, DeclarationError, ShapeError
 from probgen.inference import DDIM, Ancestral, DDIMInverse, DPMSolver, Inpaint, ProbabilityFlowODE
 from probgen.inference.sample.noise_levels import Levels, visited, word
+from probgen.models import Diffusion
 
 STEPS = 60
 EIGHT = np.array([0.05, 0.5, 2.0, 8.0])
@@ -179,6 +182,96 @@ def test_a_clipped_datum_is_in_its_range(b):
     np.testing.assert_allclose(found, np.clip(free, -0.01, 0.01), atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "keeps", [ProbabilityFlowODE(3), Inpaint(DDIM(4), [1, 0, 0], [1, 2, 3], 2)]
+)
+def test_the_way_of_the_draws_ends_at_the_draws(b, keeps):
+    fitted, _, _ = exact_diffusion(3, steps=STEPS)
+    how = {"method": keeps, "chunk_size": 3, "seed": 0, "backend": b}
+    kept, plain = (pg.generate(fitted, 5, return_chain=k, **how) for k in (True, False))
+    calls = 5 if isinstance(keeps, ProbabilityFlowODE) else 7
+    assert kept.chain["x"].shape == (calls, 5, 3)
+    np.testing.assert_array_equal(kept.chain["x"][-1], plain["x"])
+    np.testing.assert_array_equal(kept["x"], plain["x"])
+
+
+# ---- guidance ------------------------------------------------------------------------------------
+
+WITHIN, ALL = 0.2, 1.7  # variances of x given y, and of x
+MEANS = np.array([1.5, -0.5])
+
+
+@dataclasses.dataclass(frozen=True)
+class MeanAndVariance:
+    """The context of a class: the mean and variance of x given it; of none, those of x."""
+
+    in_ndim = 0
+
+    def init(self, key, *shapes):
+        raise NotImplementedError
+
+    def apply(self, params, y):
+        mean = ops.take(params["means"], ops.cast(y, "int32"))
+        return ops.stack([mean, 0.0 * mean + WITHIN], axis=-1)[..., None, :]
+
+    def null(self, params):
+        return ops.stack([0.0 * params["means"][:1], 0.0 * params["means"][:1] + ALL], axis=-1)
+
+
+@dataclasses.dataclass(frozen=True)
+class PairDenoiser:
+    """The exact eps of N(mean, variance), both from the context."""
+
+    def init(self, key, *shapes):
+        raise NotImplementedError
+
+    def apply(self, params, x, t, context):
+        time = (t[..., None] + 1.0) / 1000
+        total = 0.1 * time + 9.95 * time * time
+        bar = ops.exp(-total)
+        mean, variance = context[..., 0, :1], context[..., 0, 1:]
+        return ops.sqrt(1.0 - bar) * (x - ops.sqrt(bar) * mean) / (bar * variance + 1.0 - bar)
+
+
+def guided_flow(table, start, mean, w):
+    """y = x / a along dy/dr = r ((1 - w) y / (ALL + r^2) + w (y - mean) / (WITHIN + r^2)), exactly:
+    with growth g(r) = (ALL + r^2)^((1-w)/2) (WITHIN + r^2)^(w/2) the way down from r_1 to r_0 is
+
+        y(r_0) = g(r_0) (y(r_1) / g(r_1) + int_{r_0}^{r_1} w mean r / ((WITHIN + r^2) g(r)) dr),
+
+    and at r_0 one step of first order to r = 0.
+    """
+    low, high = (table["noise"] / table["signal"])[[0, -1]]
+
+    def growth(r):
+        return (ALL + r * r) ** ((1 - w) / 2) * (WITHIN + r * r) ** (w / 2)
+
+    pull = quad(lambda r: w * r / ((WITHIN + r * r) * growth(r)), low, high, limit=200)[0]
+    y = growth(low) * (start / table["signal"][-1] / growth(high) + mean * pull)
+    eps = low * ((1 - w) * y / (ALL + low**2) + w * (y - mean) / (WITHIN + low**2))
+    return y - low * eps
+
+
+@pytest.mark.parametrize("sampler, error", [(DPMSolver(100), 2e-3), (DDIM(200), 4e-2)], ids=repr)
+def test_guided_draws_follow_the_guided_flow_of_a_gaussian_pair(b, sampler, error):
+    w, y = 2.5, np.array([0, 0, 1, 1])
+    start = np.random.default_rng(0).normal(size=(4, 1)).astype("float32")
+    model = Diffusion(
+        PairDenoiser(), (1,), LinearBeta(1000), condition=MeanAndVariance(), data_range=None
+    )
+    params = {"denoiser": {}, "condition": {"means": MEANS.astype("float32")}}
+    fitted = pg.Fitted(model, params, shapes={"x": (1,), "condition": ()},
+                       dtypes={"condition": "int64"})  # fmt: skip
+    found = pg.generate(
+        fitted, 4, method=dataclasses.replace(sampler, guidance_scale=w), start=start, seed=0,
+        inputs={"condition": y}, backend=b,
+    )  # fmt: skip
+    want, plain = (guided_flow(model.table(), start[:, 0], MEANS[y], s) for s in (w, 1.0))
+    np.testing.assert_allclose(found["x"][:, 0], want, atol=error)
+    assert np.abs(want - plain).min() > 3 * error
+    assert "guidance 2.5" in found.note
+
+
 # ---- inpainting ----------------------------------------------------------------------------------
 
 MASK, VALUES = np.array([1, 0, 0]), np.array([1.5, 9.0, 9.0])
@@ -258,7 +351,7 @@ def test_what_does_not_go_together_is_refused_in_words():
         drawn(None, start=np.zeros((2, 3)))
     with pytest.raises(DeclarationError, match="encode: got method=DDIM"):
         fitted.encode(np.zeros((2, 3)), method=DDIM(4))
-    with pytest.raises(AlgorithmError, match="guidance_scale=2.* no unconditional branch"):
+    with pytest.raises(AlgorithmError, match="without an unconditional branch"):
         drawn(DDIM(4, guidance_scale=2.0))
 
 
