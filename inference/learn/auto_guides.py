@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from probgen.engine.auto_guide import AutoGuide, Place, Settled, moved
+from probgen.engine.auto_guide import AutoGuide, LatentPlace, Settled, moved
 from probgen.engine.bound import Bound
 from probgen.engine.structure import Structure
 from probgen.errors import AlgorithmError
@@ -55,7 +55,7 @@ class AutoNormal(AutoGuide):
 
     init_scale: Positive = 0.1
 
-    def base(self, place: Place, state: dict) -> tuple[Any, Callable | None]:
+    def base(self, place: LatentPlace, state: dict) -> tuple[Any, Callable | None]:
         loc = place.spread(place.parameter("loc", place.shape, 0.0))
         start = math.log(self.init_scale)
         scale = ops.exp(place.spread(place.parameter("log_scale", place.shape, start)))
@@ -73,11 +73,11 @@ class _Joint(AutoGuide):
 
     conditional = False
 
-    def rows(self, place: Place, size: int, state: dict) -> Array:
+    def rows(self, place: LatentPlace, size: int, state: dict) -> Array:
         """[*batch, size, before + size] the next rows of L, positive on the diagonal."""
         raise NotImplementedError  # abstract: each family defines it
 
-    def base(self, place: Place, state: dict) -> tuple[Any, Callable | None]:
+    def base(self, place: LatentPlace, state: dict) -> tuple[Any, Callable | None]:
         size = math.prod(place.shape)
         if place.data_axis is None:
             group = state.setdefault("global", {})
@@ -113,7 +113,7 @@ class AutoMultivariateNormal(_Joint):
     init_scale: Positive = 0.1
     conditional: bool = False
 
-    def rows(self, place: Place, size: int, state: dict) -> Array:
+    def rows(self, place: LatentPlace, size: int, state: dict) -> Array:
         before = state.get("size", 0)
         below = place.parameter("below", (size, before + size), 0.0)
         scale = ops.exp(place.parameter("log_scale", (size,), math.log(self.init_scale)))
@@ -144,7 +144,7 @@ class AutoLowRankMultivariateNormal(_Joint):
     rank: Width | None = None
     init_scale: Positive = 0.1
 
-    def rows(self, place: Place, size: int, state: dict) -> Array:
+    def rows(self, place: LatentPlace, size: int, state: dict) -> Array:
         rank = self.rank or max(1, round(math.sqrt(place.total)))
         start = self.init_scale * math.sqrt(0.5)
         # Columns that start alike would stay alike.
@@ -198,7 +198,7 @@ class AutoLaplaceApproximation(AutoGuide):
 
     is_point = True
 
-    def base(self, place: Place, state: dict) -> tuple[Any, Callable | None]:
+    def base(self, place: LatentPlace, state: dict) -> tuple[Any, Callable | None]:
         loc = place.parameter("loc", (math.prod(place.shape),), 0.0)
         axes = tuple(range(-len(place.free_event), 0))
 
@@ -255,7 +255,7 @@ def _require_globals_first(
 class _Chain:
     """u of one site given the noise of the sites before it, for `dist.Transformed`."""
 
-    def __init__(self, place: Place, loc: Array, tril: Array, group: dict):
+    def __init__(self, place: LatentPlace, loc: Array, tril: Array, group: dict):
         self.place, self.loc, self.tril, self.group = place, loc, tril, group
         self.before, self.size = group.get("noise"), loc.shape[-1]
         self.event_ndim = len(place.free_event)

@@ -41,7 +41,7 @@ Array = Any
 class Family(Protocol):
     """A declared automatic guide, such as `AutoNormal()`."""
 
-    def base(self, place: Place, state: dict) -> tuple[Any, Callable | None]:
+    def base(self, place: LatentPlace, state: dict) -> tuple[Any, Callable | None]:
         """(q of the latent on the real line, what to do with its drawn u or None)."""
 
 
@@ -57,7 +57,7 @@ class Settled(NamedTuple):
     words: str
 
 
-class Place(NamedTuple):
+class LatentPlace(NamedTuple):
     """Where a latent stands, and the parameters of q for it.
 
     Attributes:
@@ -106,7 +106,7 @@ class AutoGuide:
             "generate and infer make of the model; to use it elsewhere write the guide by hand."
         )
 
-    def base(self, place: Place, state: dict) -> tuple[Any, Callable | None]:
+    def base(self, place: LatentPlace, state: dict) -> tuple[Any, Callable | None]:
         raise NotImplementedError  # abstract: each family defines it
 
     def settled(
@@ -329,7 +329,7 @@ class _Hands:
             )
         return self.data[name] if obs is None else obs
 
-    def _place(self, name: str, plates: tuple[int, ...], free: tuple[int, ...]) -> Place:
+    def _place(self, name: str, plates: tuple[int, ...], free: tuple[int, ...]) -> LatentPlace:
         is_local = DATA_PLATE in self.run.active
         axis = len(plates) + self.run.active[DATA_PLATE][0] if is_local else None
 
@@ -348,7 +348,7 @@ class _Hands:
             size = 0 if self.num_data is None else self.num_data
             return ops.take(self._net(full, (size, *shape), value), self.rows)
 
-        return Place(name, plates, free, axis, self.totals[is_local], parameter)
+        return LatentPlace(name, plates, free, axis, self.totals[is_local], parameter)
 
     def _net(self, name: str, shape: tuple[int, ...], value: float) -> Array:
         """A parameter by its full name, also inside of a part."""
@@ -440,7 +440,7 @@ def with_program(
 
 __all__ = [
     "AutoGuide",
-    "Place",
+    "LatentPlace",
     "arguments",
     "automatic",
     "moved",

@@ -33,7 +33,7 @@ class NoData:
         return {}
 
 
-class Feed:
+class BatchFeed:
     """`chunk(step, count) -> (arrays, indices or None, count)`, the arguments of `run_steps`.
 
     Data that fit are moved to the device once and indexed there; larger ones, map-style data sets
@@ -153,4 +153,4 @@ def merge_inputs(
     return constants, per_datum
 
 
-__all__ = ["Feed", "NoData", "StreamSource", "merge_inputs"]
+__all__ = ["BatchFeed", "NoData", "StreamSource", "merge_inputs"]

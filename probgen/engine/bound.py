@@ -17,7 +17,7 @@ from probgen.engine.data_types import cure_discrete
 from probgen.engine.enumeration import summed
 from probgen.engine.guide_checks import left_out
 from probgen.engine.structure import Structure
-from probgen.engine.updates import Updates
+from probgen.engine.updates import ParameterUpdates
 from probgen.errors import AlgorithmError
 from probgen.language.capabilities import Denoises
 from probgen.language.model import Inputs, Model, call_arguments
@@ -29,7 +29,7 @@ LONG = 200  # steps of a chain that programs unroll in bearable time
 
 
 @dataclasses.dataclass(frozen=True)
-class Bound(Updates):
+class Bound(ParameterUpdates):
     """A model on a backend.
 
     Attributes:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from probgen.backends.protocol import Backend
-from probgen.engine.batches import Feed
+from probgen.engine.batches import BatchFeed
 from probgen.engine.best import Best
 from probgen.engine.bound import Bound
 from probgen.engine.callbacks import Callback
@@ -59,7 +59,7 @@ class Loop:
 
     bound: Bound
     learner: Learner
-    feed: Feed
+    feed: BatchFeed
     key: Any
     total: int
     ema_decay: float | None

@@ -30,7 +30,7 @@ Array = Any
 Tree = Any
 
 
-class Updates:
+class ParameterUpdates:
     """See the head of this file; the attributes are those of `Bound`."""
 
     model: Model

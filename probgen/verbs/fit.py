@@ -19,7 +19,7 @@ from probgen.backends.protocol import Backend
 from probgen.data.sources import ArraySource, as_arrays, as_source
 from probgen.engine import provenance, starting
 from probgen.engine.auto_guide import automatic
-from probgen.engine.batches import Feed, NoData, merge_inputs
+from probgen.engine.batches import BatchFeed, NoData, merge_inputs
 from probgen.engine.bind import bind
 from probgen.engine.bound import Bound
 from probgen.engine.callbacks import Callback
@@ -176,7 +176,7 @@ def fit(
     known = {*declared.fitted_params(), *params}
     root_key = b.key(seed)
     check = SupportCheck(bound, initial, root_key)
-    feed = Feed(source, b, check)
+    feed = BatchFeed(source, b, check)
     guide = automatic(declared)
     held_out = None
     if validation is not None:

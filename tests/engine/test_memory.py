@@ -9,7 +9,7 @@ import pytest
 
 from probgen import backends
 from probgen.data.sources import as_source
-from probgen.engine.batches import STACKED_BYTES, Feed
+from probgen.engine.batches import STACKED_BYTES, BatchFeed
 
 pytest.importorskip("psutil")
 
@@ -36,7 +36,7 @@ def test_what_is_stacked_at_a_time_is_bounded_whatever_the_chunk(backend, kind):
 
     data = stream if kind == "stream" else [rows[0]] * 640
     source = as_source(data, batch_size=64, seed=0)
-    feed = Feed(source, backend, lambda batch: None)
+    feed = BatchFeed(source, backend, lambda batch: None)
     assert feed.max_steps * rows.nbytes <= STACKED_BYTES
     batches, indices, count = feed.chunk(0, feed.max_steps)
     assert count == feed.max_steps and indices is None
@@ -46,7 +46,7 @@ def test_what_is_stacked_at_a_time_is_bounded_whatever_the_chunk(backend, kind):
 def test_data_that_fit_are_moved_to_the_device_once():
     name = next(n for n, there in backends.available().items() if there)
     source = as_source(np.zeros((100, 3), np.float32), batch_size=10, seed=0)
-    feed = Feed(source, backends.load(name, "cpu"), lambda batch: None)
+    feed = BatchFeed(source, backends.load(name, "cpu"), lambda batch: None)
     (one, first, _), (two, second, _) = feed.chunk(0, 5), feed.chunk(5, 5)
     assert one is two and feed.max_steps is None
     assert first.shape == (5, 10) and not np.array_equal(first, second)
