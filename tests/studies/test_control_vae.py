@@ -4,129 +4,30 @@
     make reproduce NAME=control_vae ARGS="-k control_vae and jax"    one of them
     FIGURES=docs/figures make reproduce NAME=control_vae             and draws the page's figure
 
-Digits of 8x8 pixels, binarised above 0.5, 1437 to train and 360 to test, MLPs 64-128-2d with d = 8,
-Bernoulli, Adam 1e-3, batches of 128. The laws that take seconds are in `test_control.py`.
+The fits are those of `studies/control_vae`; the laws that take seconds are in `test_control.py`.
 """
 
-import functools
 import itertools
 import os
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pytest
 
-import probgen as pg
-from probgen import dist, nets
-from probgen.inference import ELBO, PI, SVI, ControlledELBO, StepSetPoint
-from probgen.models import VAE
+from probgen.inference import ELBO, PI, ControlledELBO, StepSetPoint
+from studies.control_vae import study
+from studies.control_vae.figures import curve_and_settling
+from studies.control_vae.study import controlled, moving_mean, run, settling
 
 pytestmark = pytest.mark.slow
-BATCH = 128
 FEW = (4, 8, 10, 12, 16)
 CURVE = (3, 5, 7, 9, 11, 13)
-ROWS: dict[str, list[str]] = {}
-
-
-class Run(NamedTuple):
-    """A fit and what the checks look at: means over the last 1000 steps, R and K on both sets."""
-
-    fitted: pg.Fitted
-    kl: float
-    beta: float
-    elbo: float
-    train: dict
-    test: dict
-
-    @property
-    def history(self):
-        return self.fitted.history
-
-
-@functools.cache
-def data(name: str) -> tuple[np.ndarray, np.ndarray]:
-    images = {"digits": pg.data.digits, "mnist": pg.data.mnist5k}[name]().images
-    x = (images > 0.5).astype(np.float32)
-    x = x[np.random.default_rng(0).permutation(len(x))]
-    size = {"digits": 1437, "mnist": 4000}[name]
-    return x[:size], x[size:]
-
-
-def vae(name: str) -> VAE:
-    shape = data(name)[0].shape[1:]
-    width, d = {"digits": (128, 8), "mnist": (256, 16)}[name]
-    return VAE(
-        latent=dist.Normal(0, 1).expand([d]).to_event(1),
-        decoder=nets.MLP(hidden=(width,), out=shape),
-        likelihood=dist.Bernoulli,
-        encoder=nets.MLP(hidden=(width,), out=d, heads=("loc", "log_scale")),
-    )
-
-
-@functools.cache
-def run(backend_name: str, loss: ELBO, steps: int = 6000, name: str = "digits") -> Run:
-    train, test = data(name)
-    fitted = pg.fit(
-        vae(name), train, SVI(loss, pg.Adam(1e-3)), num_steps=steps, batch_size=BATCH,
-        seed=0, backend=backend_name, progress_bar=False,
-    )  # fmt: skip
-    history = fitted.history
-    kl, beta, elbo = (history.last(k, 1000) for k in ("kl", "kl_weight", "elbo"))
-    measured = [_measure(backend_name, fitted, x) for x in (train, test)]
-    row = f"{kl:8.3f} {beta:7.3f} {measured[0]['log_prob']:9.2f} {measured[0]['elbo']:9.2f}"
-    row += f" {measured[1]['kl']:8.3f} {measured[1]['log_prob']:9.2f} {measured[1]['elbo']:9.2f}"
-    title = f"{name} {steps} " + _title(loss)
-    ROWS.setdefault(backend_name, []).append(f"{title:44s} {row}")
-    return Run(fitted, kl, beta, elbo, *measured)
-
-
-def _title(loss: ELBO) -> str:
-    if not isinstance(loss, ControlledELBO):
-        return f"fixed beta {loss.kl_weight}"
-    c = loss.set_point if isinstance(loss.set_point, float | int) else loss.set_point.start
-    return f"C {c:.2f} Ki {loss.controller.ki:g} beta >= {loss.controller.beta_min:g}"
-
-
-def _measure(backend_name: str, fitted: pg.Fitted, x: np.ndarray) -> dict:
-    """K, R and the ELBO with beta = 1 on a whole set, by 64 draws for each datum."""
-    b = pg.backends.load(backend_name, "cpu")
-    bound, params = fitted.bind(b, {"x": x[:1]})
-    evaluate = b.compile(functools.partial(ELBO(num_particles=64).evaluate, bound), num_calls=8)
-    sums: dict[str, float] = {}
-    for start in range(0, len(x), 500):
-        rows = {"x": b.asarray(x[start : start + 500])}
-        found = evaluate(params, rows, b.key(start))
-        for key in ("kl", "log_prob", "elbo"):
-            part = float(b.to_numpy(found[key])) * len(x[start : start + 500]) / len(x)
-            sums[key] = sums.get(key, 0.0) + part
-    return sums
-
-
-def controlled(c: float, ki: float = 1e-3, **options) -> ControlledELBO:
-    return ControlledELBO(set_point=float(c), controller=PI(ki=ki, **options))
-
-
-def moving_mean(values: np.ndarray, width: int = 100) -> np.ndarray:
-    total = np.cumsum(np.concatenate([[0.0], values]))
-    return (total[width:] - total[:-width]) / width
-
-
-def settling(history, c: float) -> int:
-    """The first step from which the 100-step mean of the KL stays within 5% of C."""
-    outside = np.flatnonzero(np.abs(moving_mean(history["kl"]) - c) > 0.05 * c)
-    return 100 + (outside[-1] + 1 if len(outside) else 0)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def table():
     yield
-    head = (
-        f"{'fit':44s} {'KL':>8} {'beta':>7} {'log p(x|z)':>9} {'ELBO':>9} | test: KL, log p, ELBO"
-    )
-    for backend_name, rows in ROWS.items():
-        print(f"\nControlVAE on {backend_name}; nats per datum\n{head}")
-        print("\n".join(rows))
+    print(study.table())
 
 
 @pytest.mark.parametrize("c", FEW)
@@ -242,26 +143,7 @@ def test_control_vae_figure(backend_name, tmp_path):
     matplotlib.use("agg")
     from matplotlib import pyplot
 
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
-    runs = [run(backend_name, controlled(c), 10_000) for c in CURVE]
-    k = np.array([r.train["kl"] for r in runs])
-    distortion = -np.array([r.train["log_prob"] for r in runs])
-    left.plot(k, distortion, "o", color="black", label="fits at C = 3, 5, ..., 13")
-    for r, x, y in zip(runs, k, distortion, strict=True):
-        ends = np.array([-1.0, 1.0])
-        left.plot(x + ends, y - r.beta * ends, color="tab:red", lw=1.5)
-    left.plot([], [], color="tab:red", label="slope $-\\beta$ of the controller")
-    left.set(xlabel="rate K (nats)", ylabel="distortion R (nats)", title="Rate and distortion")
-    left.legend(frameon=False)
-    for c in (4, 10, 16):
-        means = moving_mean(run(backend_name, controlled(c)).history["kl"])[:4000]
-        (line,) = right.plot(np.arange(len(means)) + 100, means, lw=1)
-        right.axhline(c, color=line.get_color(), ls=":", lw=1)
-    means = moving_mean(run(backend_name, controlled(10, beta_min=1.0)).history["kl"])[:4000]
-    steps = np.arange(len(means)) + 100
-    right.plot(steps, means, color="gray", lw=1, label=r"C = 10, $\beta\geq1$: out of reach")
-    right.set(xlabel="step", ylabel="KL, mean of 100 steps (nats)", title="Set points 4, 10, 16")
-    right.legend(frameon=False, loc="lower right")
+    figure = curve_and_settling(backend_name, CURVE)
     folder = Path(os.environ.get("FIGURES", tmp_path))
     figure.savefig(folder / "control_vae.png", dpi=90)
     pyplot.close(figure)

@@ -1,0 +1,1 @@
+"""ControlVAE: a KL divergence held at a set point by a controller of its weight."""
