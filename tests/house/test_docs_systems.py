@@ -31,7 +31,8 @@ def run_page(name, backend):
     assert len(program.splitlines()) <= 40
     for what, shorter in SHORTER:
         program = re.sub(what, shorter, program)
-    space = {"__name__": name, "BACKEND": load(backend, "cpu", compile="live")}
+    options = {"compile": "live"} if backend == "torch" else {}
+    space = {"__name__": name, "BACKEND": load(backend, "cpu", **options)}
     exec(compile(program, f"docs/systems/{name}.md", "exec"), space)
     return space
 
@@ -45,8 +46,8 @@ def test_a_declaration_of_a_page_runs(name):
 
 
 @pytest.mark.filterwarnings("ignore:log_partition")  # so short a fit has its mass far out
-def test_the_page_on_energies_runs():
-    space = run_page("ebm", "torch")
+def test_the_page_on_energies_runs(backend_name):
+    space = run_page("ebm", backend_name)
     assert space["samples"]["x"].shape == (50, 2) and "the density itself" in space["samples"].note
     assert space["table"].num_data == 300
 
