@@ -110,7 +110,10 @@ class Denoising:
                 more["dropped"] = b.uniform(b.fold_in(key, DROPOUT), (n,)) < dropout
             predicted = model.predict(params, x_t, t, bound.program_inputs(batch), **more)
             error = predicted - model.target(x, eps, row)
-            weighted = error * error * weight(
+            weighted = error * error
+            if self.weighting == "uniform":
+                return ops.mean(weighted)
+            weighted = weighted * weight(
                 self.weighting, model.prediction_type, row, gamma=self.min_snr_gamma,
                 sigma_data=self.sigma_data, ops=ops,
             )  # fmt: skip

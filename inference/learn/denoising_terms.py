@@ -35,9 +35,10 @@ PARTS = 16  # of the way between two steps, within which the noise level is inte
 
 
 def steps(backend: Backend, model: Any) -> Callable:
-    """(key, n) -> times [n], uniform on the steps, and their constants by name, [n] each."""
+    """(key, n) -> times [n], uniform on the steps, and "signal", "noise" and "bound", the weight of
+    "elbo", [n] each."""
     ops, table = backend.ops, model.table()
-    columns = {**table, "bound": step_weights(table)}
+    columns = {k: table[k] for k in ("signal", "noise")} | {"bound": step_weights(table)}
     arrays = {k: backend.asarray(v) for k, v in columns.items()}
 
     def draw(key: Any, n: int) -> tuple[Array, dict[str, Array]]:
@@ -69,9 +70,8 @@ def between_steps(backend: Backend, model: Any) -> Callable:
 def weight(
     weighting: str, prediction_type: str, row: Mapping, *, gamma: float, sigma_data: float, ops: Any
 ) -> Array:
-    """What the squared error of a prediction counts at a noise level; see the module."""
-    if weighting == "uniform":
-        return 1.0
+    """What the squared error of a prediction counts at a noise level; see the module. Where all
+    count the same, "uniform", there is none."""
     snr = (row["signal"] / row["noise"]) ** 2
     of_x0 = {
         "min_snr": lambda: ops.minimum(snr, snr * 0.0 + gamma),
