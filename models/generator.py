@@ -87,7 +87,7 @@ class Generator(Model):
     def check_rows(self, rows: Any) -> None:
         prior = self.prior()
         if prior is not None:
-            prior.check_rows({k: v for k, v in rows.items() if k != "x"})
+            prior.check_rows({k: rows[k] for k in rows if k != "x"})
 
     @property
     def is_normalized(self) -> bool:  # type: ignore[override]

@@ -8,7 +8,7 @@ bounds are arrays (a Binomial with a count per datum), or the program itself giv
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -37,7 +37,7 @@ class SupportCheck:
         Raises:
             SupportError: names the site, its support, how many values are outside, their range.
         """
-        self.bound.model.check_rows({k: self.bound.backend.to_numpy(v) for k, v in batch.items()})
+        self.bound.model.check_rows(_OnHost(batch, self.bound.backend))
         observed = [n for n in self.bound.observed if n in batch]
         sites = self.bound.structure.sites
         by_obs = [n for n, s in sites.items() if s.is_fixed and s.is_local and n not in observed]
@@ -168,6 +168,22 @@ def bounds(fn: Any) -> list[Any]:
         elif hasattr(part, "ndim") or isinstance(part, int | float):
             found.append(part)
     return found
+
+
+class _OnHost(Mapping):
+    """Rows in numpy, each fetched from the device when it is asked for."""
+
+    def __init__(self, rows: Mapping[str, Any], backend: Any):
+        self._rows, self._backend = rows, backend
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self._backend.to_numpy(self._rows[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._rows)
+
+    def __len__(self) -> int:
+        return len(self._rows)
 
 
 def has_arrays(fn: Any) -> bool:
