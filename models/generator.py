@@ -68,6 +68,10 @@ class Generator(Model):
             else (self.latent if isinstance(self.latent, Model) else None)
         )
 
+    def with_latent(self, latent: Any) -> Generator:
+        """The same generator with another prior of z."""
+        return dataclasses.replace(self, latent=latent)
+
     def fitted_params(self) -> dict:
         inner = {}
         prior = self.prior()

@@ -20,14 +20,14 @@ from probgen.engine.gradient import GradientLearner
 from probgen.engine.learner import Learner
 from probgen.errors import AlgorithmError
 from probgen.inference.learn.denoising_terms import between_steps, steps, weight
+from probgen.inference.learn.diffused import diffused
 from probgen.inference.likelihood.denoising_elbo import ends
-from probgen.language.capabilities import Denoises
 from probgen.language.declared import declaration, require
 from probgen.language.kinds import Positive, Share
 from probgen.language.optim import Adam, AnyOptimizer
 
 Array = Any
-DROPOUT = 2  # of a step's key, beside those of time and noise
+DROPOUT, LATENT = 2, 3  # of a step's key, beside those of time and noise
 log = logging.getLogger("probgen")
 MUCH_LEFT = 0.05  # of a datum's variance at the last step; common schedules leave 4e-5 to 5e-3
 
@@ -35,6 +35,10 @@ MUCH_LEFT = 0.05  # of a datum's variance at the last step; common schedules lea
 @declaration
 class Denoising:
     """Learns the denoiser of a `Diffusion` from data observed at "x".
+
+    Of a `VAE` whose latent has a diffusion as its prior it learns that prior, from fresh draws of
+    the encoder at every step: `fit(vae, x, Denoising(), init=first.params, freeze=("encoder",
+    "decoder"))`. `SVI(ELBO())` learns all three.
 
     Args:
         optimizer: such as `pg.Adam(1e-3)`.
@@ -54,8 +58,9 @@ class Denoising:
     datum.
 
     Raises (when bound):
-        AlgorithmError: the model has no denoiser and noise schedule; continuous time of one step;
-            a `condition_dropout` of one without an unconditional branch.
+        AlgorithmError: neither the model nor its latent's prior has a denoiser and noise schedule;
+            nets of a VAE beside the prior that are not frozen, or a prior that is; continuous time
+            of one step; a `condition_dropout` of one without an unconditional branch.
     """
 
     optimizer: AnyOptimizer = dataclasses.field(default_factory=Adam)
@@ -72,12 +77,8 @@ class Denoising:
     def bind(self, bound: Bound) -> Learner:
         """A learner of the denoising loss for `probgen.fit`."""
         b, ops = bound.backend, bound.backend.ops
-        model: Any = bound.model
-        if not isinstance(model, Denoises) or "x" not in bound.observed:
-            raise AlgorithmError(
-                f"Denoising: the model {model.name!r} (data: {list(bound.observed)}) has no "
-                "denoiser and noise schedule, expected a Diffusion with data for 'x'."
-            )
+        part = diffused(bound, "Denoising")
+        model: Any = part.model
         total, table = model.schedule.num_train_timesteps, model.table()
         if self.time == "continuous" and total < 2:
             raise AlgorithmError(
@@ -98,17 +99,18 @@ class Denoising:
         def loss(
             bound: Bound, params: Mapping, batch: Mapping, key: Any, dropout: float = dropout
         ) -> Array:
-            x = batch["x"]
+            x = part.draw(params, batch, b.fold_in(key, LATENT))
             n, lead = x.shape[0], (x.shape[0], *([1] * (x.ndim - 1)))
             k_time, k_noise = b.split(key, 2)
             t, row = draw(k_time, n)
             eps = b.normal(k_noise, tuple(x.shape))
             row = {k: ops.reshape(v, lead) for k, v in row.items()}
             x_t = row["signal"] * x + row["noise"] * eps
+            inputs, params = bound.program_inputs(batch), part.params(params)
             more = {}
             if dropout:
                 more["dropped"] = b.uniform(b.fold_in(key, DROPOUT), (n,)) < dropout
-            predicted = model.predict(params, x_t, t, bound.program_inputs(batch), **more)
+            predicted = model.predict(params, x_t, t, inputs, **more)
             error = predicted - model.target(x, eps, row)
             weighted = error * error
             if self.weighting == "uniform":

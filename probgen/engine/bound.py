@@ -369,8 +369,8 @@ class Bound(ParameterUpdates):
             "Denoising() learns it by one step a datum, and DenoisingELBO(num_steps=...) estimates "
             "this bound by a few"
             if isinstance(self.model, Denoises)
-            else "fit the model with a plain prior first, then the chain by Denoising() on its "
-            "codes (fitted.encode(data)), and put that Fitted in the prior's place"
+            else "with a diffusion as its latent's prior, Denoising() learns that behind a frozen "
+            "encoder and decoder"
         )
         if self.short is not None:
             cure = f"ELBO(...), a mean, is learned and measured by one step for all; {cure}"

@@ -51,6 +51,19 @@ class DrawsMean(Protocol):
 
 
 @runtime_checkable
+class HasPrior(Protocol):
+    """Has one latent "z", whose prior may be a model of its own.
+
+    `prior` gives it, or None; its parameters are the model's with "prior/" before the net's name.
+    `with_latent` is the same declaration with another prior.
+    """
+
+    def prior(self) -> Any: ...
+
+    def with_latent(self, latent: Any) -> Any: ...
+
+
+@runtime_checkable
 class Maximises(Protocol):
     """Knows the M-step of EM in closed form.
 

@@ -24,14 +24,12 @@ from probgen.engine.bound import Bound
 from probgen.engine.draws import check_draws, samples_first, warn_outside, without_data_axis
 from probgen.engine.explain import check_ancestral
 from probgen.engine.fitted import AnyModel, Fitted
-from probgen.engine.markov import chain_ends
 from probgen.engine.sample_chunks import in_chunks
-from probgen.engine.spaces import OwnSpace, model_target, space_name
+from probgen.engine.spaces import OwnSpace
 from probgen.engine.target import (
     START,
     AnySampler,
     DrawsModel,
-    Sampler,
     ShowsPath,
     Starts,
     transitions,
@@ -44,6 +42,7 @@ from probgen.language.model import arguments
 from probgen.language.seeds import check_seed
 from probgen.language.viewed import Plotted
 from probgen.trees import tree_map
+from probgen.verbs.chains import chains
 from probgen.verbs.predictive import data_sets, require_params
 
 
@@ -180,7 +179,7 @@ def generate(
         ends = _own_draws(bound, method, return_chain)
     elif method is not None:
         num_chunks = -(-num_samples // chunk_size)
-        ends = _chains(bound, method, space, num_chunks, return_chain)
+        ends = chains(bound, method, space, num_chunks, return_chain)
 
     def draw(start: int, stop: int) -> dict[str, dict[str, np.ndarray]]:
         kept = stop - start
@@ -361,24 +360,6 @@ def _check_guide(fitted: Fitted, bound: Bound, drawn: tuple[str, ...]) -> None:
             f"expected them: inputs={{{wanted[0]!r}: the data of the fit}}; or ask for "
             "predictive='prior'."
         )
-
-
-def _chains(
-    bound: Bound, method: Sampler, space: Any, num_chunks: int, return_chain: bool
-) -> Callable:
-    """The chains' ends, in noise space for a model with latents and in data space without, unless
-    the space is given; along a chain in noise space the noise is kept."""
-    where = space or ("noise" if bound.latents else "data")
-    target = model_target(bound, where)
-
-    def shown(x: Mapping, params: Any, batch: Any) -> dict:
-        values = x if space_name(where) == "noise" else target.values(x, params, batch)
-        return {n: values[n] for n in target.names}
-
-    return chain_ends(
-        bound.backend, method, target, num_calls=num_chunks * transitions(method),
-        keep=shown if return_chain else None,
-    )  # fmt: skip
 
 
 def _values(sites: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from probgen import backends
 from probgen.errors import DeclarationError, ShapeError
 from probgen.inference import DDIM, Denoising
 from probgen.models import Diffusion, NoiseSchedule
-from probgen.trees import tree_map
+from probgen.trees import tree_leaves, tree_map
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
@@ -159,9 +159,7 @@ def test_a_pipelines_folder_is_the_pipeline(network, fitted, tmp_path, caplog):
         4,
         2,
     )
-    for ours, theirs in zip(
-        pg.trees.tree_leaves(loaded.params), pg.trees.tree_leaves(fitted.params), strict=True
-    ):
+    for ours, theirs in zip(tree_leaves(loaded.params), tree_leaves(fitted.params), strict=True):
         np.testing.assert_array_equal(ours, theirs)
     alone = pg.from_diffusers(tmp_path / "unet", tmp_path / "scheduler")
     assert alone.model.schedule == loaded.model.schedule
