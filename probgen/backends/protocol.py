@@ -129,6 +129,10 @@ class Backend(Protocol):
     def vmap(self, fn: Callable, in_axes: Any = 0) -> Callable:
         """`fn` over a further leading axis."""
 
+    def total(self, x: Array) -> Array:
+        """The sum of all of a float array, such as a site's log densities at many data, mapped over
+        chains: by what is fastest there."""
+
     def compile(
         self, fn: Callable, num_calls: int | None = None, *,
         over: Literal["rows", "leading"] | None = None, token: Any = None,

@@ -149,7 +149,7 @@ class Posterior:
             return self._summed_point(run, dict(free or {}), given or {})
         sites, free, log_det = run(free or {}, {})
         sums = {
-            n: b.ops.sum(s.log_prob) * (self.scale if s.is_local else 1.0)
+            n: b.total(s.log_prob) * (self.scale if s.is_local else 1.0)
             for n, s in sites.items()
             if s.log_prob is not None
         }

@@ -29,6 +29,7 @@ from probgen.backends.jax.lowering import (
     read_arguments,
     run_program,
 )
+from probgen.backends.jax.sums import total
 from probgen.backends.lowering import edges, gaussian_kl, held_integers
 from probgen.backends.optimizer_steps import moment_bounds
 from probgen.backends.protocol import Optimizer, Site
@@ -45,7 +46,7 @@ class JaxBackend:
     """
 
     name = "jax"
-    ops = jax_ops
+    ops, total = jax_ops, staticmethod(total)
 
     def __init__(self, device: str = "auto"):
         self._device = self._find(device)

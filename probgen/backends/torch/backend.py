@@ -163,6 +163,9 @@ class TorchBackend:
     def vmap(self, fn: Callable, in_axes: Any = 0) -> Callable:
         return torch.func.vmap(fn, in_dims=in_axes, randomness="different")
 
+    def total(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.sum(x)
+
     def compile(
         self, fn: Callable, num_calls: int | None = None, *,
         over: Literal["rows", "leading"] | None = None, token: Any = None,
