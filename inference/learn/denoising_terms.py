@@ -25,8 +25,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
-
 from probgen.backends.protocol import Backend
 from probgen.inference.likelihood.denoising_elbo import step_weights
 
@@ -55,7 +53,7 @@ def between_steps(backend: Backend, model: Any) -> Callable:
     """
     ops = backend.ops
     angles = model.schedule.angles(PARTS)
-    table, last = backend.asarray(angles.astype(np.float32)), len(angles) - 1
+    table, last = backend.asarray(angles), len(angles) - 1
 
     def draw(key: Any, n: int) -> tuple[Array, dict[str, Array]]:
         place = backend.uniform(key, (n,)) * last

@@ -48,10 +48,21 @@ def _difference(got: Any, want: Any) -> str:
         return f" ({', '.join(names)})"
     elif isinstance(want, str) and _HASH.fullmatch(want):
         return ""
-    return f" ({_short(got)}, expected {_short(want)})"
+    got, want = _text(got), _text(want)
+    pairs = enumerate(zip(got, want, strict=False))
+    same = next((i for i, (a, b) in pairs if a != b), min(len(got), len(want)))
+    return f" ({_short(got, same)}, expected {_short(want, same)})"
 
 
-def _short(value: Any) -> str:
+def _text(value: Any) -> str:
     text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-    text = _HASH.sub(r"\1", text)
-    return text if len(text) <= 160 else f"{text[:120]}...{text[-37:]}"
+    return _HASH.sub(r"\1", text)
+
+
+def _short(text: str, same: int) -> str:
+    """A long text by its start, the place where it differs after `same` letters, and its end."""
+    if len(text) <= 160:
+        return text
+    if same < 100 or len(text) - same < 60:
+        return f"{text[:120]}...{text[-37:]}"
+    return f"{text[:40]}...{text[same - 30 : same + 50]}...{text[-37:]}"

@@ -9,7 +9,7 @@ from shared_noise import each_backend
 import probgen as pg
 from probgen import nets
 from probgen.engine.bind import bind
-from probgen.errors import AlgorithmError, DeclarationError
+from probgen.errors import AlgorithmError, DeclarationError, OtherRun
 from probgen.inference import DDIM, Denoising, DenoisingELBO
 from probgen.inference.learn.denoising_terms import between_steps, weight
 from probgen.models import Diffusion, NoiseSchedule
@@ -217,3 +217,16 @@ def test_what_cannot_be_learned_is_refused(b):
     bound, _ = bind(one, b, data={"x": np.zeros((1, 3), np.float32)})
     with pytest.raises(AlgorithmError, match="one step, expected two or more"):
         Denoising(time="continuous").bind(bound)
+
+
+def test_going_on_under_another_schedule_is_refused_by_what_differs(tmp_path):
+    x = np.zeros((8, 2), np.float32)
+    options = {"num_steps": 1, "seed": 0, "backend": "torch", "progress_bar": False}
+
+    def fit(steps):
+        model = Diffusion(nets.MLPDenoiser(2, hidden=(4,)), (2,), NoiseSchedule(steps, "vp_sde"))
+        return pg.fit(model, x, Denoising(), checkpoint=tmp_path / "run", **options)
+
+    fit(50)
+    with pytest.raises(OtherRun, match="num_train_timesteps=50.*expected.*num_train_timesteps=60"):
+        fit(60)
