@@ -22,7 +22,6 @@ from typing import Any, Literal
 
 import numpy as np
 
-from probgen.errors import AlgorithmError
 from probgen.inference.sample.noise_levels import Levels, between_steps, visited, word
 from probgen.inference.sample.reverse import Columns, Reverse, guided
 from probgen.language.declared import declaration
@@ -37,21 +36,22 @@ class _Solver(Reverse):
     num_steps: int
     spacing: Grid
     rho: float
+    sigma_max: float | None
     steps_offset: int
 
     def levels(self, model: Any) -> Levels:
         """Those visited, [num_steps], the noisiest first, and the data after them."""
         who = type(self).__name__
         if self.spacing == "karras" or self.spacing == "log_snr":
-            found = between_steps(model, self.num_steps, self.spacing, self.rho, who)
-        else:
-            found = visited(model, self.num_steps, self.spacing, self.steps_offset, who)
-        if not (found.signal > 0).all():
-            raise AlgorithmError(
-                f"{who}: got {model.name!r}, whose step {found.time[0]:g} has no signal, expected "
-                "some at each, since the solver steps in sigma / a; use DDIM or Ancestral."
-            )
+            grid, rho, top = self.spacing, self.rho, self.sigma_max
+            return between_steps(model, self.num_steps, grid, rho, top, who).and_data()
+        found = visited(model, self.num_steps, self.spacing, self.steps_offset, who)
         return found.and_data()
+
+    def leaps_first(self, model: Any, levels: Levels) -> bool:
+        """Whether the first step is DDIM's: from no signal, or from beyond `sigma_max`."""
+        beyond = self.sigma_max is not None and self.spacing in ("karras", "log_snr")
+        return levels.signal[0] == 0 or (beyond and levels.ratio[0] > self.sigma_max)
 
     def note(self, stats: Mapping[str, np.ndarray] | None = None) -> str:
         """What the draws target."""
@@ -73,10 +73,13 @@ class ProbabilityFlowODE(_Solver):
             chain's last step down to its first; "trailing", "leading" and "linspace" at whole ones,
             as of `DDIM`.
         rho: of "karras".
+        sigma_max: the largest sigma / a of the solver's steps; a chain that begins with more (EDM's
+            80 is enough, cosine schedules have 20,000) goes there by one step of first order.
         steps_offset: of "leading".
 
-    The error falls as 1 / num_steps^2 down to the lowest level, as that of the last step, which is
-    of first order, is the same for all. Draws are those that `ProbabilityFlow` gives the density
+    From a last step without signal (zero terminal SNR, flow matching) the first step is DDIM's. The
+    error falls as 1 / num_steps^2 between that and the lowest level; that of the steps of first
+    order at both ends is the same for all. Draws are those that `ProbabilityFlow` gives the density
     of.
 
     Raises (by generate): AlgorithmError: the model is no diffusion, or has fewer steps than are
@@ -89,15 +92,18 @@ class ProbabilityFlowODE(_Solver):
     guidance_scale: float = 1.0
     spacing: Grid = "karras"
     rho: Positive = dataclasses.field(default=7.0, kw_only=True)
+    sigma_max: Positive | None = dataclasses.field(default=None, kw_only=True)
     steps_offset: CountOrZero = dataclasses.field(default=0, kw_only=True)
 
     def columns(self, model: Any) -> Columns:
-        """Two rows a level, the guess and its correction, but one for the last."""
+        """Two rows a level, the guess and its correction, but one for the last, and for a first
+        one from which the solver does not step."""
         levels = self.levels(model)
         now, then = levels.at(slice(-1)), levels.at(slice(1, None))
         says = word(model, now, "ProbabilityFlowODE")
-        h = then.signal * np.diff(levels.ratio)  # x' = (a'/a) x + h eps
-        of_x, zero = then.signal / now.signal, 0.0 * h
+        # x' = (a'/a) x + h eps, in numbers that are finite where a = 0
+        h = then.noise - then.signal * now.noise / np.where(now.signal > 0, now.signal, np.inf)
+        of_x, zero = then.signal / np.where(now.signal > 0, now.signal, np.inf), 0.0 * h
         # The guess moves x on by all of h eps, and keeps x moved by half of it.
         guess = (of_x + h * says.eps_x, h * says.eps_net, zero)
         half = (of_x + h / 2 * says.eps_x, h / 2 * says.eps_net)
@@ -110,12 +116,18 @@ class ProbabilityFlowODE(_Solver):
             out[::2], out[1::2] = guesses, corrections
             return out
 
-        return {
+        columns = {
             "time": rows(now.time, now.time[1:]),
             **{k: rows(guess[i], correction[i]) for i, k in enumerate(("x", "net", "m"))},
             "m_x": rows(half[0], 0.0),
             "m_net": rows(half[1], 0.0),
         }
+        if not self.leaps_first(model, levels):
+            return columns
+        columns = {k: np.delete(v, 1) for k, v in columns.items()}
+        columns["x"][0] = then.signal[0] * says.clean_x[0] + then.noise[0] * says.eps_x[0]
+        columns["net"][0] = then.signal[0] * says.clean_net[0] + then.noise[0] * says.eps_net[0]
+        return columns
 
 
 @declaration
@@ -125,7 +137,7 @@ class DPMSolver(_Solver):
     Args:
         num_steps: noise levels, and calls of the net.
         guidance_scale: w of classifier-free guidance; 1 for none.
-        spacing, rho, steps_offset: as of `ProbabilityFlowODE`.
+        spacing, rho, sigma_max, steps_offset: as of `ProbabilityFlowODE`.
 
     One call a step, as `DDIM` has, and an error that falls as 1 / num_steps^2 down to the lowest
     level; the first step, and the last one to the datum, are DDIM's.
@@ -139,6 +151,7 @@ class DPMSolver(_Solver):
     guidance_scale: float = 1.0
     spacing: Grid = "log_snr"
     rho: Positive = dataclasses.field(default=7.0, kw_only=True)
+    sigma_max: Positive | None = dataclasses.field(default=None, kw_only=True)
     steps_offset: CountOrZero = dataclasses.field(default=0, kw_only=True)
 
     def columns(self, model: Any) -> Columns:
@@ -148,6 +161,8 @@ class DPMSolver(_Solver):
         says = word(model, now, "DPMSolver")
         h = -np.diff(np.log(levels.ratio[:-1]))
         before = np.concatenate([[0.0], h[1:] / (2.0 * h[:-1]), [0.0]])  # 1 / (2 q): 0, first order
+        if self.leaps_first(model, levels):
+            before[1] = 0.0  # nor by an x_0 from far above
         gain = -then.signal * np.expm1(-np.append(h, np.inf))
         of_clean = gain * (1.0 + before)
         return {

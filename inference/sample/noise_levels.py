@@ -39,8 +39,9 @@ class Levels(NamedTuple):
 
     @property
     def ratio(self) -> np.ndarray:
-        """sigma / a, EDM's noise level."""
-        return self.noise / self.signal
+        """sigma / a, EDM's noise level; infinite without signal."""
+        with np.errstate(divide="ignore"):
+            return self.noise / self.signal
 
     def and_data(self, signal: float = 1.0) -> Levels:
         """These and after them the data: a = 1, or what is taken for it, and no time."""
@@ -110,32 +111,41 @@ def visited(model: Any, num_steps: int, spacing: Spacing, steps_offset: int, who
     return Levels(times.astype(float), table["signal"][times], table["noise"][times])
 
 
-def between_steps(model: Any, num_levels: int, grid: Grid, rho: float, who: str) -> Levels:
+def between_steps(
+    model: Any, num_levels: int, grid: Grid, rho: float, sigma_max: float | None, who: str
+) -> Levels:
     """`num_levels` from the last step's noise down to the first's, at fractional times.
 
         karras     (sigma / a)^(1 / rho) in equal steps
         log_snr    log(sigma / a) in equal steps
 
-    Times between steps are those of `NoiseSchedule.index_at`.
+    Where the last step has no signal, or more noise than `sigma_max`, it is the first level all
+    the same, and the others begin at the next one that has, or at `sigma_max`. Times between steps
+    are those of `NoiseSchedule.index_at`.
 
     Raises:
-        AlgorithmError: the chain has one step, or one without signal, whose sigma / a is infinite.
+        AlgorithmError: fewer than two steps have some signal; `sigma_max` is not above the first.
     """
     u = model.schedule.log_ratios()
-    if len(u) < 2 or len(u) < model.schedule.num_train_timesteps:
+    top = u[-1] if sigma_max is None else min(u[-1], np.log(sigma_max))
+    if len(u) < 2 or top <= u[0]:
         raise AlgorithmError(
-            f"{who}: got {model.name!r}, with {model.schedule.num_train_timesteps} steps of which "
-            f"{len(u)} leave some signal, expected two steps or more, all with some: the solver's "
-            "levels are sigma / a; use DDIM or Ancestral, which need none."
+            f"{who}: got sigma_max={sigma_max} for {model.name!r}, of whose steps {len(u)} have "
+            f"some signal, with sigma / a from {np.exp(u[0]):.3g}, expected two steps or more and "
+            "a sigma_max above that; use DDIM or Ancestral, which need no levels between steps."
         )
+    total = model.schedule.num_train_timesteps
+    is_beyond = len(u) < total or top < u[-1]
+    count = num_levels - is_beyond
     if grid == "log_snr":
-        wanted = np.linspace(u[-1], u[0], num_levels)
+        wanted = np.linspace(top, u[0], count)
     else:
-        high, low = np.exp(u[[-1, 0]] / rho)
-        wanted = rho * np.log(np.linspace(high, low, num_levels))
-        wanted[[0, -1]] = u[[-1, 0]]  # to the bit, so that nothing is extrapolated
-    return Levels(
-        model.schedule.index_at(wanted),
-        1.0 / np.sqrt(1.0 + np.exp(2 * wanted)),
-        1.0 / np.sqrt(1.0 + np.exp(-2 * wanted)),
-    )
+        wanted = rho * np.log(np.linspace(np.exp(top / rho), np.exp(u[0] / rho), count))
+        wanted[[0, -1]] = top, u[0]  # to the bit, so that nothing is extrapolated
+    noise = 1.0 / np.sqrt(1.0 + np.exp(-2 * wanted))
+    found = Levels(model.schedule.index_at(wanted), 1.0 / np.sqrt(1.0 + np.exp(2 * wanted)), noise)
+    if not is_beyond:
+        return found
+    bar = float(model.schedule.alphas_bar()[-1])
+    last = (total - 1.0, np.sqrt(bar), np.sqrt(1.0 - bar))
+    return Levels(*(np.append(v, w) for v, w in zip(last, found, strict=True)))

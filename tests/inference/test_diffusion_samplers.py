@@ -17,7 +17,7 @@ from probgen import ops
 from probgen.errors import AlgorithmError, DataError, DeclarationError, ShapeError
 from probgen.inference import DDIM, Ancestral, DDIMInverse, DPMSolver, Inpaint, ProbabilityFlowODE
 from probgen.inference.sample.noise_levels import Levels, visited, word
-from probgen.models import Diffusion
+from probgen.models import Diffusion, NoiseSchedule
 
 STEPS = 60
 EIGHT = np.array([0.05, 0.5, 2.0, 8.0])
@@ -25,9 +25,14 @@ EIGHT = np.array([0.05, 0.5, 2.0, 8.0])
 
 def gains(model, time, lam):
     """What the exact net says along eigenvectors: n = gain x."""
-    t = (time + 1.0) / model.schedule.num_train_timesteps
-    total = 0.1 * t + 9.95 * t * t
-    bar, noise2 = np.exp(-total), -np.expm1(-total)
+    if isinstance(model.schedule, LinearBeta):
+        t = (time + 1.0) / model.schedule.num_train_timesteps
+        total = 0.1 * t + 9.95 * t * t
+        bar, noise2 = np.exp(-total), -np.expm1(-total)
+    else:
+        angles = model.schedule.angles(8)
+        bar = np.cos(np.interp(8 * time, np.arange(len(angles)), angles)) ** 2
+        noise2 = 1.0 - bar
     a, sigma = np.sqrt(bar), np.sqrt(noise2)
     says = {"epsilon": sigma, "sample": a * lam, "v_prediction": a * sigma * (1 - lam)}
     return says[model.prediction_type] / (bar * lam + noise2)
@@ -84,6 +89,39 @@ def test_halving_the_step_divides_the_error_by_two_to_the_order(sampler, order, 
     ratio = errors[0] / errors[1]
     low, high = {1: (1.85, 2.15), 2: (3.4, 4.6)}[order]
     assert (low < ratio).all() and (ratio < high).all(), ratio
+
+
+BEYOND = [
+    (DPMSolver(50), 0.01), (DPMSolver(50, spacing="karras", sigma_max=80.0), 0.01),
+    (DPMSolver(50, spacing="trailing"), 0.01), (ProbabilityFlowODE(50, sigma_max=80.0), 0.01),
+    (DDIM(50), 0.06),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("sampler, error", BEYOND, ids=repr)
+def test_a_chain_from_no_signal_at_all_ends_with_the_data_s_spread(sampler, error):
+    """Noise N(0, 1) is led to N(0, lam): x by sqrt(lam), from a = 0 too."""
+    straight = NoiseSchedule(1000, "rectified_flow")
+    exact = exact_diffusion(4, kind="v_prediction")[0].model
+    model = dataclasses.replace(exact, schedule=straight)
+    off = along(model, sampler, EIGHT) / np.sqrt(EIGHT) - 1
+    assert (np.abs(off) < error).all(), off
+
+
+def test_beyond_sigma_max_the_first_step_is_ddim_s():
+    model = exact_diffusion(4, steps=1000)[0].model
+    for solver in (DPMSolver, ProbabilityFlowODE):
+        first = solver(9, spacing="log_snr", sigma_max=20.0).levels(model)
+        np.testing.assert_allclose(first.ratio[1], 20.0)
+        assert first.time[0] == 999 and first.ratio[0] > 100
+        columns = solver(9, spacing="log_snr", sigma_max=20.0).columns(model)
+        n, x = -0.3, 0.8
+        clean = model.clean(x, n, {"signal": first.signal[0], "noise": first.noise[0]})
+        np.testing.assert_allclose(
+            columns["x"][0] * x + columns["net"][0] * n,
+            first.signal[1] * clean + first.noise[1] * n,
+        )
+        assert len(columns["time"]) == (9 if solver is DPMSolver else 16)
 
 
 @pytest.mark.parametrize("spacing", ["karras", "trailing"])
@@ -337,6 +375,8 @@ def test_what_does_not_go_together_is_refused_in_words():
         drawn(Ancestral(61))
     with pytest.raises(AlgorithmError, match="steps_offset=15, with which .* is 60 .* at most 59"):
         drawn(DDIM(4, spacing="leading", steps_offset=15))
+    with pytest.raises(AlgorithmError, match="sigma_max=0.01 .*expected two steps or more and a"):
+        drawn(DPMSolver(4, sigma_max=0.01))
     with pytest.raises(ShapeError, match=r"Inpaint: got mask of shape \[2\], expected \[3\]"):
         drawn(Inpaint(DDIM(4), np.ones(2), np.ones(3)))
     with pytest.raises(DeclarationError, match="Inpaint: got mask=.*expected 0 and 1"):
