@@ -49,7 +49,7 @@ REGISTRY = [
     nets.ResidualEnergy(), nets.SumOfEnergies((ENERGY, ENERGY)), nets.ScaledEnergy(ENERGY, 0.5),
     nets.adapters.TorchNet(Module()), nets.adapters.FlaxNet(Module()),
     nets.adapters.NnxNet(Module()), nets.adapters.EquinoxNet(Module(), 1),
-    nets.DiffusersUNet(Module()),
+    nets.DiffusersUNet(Module()), nets.GivenContext(),
     # optimisers and their schedules
     optim.Schedule(), pg.CosineDecay(0.1, 10), pg.ExponentialDecay(0.1, 0.5, 10),
     pg.LinearWarmup(0.1, 10), optim.OptimizerDeclaration(), pg.Adam(), pg.AdamW(), pg.SGD(),

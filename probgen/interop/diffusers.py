@@ -3,6 +3,7 @@
     from_diffusers(scheduler)              -> a `NoiseSchedule`
     from_diffusers(unet, scheduler)        -> a `Fitted` whose model is a `Diffusion`, on torch
     from_diffusers(pipeline)  (folder)     -> the same
+    sampler_of(scheduler, num_steps)       -> our sampler of the same numbers
     to_diffusers(fitted, unet)             trained weights back into a network of theirs
 
 Data are [n, h, w, c] here and [n, c, h, w] there. What a scheduler's options say about drawing and
@@ -12,23 +13,22 @@ it would change what the network means. diffusers is imported to open a folder, 
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from probgen.engine.fitted import Fitted
-from probgen.errors import BackendError, DeclarationError, ShapeError
-from probgen.nets.diffusers_unet import DiffusersUNet
+from probgen.errors import DeclarationError, ShapeError
+from probgen.interop.diffusers_folder import UNETS, opened
+from probgen.nets.conditions import ContextEmbedding
+from probgen.nets.diffusers_unet import DiffusersUNet, GivenContext
 from probgen.records import store
 
 log = logging.getLogger("probgen")
-UNETS = ("UNet2DModel", "UNet2DConditionModel")
-CLOSE = 1e-6  # of alpha_bar, between theirs in single precision and ours
+CLOSE = 3e-6  # of alpha_bar: theirs are rescaled in single precision
 
 
 def from_diffusers(
@@ -36,6 +36,8 @@ def from_diffusers(
     scheduler: Any = None,
     *,
     shape: tuple[int, ...] | None = None,
+    num_tokens: int | None = None,
+    null: Any = None,
     local_files_only: bool = True,
 ) -> Any:
     """A network, scheduler, pipeline or folder of diffusers as ours.
@@ -47,26 +49,29 @@ def from_diffusers(
             their `save_pretrained` writes it.
         scheduler: of a network alone: a scheduler, or a folder of one.
         shape: (h, w, c) of a datum; None is what the network's `sample_size` says.
+        num_tokens: m, how many rows the embedding has on which a network is conditioned.
+        null: [m, d], the embedding of no condition, such as an empty prompt's; without it
+            classifier-free guidance is refused.
         local_files_only: False lets a name that is no folder here be asked of the Hub.
 
     Returns:
         Of a scheduler a `NoiseSchedule`. Else a `Fitted` with their weights, on torch: its model is
         a `Diffusion` of the same schedule and prediction type, whose data "x" are [n, h, w, c].
-        A network's own condition is an input: "context", the rows [n, m, d] of an embedding
-        (`encoder_hidden_states`), or "label", whole numbers [n] (`class_labels`). `fit` goes on
-        from it; `generate`, `evaluate` and whatever takes a fitted part take it.
+        A network's own condition is the input "condition": the rows [n, m, d] of an embedding
+        (`encoder_hidden_states`), or whole numbers [n] (`class_labels`). `fit` goes on from it;
+        `generate`, `evaluate` and whatever takes a fitted part take it.
 
     Raises:
         DeclarationError: none of these; a network without a scheduler; a schedule, prediction or
             condition that has no counterpart here; a learned variance.
         BackendError: diffusers is needed to open a folder and is not installed.
 
-    Logs: options of the scheduler that a sampler, and not the model, would have to follow.
+    Logs: options of the scheduler that a sampler, and not the model, follows: `sampler_of`.
     """
     if isinstance(thing, str | os.PathLike):
-        thing = _opened(thing, local_files_only)
+        thing = opened(thing, local_files_only)
     if isinstance(scheduler, str | os.PathLike):
-        scheduler = _opened(scheduler, local_files_only)
+        scheduler = opened(scheduler, local_files_only)
     if hasattr(thing, "unet") and hasattr(thing, "scheduler"):
         scheduler, thing = scheduler or thing.scheduler, thing.unet
     if _is_scheduler(thing):
@@ -83,7 +88,45 @@ def from_diffusers(
             "scheduler that it was trained with, such as DDPMScheduler(), since a network alone "
             "does not say its noise."
         )
-    return _fitted(thing, scheduler, shape)
+    return _fitted(thing, scheduler, shape, num_tokens, null)
+
+
+def sampler_of(scheduler: Any, num_steps: int | None = None, eta: float = 0.0) -> Any:
+    """Our sampler with a scheduler's own options: clipping, which steps, where the last one ends.
+
+    Args:
+        scheduler: a `DDIMScheduler` (`DDIM`), a `DDIMInverseScheduler` (`DDIMInverse`) or a
+            `DDPMScheduler` (`Ancestral`), or a folder of one.
+        num_steps: as of their `set_timesteps`; None, of a `DDPMScheduler`, is all steps.
+        eta: of a `DDIMScheduler`.
+
+    Raises:
+        DeclarationError: another scheduler, or an option of these that has no counterpart here.
+    """
+    from probgen.inference import DDIM, Ancestral, DDIMInverse
+
+    if isinstance(scheduler, str | os.PathLike):
+        scheduler = opened(scheduler, True)
+    name, config = type(scheduler).__name__, getattr(scheduler, "config", {})
+    known = {"DDIMScheduler": DDIM, "DDIMInverseScheduler": DDIMInverse, "DDPMScheduler": Ancestral}
+    variance = config.get("variance_type", "fixed_small")
+    total = config.get("num_train_timesteps")
+    leaps = name == "DDPMScheduler" and num_steps not in (None, total)
+    if name not in known or config.get("thresholding") or variance != "fixed_small" or leaps:
+        raise DeclarationError(
+            f"sampler_of: got a {name} (thresholding={bool(config.get('thresholding'))}, "
+            f"variance_type={variance!r}, num_steps={num_steps}), expected a DDIMScheduler or "
+            "DDIMInverseScheduler, or a DDPMScheduler of all its steps, without thresholding and "
+            "with variance_type='fixed_small'; choose a sampler of probgen.inference by hand."
+        )
+    clip = float(config.get("clip_sample_range", 1.0)) if config.get("clip_sample") else None
+    if name == "DDPMScheduler":
+        return Ancestral(clip_sample_range=clip)
+    own: dict[str, Any] = {} if name == "DDIMInverseScheduler" else {"eta": eta}
+    return known[name](
+        num_steps or 50, spacing=config["timestep_spacing"], steps_offset=config["steps_offset"],
+        set_alpha_to_one=config["set_alpha_to_one"], clip_sample_range=clip, lands="stride", **own,
+    )  # fmt: skip
 
 
 def to_diffusers(fitted: Fitted, unet: Any) -> Any:
@@ -171,26 +214,54 @@ def _said(scheduler: Any) -> list[str]:
 # ---- networks ------------------------------------------------------------------------------------
 
 
-def _fitted(unet: Any, scheduler: Any, shape: tuple[int, ...] | None) -> Fitted:
+def _fitted(
+    unet: Any, scheduler: Any, shape: tuple[int, ...] | None, num_tokens: int | None, null: Any
+) -> Fitted:
     from probgen.models import Diffusion
 
     schedule, config = _schedule(scheduler), scheduler.config
-    kind = config.get("prediction_type", "epsilon")
     own, name = unet.config, type(unet).__name__
     _require_plain(unet, scheduler)
     shape = _shape(own, name) if shape is None else tuple(shape)
-    net = DiffusersUNet(unet, _condition(own))
-    model = Diffusion(net, shape, schedule, kind)
+    word = _condition(own)
+    net = DiffusersUNet(unet, word)
+    params: dict[str, Any] = {"denoiser": net.init(np.random.default_rng(0))}
+    shapes: dict[str, Any] = {"x": shape}
+    condition, dtypes = None, {}
+    if word is not None:
+        condition, shapes["condition"] = _context(own, word, name, num_tokens, null)
+        params["condition"] = {} if null is None else {"null": np.asarray(null, np.float32)}
+        dtypes = {"condition": "int32"} if word == "class_labels" else {}
+    model = Diffusion(
+        net, shape, schedule, config.get("prediction_type", "epsilon"), condition=condition
+    )
     left = _said(scheduler)
     if left:
         log.info(
-            "from_diffusers: the %s also asks for %s; a model does not hold this, a sampler does.",
+            "from_diffusers: the %s also asks for %s; a model does not hold this, a sampler does: "
+            "interop.sampler_of(scheduler, num_steps).",
             type(scheduler).__name__, "; ".join(left),
         )  # fmt: skip
-    params = {"denoiser": net.init(np.random.default_rng(0))}
     info = {"backend": "torch", "from": f"diffusers: {name}, {type(scheduler).__name__}",
             "left to samplers": left}  # fmt: skip
-    return Fitted(model, params, info=info, shapes={"x": shape})
+    return Fitted(model, params, info=info, shapes=shapes, dtypes=dtypes)
+
+
+def _context(
+    own: Mapping, word: str, name: str, num_tokens: int | None, null: Any
+) -> tuple[Any, tuple[int, ...]]:
+    """(the condition net, the shape of one datum's condition)."""
+    if word == "class_labels":
+        return GivenContext(), ()
+    rows = num_tokens if null is None else len(null)
+    if rows is None or num_tokens not in (None, rows):
+        raise DeclarationError(
+            f"from_diffusers: got a {name} with cross-attention and num_tokens={num_tokens}"
+            f"{'' if null is None else f', null of {rows} rows'}, expected the number of rows of "
+            "the embeddings that it is conditioned on, such as num_tokens=77 of CLIP."
+        )
+    shape = (rows, int(own["cross_attention_dim"]))
+    return (GivenContext(shape) if null is None else ContextEmbedding(shape)), shape
 
 
 def _require_plain(unet: Any, scheduler: Any) -> None:
@@ -232,67 +303,3 @@ def _shape(own: Mapping, name: str) -> tuple[int, int, int]:
         )
     height, width = (size, size) if isinstance(size, int) else size
     return (height, width, own["in_channels"])
-
-
-# ---- folders -------------------------------------------------------------------------------------
-
-
-class _Parts:
-    """Network and scheduler of a pipeline's folder."""
-
-    def __init__(self, unet: Any, scheduler: Any) -> None:
-        self.unet, self.scheduler = unet, scheduler
-
-
-def _opened(path: Any, local_files_only: bool) -> Any:
-    """What a folder of diffusers holds; classes are looked up among a few names, not run."""
-    folder = Path(path)
-    if not folder.is_dir():
-        if local_files_only:
-            raise DeclarationError(
-                f"from_diffusers: got {str(path)!r}, which is no folder here, expected one that "
-                "save_pretrained of diffusers wrote; a name on the Hub is fetched only with "
-                "local_files_only=False."
-            )
-        folder = _fetched(str(path))
-    if (folder / "model_index.json").is_file():
-        return _Parts(_opened(folder / "unet", True), _opened(folder / "scheduler", True))
-    for name, ends in (("config.json", UNETS), ("scheduler_config.json", ("Scheduler",))):
-        if (folder / name).is_file():
-            kind = str(json.loads((folder / name).read_text("utf-8")).get("_class_name"))
-            if not kind.isidentifier() or not kind.endswith(ends):
-                raise DeclarationError(
-                    f"from_diffusers: got {folder / name} of a {kind}, expected a "
-                    f"{' or '.join(ends)}."
-                )
-            found = getattr(_library(), kind, None)
-            if found is None:
-                raise DeclarationError(
-                    f"from_diffusers: got {folder / name} of a {kind}, which this version of "
-                    "diffusers does not have; install a newer one."
-                )
-            return found.from_pretrained(folder, local_files_only=True)
-    raise DeclarationError(
-        f"from_diffusers: got the folder {folder}, expected a model_index.json (a pipeline), "
-        "config.json (a network) or scheduler_config.json in it."
-    )
-
-
-def _fetched(name: str) -> Path:
-    """A repository of the Hub, in its cache: network and scheduler alone."""
-    import huggingface_hub
-
-    wanted = ["model_index.json", "unet/*", "scheduler/*", "config.json", "*.safetensors",
-              "scheduler_config.json"]  # fmt: skip
-    return Path(huggingface_hub.snapshot_download(name, allow_patterns=wanted))
-
-
-def _library() -> Any:
-    try:
-        import diffusers
-    except ImportError as error:
-        raise BackendError(
-            "from_diffusers: diffusers is not installed, expected it to open a folder of its "
-            "models; install it with: pip install 'probgen[diffusers]'"
-        ) from error
-    return diffusers

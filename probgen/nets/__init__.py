@@ -16,7 +16,7 @@ from probgen.nets.conditions import ClassEmbedding, ContextEmbedding
 from probgen.nets.conv import ConvDecoder, ConvEncoder, ConvEnergy
 from probgen.nets.conv_discriminator import ConvDiscriminator
 from probgen.nets.denoiser import MLPDenoiser
-from probgen.nets.diffusers_unet import DiffusersUNet
+from probgen.nets.diffusers_unet import DiffusersUNet, GivenContext
 from probgen.nets.energies import ScaledEnergy, SumOfEnergies
 from probgen.nets.latent_blocks import LatentBlock, LatentGroupNorm
 from probgen.nets.latent_denoiser import LatentDenoiser, TimedDiscriminator
@@ -54,5 +54,5 @@ __all__ = [
     "LatentDenoiser", "LatentUNet", "LatentBlock", "LatentGroupNorm",
     "TimedDiscriminator", "ConvDiscriminator",
     # bring your own
-    "from_torch", "from_flax", "from_equinox", "DiffusersUNet",
+    "from_torch", "from_flax", "from_equinox", "DiffusersUNet", "GivenContext",
 ]  # fmt: skip

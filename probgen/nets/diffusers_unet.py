@@ -1,12 +1,17 @@
-"""A U-Net of diffusers as a denoiser: our axes, times and conditions outside, its own inside."""
+"""A U-Net of diffusers as a denoiser: our axes, times and conditions outside, its own inside.
+
+Its condition goes by a context [..., m, d], as every denoiser's does: the rows of its
+`encoder_hidden_states` as they are, or its class label as one number.
+"""
 
 from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
+from probgen.errors import ShapeError
 from probgen.language import ops
 from probgen.language.declared import declaration
-from probgen.language.kinds import having
+from probgen.language.kinds import Width, having
 from probgen.nets.adapters import TorchNet, require_pure, with_one_batch_axis
 from probgen.nets.base import Array, Key, Params, Shape
 
@@ -21,8 +26,8 @@ class DiffusersUNet:
     Args:
         module: a `UNet2DModel` or `UNet2DConditionModel` of diffusers, or what is called like them:
             (x [n, c, h, w], t [n], ..., return_dict=False) -> a tuple of one image.
-        condition: what the third input is, by the module's name: "encoder_hidden_states" (the
-            rows [..., m, d] of a context), "class_labels" (whole numbers [...]), or None.
+        condition: the module's own name for the third input, a context [..., m, d]:
+            "encoder_hidden_states", its rows; "class_labels", one number [..., 1, 1]; or None.
     """
 
     module: Annotated[Any, having("a U-Net of diffusers", "named_parameters", "named_buffers")]
@@ -32,8 +37,7 @@ class DiffusersUNet:
     @property
     def in_ndim(self) -> tuple[int, ...]:
         """Event axes of the image, the time and the condition."""
-        own = {None: (), "encoder_hidden_states": (2,), "class_labels": (0,)}
-        return (3, 0, *own[self.condition])
+        return (3, 0) if self.condition is None else (3, 0, 2)
 
     def _net(self) -> TorchNet:
         return TorchNet(self.module, self.in_ndim)
@@ -49,7 +53,7 @@ class DiffusersUNet:
             if self.condition is not None:
                 (value,) = given
                 is_label = self.condition == "class_labels"
-                options[self.condition] = ops.cast(value, "int64") if is_label else value
+                options[self.condition] = ops.cast(value[:, 0, 0], "int64") if is_label else value
             y = net.call(params, ops.transpose(x, (0, 3, 1, 2)), t, **options)[0]
             return ops.transpose(y, (0, 2, 3, 1))
 
@@ -64,3 +68,35 @@ class DiffusersUNet:
 
     def out_shape(self, *shapes: Shape) -> Shape:
         return tuple(shapes[0])
+
+
+@declaration
+class GivenContext:
+    """A condition as it stands, as a context: rows [..., m, d], or a number [...] as [..., 1, 1].
+
+    Attributes:
+        shape: of one datum's condition, (m, d) or ().
+
+    It has no context of no condition: guidance takes `ContextEmbedding`, whose null is known.
+    """
+
+    shape: tuple[Width, ...] = ()
+
+    @property
+    def in_ndim(self) -> int:
+        """Event axes of the condition."""
+        return len(self.shape)
+
+    def init(self, key: Key, *shapes: Shape) -> Params:
+        return {}
+
+    def apply(self, params: Params, x: Array) -> Array:
+        if tuple(x.shape[x.ndim - len(self.shape) :]) != self.shape:
+            raise ShapeError(
+                f"GivenContext: got a condition of shape {tuple(x.shape)}, expected {self.shape} "
+                "for each datum, as declared."
+            )
+        return x if self.shape else ops.reshape(ops.cast(x, "float32"), (*x.shape, 1, 1))
+
+    def out_shape(self, *shapes: Shape) -> Shape:
+        return self.shape or (1, 1)

@@ -34,7 +34,7 @@ JAX_SIDE = {"jax", "jaxlib", "numpyro", "optax", "flax", "equinox", "blackjax", 
 BACKEND_WORDS = {"torch", "pyro", "jax", "numpyro"}
 
 # The only files outside probgen/backends that meet a framework: what users bring along.
-BRING_YOUR_OWN = {"probgen/nets/adapters.py", "probgen/interop/diffusers.py"}
+BRING_YOUR_OWN = {"probgen/nets/adapters.py", "probgen/interop/diffusers_folder.py"}
 
 # Files of probgen/ that may reach up into the rooms, and then only inside a function: the command
 # line and the door to diffusers, users of the rooms that happen to live below them.
