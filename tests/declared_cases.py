@@ -7,6 +7,8 @@ from probgen import dist, evaluation, inference, models, nets, optim
 from probgen.evaluation import page
 from probgen.inference import ood
 from probgen.models import likelihoods
+from studies.ddgan import digits as ddgan_digits
+from studies.ddgan import study as ddgan
 from studies.likelihood_regret import study
 from studies.rbm import rbm
 from studies.self_adversarial_ebm import digits as self_adversarial_digits
@@ -107,7 +109,7 @@ REGISTRY = [
     inference.likelihood.guide_terms.GuideTerms(2),
     # what evaluations are made from
     FITTED, evaluation.demo.Settings(), study.Settings(), self_adversarial.Settings(),
-    self_adversarial_digits.Settings(),
+    self_adversarial_digits.Settings(), ddgan.Settings(), ddgan_digits.Settings(),
     evaluation.detection.Metric(), inference.Guide(),
     evaluation.samples.features.Features("raw", np.asarray),
     # what pages are made of

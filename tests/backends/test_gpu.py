@@ -6,8 +6,8 @@ import pytest
 import probgen as pg
 from probgen import dist, nets
 from probgen.engine.bind import bind
-from probgen.inference import DDIM, ELBO, IWAE, SVI, Denoising, DenoisingELBO
-from probgen.models import VAE, Diffusion, NoiseSchedule
+from probgen.inference import DDIM, ELBO, IWAE, SVI, Adversarial, Denoising, DenoisingELBO
+from probgen.models import VAE, Diffusion, ImplicitDiffusion, NoiseSchedule
 
 pytestmark = pytest.mark.gpu
 
@@ -79,3 +79,15 @@ def test_a_conditional_diffusion_is_learned_drawn_and_bounded_on_cuda(backend_na
     gap = found[0]["estimate"].values - found[1]["estimate"].values
     spread = np.hypot(*(f["standard_error"].values for f in found))
     assert abs(gap.mean()) < 5 * spread.mean() / np.sqrt(len(gap))
+
+
+@pytest.mark.parametrize("options", [{}, {"consistency": 0.5}, {"gradient_penalty": 10.0}], ids=str)
+def test_a_denoising_diffusion_gan_is_learned_and_drawn_on_cuda(backend_name, options):
+    x = np.random.default_rng(0).uniform(-1, 1, size=(64, 8, 8, 1)).astype(np.float32)
+    model = ImplicitDiffusion(nets.LatentUNet((8, 16)), (8, 8, 1), 4, data_range=(-1, 1))
+    learner = Adversarial(nets.ConvDiscriminator((8, 8)), r1=0.05, r1_every=2, **options)
+    on = {"backend": backend_name, "device": "cuda", "seed": 0}
+    fitted = pg.fit(
+        model, x, learner, num_steps=3, batch_size=16, ema_decay=0.9, progress_bar=False, **on
+    )
+    assert pg.generate(fitted, 6, **on)["x"].shape == (6, 8, 8, 1)

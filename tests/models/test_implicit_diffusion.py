@@ -135,6 +135,27 @@ def test_r1_is_of_the_right_argument_alone(b):
     np.testing.assert_allclose(history["r1"], 25.0, rtol=1e-5)
 
 
+class Blind:
+    """No opinion; how many inputs it was made for is a parameter."""
+
+    def init(self, key, *shapes):
+        return {"inputs": np.float32(len(shapes))}
+
+    def apply(self, params, x, *rest):
+        return (x * 0.0).sum(-1) * params["inputs"]
+
+    def out_shape(self, *shapes):
+        return ()
+
+
+def test_by_marginals_the_discriminator_lacks_x_t_and_the_strain_joins_the_loss(b):
+    """Wasserstein with D = 0: the loss is its weight times the strain; D gets x_{t-1} and t'."""
+    learner = Adversarial(Blind(), loss="wasserstein", consistency=0.5)
+    fitted = fit(b, small(), learner, 1)
+    np.testing.assert_allclose(fitted.history["loss"], 0.5 * fitted.history["strain"], rtol=1e-5)
+    assert fitted.history["strain"][0] > 0 and fitted.extras["discriminator"]["inputs"] == 2
+
+
 # ---- the chain ----
 
 

@@ -1,0 +1,1 @@
+"""Denoising diffusion GANs: few steps that may have several modes."""
