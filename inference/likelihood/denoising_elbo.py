@@ -22,6 +22,7 @@ import numpy as np
 from probgen.engine.bound import Bound
 from probgen.engine.measure import EvaluationContext, Function
 from probgen.inference.likelihood.probability_flow import require_diffusion
+from probgen.language.capabilities import embedded
 from probgen.language.declared import declaration
 from probgen.language.kinds import Many, TwoOrMore
 
@@ -98,7 +99,7 @@ class DenoisingELBO:
 
         def measure(params: Mapping, batch: Mapping, key: Any) -> dict[str, Array]:
             x = batch["x"]
-            inputs = dict(bound.program_inputs(batch))
+            inputs = embedded(model, params, bound.program_inputs(batch), x)
             constant, prior_kl = ends(ops, table, x)
             zero = ops.zeros_like(prior_kl)
 

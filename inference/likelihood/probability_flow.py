@@ -36,7 +36,7 @@ from probgen.inference.likelihood.adaptive_ode import (
 )
 from probgen.inference.likelihood.flow_field import Way, basis, flow_cost, flow_derivative, signs
 from probgen.inference.likelihood.ode import rows_of, runge_kutta_step, solve
-from probgen.language.capabilities import Denoises
+from probgen.language.capabilities import Denoises, embedded
 from probgen.language.declared import declaration, require
 from probgen.language.kinds import CountOrZero, Many, Positive, TwoOrMore
 
@@ -162,7 +162,7 @@ class ProbabilityFlow:
 
         def measure(params: Mapping, batch: Mapping, key: Any) -> dict[str, Array]:
             x = batch["x"]
-            inputs = dict(bound.program_inputs(batch))
+            inputs = embedded(model, params, bound.program_inputs(batch), x)
             probes = basis(b, model.shape) if exact else signs(b, key, x, self.num_probes)
             zero = ops.zeros_like(ops.reshape(x, (x.shape[0], dim))[:, :1])
             start = {"x": x, "log_volume": ops.concatenate([zero] * count, axis=1)}

@@ -21,7 +21,7 @@ from probgen.backends.protocol import Backend
 from probgen.engine.bound import Bound
 from probgen.engine.target import START, Kernel, Target
 from probgen.errors import AlgorithmError, DataError, ShapeError
-from probgen.language.capabilities import Denoises
+from probgen.language.capabilities import Denoises, embedded
 from probgen.language.declared import argument
 
 Array = Any
@@ -143,7 +143,8 @@ def runner(
 
     Without a start it is N(0, I).
     """
-    b, shape, calls = bound.backend, tuple(bound.model.shape), len(columns["time"])  # type: ignore[attr-defined]
+    model: Any = bound.model
+    b, shape, calls = bound.backend, tuple(model.shape), len(columns["time"])
     table = {k: b.asarray(v) for k, v in columns.items()}
     one = b.compile(one, num_calls=calls)
     loops: dict[int, Callable] = {}
@@ -154,6 +155,7 @@ def runner(
         ) -> Any:  # fmt: skip
             k_start, k_steps = b.split(key, 2)
             x = given["x"] if given else b.normal(k_start, (num_samples, *shape))
+            inputs = embedded(model, params, inputs, x)
             carry = {"x": x, "m": b.ops.zeros_like(x)} if "m" in table else {"x": x}
 
             def step(carry: Any, item: Any) -> tuple[Any, Any]:

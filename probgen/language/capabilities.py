@@ -136,3 +136,10 @@ class MakesPairs(Protocol):
     """
 
     def pairs(self, bound: Any) -> Callable[[Mapping, Mapping, Any], Pairs]: ...
+
+
+def embedded(model: Denoises, params: Mapping, inputs: Mapping, x: Array) -> dict[str, Array]:
+    """Inputs for many calls of `predict` at the same data x [n, ...]: with what the model makes of
+    them once and for all, where it does (`embedded`, as a `Diffusion` does its condition)."""
+    make = getattr(model, "embedded", None)
+    return dict(inputs) if make is None else make(params, inputs, x)
