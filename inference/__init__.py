@@ -53,6 +53,7 @@ from probgen.inference.objectives.elbo import ELBO, ImportanceWeightedELBO
 from probgen.inference.objectives.kl_weights import CyclicalWarmup, LinearWarmup, SigmoidWarmup
 from probgen.inference.regret.likelihood_regret import LikelihoodRegret
 from probgen.inference.sample.ancestral import DDIM, Ancestral
+from probgen.inference.sample.annealing_path import AnnealingPath
 from probgen.inference.sample.flow_solvers import DPMSolver, ProbabilityFlowODE
 from probgen.inference.sample.gradient_flow import GradientFlow
 from probgen.inference.sample.guide import Guide
@@ -66,6 +67,7 @@ __all__ = [
     "AIS",
     "Adversarial",
     "Ancestral",
+    "AnnealingPath",
     "AutoLaplaceApproximation",
     "AutoLowRankMultivariateNormal",
     "AutoMultivariateNormal",

@@ -90,7 +90,7 @@ REGISTRY = [
     inference.NUTS(), inference.HMC(), inference.sample.mcmc.HamiltonianMethod(),
     inference.Ancestral(), inference.DDIM(), inference.DDIMInverse(), inference.DPMSolver(),
     inference.ProbabilityFlowODE(), inference.Inpaint(inference.DDIM(), X > 0, X),
-    inference.GradientFlow(0.1), inference.Noise(),
+    inference.GradientFlow(0.1), inference.Noise(), inference.AnnealingPath(0.5),
     inference.AIS().settings, rbm.RBM(*RBM_PARTS), inference.Gaussian(0.0, 1.0),
     # measures
     inference.AIS(), inference.Quadrature(), inference.IWAE(),
