@@ -24,6 +24,7 @@ from probgen.inference import (
     ELBO,
     IWAE,
     SVI,
+    EnergyGuard,
     EnergyMagnitude,
     ImportanceSampling,
     Langevin,
@@ -54,6 +55,7 @@ class Settings:
         penalty: of the energies' squares.
         num_steps: of the chains in training; those that are judged take 30, and 300.
         step_size: h of MALA; eta of the papers is 2 h.
+        is_guarded: the state of the best gain is gone back to and kept; else the last one is.
         through: "sample" tilts draws of the base, "mean" the VAE's decoder means (V1).
         num_samples: that are judged.
     """
@@ -69,12 +71,14 @@ class Settings:
     penalty: NonNegative = 0.0
     num_steps: Many = 40
     step_size: Positive = 0.025
+    is_guarded: bool = True
     through: Literal["sample", "mean"] = "sample"
     num_samples: Many = 10_000
 
 
 TEMPERATURES = (0.7, 0.8, 0.9, 1.0)  # scales of the noise, of the rival
 STABLE = {"by": "chains", "learning_rate": 3e-4, "penalty": 0.02, "input_scale": 4.0}
+HOT = {"by": "chains", "penalty": 5e-4, "input_scale": 4.0, "num_steps": 20}  # it blows up
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,6 +131,7 @@ def fit_tilt(
     learn = MaximumLikelihood(
         sampler, space="noise", optimizer=pg.Adam(settings.learning_rate),
         regularizers=(EnergyMagnitude(settings.penalty),) if settings.penalty else (),
+        guard=EnergyGuard() if settings.is_guarded else None,
     )  # fmt: skip
     judged_by = mixture().sample(2000, seed=seed + 300).astype("float32")
     return pg.fit(
