@@ -57,8 +57,9 @@ class EMDistillation:
 
     The student is any model whose "x" is a `pg.deterministic` of latents that are functions of
     normal noise (z below is that noise), a `Generator` (of which the mean is taken: the noise is
-    the teacher's), or `models.OneStep`. Where both are conditional, the data are rows of the
-    condition: `pg.fit(student, {"label": labels}, ...)`. The teacher stays as it is, to the bit.
+    the teacher's; `likelihoods.Implicit()` has none), or `models.OneStep`. Where both are
+    conditional, the data are rows of the condition: `pg.fit(student, {"condition": labels}, ...)`.
+    The teacher stays as it is, to the bit.
 
     Args:
         teacher: a `Fitted` of a `Diffusion`; or, where the law is known, (x, t) -> grad log q_t(x)

@@ -125,7 +125,7 @@ def checks(bound: Bound, given: Any, g: Generator, scores: Scores) -> Callable:
         )
 
     def moves(weights: Any, batch: Any, ends: Ends, level: Any, key: Any) -> tuple[Array, Array]:
-        x = g(weights["student"], batch, ends.start)
+        x = g(weights["student"], batch, ends.z)
         probe = b.normal(key, tuple(x.shape))
         ratio, eps = level["signal"] / level["noise"], ends.eps
         push = scores.push(level["signal"] * x + level["noise"] * eps, level, weights, batch)
@@ -134,8 +134,8 @@ def checks(bound: Bound, given: Any, g: Generator, scores: Scores) -> Callable:
             return ops.sum(ops.stop_gradient(v) * g(weights["student"], batch, z))
 
         steps = given.num_steps * given.gamma_z
-        back = b.grad(pull)(ends.start, level["signal"] * probe)
-        force = b.grad(pull)(ends.start, ratio * push)
+        back = b.grad(pull)(ends.z, level["signal"] * probe)
+        force = b.grad(pull)(ends.z, ratio * push)
         count = x.shape[0] * g.size
         return steps * _product(ops, back, back) / count, steps * ops.sqrt(
             _product(ops, force, force) / count

@@ -2,12 +2,22 @@
 
 import numpy as np
 import pytest
+from emd_cases import REVERSE, chain_ends, exact, gradients, small_teacher, within_errors
 
 import probgen as pg
 from probgen import dist, nets
 from probgen.engine.bind import bind
-from probgen.inference import DDIM, ELBO, IWAE, SVI, Adversarial, Denoising, DenoisingELBO
-from probgen.models import VAE, Diffusion, ImplicitDiffusion, NoiseSchedule
+from probgen.inference import (
+    DDIM,
+    ELBO,
+    IWAE,
+    SVI,
+    Adversarial,
+    Denoising,
+    DenoisingELBO,
+    EMDistillation,
+)
+from probgen.models import VAE, Diffusion, ImplicitDiffusion, NoiseSchedule, OneStep
 
 pytestmark = pytest.mark.gpu
 
@@ -91,3 +101,16 @@ def test_a_denoising_diffusion_gan_is_learned_and_drawn_on_cuda(backend_name, op
         model, x, learner, num_steps=3, batch_size=16, ema_decay=0.9, progress_bar=False, **on
     )
     assert pg.generate(fitted, 6, **on)["x"].shape == (6, 8, 8, 1)
+
+
+def test_em_distillation_on_cuda(backend_name):
+    """The chain's closed form, and a step of a student and its score on the device."""
+    b = pg.backends.load(backend_name, "cuda")
+    ends, _ = chain_ends(b, exact(num_steps=1, gamma_z=0.0), 50_000)
+    within_errors(gradients(ends)["full"], 0.16 * np.array(REVERSE))
+    teacher = small_teacher()
+    fitted = pg.fit(
+        OneStep(teacher), None, EMDistillation(teacher, num_steps=2), num_steps=2, batch_size=8,
+        seed=0, backend=backend_name, device="cuda", progress_bar=False,
+    )  # fmt: skip
+    assert np.isfinite(fitted.history["loss"]).all()

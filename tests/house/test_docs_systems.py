@@ -56,3 +56,9 @@ def test_the_page_on_latent_em_runs():
     space = run_page("latent_em", "torch")
     assert space["samples"]["x"].shape == (50, 8, 8, 1) and space["codes"].shape == (5, 8)
     assert (np.diff(space["clusters"].history["log_likelihood"]) > 0).all()
+
+
+def test_the_page_on_em_distillation_runs():
+    space = run_page("emd", "torch")
+    assert space["samples"]["x"].shape == space["slow"]["x"].shape == (360, 64)
+    assert np.isfinite(space["samples"]["x"]).all() and "bias" in space["fitted"].history

@@ -82,6 +82,31 @@ def test_z_mobility_is_what_it_says(b):
     np.testing.assert_allclose(found["z_mobility"][0], wanted, rtol=5 * (2 / 20_000) ** 0.5)
 
 
+@pytest.mark.slow
+def test_the_students_score_is_that_of_its_draws(b):
+    """E sigma^2 |s_phi - s_p|^2 < 0.05 at half the steps, of a student that stays, p_t exact."""
+    normal = dist.Normal(0.0, 1.0).expand([2]).to_event(1)
+    student = Generator(normal, nets.MLP((), out=2, in_ndim=1), likelihoods.Normal(0.5))
+    root, mean = np.float32([[0.6, 0.3], [0.0, 0.5]]), np.float32([0.5, -0.5])
+    init = {"decoder": {"out": {"weight": root, "bias": mean}}}
+    teacher, steps = small_teacher(hidden=(64, 64)), 2000
+    rate = pg.Adam(pg.CosineDecay(5e-3, steps))
+    algorithm = EMDistillation(teacher, pg.SGD(1e-30), rate, num_steps=1, gamma_z=0.0)
+    found = fit(b, student, algorithm, num_steps=steps, batch_size=256, init=init)
+    model, step, rng = teacher.model, 20, np.random.default_rng(0)
+    row = {k: float(v[step]) for k, v in model.table().items()}
+    alpha, sigma = row["signal"], row["noise"]
+    x = rng.normal(size=(4000, 2)) @ root + mean
+    x_t = (alpha * x + sigma * rng.normal(size=x.shape)).astype("float32")
+    phi = {"denoiser": b.tree_map(b.asarray, found.extras["student_score/denoiser"])}
+    at, t = b.asarray(x_t), b.asarray(np.full(len(x), step, "float32"))
+    clean = b.to_numpy(model.clean(at, model.predict(phi, at, t, {}), row))
+    learned = (alpha * clean - x_t) / sigma**2
+    cov = alpha**2 * root.T @ root + sigma**2 * np.eye(2)
+    exact_score = -(x_t - alpha * mean) @ np.linalg.inv(cov)
+    assert sigma**2 * ((learned - exact_score) ** 2).sum(1).mean() < 0.05
+
+
 # ---- one step ----
 
 

@@ -1,0 +1,147 @@
+"""EM distillation held against what is known: the acceptance checks of its reproduction.
+
+    make reproduce NAME=emd                          everything
+    make reproduce NAME=emd ARGS="-k mixture"        a part: mixture, ring or digits
+    FIGURES=docs/figures make reproduce NAME=emd     and draws the page's figure
+
+Three seeds on torch, and on JAX one shorter run. The laws of the learner are in
+`tests/inference/test_em_distillation.py`, with the linear-Gaussian checks (A1).
+"""
+
+import dataclasses
+import functools
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from studies.emd import digits, mixture, ring
+from studies.emd.figures import one_of_each, panels
+
+pytestmark = pytest.mark.slow
+SEEDS = (0, 1, 2)
+EVEN = mixture.Settings()
+UNEVEN = mixture.Settings(weight=0.8, times=(0.05, 0.35))
+
+
+def show(title, rows, names):
+    """A line a row: means over seeds and each seed's own."""
+    print(f"\n{title}")
+    for label, runs in rows.items():
+        cells = []
+        for name in names:
+            values = [float(getattr(r, name)) for r in runs]
+            each = " ".join(f"{v:.3f}" for v in values)
+            cells.append(f"{name} {np.mean(values):.3f} ({each})")
+        print(f"  {label:<18} " + "   ".join(cells))
+
+
+def mean(runs, name):
+    return float(np.mean([getattr(r, name) for r in runs]))
+
+
+# ---- one dimension, scores exact ----
+
+
+@functools.cache
+def students(settings, steps):
+    pytest.importorskip("torch")
+    found = [mixture.distil(settings, steps, seed, "torch") for seed in SEEDS]
+    title = f"mixture {settings.weight:g}, levels {settings.times}"
+    show(title, {f"K = {steps}": found}, ("right", "kl"))
+    return found
+
+
+@pytest.mark.parametrize("settings", [EVEN, UNEVEN], ids=["even", "uneven"])
+def test_many_steps_find_the_other_mode_of_a_mixture_and_one_does_not(settings):
+    wide = 0.1 if settings is EVEN else 0.05
+    for found in students(settings, 16):
+        assert abs(found.right - (1 - settings.weight)) < wide
+        assert found.kl < 0.3
+    # Adam makes much of a gradient that all but vanishes: one seed of three gets there after all.
+    lost = [found for found in students(settings, 1) if found.right < 0.02 and found.kl > 10]
+    assert len(lost) >= 2
+
+
+def test_a_mixture_on_jax_at_a_quarter_of_the_length():
+    pytest.importorskip("jax")
+    short = dataclasses.replace(EVEN, num_steps=500)
+    found = mixture.distil(short, 16, 0, "jax")
+    show("mixture on JAX, 500 steps", {"K = 16": [found]}, ("right", "kl"))
+    assert found.right > 0.2
+
+
+@pytest.mark.parametrize("steps", [1, 16])
+def test_cancellation_takes_the_mixtures_gradient_noise_away(steps):
+    """Near convergence, levels up to 0.6: `full` has a fiftieth of the variance of `none`."""
+    params = students(EVEN, 16)[0].fitted.params
+    found = mixture.gradient_variance(EVEN, steps, params, "torch")
+    print(f"\nvariance of the gradient, K = {steps}: {found}")
+    assert found["none"] > 50 * found["full"]
+    assert found["none"] < 3 * found["last"]
+
+
+# ---- a learned teacher on a ring ----
+
+
+@functools.cache
+def ring_runs():
+    pytest.importorskip("torch")
+    settings, found = ring.Settings(), {"teacher, 50 steps": [], "K = 1": [], "K = 8": []}
+    for seed in SEEDS:
+        teacher = ring.learn_teacher(settings, seed, "torch")
+        found["teacher, 50 steps"].append(ring.of_teacher(settings, teacher, seed, "torch"))
+        for steps in (1, 8):
+            drawn = ring.distil(settings, teacher, steps, seed, "torch")[1]
+            found[f"K = {steps}"].append(drawn)
+    show("ring", found, ("precision", "covered", "tv"))
+    return found
+
+
+def test_a_learned_score_covers_the_ring_whatever_the_number_of_steps():
+    found = ring_runs()
+    for way in ("K = 1", "K = 8"):
+        assert all(r.covered == 8 for r in found[way]) and mean(found[way], "tv") < 0.25
+    assert mean(found["K = 8"], "tv") < mean(found["K = 1"], "tv") + 0.05
+
+
+# ---- digits by their class ----
+
+
+@functools.cache
+def digit_runs():
+    pytest.importorskip("torch")
+    runs = [digits.compare(digits.Settings(), seed, "torch") for seed in SEEDS]
+    found = {way: [r[way] for r in runs] for way in runs[0]}
+    show("digits", found, ("frechet", "recall", "entropy", "right"))
+    return found
+
+
+def test_one_step_closes_most_of_the_gap_to_a_teacher_of_fifty_on_digits():
+    found = digit_runs()
+    first, last = mean(found["untrained"], "frechet"), mean(found["teacher, 50 steps"], "frechet")
+    assert first - mean(found["K = 8"], "frechet") > 0.8 * (first - last)
+    assert mean(found["K = 8"], "recall") > mean(found["K = 1"], "recall") - 0.02
+
+
+def test_what_an_untrained_student_draws_of_digits_gets_smooth_at_lower_levels():
+    pytest.importorskip("torch")
+    teacher = digits.learn_teacher(digits.Settings(), 0, "torch")
+    found = digits.starts(teacher, 0, "torch")
+    print(f"\n(sd, roughness) by lambda*: {found}")
+    assert found[0.0][1] > found[-6.0][1]
+
+
+def test_the_figure_of_the_page(tmp_path):
+    uneven = {f"K = {k}": students(UNEVEN, k)[0].x for k in (1, 16)}
+    rings = {way: runs[0].x for way, runs in ring_runs().items()}
+    held_out = digits.data(0)[1]
+    rows = {"data": digits.flat(held_out.images)}
+    for way in ("teacher, 50 steps", "untrained", "K = 1", "K = 8"):
+        rows[way] = digit_runs()[way][0].x
+    rows = {way: one_of_each(x, held_out.labels) for way, x in rows.items()}
+    drawn = panels(UNEVEN, uneven, rings, rows)
+    folder = Path(os.environ.get("FIGURES", tmp_path))
+    drawn.savefig(folder / "emd.png", dpi=100)
+    assert (folder / "emd.png").stat().st_size < 250_000
