@@ -220,6 +220,7 @@ def test_what_cannot_be_learned_is_refused(b):
 
 
 def test_going_on_under_another_schedule_is_refused_by_what_differs(tmp_path):
+    pytest.importorskip("pyro")
     x = np.zeros((8, 2), np.float32)
     options = {"num_steps": 1, "seed": 0, "backend": "torch", "progress_bar": False}
 
