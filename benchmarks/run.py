@@ -25,6 +25,7 @@ ROWS = {
     "langevin": "langevin",
     "chains": "chains",
     "ebm": "ebm",
+    "diffusion": "diffusion",
     "flows": "flows",
     "regret": "regret",
     "importance": "importance",
@@ -71,6 +72,7 @@ def versions() -> dict[str, str]:
         "zuko",
         "flowjax",
         "torchebm",
+        "diffusers",
         "blackjax",
     )
     found = {}

@@ -26,6 +26,7 @@ from probgen.errors import DeclarationError
 from probgen.language.declared import declaration
 from probgen.language.kinds import Many, Share
 from probgen.language.model import Model
+from probgen.models.conditioning import condition_rows
 from probgen.models.diffusion import Diffusion
 
 Array = Any
@@ -45,7 +46,8 @@ class DiffusionMap(Model):
         eta: 0, a deterministic map of x_T; 1, the chain's own noise, a site more.
 
     Sites: "x_T" with T in figures; "noise" [num_steps - 1, *shape] where eta is above 0; "x",
-    computed from them: it has no density of its own, and cannot be observed. Nets: "denoiser".
+    computed from them: it has no density of its own, and cannot be observed. Nets: the diffusion's;
+    its condition is an input here too.
 
     Raises: DeclarationError: more steps than the schedule has.
     """
@@ -100,6 +102,9 @@ class DiffusionMap(Model):
         model: Any = self.model
         shape = model.shape
 
+        def lead(x: Array) -> tuple[int, ...]:
+            return tuple(x.shape[: x.ndim - len(shape)])
+
         def program(**inputs: Any) -> None:
             unit = dist.Normal(0.0, 1.0)
             with pg.data_plate():
@@ -111,8 +116,13 @@ class DiffusionMap(Model):
                 if self.eta and self.num_steps > 1:
                     whole = (self.num_steps - 1, *shape)
                     noise = pg.sample("noise", unit.expand(whole).to_event(len(whole)))
+                context = []
+                if model.condition is not None:
+                    rows = condition_rows(model.condition, inputs["condition"], x, lead(x)[-1])
+                    context = [pg.net("condition", model.condition)(rows)]
                 net = pg.net("denoiser", model.denoiser)
-                pg.deterministic("x", self._mapped(net, x, noise))
+                asked = lambda x, t: net(x, t, *context)  # noqa: E731
+                pg.deterministic("x", self._mapped(asked, x, noise))
 
         program.__signature__ = inspect.signature(model.program)  # type: ignore[attr-defined]
         return program

@@ -12,6 +12,9 @@ ROOT = Path(__file__).resolve().parents[2]
 SHORTER = [  # of what takes minutes
     (r"num_steps=300, num_warmup=600, num_chains=2, thinning=30", "num_steps=2"),
     (r"num_steps=(4000|3000|2400|1000|300|100|20)\b", "num_steps=5"),
+    (r"NoiseSchedule\(1000,", "NoiseSchedule(12,"),
+    (r"DDIM\(50\)", "DDIM(4)"),
+    (r"num_warmup=300(?=\))", "num_warmup=5"),
     (r"AIS\(\d+, num_chains=\d", "AIS(10, num_pilot_steps=10, num_chains=2"),
     (r"Quadrature\(", "Quadrature(41, "),
     (r"(?<=fitted, )[15]000", "50"),
@@ -62,3 +65,11 @@ def test_the_page_on_em_distillation_runs():
     space = run_page("emd", "torch")
     assert space["samples"]["x"].shape == space["slow"]["x"].shape == (360, 64)
     assert np.isfinite(space["samples"]["x"]).all() and "bias" in space["fitted"].history
+
+
+def test_the_page_on_diffusions_runs():
+    space = run_page("diffusion", "torch")
+    assert space["samples"]["x"].shape == space["chain"]["x"].shape == (50, 64)
+    assert space["draws"].posterior["x"].shape == (4, 5, 1, 64)
+    errors = space["table"]["ProbabilityFlow(to 0.1 nats, hutchinson(5))"]["standard_error"]
+    assert np.isfinite(errors).all()

@@ -120,3 +120,19 @@ def test_what_cannot_be_is_refused(b):
     with pytest.raises(ProbgenError, match=r"data 'x': got a name that is neither"):
         pg.infer(DiffusionMap(exact_diffusion(2, steps=10)[0], 4), x, Langevin(0.1), seed=0,
                  backend=b)  # fmt: skip
+
+
+def test_a_condition_is_an_input_here_too(b):
+    """The posterior of each class is its own: draws with the noise of DDIM and its condition."""
+    net = nets.MLPDenoiser(out=2, hidden=(4,))
+    model = Diffusion(net, (2,), NoiseSchedule(20), condition=nets.ClassEmbedding(3, 4))
+    y = np.array([0, 2, 1, 0])
+    data = {"x": np.zeros((4, 2), np.float32), "condition": y}
+    bound, params = bind(model, b, data=data, seed=0)
+    given, key = {"condition": b.asarray(y)}, b.key(3)
+    x = DDIM(4).draws_of(bound)(params, given, key, 4)["x"]
+    start = b.normal(b.split(key, 2)[0], (4, 2))
+    prior = DiffusionMap(pg.Fitted(model, params), 4)
+    of_map, held = bind(prior, b, data={"condition": y}, num_data=4, seed=0)
+    found = of_map.trace(held, given, {"x_20": start}, batch_size=4)["x"].value
+    np.testing.assert_allclose(b.to_numpy(found), b.to_numpy(x), rtol=1e-4, atol=1e-5)

@@ -1,0 +1,78 @@
+"""Denoising diffusion held against what is known: the acceptance checks of its reproduction.
+
+    make reproduce NAME=diffusion                      everything
+    make reproduce NAME=diffusion ARGS="-k gaussians"  a part: gaussians or digits
+    FIGURES=docs/figures make reproduce NAME=diffusion and draws the page's figure
+
+Three seeds at full length on JAX, and on torch one at a quarter of it. The laws of losses, samplers
+and likelihoods are in `tests/inference`.
+"""
+
+import dataclasses
+import functools
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from studies.diffusion.figures import whole
+from studies.diffusion.study import Settings, run, table
+
+SEEDS = (0, 1, 2)
+FULL = Settings()
+
+
+@functools.cache
+def runs(data: str):
+    pytest.importorskip("jax")
+    found = [run(FULL, data, seed, "jax") for seed in SEEDS]
+    print(f"\n{data}, JAX, seeds {SEEDS}\n{table(found)}")
+    return found
+
+
+def mean(found, name, what) -> float:
+    return float(np.mean([np.ravel(getattr(r.quality[name], what))[0] for r in found]))
+
+
+@pytest.mark.slow
+def test_gaussians_are_all_there_and_their_density_is_the_truth_s():
+    """Each mode has its samples; the flow is a density, so that minus `flow` is a KL."""
+    found = runs("gaussians")
+    assert mean(found, "chain, 1,000", "modes") == 25
+    for r in found:
+        assert r.flow_error < 0.05
+        assert r.flow[0] < 3 * r.flow[1] and r.bound[0] < 3 * r.bound[1]
+
+
+@pytest.mark.slow
+def test_digits_are_digits_in_few_steps_too():
+    found = runs("digits")
+    assert mean(found, "chain, 1,000", "modes") == 10
+    for name in ("DDIM, 50", "DPM-Solver++, 50"):
+        assert mean(found, name, "good") > mean(found, "chain, 10", "good") - 0.1
+    for r in found:
+        assert r.bound[0] < r.flow[0] + 3 * np.hypot(r.bound[1], r.flow[1])
+        assert r.seconds["DDIM, 50"] < r.seconds["chain, 1,000"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("data", ["gaussians", "digits"])
+def test_torch_at_a_quarter_of_the_length(data):
+    pytest.importorskip("torch")
+    shorter = dataclasses.replace(
+        FULL,
+        num_updates=FULL.num_updates // 4,
+        digit_updates=400,
+        num_samples=400,
+        num_held_out=100,
+    )
+    print(f"\n{data}, torch\n{table([run(shorter, data, 0, 'torch')])}")
+
+
+@pytest.mark.slow
+def test_the_figure_of_the_page(tmp_path):
+    drawn = whole(runs("gaussians")[0].fitted, runs("digits")[0].fitted, "jax")
+    folder = Path(os.environ.get("FIGURES", tmp_path))
+    drawn.savefig(folder / "diffusion.png", dpi=100)
+    assert (folder / "diffusion.png").stat().st_size < 300_000
