@@ -6,7 +6,7 @@ x' = x - eta grad E(x) + sigma xi,  K times from z ~ N(0, s^2 I): fresh chains, 
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -38,6 +38,8 @@ class Training:
         step_size, num_steps: eta and K.
         num_updates, batch_size, learning_rate, ema_decay: of the fit, Adam with half a cosine.
         penalty: alpha of alpha (mean E(x)^2 + mean E(x')^2).
+        start: weights before the fit: "normal", of variance 1 / in with biases of 0, the net's own;
+            or "uniform", all within 1 / sqrt(in), as PyTorch's linear layers have them.
     """
 
     hidden: tuple[Width, ...] = (64, 64)
@@ -49,6 +51,7 @@ class Training:
     learning_rate: Positive = 1e-3
     ema_decay: OpenShare = 0.995
     penalty: NonNegative = 1e-3
+    start: Literal["normal", "uniform"] = "normal"
 
     size: ClassVar[int] = 2
     measured: ClassVar[dict[str, Any]] = {}  # how log q is computed, beyond the map's defaults
@@ -97,7 +100,22 @@ def _fit(
     return pg.fit(
         model, x, learner, num_steps=settings.num_updates, batch_size=settings.batch_size,
         ema_decay=settings.ema_decay, seed=seed, backend=b, progress_bar=False,
+        init={"energy": uniform(settings, seed)} if settings.start == "uniform" else None,
     )  # fmt: skip
+
+
+def uniform(settings: Training, seed: int) -> dict[str, dict[str, np.ndarray]]:
+    """Weights and biases of the energy, uniform within 1 / sqrt(in) of each layer."""
+    rng = np.random.default_rng(100 + seed)
+    sizes = (settings.size, *settings.hidden, 1)
+    names = [*(f"layer{i}" for i in range(len(settings.hidden))), "out"]
+    return {
+        name: {
+            part: rng.uniform(-1, 1, shape).astype("float32") / math.sqrt(n)
+            for part, shape in (("weight", (n, out)), ("bias", (out,)))
+        }
+        for name, n, out in zip(names, sizes[:-1], sizes[1:], strict=True)
+    }
 
 
 def energies(fitted: Fitted, x: np.ndarray, b: Backend) -> np.ndarray:

@@ -127,6 +127,20 @@ def test_self_adversarial_ebm_long_runs_leave_the_data():
 
 
 @pytest.mark.slow
+def test_self_adversarial_ebm_long_descent_loses_modes_or_not_by_the_first_weights():
+    """1,000 further steps without noise: from the net's own weights each mode keeps a minimum, from
+    PyTorch's half of the modes run into the others."""
+    pytest.importorskip("jax")
+    found = [run(Settings(start="uniform"), 0.0, seed, "jax", others=True) for seed in SEEDS]
+    print(f"\nfrom uniform weights\n{table(found)}")
+    assert all(r.samples.covered == 8 for r in found)
+    assert all(r.others["and long descent"].covered <= 6 for r in found)
+    assert mean(found, lambda r: r.others["and long descent"].kl - r.samples.kl) >= 0.1
+    kept = [quiet(seed).others["and long descent"] for seed in SEEDS]
+    assert all(s.covered == 8 and s.kl < 0.01 for s in kept)
+
+
+@pytest.mark.slow
 def test_self_adversarial_ebm_noise_changes_nothing_but_the_worse():
     """A little noise leaves HQ; full noise lowers it, or the fit diverges."""
     pytest.importorskip("jax")
