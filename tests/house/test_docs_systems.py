@@ -17,7 +17,7 @@ SHORTER = [  # of what takes minutes
     (r"num_warmup=300(?=\))", "num_warmup=5"),
     (r"AIS\(\d+, num_chains=\d", "AIS(10, num_pilot_steps=10, num_chains=2"),
     (r"Quadrature\(", "Quadrature(41, "),
-    (r"(?<=fitted, )[15]000", "50"),
+    (r"((?<=fitted, )|(?<=\w\"\], ))[15]000", "50"),
     (r"(20_000|5000)(?=, seed=[12]\))", "300"),
     (r"\[:100\]", "[:5]"),
     (r"(?<=ImportanceSampling\()200_000", "2000"),
@@ -73,3 +73,15 @@ def test_the_page_on_diffusions_runs():
     assert space["draws"].posterior["x"].shape == (4, 5, 1, 64)
     errors = space["table"]["ProbabilityFlow(to 0.1 nats, hutchinson(5))"]["standard_error"]
     assert np.isfinite(errors).all()
+
+
+def test_the_page_on_latent_diffusion_runs():
+    """On torch; the study runs the same on JAX, at full length."""
+    space = run_page("latent_diffusion", "torch")
+    for samples in (space["samples"], space["others"]):
+        assert samples["x"].shape == (50, 8, 8, 1) and samples["z"].shape == (50, 8)
+    same = [space[f].params["decoder"]["out"]["weight"] for f in ("first", "joint")]
+    np.testing.assert_array_equal(
+        space["fits"]["energy"].params["decoder"]["out"]["weight"], same[0]
+    )
+    assert np.abs(same[0] - same[1]).max() > 0 and space["log_z"].standard_error > 0
