@@ -48,7 +48,7 @@ class _Solver(Reverse):
         found = visited(model, self.num_steps, self.spacing, self.steps_offset, who)
         return found.and_data()
 
-    def leaps_first(self, model: Any, levels: Levels) -> bool:
+    def leaps_first(self, levels: Levels) -> bool:
         """Whether the first step is DDIM's: from no signal, or from beyond `sigma_max`."""
         beyond = self.sigma_max is not None and self.spacing in ("karras", "log_snr")
         return levels.signal[0] == 0 or (beyond and levels.ratio[0] > self.sigma_max)
@@ -122,7 +122,7 @@ class ProbabilityFlowODE(_Solver):
             "m_x": rows(half[0], 0.0),
             "m_net": rows(half[1], 0.0),
         }
-        if not self.leaps_first(model, levels):
+        if not self.leaps_first(levels):
             return columns
         columns = {k: np.delete(v, 1) for k, v in columns.items()}
         columns["x"][0] = then.signal[0] * says.clean_x[0] + then.noise[0] * says.eps_x[0]
@@ -161,8 +161,6 @@ class DPMSolver(_Solver):
         says = word(model, now, "DPMSolver")
         h = -np.diff(np.log(levels.ratio[:-1]))
         before = np.concatenate([[0.0], h[1:] / (2.0 * h[:-1]), [0.0]])  # 1 / (2 q): 0, first order
-        if self.leaps_first(model, levels):
-            before[1] = 0.0  # nor by an x_0 from far above
         gain = -then.signal * np.expm1(-np.append(h, np.inf))
         of_clean = gain * (1.0 + before)
         return {

@@ -15,7 +15,10 @@ from probgen.inference import (
     Adversarial,
     Denoising,
     DenoisingELBO,
+    DPMSolver,
     EMDistillation,
+    Inpaint,
+    ProbabilityFlowODE,
 )
 from probgen.models import VAE, Diffusion, ImplicitDiffusion, NoiseSchedule, OneStep
 
@@ -76,7 +79,8 @@ def test_a_conditional_diffusion_is_learned_drawn_and_bounded_on_cuda(backend_na
             model, x, algorithm, inputs={"condition": y}, num_steps=3, ema_decay=0.9,
             progress_bar=False, **on,
         )  # fmt: skip
-    for method in (None, DDIM(3)):
+    part = Inpaint(DDIM(3), np.eye(8)[..., None], np.zeros((8, 8, 1)), 2)
+    for method in (None, DDIM(3), DPMSolver(3, guidance_scale=2.0), ProbabilityFlowODE(3), part):
         drawn = pg.generate(fitted.raw, 6, method=method, inputs={"condition": y[:6]}, **on)
         assert drawn["x"].shape == (6, 8, 8, 1)
     found = []
