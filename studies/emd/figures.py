@@ -27,10 +27,10 @@ def panels(
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8.4, 5.2), layout="constrained")
-    top, bottom = figure.subfigures(2, 1, height_ratios=(1.0, 1.1))
+    figure = Figure(figsize=(8.4, 4.3), layout="constrained")
+    top, bottom = figure.subfigures(2, 1, height_ratios=(1.0, 0.85))
     _densities(top.subplots(1, 1), settings, students)
-    left, right = bottom.subfigures(1, 2, width_ratios=(1.25, 1.0))
+    left, right = bottom.subfigures(1, 2, width_ratios=(1.0, 1.15))
     _rings(left.subplots(1, len(rings)), rings)
     _pictures(right.subplots(1, 1), pictures)
     return figure
