@@ -57,11 +57,20 @@ class GroupNorm:
 
     def normal(self, x: Array) -> Array:
         """x with mean 0 and variance 1 in each group, before scale and offset."""
-        lead = tuple(x.shape[: len(x.shape) - self.in_ndim])
-        pixels = math.prod(x.shape[len(lead) : -1])
-        size = x.shape[-1] // self.num_groups
-        groups = ops.reshape(x, (*lead, pixels, self.num_groups, size))
-        return ops.reshape(_standardise(groups, (-3, -1), self.epsilon), tuple(x.shape))
+        lead, channels = tuple(x.shape[: len(x.shape) - self.in_ndim]), x.shape[-1]
+        flat = (*lead, math.prod(x.shape[len(lead) : -1]), channels)
+        groups = (self.num_groups, channels // self.num_groups)
+
+        def mean(y: Array) -> Array:
+            # Over pixels, then over a group's channels: a third of the time of both at once, whose
+            # numbers do not lie side by side.
+            of_channel = ops.mean(ops.reshape(y, flat), axis=-2, keepdims=True)
+            return ops.mean(ops.reshape(of_channel, (*lead, 1, *groups)), axis=-1, keepdims=True)
+
+        each = ops.reshape(x, (*flat[:-1], *groups))
+        centred = each - mean(each)
+        scale = 1.0 / ops.sqrt(mean(centred * centred) + self.epsilon)
+        return ops.reshape(centred * scale, tuple(x.shape))
 
     def out_shape(self, *shapes: Shape) -> Shape:
         shape = one_shape(self, shapes, self.in_ndim)
@@ -93,15 +102,12 @@ class LayerNorm:
 
     def apply(self, params: Params, x: Array) -> Array:
         check_last(self, x, params["scale"].shape[0])
-        return _standardise(x, (-1,), self.epsilon) * params["scale"] + params["offset"]
+        centred = x - ops.mean(x, axis=-1, keepdims=True)
+        scale = 1.0 / ops.sqrt(ops.mean(centred * centred, axis=-1, keepdims=True) + self.epsilon)
+        return centred * scale * params["scale"] + params["offset"]
 
     def out_shape(self, *shapes: Shape) -> Shape:
         return one_shape(self, shapes)
-
-
-def _standardise(x: Array, axes: tuple[int, ...], epsilon: float) -> Array:
-    centred = x - ops.mean(x, axis=axes, keepdims=True)
-    return centred / ops.sqrt(ops.mean(centred * centred, axis=axes, keepdims=True) + epsilon)
 
 
 @declaration
