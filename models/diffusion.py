@@ -88,10 +88,7 @@ class Diffusion(Model):
         with pg.data_plate():
             unit = dist.Normal(0.0, 1.0).expand(self.shape).to_event(len(self.shape))
             x = pg.sample(f"x_{total}", unit)
-            context = []
-            if self.condition is not None:
-                rows = condition_rows(self.condition, condition, x, self._lead(x)[-1])
-                context = [pg.net("condition", self.condition)(rows)]
+            context = self.context_of(condition, x)
             for t in reversed(range(total)):
                 predicted = pg.net("denoiser", self.denoiser)(x, self._times(x, t), *context)
                 check_output(self, predicted)
@@ -99,6 +96,14 @@ class Diffusion(Model):
                 loc = self.posterior_mean(x, predicted, row)
                 step = dist.Normal(loc, row["std"]).to_event(len(self.shape))
                 x = pg.sample(f"x_{t}" if t else "x", step)
+
+    def context_of(self, condition: Any, x: Array) -> list[Array]:
+        """What a program gives the denoiser beside x [*lead, *shape] and its times: the context of
+        the condition, by a net that is declared here, or nothing."""
+        if self.condition is None:
+            return []
+        rows = condition_rows(self.condition, condition, x, self._lead(x)[-1])
+        return [pg.net("condition", self.condition)(rows)]
 
     @property
     def guide(self) -> Any:  # type: ignore[override]
@@ -125,12 +130,18 @@ class Diffusion(Model):
         check_range(self, rows)
 
     def table(self) -> dict[str, np.ndarray]:
-        """Per-step constants, [T] each: alpha_bar, signal, noise, the posterior's mean and std."""
+        """Per-step constants, [T] each: signal, noise, and the posterior's mean and std.
+
+        The std of the last step, t = 0, is a choice: that of the step before it, at least sqrt(1/2)
+        of the noise at t = 0. With the noise itself the bound of smooth data would be highest, by
+        at most 0.16 nats a dimension.
+        """
         beta, bar = self.schedule.betas(), self.schedule.alphas_bar()
         before = np.concatenate([[1.0], bar[:-1]])
         variance = beta * (1.0 - before) / (1.0 - bar)
-        # At t = 0 the posterior variance is zero; the next one keeps the last step a density.
-        variance[0] = variance[1] if len(variance) > 1 else beta[0]
+        # At t = 0 the posterior variance is zero. Where betas grow the next one is above half of
+        # beta_0; of "edm" in many steps it would be far below.
+        variance[0] = max(variance[1], 0.5 * beta[0]) if len(variance) > 1 else beta[0]
         return {
             "signal": np.sqrt(bar),
             "noise": np.sqrt(1.0 - bar),
@@ -250,7 +261,7 @@ class Diffusion(Model):
         return Sketch(small, f"3 of its {total} steps", {**sites, "x_1": "x_1"})
 
     def by_steps(self) -> Model | None:
-        return RandomStep(self) if self.condition is None else None
+        return RandomStep(self)
 
     def formula(self) -> str:
         given, y = ("", "") if self.condition is None else (r" \mid y", ", y")

@@ -15,6 +15,7 @@ Source: Song, Meng & Ermon 2021, arXiv:2010.02502, equations 12 and 16.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,6 @@ from probgen.errors import DeclarationError
 from probgen.language.declared import declaration
 from probgen.language.kinds import Many, Share
 from probgen.language.model import Model
-from probgen.models.conditioning import condition_rows
 from probgen.models.diffusion import Diffusion
 
 Array = Any
@@ -82,6 +82,9 @@ class DiffusionMap(Model):
         own = frozenset(self.diffusion.params) if isinstance(self.diffusion, Fitted) else ()
         return self.model.frozen() | frozenset(own)
 
+    def check_rows(self, rows: Mapping[str, Any]) -> None:
+        self.model.check_rows({k: v for k, v in rows.items() if k != "x"})
+
     def rows(self) -> dict[str, np.ndarray]:
         """Constants of each step that is visited, the noisiest first, [num_steps] float64 each."""
         table = self.model.table()
@@ -102,9 +105,6 @@ class DiffusionMap(Model):
         model: Any = self.model
         shape = model.shape
 
-        def lead(x: Array) -> tuple[int, ...]:
-            return tuple(x.shape[: x.ndim - len(shape)])
-
         def program(**inputs: Any) -> None:
             unit = dist.Normal(0.0, 1.0)
             with pg.data_plate():
@@ -116,13 +116,9 @@ class DiffusionMap(Model):
                 if self.eta and self.num_steps > 1:
                     whole = (self.num_steps - 1, *shape)
                     noise = pg.sample("noise", unit.expand(whole).to_event(len(whole)))
-                context = []
-                if model.condition is not None:
-                    rows = condition_rows(model.condition, inputs["condition"], x, lead(x)[-1])
-                    context = [pg.net("condition", model.condition)(rows)]
+                context = model.context_of(inputs.get("condition"), x)
                 net = pg.net("denoiser", model.denoiser)
-                asked = lambda x, t: net(x, t, *context)  # noqa: E731
-                pg.deterministic("x", self._mapped(asked, x, noise))
+                pg.deterministic("x", self._mapped(lambda x, t: net(x, t, *context), x, noise))
 
         program.__signature__ = inspect.signature(model.program)  # type: ignore[attr-defined]
         return program

@@ -6,7 +6,7 @@ x ~ prior,      y ~ likelihood(x);      wanted: p(x | y)
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import probgen as pg
@@ -55,6 +55,9 @@ class InverseProblem(Model):
     def frozen(self) -> frozenset[str]:
         own = frozenset(self.prior.params) if isinstance(self.prior, Fitted) else frozenset()
         return own | self.model.frozen()
+
+    def check_rows(self, rows: Mapping[str, Any]) -> None:
+        self.model.check_rows({k: v for k, v in rows.items() if k != self.data})
 
     @property
     def program(self) -> Any:

@@ -9,7 +9,7 @@ The bound of a chain by its forward process is a sum over steps,
 and one step t ~ r stands for all, times 1 / r_t: unbiased, for values and for gradients, so that it
 serves whatever is a mean of log weights (the ELBO), and nothing else (no importance weights).
 
-    r_t proportional to w_t noise_t^2 / signal_t^2,
+    r_t proportional to w_t noise_t^2 / signal_t^2 = (SNR_{t-1} / SNR_t - 1) / 2 of t > 0,
 
 under which the term of a net that predicts the noise no better at one step than at another varies
 with x_t alone.
@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,6 @@ from probgen import dist, ops
 from probgen.language.model import Model
 
 Array = Any
-LEAST_SIGNAL = 1e-3  # in r, so that a step without signal has a share too
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,22 +39,25 @@ class RandomStep(Model):
     """A `Diffusion` whose bound has the same mean, by one step; made by `Diffusion.by_steps`.
 
     Sites: "place" and "noise", which step and its eps, of one law in program and guide; "x", whose
-    density is exp of the estimate. Nets: "denoiser".
+    density is exp of the estimate. Nets: the chain's.
     """
 
     chain: Any
 
     @property
     def program(self) -> Any:
-        def program() -> None:
-            with pg.data_plate():
-                place, noise = self._drawn()
-                pg.sample("x", dist.Density(
-                    lambda x: self._bound(x, place, noise), draw=lambda eps: eps,
-                    event_shape=self.chain.shape,
-                ))  # fmt: skip
+        if self.chain.condition is None:
+            return lambda: self._declared(None)
+        return lambda condition: self._declared(condition)
 
-        return program
+    def _declared(self, condition: Any) -> None:
+        with pg.data_plate():
+            place, noise = self._drawn()
+            context = self.chain.context_of(condition, noise)
+            pg.sample("x", dist.Density(
+                lambda x: self._bound(x, place, noise, context), draw=lambda eps: eps,
+                event_shape=self.chain.shape,
+            ))  # fmt: skip
 
     @property
     def guide(self) -> Any:  # type: ignore[override]
@@ -70,13 +73,11 @@ class RandomStep(Model):
             "noise", dist.Normal(0.0, 1.0).expand(shape).to_event(len(shape))
         )
 
-    def _bound(self, x: Array, place: Array, noise: Array) -> Array:
+    def _bound(self, x: Array, place: Array, noise: Array, context: list[Array]) -> Array:
         """[*lead] the estimate for x [*lead, *shape] at one step of each."""
         chain, dim = self.chain, math.prod(self.chain.shape)
         table = chain.table()
-        weight = 0.5 * (table["of_x0"] / table["std"]) ** 2
-        share = weight * (table["noise"] / np.maximum(table["signal"], LEAST_SIGNAL)) ** 2
-        share = share / share.sum()
+        weight, share = shares(table)
         ends = ops.asarray_like(np.cumsum(share)[:-1], x)
         t = ops.sum(ops.where(place[..., None] >= ends, 1.0, 0.0), axis=-1)
         columns = {**table, "weight": weight / share}
@@ -88,10 +89,19 @@ class RandomStep(Model):
             for k, v in columns.items()
         }
         x_t = row["signal"] * x + row["noise"] * noise
-        clean = chain.clean(x_t, pg.net("denoiser", chain.denoiser)(x_t, t), row)
+        predicted = pg.net("denoiser", chain.denoiser)(x_t, t, *context)
+        clean = chain.clean(x_t, predicted, row)
         axes = tuple(range(-len(chain.shape), 0))
         error = ops.sum(row["weight"] * (x - clean) ** 2, axis=axes)
         bar = float(table["signal"][-1] ** 2)
         prior_kl = 0.5 * (bar * ops.sum(x * x, axis=axes) - dim * (bar + math.log1p(-bar)))
         last = dim * (math.log(table["std"][0]) + 0.5 * math.log(2.0 * math.pi))
         return -(error + prior_kl + last)
+
+
+def shares(table: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """(w [T], r [T]); of a last step without signal r takes the signal of the one before."""
+    weight = 0.5 * (table["of_x0"] / table["std"]) ** 2
+    signal = table["signal"]
+    share = weight * (table["noise"] / np.maximum(signal, signal[signal > 0].min())) ** 2
+    return weight, share / share.sum()

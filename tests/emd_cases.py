@@ -61,7 +61,7 @@ def chain_ends(b, algorithm, num, seed=0, model=affine, params=PARAMS):
         z, eps = g.draw(k_z, num), b.normal(k_eps, (num, *g.shape))
         level, x = scores.level(k_level, num), g(params, {}, z)
         weights = {"student": params, "score": {}, "teacher": {}}
-        fixed = {"level": level, "batch": {}, "x": x}
+        fixed = {"level": level, "batch": {}, "x": x, "seen": {}}
         start = {"eps": eps, "z": z}
         return chain(start, k_chain, weights, fixed), start
 

@@ -52,7 +52,7 @@ class Denoising:
         sigma_data: the data's standard deviation, of "edm".
         condition_dropout: share of data whose condition is left out in a step, so that the same net
             learns the unconditional prediction that guidance needs. None is 0.1 of a model with a
-            condition that has a null, else 0.
+            condition that has a null, else 0, and 0 of "elbo", which would be no bound with it.
 
     Metrics: `loss`, the weighted mean squared error of the prediction per value; of "elbo" nats per
     datum.
@@ -137,4 +137,6 @@ class Denoising:
                 "which has no context of no condition to put in its place, expected 0, or a "
                 "condition such as nets.ClassEmbedding(...)."
             )
-        return 0.1 * has_null if self.condition_dropout is None else self.condition_dropout
+        if self.condition_dropout is not None:
+            return self.condition_dropout
+        return 0.1 if has_null and self.weighting != "elbo" else 0.0

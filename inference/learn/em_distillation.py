@@ -77,7 +77,8 @@ class EMDistillation:
         weighting: w(t): "sigma2_over_alpha2", plain regression of x_0; "uniform", 1; "l1", the
             first over mean |g(z) - xhat_teacher|; or (alpha, sigma) -> w.
         times: levels are uniform between these two parts of the schedule, or `times(u)` of uniform
-            u in [0, 1). Ends are left out, where scores or targets explode.
+            u in [0, 1). Ends are left out, where scores or targets explode, and so is a last step
+            without signal, for which the one before it is taken.
         schedule: of a teacher that is a function, t -> (alpha, sigma).
         guidance_scale: of the teacher's score, and never of the student's own.
         score_steps: of phi for each of the student; 5 where phi lags behind.
@@ -166,7 +167,7 @@ def _learner(bound: Bound, given: EMDistillation, g: Generator, scores: Scores) 
         level, x = fixed["level"], fixed["x"]
         x_t = level["signal"] * x + level["noise"] * eps
         weight = weight_of(
-            ops, given, level, x, lambda: scores.clean(x_t, level, weights, fixed["batch"])
+            ops, given, level, x, lambda: scores.clean(x_t, level, weights, fixed["seen"])
         )
         ends = shortened(ops, given_ends, given.max_push)
         size = norm(ops, ends.push)
@@ -179,6 +180,7 @@ def _learner(bound: Bound, given: EMDistillation, g: Generator, scores: Scores) 
 
     start = b.compile(start, num_calls=given.score_steps * (bound.num_steps or 1))
     finish = b.compile(finish, num_calls=bound.num_steps)
+    see = b.compile(scores.seen, num_calls=bound.num_steps)
     learn_score = _score_learner(bound, given, scores, own[1], start)
 
     def init(params: Mapping, key: Any, batch: Mapping, extras: Mapping | None) -> dict:
@@ -195,7 +197,7 @@ def _learner(bound: Bound, given: EMDistillation, g: Generator, scores: Scores) 
         z, eps, level, x = start(params, batch, k_start)
         score, found = learn_score(state["score"], params, batch, k_score, (x, eps, level))
         weights = {"student": params, "score": all_params(score), "teacher": scores.teacher}
-        fixed = {"level": level, "batch": batch, "x": x}
+        fixed = {"level": level, "batch": batch, "x": x, "seen": see(weights, batch, x)}
         ends = chain({"eps": eps, "z": z}, k_chain, weights, fixed)
         ends, weight, of_ends = finish(ends, weights, fixed, eps)
         held, checked = (ends, level, weight), state["checked"]

@@ -107,7 +107,8 @@ class Generator:
 
 def target_of(bound: Bound, g: Generator, scores: Scores, moves: bool) -> Target:
     """What the chain climbs, by a drift; its arguments are (weights, fixed), where `weights` are
-    those of `Scores` and `fixed` has the level, the condition and, where z stays, x_0 = g(z)."""
+    those of `Scores` and `fixed` has the level, the condition, what the scores make of it (`seen`)
+    and, where z stays, x_0 = g(z)."""
     b, ops = bound.backend, bound.backend.ops
     names = (*OWN, *g.latents) if moves else OWN
 
@@ -117,7 +118,7 @@ def target_of(bound: Bound, g: Generator, scores: Scores, moves: bool) -> Target
 
         def pushed(x: Array) -> Array:
             x_t = signal * x + noise * at["eps"]
-            return ops.stop_gradient(scores.push(x_t, level, weights, batch))
+            return ops.stop_gradient(scores.push(x_t, level, weights, fixed["seen"]))
 
         if not moves:
             push = pushed(fixed["x"])

@@ -20,7 +20,7 @@ from probgen.engine.bound import Bound
 from probgen.engine.fitted import Fitted
 from probgen.errors import AlgorithmError, ShapeError
 from probgen.language import ops
-from probgen.language.capabilities import Denoises
+from probgen.language.capabilities import Denoises, embedded
 from probgen.language.model import arguments
 from probgen.nets.base import out_shape
 from probgen.trees import tree_map
@@ -41,8 +41,8 @@ class Scores(Protocol):
     are {"student": the generator's, "score": phi or {}, "teacher": or {}}.
 
     `teacher` has the teacher's weights by net; `own` gives phi at the start, a dict with one net,
-    or with none where it is not learned; `level` draws n levels; `push` is sigma D at x_t, `clean`
-    the teacher's estimate of x_0.
+    or with none where it is not learned; `level` draws n levels; `seen` is what the two make of the
+    inputs, once for a chain; `push` is sigma D at x_t, `clean` the teacher's estimate of x_0.
     """
 
     is_learned: bool
@@ -52,9 +52,11 @@ class Scores(Protocol):
 
     def level(self, key: Any, num: int) -> dict: ...
 
-    def push(self, x_t: Array, level: Mapping, weights: Mapping, batch: Mapping) -> Array: ...
+    def seen(self, weights: Mapping, batch: Mapping, x: Array) -> dict: ...
 
-    def clean(self, x_t: Array, level: Mapping, weights: Mapping, batch: Mapping) -> Array: ...
+    def push(self, x_t: Array, level: Mapping, weights: Mapping, seen: Mapping) -> Array: ...
+
+    def clean(self, x_t: Array, level: Mapping, weights: Mapping, seen: Mapping) -> Array: ...
 
 
 def uniform(times: Any, u: Array) -> Array:
@@ -94,12 +96,15 @@ class KnownScores:
         signal, noise = self.given.schedule(t)
         return {"t": t, "signal": signal, "noise": noise}
 
-    def push(self, x_t: Array, level: Mapping, weights: Mapping, batch: Mapping) -> Array:
+    def seen(self, weights: Mapping, batch: Mapping, x: Array) -> dict:
+        return {}
+
+    def push(self, x_t: Array, level: Mapping, weights: Mapping, seen: Mapping) -> Array:
         at, given = level["t"], self.given
         own = given.student_score(weights["student"], x_t, at)
         return level["noise"] * (given.teacher(x_t, at) - own)
 
-    def clean(self, x_t: Array, level: Mapping, weights: Mapping, batch: Mapping) -> Array:
+    def clean(self, x_t: Array, level: Mapping, weights: Mapping, seen: Mapping) -> Array:
         score = self.given.teacher(x_t, level["t"])
         return (x_t + level["noise"] ** 2 * score) / level["signal"]
 
@@ -120,7 +125,8 @@ class DiffusionScores:
         self.student = dataclasses.replace(model, denoiser=net)
         self.nets = {n: getattr(self.student, n) for n in self.teacher}
         self.table = {k: b.asarray(v) for k, v in model.table().items()}
-        self.total = len(model.table()["signal"])
+        signal = model.table()["signal"]
+        self.total, self.last = len(signal), np.float32((signal > 0).sum() - 1)
 
     def own(self, extras: Mapping | None, batch: Mapping) -> dict:
         """The teacher's weights at the start, or fresh ones of another net, or those kept."""
@@ -138,27 +144,31 @@ class DiffusionScores:
 
     def level(self, key: Any, num: int) -> dict:
         t = uniform(self.given.times, self.backend.uniform(key, (num,)))
-        last = self.backend.asarray(np.float32(self.total - 1))
+        last = self.backend.asarray(self.last)  # a step without signal is left out
         step = ops.cast(ops.clip(ops.floor(t * self.total), 0.0, last), "int32")
         lead = (num, *[1] * len(self.model.shape))
         row = {k: ops.reshape(ops.take(v, step), lead) for k, v in self.table.items()}
         return {"t": ops.cast(step, "float32"), **row}
 
-    def push(self, x_t: Array, level: Mapping, weights: Mapping, batch: Mapping) -> Array:
-        own = self._clean(self.student, _bare(weights["score"]), x_t, level, batch, 1.0)
+    def seen(self, weights: Mapping, batch: Mapping, x: Array) -> dict:
+        inputs = self.bound.program_inputs(batch)
+        return {
+            "teacher": embedded(self.model, weights["teacher"], inputs, x),
+            "own": embedded(self.student, _bare(weights["score"]), inputs, x),
+        }
+
+    def push(self, x_t: Array, level: Mapping, weights: Mapping, seen: Mapping) -> Array:
+        found = self.student.predict(_bare(weights["score"]), x_t, level["t"], seen["own"])
+        own = self.student.clean(x_t, found, level)
         ratio = level["signal"] / level["noise"]
-        return ratio * (self.clean(x_t, level, weights, batch) - own)
+        return ratio * (self.clean(x_t, level, weights, seen) - own)
 
-    def clean(self, x_t: Array, level: Mapping, weights: Mapping, batch: Mapping) -> Array:
-        scale = self.given.guidance_scale
-        return self._clean(self.model, weights["teacher"], x_t, level, batch, scale)
-
-    def _clean(
-        self, model: Any, params: Tree, x_t: Array, level: Mapping, batch: Mapping, scale: float
-    ) -> Array:
-        seen = self.bound.program_inputs(batch)
-        found = model.predict(params, x_t, level["t"], seen, guidance_scale=scale)
-        return model.clean(x_t, found, level)
+    def clean(self, x_t: Array, level: Mapping, weights: Mapping, seen: Mapping) -> Array:
+        found = self.model.predict(
+            weights["teacher"], x_t, level["t"], seen["teacher"],
+            guidance_scale=self.given.guidance_scale,
+        )  # fmt: skip
+        return self.model.clean(x_t, found, level)
 
     def loss(self, phi: Mapping, x: Array, eps: Array, level: Mapping, batch: Mapping) -> Array:
         """Mean squared error of the prediction, per value, as `Denoising` has it."""

@@ -128,7 +128,8 @@ def checks(bound: Bound, given: Any, g: Generator, scores: Scores) -> Callable:
         x = g(weights["student"], batch, ends.z)
         probe = b.normal(key, tuple(x.shape))
         ratio, eps = level["signal"] / level["noise"], ends.eps
-        push = scores.push(level["signal"] * x + level["noise"] * eps, level, weights, batch)
+        seen = scores.seen(weights, batch, x)
+        push = scores.push(level["signal"] * x + level["noise"] * eps, level, weights, seen)
 
         def pull(z: Mapping, v: Array) -> Array:
             return ops.sum(ops.stop_gradient(v) * g(weights["student"], batch, z))

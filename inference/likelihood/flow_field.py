@@ -8,9 +8,9 @@ time u = log(sigma / a), minus half the log signal-to-noise ratio, the schedule 
 for a network that predicts eps, x0 or v. Levels between those of the schedule are interpolated,
 log(index + 1) against u, and the network is asked at the fractional index. Below the lowest level,
 which no network was trained at, the score is held at that level's: dx/dw = -x - s for w = -log a
-from 0 up. In the time w sigma^2 of the lowest level that is the equation above with u held, so that
-one way leads from data to the last level, along which the right-hand side has no jump. A last level
-without signal, at u = infinity, is reached in the angle phi = arctan(sigma / a): dx/dphi = v.
+from 0 up. In the time w / sigma^2 of the lowest level that is the equation above with u held, so
+that one way leads from data to the last level, along which the right-hand side has no jump. A last
+level without signal, at u = infinity, is reached in the angle phi = arctan(sigma / a): dx/dphi = v.
 """
 
 from __future__ import annotations

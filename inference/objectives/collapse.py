@@ -21,11 +21,12 @@ import numpy as np
 
 from probgen.backends.protocol import Site
 from probgen.engine.bound import Bound
-from probgen.inference.objectives.terms import compute, per_datum
+from probgen.inference.objectives.terms import Terms, compute, per_datum
 from probgen.progress import log
 
 ACTIVE = 0.01
 DRAWS = 32  # of the guide, for the mean of latents that others in the guide depend on
+LOOKS = 64  # at the KL where one random step stands for a chain
 ROWS = 100  # of the table of log q(z_i | x_j) at a time
 
 
@@ -99,13 +100,19 @@ def collapse_report(
     """Computes the report on one sample of data and logs its warnings.
 
     Args:
-        latents: those of the code; others are noise of the estimate. None: all.
+        latents: those of the code; others are noise of the estimate, over which the KL is averaged,
+            with its standard error in a sentence. None: all.
     """
     latents = bound.latents if latents is None else latents
     b = bound.backend
     look = b.compile(lambda p, x, k: _look(bound, p, x, k), num_calls=1)
     seen = b.tree_map(b.to_numpy, look(params, batch, key))
-    kl = {name: float(value) for name, value in seen["kl"].items() if name in latents}
+    draws, noisy = [seen["kl"]], set(bound.latents) - set(latents)
+    if noisy:
+        again = b.compile(lambda p, x, k: _kl(bound, p, x, k)[0], num_calls=LOOKS)
+        draws = [b.tree_map(b.to_numpy, again(params, batch, b.fold_in(key, i)))
+                 for i in range(LOOKS)]  # fmt: skip
+    kl = {n: float(np.mean([d[n] for d in draws])) for n in seen["kl"] if n in latents}
     active = {n: value > ACTIVE for n, value in seen["moves"].items() if n in latents}
     weight = float(history["kl_weight"][-1]) if "kl_weight" in history else None
     warnings = tuple(_warnings(loss, history, active))
@@ -113,6 +120,8 @@ def collapse_report(
         log.warning("fit: %s", sentence)
     unit = unit_note(bound)  # the loop has logged it
     warnings = (*warnings, *((unit,) if unit else ()))
+    if noisy:
+        warnings = (*warnings, _noise_note(kl, draws))
     size = bound.batch_size(batch) or 1
     information = _information(bound, params, batch, seen["latents"], size)
     if information is not None:
@@ -122,19 +131,33 @@ def collapse_report(
     return CollapseReport(kl, units, active, information, weight, size, warnings)
 
 
+def _noise_note(names: Collection[str], draws: list) -> str:
+    errors = {n: np.std([d[n] for d in draws], ddof=1) / math.sqrt(len(draws)) for n in names}
+    each = ", ".join(f"{n} to {error:.2g}" for n, error in errors.items())
+    return (
+        "the KL goes through a long chain, of which one random step stands for all: its mean over "
+        f"{len(draws)} draws has the standard error, {each} nats"
+    )
+
+
 def _look(bound: Bound, params: Mapping, batch: Mapping, key: Any) -> dict[str, dict]:
     """KLs, KLs per unit, the variance of the posterior means over the data, and one draw."""
     ops = bound.backend.ops
-    terms = compute(bound, params, batch, key, analytic_kl=True)
+    kl, terms = _kl(bound, params, batch, key)
     units = {
         n: ops.mean(ops.reshape(v, (-1, v.shape[-1])), axis=0) for n, v in terms.kl_units.items()
     }
     return {
-        "kl": {n: per_datum(bound, terms, {n: v}) for n, v in terms.kl.items()},
+        "kl": kl,
         "units": units,
         "moves": _moves(bound, params, batch, key),
         "latents": terms.latents,
     }
+
+
+def _kl(bound: Bound, params: Mapping, batch: Mapping, key: Any) -> tuple[dict, Terms]:
+    terms = compute(bound, params, batch, key, analytic_kl=True)
+    return {n: per_datum(bound, terms, {n: v}) for n, v in terms.kl.items()}, terms
 
 
 def _moves(bound: Bound, params: Mapping, batch: Mapping, key: Any) -> dict[str, Any]:

@@ -14,18 +14,25 @@ down again brings the two together (RePaint), with rho = a / a':
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
 from probgen.engine.bound import Bound
-from probgen.errors import ShapeError
+from probgen.errors import DataError, ShapeError
 from probgen.inference.sample.ancestral import DDIM, Ancestral
 from probgen.inference.sample.reverse import Columns, Reverse
 from probgen.language.declared import declaration, require
-from probgen.language.kinds import Many
+from probgen.language.kinds import Many, Rule
 
 Array = Any
+
+
+def _is_numbers(v: Any) -> bool:
+    try:
+        return np.asarray(v).dtype.kind in "biuf"
+    except (ValueError, TypeError, RuntimeError):  # rows of unequal length, gradients
+        return False
 
 
 @declaration(eq=False)
@@ -35,7 +42,7 @@ class Inpaint(Reverse):
     Args:
         sampler: `Ancestral` or `DDIM`, with its own steps and guidance.
         mask: 1 (or True) where a number is known, 0 where it is to be drawn; of one datum's shape.
-        values: the datum; what it has where the mask is 0 is not looked at.
+        values: the datum; what it has where the mask is 0, NaN say, is not looked at.
         num_resamples: how often each leap but the last is taken, each time but the first from its
             own end, noised again. 1 is replacement alone, exact only where known and unknown
             numbers are independent; 10 is RePaint's. The net is called so many times as often.
@@ -45,14 +52,14 @@ class Inpaint(Reverse):
     the steps, since each leap takes the net's x_0 for the datum itself.
 
     Raises (by generate): AlgorithmError: those of the sampler. ShapeError: mask or values of
-    another shape than the model's data.
+    another shape than the model's data. DataError: a known number is NaN or infinite.
 
     Source: Lugmayr et al. 2022, arXiv:2201.09865, algorithm 1, with jumps of one step.
     """
 
     sampler: Ancestral | DDIM
     mask: np.ndarray
-    values: np.ndarray
+    values: Annotated[Any, Rule("an array of numbers", _is_numbers, alone=True)]
     num_resamples: Many = 1
 
     def __post_init__(self) -> None:
@@ -91,6 +98,7 @@ class Inpaint(Reverse):
 
         Raises:
             ShapeError: they are not of one datum's shape.
+            DataError: a known number is NaN or infinite.
         """
         shape = tuple(bound.model.shape)  # type: ignore[attr-defined]
         for name in ("mask", "values"):
@@ -100,7 +108,14 @@ class Inpaint(Reverse):
                     f"Inpaint: got {name} of shape {list(found)}, expected {list(shape)}, that of "
                     f"one datum of {bound.model.name!r}, channels and all."
                 )
-        arrays = {"mask": self.mask, "values": self.values}
+        known = np.where(np.asarray(self.mask, bool), self.values, 0.0)
+        if not np.isfinite(known).all():
+            raise DataError(
+                f"Inpaint: got values with {int(np.sum(~np.isfinite(known)))} numbers that are NaN "
+                "or infinite where the mask is 1, expected finite ones where they are known; set "
+                "the mask to 0 there, to draw them."
+            )
+        arrays = {"mask": self.mask, "values": known}
         return {k: bound.backend.asarray(v, "float32") for k, v in arrays.items()}
 
     def step(self, bound: Bound) -> Callable:

@@ -71,6 +71,7 @@ def _bind(
     arrays = as_arrays(data)
     shared, per_datum = merge_inputs(fitted.model, arrays, inputs)
     rows = {**arrays, **per_datum}
+    fitted.model.check_rows(rows)
     bound, params = fitted.bind(b, {k: v[:1] for k, v in rows.items()}, constants=shared)
     bound.require_rows(who)
     return bound, params, rows

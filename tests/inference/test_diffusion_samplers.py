@@ -221,7 +221,7 @@ def test_a_clipped_datum_is_in_its_range(b):
 
 
 @pytest.mark.parametrize(
-    "keeps", [ProbabilityFlowODE(3), Inpaint(DDIM(4), [1, 0, 0], [1, 2, 3], 2)]
+    "keeps", [ProbabilityFlowODE(3), Inpaint(DDIM(4), [1, 0, 0], [1, np.nan, np.inf], 2)]
 )
 def test_the_way_of_the_draws_ends_at_the_draws(b, keeps):
     fitted, _, _ = exact_diffusion(3, steps=STEPS)
@@ -379,6 +379,8 @@ def test_what_does_not_go_together_is_refused_in_words():
         drawn(DPMSolver(4, sigma_max=0.01))
     with pytest.raises(ShapeError, match=r"Inpaint: got mask of shape \[2\], expected \[3\]"):
         drawn(Inpaint(DDIM(4), np.ones(2), np.ones(3)))
+    with pytest.raises(DataError, match="Inpaint: got values with 1 numbers that are NaN"):
+        drawn(Inpaint(DDIM(4), [1, 0, 0], [np.nan, 1.0, 1.0]))
     with pytest.raises(DeclarationError, match="Inpaint: got mask=.*expected 0 and 1"):
         Inpaint(DDIM(4), np.full(3, 0.5), np.ones(3))
     with pytest.raises(DeclarationError, match="Inpaint: got sampler="):

@@ -114,7 +114,7 @@ def test_what_is_left_of_eps_is_the_noise_that_the_kernel_drew(b):
     kernel = Langevin(steps, 3, sizes).kernel(b, target_of(bound, g, scores, True))
     args = (
         {"student": params, "score": {}, "teacher": {}},
-        {"level": scores.level(b.key(0), 5), "batch": {}},
+        {"level": scores.level(b.key(0), 5), "batch": {}, "seen": {}},
     )
     at = target_of(bound, g, scores, True).init(*args, b.key(1), 5)
     state, a = kernel.init(at, *args), at["eps"]

@@ -4,13 +4,17 @@ import dataclasses
 
 import numpy as np
 import pytest
+from at_once import at_once
 from emd_cases import affine, exact, small_teacher
 from fit_cases import are_same_bits, assert_same_bits, quick
 
 import probgen as pg
 from probgen import dist, nets
+from probgen.engine.bind import bind
 from probgen.errors import AlgorithmError, DeclarationError, SaveError, ShapeError
 from probgen.inference import EMDistillation
+from probgen.inference.learn.em_distillation_chain import Generator as GeneratorOf
+from probgen.inference.learn.em_distillation_scores import scores_of
 from probgen.language.seeds import named
 from probgen.models import Diffusion, Generator, NoiseSchedule, OneStep, likelihoods
 
@@ -131,11 +135,25 @@ def test_a_generator_is_taught_by_its_mean(b):
     found = fit(b, student, algorithm, num_steps=1, batch_size=64)
     start = student.decoder.init(named(0, "decoder"), (3,))
     assert (found.params["decoder"]["out"]["bias"] != start["out"]["bias"]).all()
-    drawn = np.random.default_rng(0).normal(size=(4000, 3)).astype("float32")
-    net = b.tree_map(b.asarray, start)
-    mean = b.to_numpy(student.decoder.apply(net, b.asarray(drawn))).mean()
-    # The scale of 0.5 would add 0.03 to a mean over 64 data of two numbers.
-    assert abs(found.history["mean_x"][0] - mean) < 5 * 0.6 / 64**0.5
+    net, g = b.tree_map(b.asarray, start), GeneratorOf(bind(student, b, num_draws=64)[0])
+    z = b.normal(b.key(0), (64, 3))
+    x, mean = at_once(
+        b, lambda p, z: (g({"decoder": p}, {}, {"z": z}), student.decoder.apply(p, z)), net, z
+    )
+    np.testing.assert_allclose(x, mean, rtol=1e-5, atol=1e-6)
+
+
+def test_a_level_without_signal_is_left_out(b):
+    """Of 20 steps the last is within the default times; there J's factor alpha / sigma is 0."""
+    schedule = NoiseSchedule(20, "rectified_flow")
+    teacher = dataclasses.replace(
+        TEACHER, model=dataclasses.replace(TEACHER.model, schedule=schedule)
+    )
+    student = OneStep(teacher)
+    bound, _ = bind(student, b, num_draws=2)
+    level = scores_of(bound, EMDistillation(teacher), (2,)).level(b.key(0), 500)
+    t, signal = b.to_numpy(level["t"]), b.to_numpy(level["signal"])
+    assert signal.min() > 0 and set(t) == set(range(19))
 
 
 def test_a_conditional_student_learns_from_rows_of_the_condition_and_a_guided_teacher(b):

@@ -5,6 +5,7 @@ One step with nearly all of the noise and an affine net is a linear regression o
 class, whose intercepts are the class means: what it learns and draws has closed forms.
 """
 
+import inspect
 import time
 
 import numpy as np
@@ -21,8 +22,11 @@ from probgen.errors import (
     SupportError,
     UnknownName,
 )
-from probgen.inference import DDIM, Denoising, DenoisingELBO
+from probgen.inference import DDIM, DDIMInverse, Denoising, DenoisingELBO, ProbabilityFlow
+from probgen.inference.likelihood.denoising_elbo import ends
+from probgen.language.declared import declaration
 from probgen.models import VAE, Diffusion, NoiseSchedule
+from probgen.models.random_step import shares
 
 RNG = np.random.default_rng(0)
 N, MEANS, SPREAD = 600, np.array([[-1.0, 0.5], [2.0, -1.0]]), 0.2
@@ -185,6 +189,79 @@ def test_the_program_is_the_loop_that_samples(b):
     z = (values["x_1"] - declared.posterior_mean(values["x_2"], predicted, row)) / row["std"]
     want = -0.5 * (z**2).sum(1) - 2 * np.log(row["std"]) - np.log(2 * np.pi)
     np.testing.assert_allclose(found, want, rtol=2e-4, atol=1e-4)
+
+
+def test_one_random_step_of_a_conditional_chain_is_its_share_of_the_bound(b):
+    """At a given step and noise: -w |x - x_0|^2 / r, and what no network changes."""
+    declared = model(hidden=(8,), schedule=NoiseSchedule(3, "linear", 0.1, 0.5), kind="epsilon")
+    rows = {"x": X[:4], "condition": Y[:4]}
+    short = declared.by_steps()
+    bound, params = bind(short, b, data=rows, seed=0)
+    table = declared.table()
+    weight, share = shares(table)
+    place = np.array([0.5 * share[0], 1 - 0.5 * share[2], share[0] + 0.5 * share[1], 1e-4], "f")
+    step, noise = np.array([0, 2, 1, 0]), RNG.normal(size=(4, 2)).astype(np.float32)
+    row = {k: v[step, None] for k, v in table.items()}
+    x_t = (row["signal"] * X[:4] + row["noise"] * noise).astype(np.float32)
+    on = {n: b.asarray(v) for n, v in {**rows, "place": place, "noise": noise}.items()}
+    at = b.asarray(x_t), b.asarray(step.astype(np.float32))
+
+    def run(params, on):
+        latents = {n: on[n] for n in ("place", "noise")}
+        found = bound.trace(params, {n: on[n] for n in rows}, latents)["x"].log_prob
+        return found, declared.predict(params, *at, {"condition": on["condition"]})
+
+    found, predicted = at_once(b, run, params, on)
+    error = ((X[:4] - declared.clean(x_t, predicted, row)) ** 2).sum(1)
+    constant, prior_kl = ends(np, table, X[:4])
+    want = constant - prior_kl - (weight / share)[step] * error
+    np.testing.assert_allclose(found, want, rtol=1e-4, atol=1e-4)
+    behind = VAE(
+        latent=declared, decoder=nets.MLP((), 3, in_ndim=1), likelihood=dist.Normal,
+        encoder=nets.MLP((4,), 2, heads=("loc", "log_scale")),
+    )  # fmt: skip
+    assert list(inspect.signature(behind.by_steps().program).parameters) == ["condition"]
+
+
+@declaration
+class AskedOnce(Diffusion):
+    """It refuses to make a context where it predicts."""
+
+    def predict(self, params, x_t, t, batch, *args, **more):
+        assert "context" in batch
+        return Diffusion.predict(self, params, x_t, t, batch, *args, **more)
+
+
+def test_the_condition_net_runs_before_every_loop(b):
+    declared = AskedOnce(
+        nets.MLPDenoiser(2, hidden=()), (2,), NoiseSchedule(2, "linear", 0.3, 0.6), "sample",
+        CLASSES,
+    )  # fmt: skip
+    rows = {"x": X[:2], "condition": Y[:2]}
+    bound, params = bind(declared, b, data=rows, seed=0)
+    batch = {n: b.asarray(v) for n, v in rows.items()}
+    for measure in (DenoisingELBO(), ProbabilityFlow(2)):
+        found = measure.device_function(bound)(params, batch, b.key(0))["estimate"]
+        assert np.isfinite(b.to_numpy(found)).all()
+    draws = DDIM(2).draws_of(bound)(params, {"condition": batch["condition"]}, b.key(0), 2)
+    assert np.isfinite(b.to_numpy(draws["x"])).all()
+
+
+def test_the_bound_is_learned_with_every_condition_in_place(b):
+    """A context of no condition that is far off, and never met."""
+    far = CLASSES.init(RNG, ())
+    far["table"][-1] = 1e6
+    fitted = pg.fit(
+        model(), X, Denoising(weighting="elbo"), inputs={"condition": Y}, num_steps=1,
+        batch_size=N, init={"condition": far}, seed=0, backend=b, progress_bar=False,
+    )  # fmt: skip
+    assert fitted.history["loss"][0] < 1e4
+
+
+def test_codes_are_taken_of_data_that_the_model_knows(b, fitted):
+    """A class that is a column of the data is checked as one among the inputs is."""
+    with pytest.raises(DataError, match="classes from 0 to 7"):
+        fitted.encode({"x": X[:2], "condition": np.array([0, 7])}, method=DDIMInverse(1))
 
 
 def test_a_condition_of_a_prior_is_an_input_of_the_whole(b):

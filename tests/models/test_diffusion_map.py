@@ -11,7 +11,7 @@ from flow_cases import exact_diffusion
 import probgen as pg
 from probgen import dist, nets, ops
 from probgen.engine.bind import bind
-from probgen.errors import AlgorithmError, DeclarationError, ProbgenError
+from probgen.errors import AlgorithmError, DataError, DeclarationError, ProbgenError
 from probgen.inference import DDIM, Langevin
 from probgen.models import VAE, Diffusion, DiffusionMap, InverseProblem, NoiseSchedule, likelihoods
 
@@ -136,3 +136,6 @@ def test_a_condition_is_an_input_here_too(b):
     of_map, held = bind(prior, b, data={"condition": y}, num_data=4, seed=0)
     found = of_map.trace(held, given, {"x_20": start}, batch_size=4)["x"].value
     np.testing.assert_allclose(b.to_numpy(found), b.to_numpy(x), rtol=1e-4, atol=1e-5)
+    problem = InverseProblem(prior, lambda x: dist.Normal(x, 1.0).to_event(1))
+    with pytest.raises(DataError, match="classes from 0 to 4"):
+        problem.check_rows({"y": data["x"], "condition": 2 * y})

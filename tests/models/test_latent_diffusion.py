@@ -4,6 +4,7 @@ An affine encoder makes of data N(m, C) the codes N(A m + c, A C A' + S), exactl
 is affine at each step makes of the chain a Gaussian, whose moments follow step by step.
 """
 
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 
 import probgen as pg
 from probgen import dist, nets, ops
+from probgen.engine.bind import bind
 from probgen.errors import AlgorithmError
 from probgen.inference import ELBO, SVI, Denoising, Langevin
 from probgen.models import EBM, VAE, Diffusion, Generator, NoiseSchedule, likelihoods
@@ -141,6 +143,14 @@ def test_a_joint_fit_raises_the_bound_and_moves_all_nets(b):
         weights = [p[name]["out"]["weight"] for p in (joint.params, NETS)]
         assert np.abs(weights[0] - weights[1]).max() > 0.01
     assert np.abs(joint.params["prior/denoiser"]["mlp"]["out"]["weight"]).max() > 0.01
+    # The report's KL is a mean of many such steps, and says its error.
+    found = re.search(r"standard error, z to ([\d.]+) nats", joint.report.text())
+    last, error = joint.history["kl/z"][-10:], float(found[1])
+    assert abs(joint.report.kl["z"] - last.mean()) < 5 * np.hypot(error, last.std() / 10**0.5)
+    assert set(joint.report.kl) == {"z"} and error < last.std()
+    bound = bind(prior, b, data={"x": X[:1, :2]})[0]
+    with pytest.raises(AlgorithmError, match=r"kl_weight=0.5 and free_bits=0 .*Denoising\("):
+        SVI(ELBO(kl_weight=0.5)).bind(bound)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from probgen import nets
 from probgen.errors import DeclarationError
 from probgen.inference import DDIM, Denoising, DenoisingELBO, ProbabilityFlow
 from probgen.models import Diffusion, NoiseSchedule
+from probgen.models.random_step import shares
 
 
 def bar(s):
@@ -188,6 +189,29 @@ def test_a_chain_that_ends_far_from_noise_is_said(backend_name, caplog):
                 progress_bar=False,
             )  # fmt: skip
         assert ("is left" in caplog.text) is said
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_last_step_s_std_costs_smooth_data_little(name):
+    """Of an error sigma_0^2 in each dimension, log std + sigma_0^2 / (2 std^2) above its least."""
+    for num in (3, 30, 1000):
+        table = Diffusion(nets.MLP(), (1,), NoiseSchedule(num, name), "sample").table()
+        ratio = (table["std"][0] / table["noise"][0]) ** 2
+        assert 0.5 * (np.log(ratio) + 1 / ratio - 1) < 0.16
+
+
+@pytest.mark.parametrize("options", [{}, {"rescale_betas_zero_snr": True}])
+def test_each_of_thousands_of_steps_is_drawn(options):
+    """Shares (SNR_{t-1} / SNR_t - 1) / 2, all above the grid of float32's uniform numbers."""
+    model = Diffusion(nets.MLP(), (1,), NoiseSchedule(4000, "linear", **options), "sample")
+    weight, share = shares(model.table())
+    bar = model.schedule.alphas_bar()
+    bar = bar[bar > 0]
+    ratio = bar / (1 - bar)
+    want = 0.5 * (ratio[:-1] / ratio[1:] - 1)
+    found = share[1 : len(bar)]
+    np.testing.assert_allclose(found / found[0], want / want[0], rtol=1e-6)
+    assert share.min() > 1e-6 and share.max() < 0.1 and np.isfinite(weight / share).all()
 
 
 def test_a_chain_that_ends_in_pure_noise_is_drawn_and_bounded(b):
