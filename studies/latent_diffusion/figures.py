@@ -30,7 +30,6 @@ def four_priors(found: dict[str, Prior]) -> Any:
             axes.plot(*at.T, ".", color=COLOURS[hue], markersize=2.5, alpha=0.6, label=label)
         axes.set_xlim(-4, 4)
         axes.set_ylim(-4, 4)
-        axes.set_title(way, fontsize=10, color=COLOURS["ink"], loc="left")
         name_axes(axes, "u'z", "v'z" if way == SHOWN[0] else "")
     top[0].legend(frameon=False, fontsize=7, loc="lower left", markerscale=3)
     for axes, way in zip(bottom, SHOWN, strict=True):
@@ -38,7 +37,9 @@ def four_priors(found: dict[str, Prior]) -> Any:
         tall = np.concatenate([np.concatenate(list(x[6 * i : 6 * i + 6]), 1) for i in range(5)])
         axes.imshow(1.0 - tall, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
         axes.set_axis_off()
-        axes.set_title("E[x | z] at draws", fontsize=8.5, color=COLOURS["muted"], loc="left")
+        axes.set_title(
+            f"{way}: E[x | z] at draws", fontsize=8.5, color=COLOURS["muted"], loc="left"
+        )
     return figure
 
 

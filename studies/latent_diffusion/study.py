@@ -28,6 +28,7 @@ from probgen.inference import (
     SVI,
     Denoising,
     EnergyLogLikelihood,
+    Guide,
     ImportanceSampling,
     Langevin,
     MaximumLikelihood,
@@ -125,11 +126,11 @@ class Prior:
         bound: on log p(x) of held-out digits, nats; `error`, its standard error over them;
             `log_z_error`, that of an energy's log Z, else 0. `bound_train`: of those learned from.
         frechet: of `num_samples` decoder means against as many held-out digits, features of a
-            classifier; of held-out digits' own reconstructions it is `best`.
+            classifier; of held-out digits' own codes, decoded, it is `best`.
         good: share of those samples of which that classifier is sure.
         seconds: of a CPU for 1,000 samples of z and x, the second time.
-        codes: [n, d] z ~ q(z | x) of held-out digits; `prior_draws`: z of the samples; `means`:
-            their E[x | z].
+        codes: [n, d] z ~ q(z | x) of held-out digits, by the first VAE; `prior_draws`: z of the
+            samples; `means`: their E[x | z].
     """
 
     fitted: pg.Fitted
@@ -168,7 +169,15 @@ def fit_prior(settings: Settings, base: pg.Fitted, way: Way, seed: int, backend:
     )  # fmt: skip
 
 
-def judged(settings: Settings, fitted: pg.Fitted, way: Way, seed: int, backend: str) -> Prior:
+def codes_of(base: pg.Fitted, seed: int, backend: str) -> np.ndarray:
+    """[n, d] a draw of the first VAE's encoder for each held-out digit."""
+    drawn = pg.infer(base, data(seed)[1], Guide(1), seed=seed, backend=backend)
+    return np.asarray(drawn.posterior["z"]).reshape(len(data(seed)[1]), -1)
+
+
+def judged(
+    settings: Settings, fitted: pg.Fitted, way: Way, codes: np.ndarray, seed: int, backend: str
+) -> Prior:
     """Bound, samples, and how long they take."""
     train, test = data(seed)
     log_z_error, measure = 0.0, ELBO(settings.num_draws)  # of a diffusion by one step a draw
@@ -197,8 +206,6 @@ def judged(settings: Settings, fitted: pg.Fitted, way: Way, seed: int, backend: 
         return b.to_numpy(fitted.model.mean(bound, params, b.asarray(z)))
 
     means = means_of(drawn["z"][:n])
-    codes = pg.infer(fitted, test, pg.inference.Guide(1), seed=seed, backend=backend)
-    codes = np.asarray(codes.posterior["z"]).reshape(len(test), -1)
     net, real = digit_classifier(), test[:n]
     shown = np.random.default_rng(seed).random(means.shape) < means
     back = means_of(codes[:n])
@@ -216,10 +223,10 @@ def judged(settings: Settings, fitted: pg.Fitted, way: Way, seed: int, backend: 
 def run(settings: Settings, seed: int, backend: str, ways: tuple[Way, ...] = WAYS) -> dict:
     """{way: Prior} on one first VAE."""
     base = first(settings, seed, backend)
-    found = {}
+    codes, found = codes_of(base, seed, backend), {}
     for way in ways:
         fitted = fit_prior(settings, base, way, seed, backend)
-        found[way] = judged(settings, fitted, way, seed, backend)
+        found[way] = judged(settings, fitted, way, codes, seed, backend)
         print(f"seed {seed} {table({way: [found[way]]}).splitlines()[-1]}", flush=True)
     return found
 
