@@ -21,25 +21,22 @@ def whole(chains: list[Run], pictures: digits.Run | None, backend: str | Backend
     """`chains[0]` is the one with a latent, shown along its steps; then samples of the others."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9.2, 7.2), layout="constrained")
-    rows = figure.subfigures(3, 1, height_ratios=(1.0, 1.0, 1.0))
+    count = 2 if pictures is None else 3
+    figure = Figure(figsize=(9.2, 2.2 * count), layout="constrained")
+    rows = figure.subfigures(count, 1)
     steps = along(chains[0].fitted, backend)
     for axes, (name, x) in zip(rows[0].subplots(1, 5), steps.items(), strict=False):
         _cloud(axes, x, name)
     shown = {"data": data(NUM_SHOWN, 0)}
     shown |= {r.name: r.samples[:NUM_SHOWN] for r in chains}
-    for axes, (name, x) in zip(rows[1].subplots(1, len(shown)), shown.items(), strict=True):
+    shown["$G(x_1, z, 0)$, one $x_1$"] = guesses(chains[0].fitted, 0, 1000, on(backend))
+    panels = rows[1].subplots(1, len(shown))
+    for axes, (name, x) in zip(panels, shown.items(), strict=True):
         _cloud(axes, x, name)
-    left, right = rows[2].subfigures(1, 2, width_ratios=(1.0, 3.4))
-    axes = left.subplots()
-    _cloud(axes, guesses(chains[0].fitted, 1000, on(backend)), r"$G(x_2, z, 1)$, one $x_2$")
-    axes.plot(*CENTRES[[12, 13]].mean(0), "x", color=COLOURS["orange"])
+    panels[-1].plot(*CENTRES[[12, 13]].mean(0), "x", color=COLOURS["orange"])
     if pictures is not None:
-        grid(
-            right.subplots(),
-            (2 * pictures.samples[:64, :, :, 0] - 1).reshape(4, 16, 8, 8),
-            "digits drawn",
-        )
+        few = 2 * pictures.samples[:64, :, :, 0] - 1
+        grid(rows[2].subplots(), few.reshape(4, 16, 8, 8), "digits drawn")
     return figure
 
 
