@@ -62,6 +62,8 @@ class Inpaint(Reverse):
     values: Annotated[Any, Rule("an array of numbers", _is_numbers, alone=True)]
     num_resamples: Many = 1
 
+    of_priors = False  # the mask is of data, not of a latent
+
     def __post_init__(self) -> None:
         is_mask = np.isin(np.asarray(self.mask), (0, 1)).all()
         require(is_mask, self, "0 and 1, or False and True: 1 where a number is known", "mask")

@@ -21,7 +21,8 @@ from probgen.backends.protocol import Backend
 from probgen.engine.bound import Bound
 from probgen.engine.target import START, Kernel, Target
 from probgen.errors import AlgorithmError, DataError, ShapeError
-from probgen.language.capabilities import Denoises, embedded
+from probgen.inference.sample.within_prior import Drawn, given_prior, innermost
+from probgen.language.capabilities import Denoises, embedded, prior_of
 from probgen.language.declared import argument
 
 Array = Any
@@ -53,10 +54,12 @@ class OneDraw:
 
 
 class Reverse(OneDraw):
-    """A sampler of a diffusion that is a table: `columns(model)` gives it."""
+    """A sampler of a diffusion that is a table: `columns(model)` gives it; of a diffusion alone, or
+    of one that is the prior of a latent, such as a VAE's."""
 
     guidance_scale: float = 1.0
     clip_sample_range: float | None = None
+    of_priors = True  # it draws what has a diffusion as the prior of its latent, too
 
     def columns(self, model: Any) -> Columns:
         """The table, float64, the noisiest row first.
@@ -76,37 +79,41 @@ class Reverse(OneDraw):
         return {}
 
     def draws_of(self, bound: Bound) -> Callable:
-        """(params, batch, key, num_samples) -> {"x": [num_samples, *shape]} of a diffusion.
+        """(params, batch, key, num_samples) -> {"x": [num_samples, *shape]} of a diffusion; "z"
+        beside "x" where that is the prior of z.
 
         Raises:
-            AlgorithmError: the model is no diffusion, or `columns` refuses it.
+            AlgorithmError: there is no diffusion, or `columns` refuses it.
         """
-        model = require_denoiser(bound, type(self).__name__)
-        run = runner(bound, self.step(bound), self.columns(model), self.beside(bound))
-
-        def draws(params: Mapping, batch: Mapping, key: Any, num_samples: int) -> dict[str, Array]:
-            return {"x": run(params, batch, batch.get(START), key, num_samples)}
-
-        return draws
+        draws = self._draws(bound, keep=False)
+        return lambda *given: draws(*given)[0]
 
     def path_of(self, bound: Bound) -> Callable:
-        """As `draws_of`, and the x after each call of the net too, [calls, num_samples, *shape].
+        """As `draws_of`, and what the diffusion draws after each call of the net too, by name,
+        [calls, num_samples, *shape].
 
         Raises:
             AlgorithmError: as `draws_of`.
         """
-        model = require_denoiser(bound, type(self).__name__)
-        run = runner(bound, self.step(bound), self.columns(model), self.beside(bound), keep=True)
+        return self._draws(bound, keep=True)
 
-        def draws(params: Mapping, batch: Mapping, key: Any, num_samples: int) -> Any:
-            x, path = run(params, batch, batch.get(START), key, num_samples)
-            return {"x": x}, {"x": path}
+    def _draws(self, bound: Bound, keep: bool) -> Callable:
+        if self.of_priors and prior_of(bound.model) is not None:
+            return given_prior(bound, lambda part: self._draws(part, keep))
+        model = require_denoiser(bound, type(self).__name__)
+        columns = self.columns(model)
+        run = runner(bound, self.step(bound), columns, self.beside(bound), keep=keep)
+
+        def draws(params: Mapping, batch: Mapping, key: Any, num_samples: int) -> Drawn:
+            found = run(params, batch, batch.get(START), key, num_samples)
+            x, path = found if keep else (found, None)
+            return {"x": x}, {"x": path} if keep else {}
 
         return draws
 
     def num_calls(self, model: Any) -> int:
         """How often the network is called for a sample."""
-        return len(self.columns(model)["time"])
+        return len(self.columns(innermost(model)[0])["time"])
 
     def start_rows(self, model: Any, start: Any, num_samples: int) -> np.ndarray:
         """What the draws start from, [num_samples, *shape].
@@ -115,7 +122,8 @@ class Reverse(OneDraw):
             DataError: another site's values, or no numbers.
             ShapeError: another number of rows, or of another shape.
         """
-        site, who = start_site(model), "generate"
+        model, prefix = innermost(model)
+        site, who = prefix + start_site(model), "generate"
         if isinstance(start, Mapping):
             if set(start) != {site}:
                 raise DataError(
@@ -217,9 +225,16 @@ def require_denoiser(bound: Bound, who: str) -> Any:
     """
     model: Any = bound.model
     if not isinstance(model, Denoises):
+        is_latent = isinstance(innermost(model)[0], Denoises)
         raise AlgorithmError(
-            f"{who}: the model {model.name!r} has no denoiser and noise schedule, expected a "
-            "Diffusion; what has one as its prior is drawn without a method."
+            f"{who}: the model {model.name!r} has no denoiser and noise schedule"
+            + (
+                " of its data, but of its latent alone, expected a Diffusion; what draws from the "
+                "prior of a latent is Ancestral, DDIM, ProbabilityFlowODE and DPMSolver."
+                if is_latent
+                else ", expected a Diffusion, or a model with one as its latent's prior, such as "
+                "VAE(latent=Diffusion(...)); leave the method out to draw from other models."
+            )
         )
     return model
 

@@ -7,6 +7,7 @@ for nets that have none, and refuses what does not fit before anything is comput
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -102,11 +103,12 @@ def bind(
     warn_left_out(model.name, bound.left_out)
     steps = model.by_steps() if bound.is_long else None
     if steps is not None:
-        short, _ = bind(
-            steps, backend, data=data, constants=constants, params=final, seed=seed, whole=whole,
-            is_once=is_once, is_blank=is_blank, **fields,
+        # Most who bind a long chain have no use for it, and a bind runs the program.
+        short = functools.partial(
+            bind, steps, backend, data=data, constants=constants, params=everything, seed=seed,
+            whole=whole, is_once=is_once, is_blank=is_blank, **fields,
         )  # fmt: skip
-        bound = dataclasses.replace(bound, short=short)
+        bound = dataclasses.replace(bound, make_short=functools.cache(lambda: short()[0]))
     return bound, final
 
 

@@ -48,7 +48,8 @@ class Bound(ParameterUpdates):
         names: of all nets that have parameters.
         upkeep: nets with more than an optimiser's step to them; see `probgen.nets.buffers`.
         own: the algorithm's own nets, declarations by name (`new_net`).
-        short: of a long chain the bound model that draws a step in place of all (`by_steps`).
+        make_short: of a long chain, makes the bound model that draws a step in place of all
+            (`by_steps`), once, when it is first asked for; else None.
     """
 
     model: Model
@@ -69,11 +70,12 @@ class Bound(ParameterUpdates):
     names: tuple[str, ...] = ()
     upkeep: dict[str, Any] = dataclasses.field(default_factory=dict)
     own: dict[str, Any] = dataclasses.field(default_factory=dict)
-    short: Bound | None = None
+    make_short: Callable[[], Bound] | None = None
 
     def __identity__(self) -> dict[str, Any]:
-        """All that its programs depend on: not `num_steps`, a matter of cost, nor `seed`."""
-        names = {f.name for f in dataclasses.fields(self)} - {"num_steps", "seed"}
+        """All that its programs depend on: not `num_steps`, a matter of cost, nor `seed`; what
+        `make_short` makes has an identity of its own."""
+        names = {f.name for f in dataclasses.fields(self)} - {"num_steps", "seed", "make_short"}
         return {n: getattr(self, n) for n in sorted(names)}
 
     @property
@@ -352,8 +354,8 @@ class Bound(ParameterUpdates):
         Raises:
             AlgorithmError: as `require_short`.
         """
-        if self.is_long and self.short is not None and is_mean:
-            return self.short
+        if self.is_long and self.make_short is not None and is_mean:
+            return self.make_short()
         self.require_short(who)
         return self
 
@@ -372,7 +374,7 @@ class Bound(ParameterUpdates):
             else "with a diffusion as its latent's prior, Denoising() learns that behind a frozen "
             "encoder and decoder"
         )
-        if self.short is not None:
+        if self.make_short is not None:
             cure = f"ELBO(...), a mean, is learned and measured by one step for all; {cure}"
         raise AlgorithmError(
             f"{who}: {self.model.name!r} goes through a chain of {len(self.model.sketch().sites)} "

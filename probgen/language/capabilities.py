@@ -138,6 +138,11 @@ class MakesPairs(Protocol):
     def pairs(self, bound: Any) -> Callable[[Mapping, Mapping, Any], Pairs]: ...
 
 
+def prior_of(model: Any) -> Any:
+    """The prior of a model's latent where it has one that is a model; else None."""
+    return model.prior() if isinstance(model, HasPrior) else None
+
+
 def embedded(model: Denoises, params: Mapping, inputs: Mapping, x: Array) -> dict[str, Array]:
     """Inputs for many calls of `predict` at the same data x [n, ...]: with what the model makes of
     them once and for all, where it does (`embedded`, as a `Diffusion` does its condition)."""

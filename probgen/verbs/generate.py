@@ -35,6 +35,7 @@ from probgen.engine.target import (
     transitions,
 )
 from probgen.errors import AlgorithmError, DataError, DeclarationError
+from probgen.language.capabilities import prior_of
 from probgen.language.declared import checked
 from probgen.language.kinds import Count, Inputs, PathLike
 from probgen.language.memory import ask
@@ -100,7 +101,8 @@ def generate(
             reads the data gets them by `inputs` (all of them, under the site's name).
         method: a sampler such as `Langevin(step_size, num_steps)`; needed for densities that are
             known up to a constant, which have no ancestral draws. `Ancestral()` is what is done
-            without a method; `DDIM(num_steps=50)` draws from a diffusion in fewer steps.
+            without a method; `DDIM(num_steps=50)` draws from a diffusion in fewer steps, also where
+            it is the prior of a VAE's latent.
         space: where the chains live: "data", the default without latents, or "noise", with them; or
             a space of one's own, such as `Noise(as_released=True)`, of which the note speaks.
         inputs: arrays with one row per sample, or constants.
@@ -223,6 +225,8 @@ def generate(
         check_draws(f"generate, chains of {method!r}", out, sites, 1, method.cure())
         warn_outside("generate", found["stats"].get("outside", np.zeros(0, bool)), method.cure())
         said = "" if space is None or isinstance(space, str) else f"; {space.note()}"
+        if isinstance(method, DrawsModel) and prior_of(model) is not None:
+            said += "; of the latent, by its prior, and x given it"
         out.note = method.note(found["stats"]) + said
         out.chain = found["chain"] if return_chain else None
     return out

@@ -4,9 +4,9 @@ Laws: a chain's bound by its forward process is the bound of all its steps in cl
 shows the structure of the whole; what is drawn through a prior's own loop has the prior's law.
 """
 
+import dataclasses
 import math
 import time
-from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -29,6 +29,7 @@ from probgen.inference import (
 )
 from probgen.inference.objectives import terms
 from probgen.models import EBM, VAE, Diffusion, NoiseSchedule, Tilted, likelihoods
+from probgen.models.random_step import RandomStep
 from probgen.trees import tree_map
 
 
@@ -62,6 +63,16 @@ def test_a_latent_behind_a_thousand_steps_binds_within_a_second(b):
             want.plates, want.event_shape, want.family, want.noise_shape
         )  # fmt: skip
     assert set(bound.guide_structure.sites) == {*steps, "z"}
+
+
+def test_the_random_step_is_bound_when_it_is_asked_for_and_once(b, monkeypatch):
+    runs, bound_of = [], RandomStep._bound
+    monkeypatch.setattr(RandomStep, "_bound", lambda *a: runs.append(1) or bound_of(*a))
+    bound, _ = bind(with_prior(chain(1000)), b, data={"x": X})
+    assert not runs
+    short = bound.by_steps("test", is_mean=True)
+    assert runs and isinstance(short.model.prior(), RandomStep)
+    assert dataclasses.replace(bound, num_steps=3).by_steps("test", is_mean=True) is short
 
 
 def test_what_is_sketched_has_the_structure_of_the_whole_run(b):
@@ -137,7 +148,7 @@ def test_a_vae_behind_a_thousand_steps_is_fitted_and_scored(b):
         pg.evaluate(fitted, X, [IWAE(10)], seed=0)
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Bowl:
     """E(z) = (a |z|^2 + 2 z_1) / 2."""
 
