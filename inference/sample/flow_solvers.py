@@ -83,7 +83,8 @@ class ProbabilityFlowODE(_Solver):
     of.
 
     Raises (by generate): AlgorithmError: the model is no diffusion, or has fewer steps than are
-    visited; a last step without signal; guidance without an unconditional branch.
+    visited; a schedule and a prediction that do not go together; guidance without an unconditional
+    branch.
 
     Source: Karras et al. 2022, arXiv:2206.00364, algorithm 1, without churn.
     """

@@ -98,7 +98,7 @@ class ContextEmbedding:
 
     Raises:
         DataError: values that are NaN or infinite.
-        DeclarationError: a shape of more axes.
+        ShapeError: a declared shape of more axes; a condition of another shape.
     """
 
     shape: Widths

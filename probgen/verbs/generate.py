@@ -176,7 +176,7 @@ def generate(
     ask(f"generate: num_samples={num_samples}", numbers, cure, DeclarationError)
     # Of two data it can be told which axis of a computed value is theirs.
     least = 2 if any(s.kind == "deterministic" for s in sites.values()) and source is None else 1
-    ends = None
+    ends, loops = None, _Loops(bound)
     if isinstance(method, DrawsModel):
         ends = _own_draws(bound, method, return_chain)
     elif method is not None:
@@ -193,8 +193,8 @@ def generate(
             values, chain, stats = ends(params, batch, k, count)
         elif source is not None:
             values = _each(bound, params, batch, k, count, source)
-        elif (maker := model.ancestral()) is not None:
-            values = maker.generate(bound, params, k, count, batch)
+        elif model.ancestral() is not None:
+            values = loops[count](params, batch, k)
         else:
             once = partial(_together, bound, params, batch, k, count)
             values = check_ancestral(bound, params, batch, k, count, once)
@@ -368,6 +368,20 @@ def _check_guide(fitted: Fitted, bound: Bound, drawn: tuple[str, ...]) -> None:
 
 def _values(sites: Mapping[str, Any]) -> dict[str, Any]:
     return {n: s.value for n, s in sites.items() if s.kind != "factor"}
+
+
+class _Loops(dict):
+    """A model's own loop (`Ancestral`) by the number of draws, each compiled whole once."""
+
+    def __init__(self, bound: Bound):
+        self.bound, self.maker = bound, bound.model.ancestral()
+
+    def __missing__(self, count: int) -> Callable:
+        def run(params: Any, batch: Any, key: Any) -> dict:
+            return self.maker.generate(self.bound, params, key, count, batch)
+
+        self[count] = self.bound.backend.loop(run)
+        return self[count]
 
 
 def _together(bound: Bound, params: Any, batch: Any, key: Any, count: int) -> dict:

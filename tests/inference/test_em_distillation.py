@@ -86,6 +86,27 @@ def test_where_z_hardly_moves_both_cancellations_have_little_variance_and_one_me
     assert log_q(last).mean() > log_q(first).mean() + 0.05
 
 
+def test_a_long_chain_at_one_low_level_makes_a_students_draws_the_teachers(b):
+    """A half-trained student's mean log q_t(x) rises, in 300 steps, from what is known to minus
+    the entropy of q_t."""
+    alpha, sigma = math.cos(0.05 * math.pi), math.sin(0.05 * math.pi)
+    options = dict(num_steps=300, gamma_eps=0.1, gamma_z=0.02, times=(0.1, 0.1))
+    ends, start = chain_ends(b, exact(**options), 3000)
+    variance = 0.25 * alpha**2 + sigma**2
+
+    def log_q(z, eps):
+        off = alpha * (SLOPE * z["z"] + BIAS) + sigma * eps - alpha
+        return -0.5 * (off**2 / variance + math.log(2 * math.pi * variance))
+
+    def known(second):
+        return -0.5 * (second / variance + math.log(2 * math.pi * variance))
+
+    first = known((alpha * (BIAS - 1)) ** 2 + (alpha * SLOPE) ** 2 + sigma**2)
+    within_errors(log_q(start["z"], start["eps"]), first)
+    within_errors(log_q(ends.z, ends.eps), known(variance), bias=0.02)
+    assert known(variance) - first > 1.0
+
+
 @pytest.mark.slow
 def test_a_long_chain_with_small_steps_is_the_teachers_law(b):
     """K = 2000, ge = 0.02, gz = 0.002: x has mean 0.809 and variance 0.509; the paper's

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 from at_once import at_once
+from compilations import Compilations
 from emd_cases import affine, exact, small_teacher
 from fit_cases import are_same_bits, assert_same_bits, quick
 
@@ -55,7 +56,9 @@ def test_a_fit_that_stopped_goes_on_to_the_same_bits_and_not_with_another_teache
     b, fitted, tmp_path
 ):
     fit(b, num_steps=2, checkpoint=tmp_path)
-    again = fit(b, checkpoint=tmp_path)
+    with Compilations(b.name) as seen:
+        again = fit(b, checkpoint=tmp_path)
+    assert not seen.names
     assert_same_bits(
         {"a": again.params, "b": again.extras}, {"a": fitted.params, "b": fitted.extras}
     )

@@ -6,6 +6,7 @@ steps, and the posterior of a linear measurement with normal noise is a closed f
 
 import numpy as np
 import pytest
+from compilations import Compilations
 from flow_cases import exact_diffusion
 
 import probgen as pg
@@ -49,6 +50,10 @@ def test_a_linear_measurement_has_its_exact_posterior(b, eta):
     method = Langevin(0.2, 240, metropolis=True, adapt_step_size=True, num_warmup=80,
                       num_chains=40, thinning=2)  # fmt: skip
     draws = pg.infer(problem, {"y": y[None]}, method, seed=0, backend=b, progress_bar=False)
+    if not eta:
+        with Compilations(b.name) as seen:
+            pg.infer(problem, {"y": -y[None]}, method, seed=1, backend=b, progress_bar=False)
+        assert not seen.names
     sizes = {n: v.shape[3:] for n, v in draws.posterior.items()}
     noise = {"noise": (STEPS - 1, DIM)} if eta else {}
     assert sizes == {"x_20": (DIM,), "x": (DIM,), **noise}
