@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 
@@ -374,7 +374,7 @@ class _Loops(dict):
     """A model's own loop (`Ancestral`) by the number of draws, each compiled whole once."""
 
     def __init__(self, bound: Bound):
-        self.bound, self.maker = bound, bound.model.ancestral()
+        self.bound, self.maker = bound, cast(Any, bound.model.ancestral())
 
     def __missing__(self, count: int) -> Callable:
         def run(params: Any, batch: Any, key: Any) -> dict:
