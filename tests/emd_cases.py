@@ -65,7 +65,7 @@ def chain_ends(b, algorithm, num, seed=0, model=affine, params=PARAMS):
         start = {"eps": eps, "z": z}
         return chain(start, k_chain, weights, fixed), start
 
-    return b.tree_map(b.to_numpy, b.loop(run)(params, b.key(seed)))
+    return b.tree_map(b.to_numpy, b.compile(run, over="steps")(params, b.key(seed)))
 
 
 def gradients(ends, gamma=0.16):

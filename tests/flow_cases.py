@@ -117,6 +117,6 @@ def marginal(lam, bar):
 def measured(b, measure, fitted, x, seed=0):
     """The measure of x as numpy arrays."""
     bound, params = fitted.bind(b)
-    run = b.loop(measure.device_function(bound))
+    run = b.compile(measure.device_function(bound), over="steps")
     out = run(params, {"x": b.asarray(x)}, b.key(seed))
     return {k: b.to_numpy(v) for k, v in out.items()}

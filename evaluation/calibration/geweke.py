@@ -256,7 +256,7 @@ def geweke_model(
         _, c = b.scan(in_turn, first, b.split(key_b, num_samples))
         return a, c
 
-    found = b.loop(run)(study.params, b.key(seed))
+    found = b.compile(run, over="steps")(study.params, b.key(seed))
     tables = []
     for z, y, log_p in found:
 

@@ -155,7 +155,9 @@ def posterior_predictive(
         return b.scan(step, b.asarray(np.zeros((), np.float32)), (flat, keys))[1]
 
     flat = {n: b.asarray(v.reshape(-1, *v.shape[2:])) for n, v in latents.items()}
-    out = b.loop(run)(params, on_device, flat, b.split(b.key(seed), lead[0] * lead[1]))
+    out = b.compile(run, over="steps")(
+        params, on_device, flat, b.split(b.key(seed), lead[0] * lead[1])
+    )
     replicated = {n: b.to_numpy(v).reshape(*lead, *v.shape[1:]) for n, v in out.items()}
     for name, value in replicated.items():
         if not np.isfinite(value).all():

@@ -103,7 +103,7 @@ class AIS:
 
     def bind_measure(self, context: EvaluationContext) -> Function:
         """(rows, ids) -> estimates, by a loop whose transitions are compiled."""
-        run = context.backend.loop(self.device_function(context.bound))
+        run = context.backend.compile(self.device_function(context.bound), over="steps")
         weights = context.device(run, self.name, is_compiled=True)
         return lambda rows, ids: self.finish(weights(rows, ids))
 

@@ -126,8 +126,8 @@ def transition(backend: Backend, path: Target, settings: Settings) -> Callable:
 class Annealer:
     """A path with its walks, on one backend; every method is a pure function of its arguments.
 
-    On JAX wrap what calls them in `backend.loop`; on torch the transition is compiled by itself
-    and the loop over temperatures is Python's.
+    Wrap what calls them in `backend.compile(over="steps")`; on torch the transition is compiled by
+    itself and the loop over temperatures is Python's.
     """
 
     def __init__(self, backend: Backend, path: Target, settings: Settings):

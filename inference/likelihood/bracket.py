@@ -190,7 +190,7 @@ def bdmc(
         for first in range(0, num_simulations, chunk_size):
             size = min(chunk_size, num_simulations - first)
             if size not in loops:
-                loops[size] = b.loop(lambda p, g, k, size=size: run(p, g, k, size))
+                loops[size] = b.compile(lambda p, g, k, size=size: run(p, g, k, size), over="steps")
             given = {k: b.asarray(v[first : first + size]) for k, v in per_datum.items()}
             try:
                 rows = b.row_keys(key, np.arange(first, first + size))

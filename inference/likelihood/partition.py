@@ -211,7 +211,7 @@ def _anneal(
             return forward, None
         return forward, annealer.reverse(params, {}, k_reverse, table, chains)._asdict()
 
-    forward, back = b.tree_map(b.to_numpy, b.loop(run)(params, key, chains))
+    forward, back = b.tree_map(b.to_numpy, b.compile(run, over="steps")(params, key, chains))
     out = annealed(_of_all(forward), method.num_chains)
     out["acceptance_rate"] = float(forward["acceptance_rate"][0])
     if back is not None:

@@ -140,7 +140,7 @@ class ProbabilityFlow:
 
     def bind_measure(self, context: EvaluationContext) -> Function:
         """(rows, ids) -> estimates, by a loop whose steps are compiled."""
-        run = context.backend.loop(self.device_function(context.bound))
+        run = context.backend.compile(self.device_function(context.bound), over="steps")
         return context.device(run, self.name, is_compiled=True)
 
     def device_function(self, bound: Bound) -> Callable:

@@ -173,7 +173,7 @@ def runner(
             carry, path = b.scan(step, carry, (table, b.split(k_steps, calls)))
             return (carry["x"], path) if keep else carry["x"]
 
-        return b.loop(run)
+        return b.compile(run, over="steps")
 
     def run(params: Mapping, batch: Mapping, start: Any, key: Any, num_samples: int) -> Any:
         if num_samples not in loops:

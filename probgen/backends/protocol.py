@@ -135,7 +135,7 @@ class Backend(Protocol):
 
     def compile(
         self, fn: Callable, num_calls: int | None = None, *,
-        over: Literal["rows", "leading"] | None = None, token: Any = None,
+        over: Literal["rows", "leading", "steps"] | None = None, token: Any = None,
     ) -> Callable:  # fmt: skip
         """The same pure function, faster when called often; `num_calls` says how often.
 
@@ -146,6 +146,8 @@ class Backend(Protocol):
                 where a draw is no function of noise (`NotByRow`) the data are taken one by one,
                 each with its own key, so that the numbers do not depend on how the data are cut.
                 "leading": `fn(tree, *rest)` over the leading axis of `tree`.
+                "steps": `fn` holds a `scan`, and is compiled whole where the framework can; else
+                it runs as it is, and its steps are what is compiled.
             token: what `fn` is, where the caller knows (see `fingerprint`).
         """
 
@@ -160,10 +162,6 @@ class Backend(Protocol):
         Only that one is computed, but for torch inside a compiled function or a `vmap`, and JAX
         inside a `vmap`: there both are, and a derivative that is not finite in either poisons both.
         """
-
-    def loop(self, fn: Callable, token: Any = None) -> Callable:
-        """A function that holds a `scan`, compiled whole where the framework can; `token` is that
-        of `compile`."""
 
     def run_steps(self, update: Callable) -> Callable:
         """(state, batches, indices | None, key, start) -> (state, metrics [steps, ...] in numpy).

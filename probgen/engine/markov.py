@@ -93,7 +93,9 @@ def chain_ends(
 
     def ends(params: Any, batch: Any, key: Any, n: int) -> tuple[dict, Tree, dict]:
         if n not in loops:
-            loops[n] = b.loop(lambda params, batch, key: run(params, batch, key, n))
+            loops[n] = b.compile(
+                lambda params, batch, key: run(params, batch, key, n), over="steps"
+            )
         return loops[n](params, batch, key)
 
     return ends
@@ -222,7 +224,7 @@ class _Compiled:
         self.kernel = judging(b, sampler.kernel(b, self.target, calls), calls)
         name = token and (token, _content(sampler), length)
         self.attempt, self.begin, self.piece = (
-            b.loop(fn, name and name[1] and (*name, fn.__name__))
+            b.compile(fn, over="steps", token=name and name[1] and (*name, fn.__name__))
             for fn in (self._attempt, self._begin, self._piece)
         )
 

@@ -380,7 +380,7 @@ class _Loops(dict):
         def run(params: Any, batch: Any, key: Any) -> dict:
             return self.maker.generate(self.bound, params, key, count, batch)
 
-        self[count] = self.bound.backend.loop(run)
+        self[count] = self.bound.backend.compile(run, over="steps")
         return self[count]
 
 
@@ -418,4 +418,4 @@ def _each(
 
         return b.scan(body, b.asarray(np.zeros(())), (b.split(key, count), batch))[1]
 
-    return b.loop(run)(params, batch, key)
+    return b.compile(run, over="steps")(params, batch, key)

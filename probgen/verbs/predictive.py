@@ -74,7 +74,7 @@ def data_sets(
         return b.scan(step, b.asarray(np.zeros((), np.float32)), (values, keys))[1]
 
     held = {n: b.asarray(v[index]) for n, v in flat.items()}
-    out = b.loop(run)(params, placed, held, b.split(key, num_samples))
+    out = b.compile(run, over="steps")(params, placed, held, b.split(key, num_samples))
     return {n: b.to_numpy(v) for n, v in out.items()}, bound
 
 

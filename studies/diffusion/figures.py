@@ -37,7 +37,7 @@ def along(fitted: pg.Fitted, count: int, backend: str) -> tuple[np.ndarray, list
         times = b.asarray(np.arange(total)[::-1].astype(np.float32))
         return start, b.scan(step, start, (columns, times, keys[1:]))[1]
 
-    start, path = (b.to_numpy(v) for v in b.loop(chain)(b.key(0)))
+    start, path = (b.to_numpy(v) for v in b.compile(chain, over="steps")(b.key(0)))
     for stop in left:
         seen.append(start if stop == total else path[total - stop - 1])
     return np.stack(seen), left

@@ -116,7 +116,9 @@ def rbm_log_partition(
         )
     start = np.broadcast_to(start, machine.visible_bias.shape)
     b = resolve(backend, device)
-    out = in_double(*b.loop(_walk(b, method))(*_arrays(b, machine, start), b.key(seed)))
+    out = in_double(
+        *b.compile(_walk(b, method), over="steps")(*_arrays(b, machine, start), b.key(seed))
+    )
     hidden = machine.weight.shape[1]
     log_z0 = float(np.logaddexp(0.0, start).sum()) + hidden * math.log(2.0)
     found = {k: float(v) for k, v in summary(out).items()}

@@ -119,7 +119,7 @@ def onward(fitted: Fitted, x: np.ndarray, sampler: Sampler, seed: int, b: Backen
     def run(params: Any, x: Any, key: Any) -> Any:
         return run_chain(b, kernel, {"x": x}, key, n, params, {})[0].x["x"]
 
-    return b.to_numpy(b.loop(run)(params, b.asarray(x), b.key(seed)))
+    return b.to_numpy(b.compile(run, over="steps")(params, b.asarray(x), b.key(seed)))
 
 
 def judge(

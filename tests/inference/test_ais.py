@@ -30,7 +30,7 @@ from probgen.inference.likelihood.annealing import schedule
 def estimates(b, fitted, x, method, key=None):
     """What the measure gives, as `evaluate` would ask for it."""
     bound, params = fitted.bind(b, {"x": x})
-    measure = b.loop(method.device_function(bound))
+    measure = b.compile(method.device_function(bound), over="steps")
     out = measure(params, {"x": b.asarray(x)}, b.key(1) if key is None else key)
     return method.finish({k: b.to_numpy(v) for k, v in out.items()})
 

@@ -47,7 +47,9 @@ def test_evaluation_ais_mnist_agrees_with_importance_weighting(b, digits):
     bound, params = fitted.bind(b, {"x": x})
 
     def run(method, key):
-        out = b.loop(method.device_function(bound))(params, {"x": b.asarray(x)}, b.key(key))
+        out = b.compile(method.device_function(bound), over="steps")(
+            params, {"x": b.asarray(x)}, b.key(key)
+        )
         return method.finish({k: b.to_numpy(v) for k, v in out.items()})
 
     method = AIS(num_steps=1000, num_chains=16)

@@ -29,7 +29,7 @@ def ends(backend, declared, log_density, start, seed=0, drift=None):
         )  # fmt: skip
         return state.x, info
 
-    x, info = backend.loop(run)({"x": backend.asarray(start)}, backend.key(seed))
+    x, info = backend.compile(run, over="steps")({"x": backend.asarray(start)}, backend.key(seed))
     return backend.to_numpy(x["x"]), {k: backend.to_numpy(v) for k, v in info.items()}
 
 

@@ -54,7 +54,7 @@ def one_step(bound, algorithm, data, num_rows=None):
     learner = algorithm.bind(bound)
     batch = {"x": b.asarray(data)}
     state = learner.init(b.copy(params), b.key(0), batch)
-    new, metrics = b.loop(learner.update)(b.copy(state), batch, b.key(1))
+    new, metrics = b.compile(learner.update, over="steps")(b.copy(state), batch, b.key(1))
     return state, new, {k: float(b.to_numpy(v)) for k, v in metrics.items()}
 
 
@@ -200,7 +200,10 @@ def test_a_share_of_the_chains_starts_at_data(b, bound):
     for share in (1.0, 0.3, 0.0):
         target, contrast = model_target(bound, "data"), Contrast(bound, "data")
         start = ChainStart(share).fresh(bound, target, contrast, "data")
-        fresh = b.loop(lambda params, batch, key, start=start: start(params, batch, key, 400)["x"])
+        fresh = b.compile(
+            lambda params, batch, key, start=start: start(params, batch, key, 400)["x"],
+            over="steps",
+        )
         starts = b.to_numpy(fresh(params, {"x": b.asarray(x)}, b.key(0)))
         at_data = (starts == x).all(1)
         assert (at_data | (starts[:, 0] < 7)).all()
@@ -219,8 +222,10 @@ def test_a_buffer_is_first_in_first_out_and_its_share_rises(b, buffer):
     """Ends 100, 101, ... differ from fresh starts; p = 0.6 min(1, updates / 4), of the last 10."""
     starts, params = buffer
     n, draws = 4, 4000
-    start = b.loop(lambda params, kept, key: starts.start(params, kept, {}, key, draws)["x"])
-    push = b.loop(starts.push)
+    start = b.compile(
+        lambda params, kept, key: starts.start(params, kept, {}, key, draws)["x"], over="steps"
+    )
+    push = b.compile(starts.push, over="steps")
     kept = starts.own(params, {"x": b.asarray(X[:n])}, b.key(0), None)
     for update in range(7):
         x = b.to_numpy(start(params, kept, b.key(update)))[:, 0]

@@ -93,7 +93,7 @@ def there_and_back(b, bent, noise):
         x = step.forward(z)
         return x, step.inverse(x), ops.slogdet(ops.stack(columns, axis=1))[1]
 
-    return b.tree_map(b.to_numpy, b.loop(run)(bent, b.asarray(noise)))
+    return b.tree_map(b.to_numpy, b.compile(run, over="steps")(bent, b.asarray(noise)))
 
 
 def test_steps_are_taken_back(there_and_back, noise):
@@ -106,7 +106,7 @@ def test_steps_are_taken_back(there_and_back, noise):
 @pytest.fixture(scope="module")
 def undone(b):
     """(q, x) -> what is found of x under three steps down x'qx / 2, in numpy."""
-    run = b.loop(GradientFlowGenerator(Quadratic(), START, ETA, 3).undone)
+    run = b.compile(GradientFlowGenerator(Quadratic(), START, ETA, 3).undone, over="steps")
 
     def call(q, x):
         params = {"energy": {"q": b.asarray(np.float32(q))}}
@@ -120,7 +120,7 @@ def test_newton_takes_back_what_the_fixed_point_cannot(b, noise):
     fixed point runs away."""
     energy = lambda x: -ops.sum(10.0 * x**2 + 0.25 * x**4, axis=-1)  # noqa: E731
     step, noise = GradientMap(energy, ETA, 2, num_newton=8), noise[np.abs(noise).max(1) < 2.0]
-    back = b.loop(lambda z: step.inverse(step.forward(z)))(b.asarray(noise))
+    back = b.compile(lambda z: step.inverse(step.forward(z)), over="steps")(b.asarray(noise))
     np.testing.assert_allclose(b.to_numpy(back.x), noise, atol=1e-4)
     x, log_det = noise.astype(np.float64), 0.0
     for _ in range(2):
@@ -243,7 +243,7 @@ def test_a_density_by_probes_is_the_exact_one_within_their_errors(b):
         return hessians, at, {k: of[k]._functions(energy)[1](at) for k in of}
 
     z = (1.5 * rng.normal(size=(30, 3))).astype(np.float32)
-    hessians, _, found = b.tree_map(b.to_numpy, b.loop(run)(params, b.asarray(z)))
+    hessians, _, found = b.tree_map(b.to_numpy, b.compile(run, over="steps")(params, b.asarray(z)))
     m = 0.0
     for h in hessians:
         values, vectors = np.linalg.eigh(0.2 * h.astype(np.float64))
@@ -272,7 +272,7 @@ def test_a_flow_of_order_four_is_the_limit_and_has_its_density(b, bent, noise):
         log_jacobian = ops.slogdet(ops.stack(columns, axis=1))[1]
         return x, far, near, *inverse(x), log_jacobian
 
-    given = b.loop(run)(bent, b.asarray(noise[:50]))
+    given = b.compile(run, over="steps")(bent, b.asarray(noise[:50]))
     x, far, near, back, log_det, log_jacobian = b.tree_map(b.to_numpy, given)
     np.testing.assert_allclose(back, noise[:50], atol=1e-4)
     np.testing.assert_allclose(log_det, -log_jacobian, atol=1e-3)
@@ -289,7 +289,7 @@ def test_half_the_step_halves_the_distance_to_the_flow(b, bent, noise):
             out[name] = back.log_det - ops.sum(back.x**2, axis=-1) / (2 * 1.5**2)
         return out
 
-    found = b.tree_map(b.to_numpy, b.loop(run)(bent, b.asarray(noise[:50])))
+    found = b.tree_map(b.to_numpy, b.compile(run, over="steps")(bent, b.asarray(noise[:50])))
     far, near = (np.abs(found[n] - found["flow"]).mean() for n in ("far", "near"))
     assert 1.7 < far / near < 2.3 and far > 1e-3
 
@@ -335,7 +335,7 @@ def test_its_own_likelihood_has_the_derivative_of_the_inverse(b, bent, noise, pr
 
     rng = np.random.default_rng(1)
     way = tree_map(lambda w: rng.normal(size=w.shape).astype(np.float32) / 10, bent)
-    at = b.loop(b.value_and_grad(value))
+    at = b.compile(b.value_and_grad(value), over="steps")
     slope = sum(
         (b.to_numpy(g) * w).sum()
         for g, w in zip(tree_leaves(at(bent, b.asarray(x))[1]), tree_leaves(way), strict=True)
@@ -378,7 +378,7 @@ def test_a_rectifier_that_no_type_tells_is_told_by_its_curvature(b, noise):
         return step.inverse(step.forward(z))
 
     params = tree_map(b.asarray, Rectified().init(np.random.default_rng(0)))
-    back = b.tree_map(b.to_numpy, b.loop(run)(params, b.asarray(noise)))
+    back = b.tree_map(b.to_numpy, b.compile(run, over="steps")(params, b.asarray(noise)))
     assert (np.abs(back.x - noise).max(1) < 1e-3).mean() < 0.9
     assert "rectifiers" in said(back.sharpness, 0.0 * back.residual)
 

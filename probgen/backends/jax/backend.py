@@ -155,7 +155,7 @@ class JaxBackend:
 
     def compile(
         self, fn: Callable, num_calls: int | None = None, *,
-        over: Literal["rows", "leading"] | None = None, token: Any = None,
+        over: Literal["rows", "leading", "steps"] | None = None, token: Any = None,
     ) -> Compiled:  # fmt: skip
         """Jitted, and kept for whoever computes the same; see `jax.compile`."""
         if over == "rows":
@@ -170,10 +170,6 @@ class JaxBackend:
         return jax.lax.scan(step, carry, xs, length=length)
 
     cond = staticmethod(jax.lax.cond)
-
-    def loop(self, fn: Callable, token: Any = None) -> Callable:
-        """A function that holds a `scan`, compiled whole."""
-        return self.compile(fn, token=token)
 
     def run_steps(self, update: Callable) -> Callable:
         """A chunk of `update(state, batch, key)` as one jitted loop; see `probgen.engine.loop`.

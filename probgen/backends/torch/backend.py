@@ -168,13 +168,15 @@ class TorchBackend:
 
     def compile(
         self, fn: Callable, num_calls: int | None = None, *,
-        over: Literal["rows", "leading"] | None = None, token: Any = None,
+        over: Literal["rows", "leading", "steps"] | None = None, token: Any = None,
     ) -> Callable:  # fmt: skip
         """A graph for each set of shapes where that pays; see `torch.compile`."""
         if over == "rows":
             return self._by_row(fn, num_calls)
         if over == "leading":
             return self._over_leading(fn, num_calls)
+        if over == "steps":
+            return fn  # its loop is Python's here, and its steps are compiled by themselves
         return self._compiled(fn, num_calls)
 
     def _compiled(self, fn: Callable, num_calls: int | None) -> Compiled:
@@ -229,11 +231,6 @@ class TorchBackend:
         return carry, _stack(ys)
 
     cond = staticmethod(cond)
-
-    def loop(self, fn: Callable, token: Any = None) -> Callable:
-        """A function that holds a `scan`: compiled whole on JAX, run as it is here, where the loop
-        is Python's and its steps are what `compile` was given."""
-        return fn
 
     def run_steps(self, update: Callable) -> Callable:
         """Runs `update(state, batch, key)` for a chunk of steps; see `probgen.engine.loop`."""
