@@ -3,24 +3,38 @@
 import numpy as np
 import pytest
 from emd_cases import REVERSE, chain_ends, exact, gradients, small_teacher, within_errors
+from flow_cases import exact_diffusion
 
 import probgen as pg
 from probgen import dist, nets
 from probgen.engine.bind import bind
+from probgen.engine.codes import codes_by
 from probgen.inference import (
     DDIM,
     ELBO,
     IWAE,
     SVI,
     Adversarial,
+    DDIMInverse,
     Denoising,
     DenoisingELBO,
     DPMSolver,
     EMDistillation,
     Inpaint,
+    Langevin,
+    ProbabilityFlow,
     ProbabilityFlowODE,
 )
-from probgen.models import VAE, Diffusion, ImplicitDiffusion, NoiseSchedule, OneStep
+from probgen.models import (
+    VAE,
+    Diffusion,
+    DiffusionMap,
+    ImplicitDiffusion,
+    InverseProblem,
+    NoiseSchedule,
+    OneStep,
+    likelihoods,
+)
 
 pytestmark = pytest.mark.gpu
 
@@ -118,3 +132,85 @@ def test_em_distillation_on_cuda(backend_name):
         seed=0, backend=backend_name, device="cuda", progress_bar=False,
     )  # fmt: skip
     assert np.isfinite(fitted.history["loss"]).all()
+
+
+# ---- what is deterministic is the same on both devices ----
+
+X = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
+DEVICES = ("cpu", "cuda")
+
+
+def drawn(b, fitted, method):
+    return pg.generate(fitted, 6, method=method, start=X, seed=0, backend=b)["x"]
+
+
+def density(b, fitted, measure):
+    table = pg.evaluate(fitted, X, [measure], seed=0, backend=b, progress_bar=False)
+    return table[measure.name]["estimate"].values
+
+
+DETERMINISTIC = {
+    "DPM-Solver": lambda b, f: drawn(b, f, DPMSolver(5)),
+    "Heun": lambda b, f: drawn(b, f, ProbabilityFlowODE(5)),
+    "inversion": lambda b, f: codes_by(DDIMInverse(5), f, b, X, None)["x_40"],
+    "flow": lambda b, f: density(b, f, ProbabilityFlow(10)),
+    "adaptive flow": lambda b, f: density(b, f, ProbabilityFlow(tolerance=0.01)),
+}
+
+
+@pytest.mark.parametrize("call", DETERMINISTIC)
+def test_samplers_and_densities_of_a_diffusion_are_those_of_the_cpu(backend_name, call):
+    fitted, _, _ = exact_diffusion(3, steps=40)
+    found = [DETERMINISTIC[call](pg.backends.load(backend_name, d), fitted) for d in DEVICES]
+    np.testing.assert_allclose(*found, rtol=1e-2, atol=2e-2)  # products in TF32
+
+
+def test_a_diffusion_is_completed_and_is_a_prior_of_chains_on_cuda(backend_name):
+    """What is known stays; of y = x + N(0, 0.3^2) the posterior mean is that of the CPU."""
+    fitted, _, _ = exact_diffusion(3, steps=40)
+    b = pg.backends.load(backend_name, DEVICES[1])
+    completed = drawn(b, fitted, Inpaint(DDIM(5), [1, 0, 0], X[0], 2))
+    np.testing.assert_allclose(completed[:, 0], X[0, 0], atol=1e-5)
+    assert np.isfinite(completed).all()
+    problem = InverseProblem(DiffusionMap(fitted, 4), lambda x: dist.Normal(x, 0.3).to_event(1))
+    method = Langevin(0.05, 300, metropolis=True, num_warmup=100, num_chains=64)
+    means = []
+    for device in DEVICES:
+        chains = pg.infer(
+            problem, {"y": X[:1]}, method, seed=0, backend=pg.backends.load(backend_name, device),
+            progress_bar=False,
+        )  # fmt: skip
+        means.append(chains.posterior["x"].values[:, :, 0].mean(1))
+    error = np.sqrt(sum(m.var(0, ddof=1) / len(m) for m in means))
+    assert (abs(means[0].mean(0) - means[1].mean(0)) < 5 * error).all()
+
+
+def test_a_latents_diffusion_is_learned_on_cuda(backend_name):
+    """Behind a frozen encoder and decoder, which stay as they were."""
+    prior = Diffusion(nets.MLPDenoiser(2, (8,), time_dim=4), (2,), NoiseSchedule.rescaled(30))
+    model = VAE(
+        prior, nets.MLP((4,), 3), likelihoods.Normal(0.5),
+        nets.MLP((4,), 2, heads=("loc", "log_scale")),
+    )  # fmt: skip
+    fitted = pg.fit(
+        model, X, Denoising(), num_steps=3, batch_size=4, seed=0, progress_bar=False,
+        freeze=("encoder", "decoder"), backend=pg.backends.load(backend_name, DEVICES[1]),
+    )  # fmt: skip
+    assert np.isfinite(fitted.history["loss"]).all()
+    assert pg.generate(fitted, 6, seed=0, device=DEVICES[1])["x"].shape == (6, 3)
+
+
+def test_a_network_of_diffusers_draws_on_cuda_what_it_draws_on_the_cpu():
+    diffusers = pytest.importorskip("diffusers")
+    network = diffusers.UNet2DModel(
+        sample_size=8, in_channels=1, out_channels=1, block_out_channels=(4, 8),
+        layers_per_block=1, norm_num_groups=2, down_block_types=("DownBlock2D",) * 2,
+        up_block_types=("UpBlock2D",) * 2,
+    ).eval()  # fmt: skip
+    fitted = pg.from_diffusers(network, diffusers.DDPMScheduler(40))
+    start = np.random.default_rng(0).normal(size=(2, 8, 8, 1)).astype(np.float32)
+    found = [
+        pg.generate(fitted, 2, method=DDIM(4), start=start, seed=0, backend="torch", device=d)["x"]
+        for d in DEVICES
+    ]
+    np.testing.assert_allclose(*found, rtol=1e-2, atol=1e-2)  # convolutions in TF32
