@@ -116,8 +116,9 @@ def _probe_guide(probe: Probe, model: Model, seen: Seen) -> tuple[Structure, fro
     """One run of the guide; sites that it reads and no data were given for are zeros."""
     b, small = probe.backend, model.sketch()
     guide: Any = small.model.guide
+    blank = functools.cache(lambda shape: b.asarray(np.zeros(shape, np.float32)))
     zeros = {
-        n: b.asarray(np.zeros(tuple(s.value.shape), np.float32))
+        n: blank(tuple(s.value.shape))  # one for all steps of a chain
         for n, s in seen.sites.items()
         if s.kind == "sample" and n not in seen.rows and hasattr(s.value, "shape")
     }

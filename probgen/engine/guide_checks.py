@@ -9,6 +9,7 @@ the part that it covers.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 
 from probgen.engine.structure import Structure
 from probgen.errors import ShapeError, SupportError, UnknownName
@@ -38,10 +39,11 @@ def check_guide(name: str, model: Structure, guide: Structure, observed: tuple[s
             f"guide of {name!r}: draws {extra}, expected only latent sites of the model, "
             f"{sorted(latents)}{did_you_mean(extra[0], latents)}."
         )
+    relation_of = _relations()
     for site in drawn:
         if site in latents:
             _check_axes(name, site, model, guide)
-            _check_support(name, site, model, guide)
+            _check_support(name, site, model, guide, relation_of)
 
 
 def _check_axes(name: str, site: str, model: Structure, guide: Structure) -> None:
@@ -72,7 +74,9 @@ def _plates(plates: tuple[str, ...]) -> str:
     return " and ".join(shown) or "no plate"
 
 
-def _check_support(name: str, site: str, model: Structure, guide: Structure) -> None:
+def _check_support(
+    name: str, site: str, model: Structure, guide: Structure, relation_of: Callable
+) -> None:
     q, p = guide.sites[site], model.sites[site]
     kinds = ["discrete" if s.is_discrete else "continuous" for s in (q, p)]
     families = [s.distribution.split("(")[0] for s in (q, p)]
@@ -82,7 +86,7 @@ def _check_support(name: str, site: str, model: Structure, guide: Structure) -> 
             f"{kinds[0]} {families[0]}, expected a {kinds[1]} distribution; choose one with the "
             "support of the prior."
         )
-    if relation(q.declaration, p.declaration) == "outside":
+    if relation_of(q.declaration, p.declaration) == "outside":
         inner, outer = support_of(q.declaration), support_of(p.declaration)
         raise SupportError(
             f"guide of {name!r}: draws latent {site!r} from {families[0]}, whose support "
@@ -92,20 +96,31 @@ def _check_support(name: str, site: str, model: Structure, guide: Structure) -> 
         )
 
 
-def relation(q: object, p: object) -> str:
-    """How a guide's declared support lies in the prior's; see `supports.compare`."""
-    inner, outer = support_of(q), support_of(p)
-    return "unknown" if inner is None or outer is None else compare(inner, outer)
+def _relations() -> Callable[[object, object], str]:
+    """How a guide's declared support lies in the prior's (`supports.compare`): looked at once for
+    each pair of declarations, of which a chain of a thousand sites has a few."""
+    known: dict[tuple[int, int], str] = {}
+
+    def relation_of(q: object, p: object) -> str:
+        pair = id(q), id(p)
+        if pair not in known:
+            inner, outer = support_of(q), support_of(p)
+            known[pair] = "unknown"
+            if inner is not None and outer is not None:
+                known[pair] = compare(inner, outer)
+        return known[pair]
+
+    return relation_of
 
 
 def left_out(model: Structure, guide: Structure | None, latents: tuple[str, ...]) -> list[str]:
     """A sentence for each latent of whose mass the guide leaves a part out."""
-    said = []
+    said, relation_of = [], _relations()
     for site in latents if guide is not None else ():
         if site not in guide.sites:  # type: ignore[union-attr]
             continue
         q, p = guide.sites[site], model.sites[site]  # type: ignore[union-attr]
-        if relation(q.declaration, p.declaration) == "smaller":
+        if relation_of(q.declaration, p.declaration) == "smaller":
             words = [support_of(s.declaration).words for s in (q, p)]  # type: ignore[union-attr]
             said.append(
                 f"the guide draws latent {site!r} from {q.distribution.split('(')[0]}, whose "
