@@ -90,7 +90,9 @@ class Diffusion(Model):
             x = pg.sample(f"x_{total}", unit)
             context = self.context_of(condition, x)
             for t in reversed(range(total)):
-                predicted = pg.net("denoiser", self.denoiser)(x, self._times(x, t), *context)
+                predicted = pg.net("denoiser", self.denoiser)(
+                    x, times_like(x, t, self.shape), *context
+                )
                 check_output(self, predicted)
                 row = {k: float(v[t]) for k, v in table.items()}
                 loc = self.posterior_mean(x, predicted, row)
@@ -117,10 +119,6 @@ class Diffusion(Model):
 
     def _lead(self, x: Array) -> tuple[int, ...]:
         return tuple(x.shape[: x.ndim - len(self.shape)])
-
-    def _times(self, x: Array, t: Any) -> Array:
-        flat = ops.reshape(x, (*self._lead(x), -1))[..., 0]
-        return flat * 0.0 + t
 
     def check_rows(self, rows: Mapping[str, Any]) -> None:
         """Refuses data outside `data_range` and conditions that the condition net does not know."""
@@ -243,7 +241,7 @@ class Diffusion(Model):
 
         def step(x: Array, item: Any) -> tuple[Array, None]:
             row, t, k = item
-            predicted = self.predict(params, x, self._times(x, t), inputs)
+            predicted = self.predict(params, x, times_like(x, t, self.shape), inputs)
             loc = self.posterior_mean(x, predicted, row)
             return loc + row["std"] * b.normal(k, tuple(x.shape)), None
 
@@ -269,6 +267,12 @@ class Diffusion(Model):
             rf"p_\theta(x_{{0:T}}{given}) = \mathcal{{N}}(x_T; 0, I) \prod_{{t=1}}^{{T}} "
             rf"\mathcal{{N}}(x_{{t-1}};\ \mu_\theta(x_t, t{y}),\ \tilde\beta_t I)"
         )
+
+
+def times_like(x: Array, t: Any, shape: tuple[int, ...]) -> Array:
+    """The time t for each datum of x [*lead, *shape]: [*lead]."""
+    lead = tuple(x.shape[: x.ndim - len(shape)])
+    return ops.reshape(x, (*lead, -1))[..., 0] * 0.0 + t
 
 
 def check_output(model: Any, predicted: Any) -> None:

@@ -27,7 +27,7 @@ from probgen.errors import DeclarationError
 from probgen.language.declared import declaration
 from probgen.language.kinds import Many, Share
 from probgen.language.model import Model
-from probgen.models.diffusion import Diffusion
+from probgen.models.diffusion import Diffusion, times_like
 
 Array = Any
 
@@ -129,9 +129,7 @@ class DiffusionMap(Model):
         last = {k: float(v[-1]) for k, v in rows.items()}
 
         def step(x: Array, row: Any, eps: Array | None = None) -> Array:
-            lead = x.shape[: x.ndim - rank]
-            t = ops.reshape(x, (*lead, -1))[..., 0] * 0.0 + row["t"]
-            clean = model.clean(x, net(x, t), row)
+            clean = model.clean(x, net(x, times_like(x, row["t"], model.shape)), row)
             out = (
                 row["to_clean"] * clean + row["to_eps"] * (x - row["signal"] * clean) / row["noise"]
             )

@@ -27,16 +27,15 @@ import numpy as np
 import probgen as pg
 from probgen import dist, ops
 from probgen.errors import AlgorithmError
-from probgen.language.capabilities import Pairs
+from probgen.language.capabilities import MUCH_LEFT, Pairs
 from probgen.language.declared import declaration, require
 from probgen.language.kinds import AnyNet, CountOrZero, Width
 from probgen.language.model import Model, Sketch
-from probgen.models.diffusion import check_output, check_range
+from probgen.models.diffusion import check_output, check_range, times_like
 from probgen.models.likelihoods import Implicit
 from probgen.models.noise_schedule import NoiseSchedule
 
 Array = Any
-MUCH_LEFT = 0.05  # of a datum's variance at the last step, where draws start from pure noise
 
 
 def _four_steps() -> NoiseSchedule:
@@ -107,7 +106,7 @@ class ImplicitDiffusion(Model):
                 x = pg.sample(f"x_{total}", _unit(self.shape))
                 for t in range(total, 0, -1):
                     z = pg.sample(f"z_{t}", _unit((self.latent_dim,))) if self.latent_dim else None
-                    guess = generate(*self._inputs(x, z, self._times(x, float(t - 1))))
+                    guess = generate(*self._inputs(x, z, times_like(x, float(t - 1), self.shape)))
                     check_output(self, guess)
                     row = {k: float(v[t - 1]) for k, v in table.items()}
                     mean = row["of_x0"] * guess + row["of_xt"] * x
@@ -130,7 +129,7 @@ class ImplicitDiffusion(Model):
             row, t, k = item
             k_latent, k_noise = b.split(k, 2)
             z = b.normal(k_latent, (num_samples, self.latent_dim)) if self.latent_dim else None
-            guess = self.guess(params, x, z, self._times(x, t))
+            guess = self.guess(params, x, z, times_like(x, t, self.shape))
             return self.back(x, guess, b.normal(k_noise, tuple(x.shape)), row), None
 
         times = b.asarray(np.arange(total)[::-1].astype(np.float32))
@@ -183,10 +182,6 @@ class ImplicitDiffusion(Model):
 
     def _inputs(self, x: Array, z: Array | None, t: Array) -> tuple[Array, ...]:
         return (x, t) if z is None else (x, z, t)
-
-    def _times(self, x: Array, t: Any) -> Array:
-        lead = tuple(x.shape[: x.ndim - len(self.shape)])
-        return ops.reshape(x, (*lead, -1))[..., 0] * 0.0 + t
 
     def sketch(self) -> Sketch:
         total = self.schedule.num_train_timesteps

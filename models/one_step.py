@@ -16,13 +16,12 @@ from typing import Annotated, Any
 import numpy as np
 
 import probgen as pg
-from probgen import dist, ops
+from probgen import dist
 from probgen.engine.fitted import Fitted
 from probgen.language.declared import declaration, require
 from probgen.language.kinds import within
 from probgen.language.model import Model
-from probgen.models.conditioning import condition_rows
-from probgen.models.diffusion import Diffusion
+from probgen.models.diffusion import Diffusion, times_like
 
 
 @declaration
@@ -88,11 +87,8 @@ class OneStep(Model):
         row = {k: float(v[step]) for k, v in model.table().items()}
         with pg.data_plate():
             z = pg.sample("z", dist.Normal(0.0, 1.0).expand(model.shape).to_event(len(model.shape)))
-            lead, context = tuple(z.shape)[: z.ndim - len(model.shape)], []
-            if model.condition is not None:
-                rows = condition_rows(model.condition, condition, z, lead[-1])
-                context = [pg.net("condition", model.condition)(rows)]
-            t = 0.0 * ops.reshape(z, (*lead, -1))[..., 0] + step
+            context = model.context_of(condition, z)
+            t = times_like(z, step, model.shape)
             predicted = pg.net("denoiser", model.denoiser)(z, t, *context)
             pg.deterministic("x", model.clean(z, predicted, row))
 

@@ -19,9 +19,10 @@ from probgen.engine.bound import Bound
 from probgen.engine.gradient import GradientLearner
 from probgen.engine.learner import Learner
 from probgen.errors import AlgorithmError
-from probgen.inference.learn.denoising_terms import between_steps, steps, weight
+from probgen.inference.learn.denoising_terms import continuous_times, steps, weight
 from probgen.inference.learn.diffused import diffused
 from probgen.inference.likelihood.denoising_elbo import ends
+from probgen.language.capabilities import MUCH_LEFT
 from probgen.language.declared import declaration, require
 from probgen.language.kinds import Positive, Share
 from probgen.language.optim import Adam, AnyOptimizer
@@ -29,7 +30,6 @@ from probgen.language.optim import Adam, AnyOptimizer
 Array = Any
 DROPOUT, LATENT = 2, 3  # of a step's key, beside those of time and noise
 log = logging.getLogger("probgen")
-MUCH_LEFT = 0.05  # of a datum's variance at the last step; common schedules leave 4e-5 to 5e-3
 
 
 @declaration
@@ -94,7 +94,7 @@ class Denoising:
                 left, total,
             )  # fmt: skip
         dropout = self._dropout(model)
-        draw = (steps if self.time == "discrete" else between_steps)(b, model)
+        draw = (steps if self.time == "discrete" else continuous_times)(b, model)
 
         def loss(
             bound: Bound, params: Mapping, batch: Mapping, key: Any, dropout: float = dropout

@@ -46,7 +46,7 @@ def steps(backend: Backend, model: Any) -> Callable:
     return draw
 
 
-def between_steps(backend: Backend, model: Any) -> Callable:
+def continuous_times(backend: Backend, model: Any) -> Callable:
     """(key, n) -> times [n], uniform from the first step to the last, and "signal" and "noise".
 
     The noise level at a fraction is that at which `ProbabilityFlow` asks for this fraction.

@@ -27,14 +27,14 @@ from probgen.inference.sample.reverse import Columns, Reverse, guided
 from probgen.language.declared import declaration
 from probgen.language.kinds import CountOrZero, Positive, TwoOrMore
 
-Grid = Literal["karras", "log_snr", "trailing", "leading", "linspace"]
+SolverSpacing = Literal["karras", "log_snr", "trailing", "leading", "linspace"]
 
 
 class _Solver(Reverse):
     """What both have."""
 
     num_steps: int
-    spacing: Grid
+    spacing: SolverSpacing
     rho: float
     sigma_max: float | None
     steps_offset: int
@@ -91,7 +91,7 @@ class ProbabilityFlowODE(_Solver):
 
     num_steps: TwoOrMore = 18
     guidance_scale: float = 1.0
-    spacing: Grid = "karras"
+    spacing: SolverSpacing = "karras"
     rho: Positive = dataclasses.field(default=7.0, kw_only=True)
     sigma_max: Positive | None = dataclasses.field(default=None, kw_only=True)
     steps_offset: CountOrZero = dataclasses.field(default=0, kw_only=True)
@@ -150,7 +150,7 @@ class DPMSolver(_Solver):
 
     num_steps: TwoOrMore = 20
     guidance_scale: float = 1.0
-    spacing: Grid = "log_snr"
+    spacing: SolverSpacing = "log_snr"
     rho: Positive = dataclasses.field(default=7.0, kw_only=True)
     sigma_max: Positive | None = dataclasses.field(default=None, kw_only=True)
     steps_offset: CountOrZero = dataclasses.field(default=0, kw_only=True)

@@ -11,7 +11,7 @@ from probgen import nets
 from probgen.engine.bind import bind
 from probgen.errors import AlgorithmError, DeclarationError, OtherRun
 from probgen.inference import DDIM, Denoising, DenoisingELBO
-from probgen.inference.learn.denoising_terms import between_steps, weight
+from probgen.inference.learn.denoising_terms import continuous_times, weight
 from probgen.models import Diffusion, NoiseSchedule
 from probgen.trees import tree_items
 
@@ -142,7 +142,7 @@ def test_the_loss_of_the_bound_is_the_bound(b):
 @pytest.mark.parametrize("schedule", [NoiseSchedule.rescaled(50), PURE])
 def test_continuous_times_are_uniform_and_lie_on_the_interpolated_levels(b, schedule):
     model = exact(schedule, "v_prediction", LAM)
-    t, row = between_steps(b, model)(b.key(0), 20_000)
+    t, row = continuous_times(b, model)(b.key(0), 20_000)
     t, a, s = (b.to_numpy(v).astype(np.float64) for v in (t, row["signal"], row["noise"]))
     last = schedule.num_train_timesteps - 1
     assert t.min() >= 0 and t.max() <= last
