@@ -1,6 +1,6 @@
 """A denoising training step and a DDIM run with a small U-Net, against loops by hand and diffusers.
 
-    training    16 x 16 images, batches of 32, Adam at 1e-3: the noise predicted at a random step
+    training    16 x 16 images, batches of 8, Adam at 1e-3: the noise predicted at a random step
     DDIM        four times 32 images in 50 steps, from the same noise on all sides
 
 What is timed of ours is `pg.fit` itself, a chunk of steps at a time, and the whole of
@@ -17,6 +17,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+import few_steps
 import numpy as np
 from fitting import NUM_STEPS, STEPS, Held
 from fitting import images as blobs
@@ -30,7 +31,7 @@ from probgen.inference import DDIM, Denoising
 from probgen.models import Diffusion, NoiseSchedule
 from probgen.trees import tree_map
 
-CHANNELS, SIDE, BATCH, TOTAL = (32, 64), 16, 32, 1000
+CHANNELS, SIDE, BATCH, TOTAL = (32, 64), 16, 8, 1000
 DRAWS, CHUNKS, LEAPS = 32, 4, 50
 BY_HAND = 1 / 1.05
 
@@ -317,12 +318,12 @@ def on_torch(setting: Setting, only: str) -> Iterator[Contest]:
             "probgen": declared(fitted(), b),
             "eager by hand": torch_loop(net, net, setting.device),
         }
-        asked: dict[tuple[str, str], Any] = {("probgen", "eager by hand"): BY_HAND}
-        if not setting.tiny:
-            net = make()
-            sides["compiled by hand"] = torch_loop(net, net, setting.device, True)
-            asked["probgen", "compiled by hand"] = None
-        yield training(name, sides, asked)
+        yield training(name, sides, {("probgen", "eager by hand"): BY_HAND})
+    if not setting.tiny and only in (name := "denoising step, compiled torch"):
+        net = make()
+        peer = torch_loop(net, net, setting.device, True)
+        sides = {"probgen": declared(fitted(), b), "compiled by hand": peer}
+        yield training(name, sides, {("probgen", "compiled by hand"): None})
     if only in (name := "DDIM, torch"):
         yield drawn(
             name, {"probgen": generated(fitted(), b), "by hand": torch_ddim(make(),
@@ -376,7 +377,7 @@ def on_jax(setting: Setting, only: str) -> Iterator[Contest]:
 
 
 def contests(setting: Setting, only: str = "") -> Iterator[Contest]:
-    """Torch, diffusers where it is installed, and JAX."""
+    """Torch, diffusers where it is installed, and JAX; then what draws in few steps."""
     there = backends.available()
     if there["torch"]:
         yield from on_torch(setting, only)
@@ -386,3 +387,4 @@ def contests(setting: Setting, only: str = "") -> Iterator[Contest]:
             print("diffusion: diffusers is left out; pip install diffusers", file=sys.stderr)
     if there["jax"]:
         yield from on_jax(setting, only)
+    yield from few_steps.contests(setting, only)
