@@ -20,10 +20,12 @@ from probgen.inference import (
     IWAE,
     NUTS,
     SVI,
+    Ancestral,
     AutoNormal,
     DDIMInverse,
     Denoising,
     DenoisingELBO,
+    DPMSolver,
     Enumerate,
     ImportanceWeightedELBO,
     Inpaint,
@@ -122,8 +124,9 @@ TEACHER = small_teacher(steps=201)
 
 
 def score_diffusion(b, seed):
-    """By every step, by one random step, and by the flow."""
-    measures = [DenoisingELBO(2), ELBO(), ProbabilityFlow(tolerance=0.1)]
+    """By every step, by one random step, and by the flow's two solvers."""
+    flows = [ProbabilityFlow(4), ProbabilityFlow(tolerance=0.1)]
+    measures = [DenoisingELBO(2), ELBO(), *flows]
     return pg.evaluate(TEACHER, data(seed)[:, :2], measures, seed=seed, backend=b,
                        progress_bar=False)  # fmt: skip
 
@@ -157,6 +160,8 @@ CALLS = {
     "chains of an energy": lambda b, s: generate(b, s, "energy", Langevin(0.1, 3)),
     "DDIM": lambda b, s: generate(b, s, "diffusion", DDIM(5)),
     "Heun": lambda b, s: generate(b, s, "diffusion", ProbabilityFlowODE(5)),
+    "DPM-Solver": lambda b, s: generate(b, s, "diffusion", DPMSolver(5)),
+    "ancestral in leaps": lambda b, s: generate(b, s, "diffusion", Ancestral(5)),
     "inpainting": lambda b, s: generate(
         b, s, "diffusion", Inpaint(DDIM(5), [1, 0, 0], data(s)[0], 2)
     ),
