@@ -148,6 +148,7 @@ RIGHTLY = {
     "Mapping": {"dict"},  # starting values by site, which only a model can judge
     "ReferenceData": {"array"},
     "np.ndarray": {"array"},
+    "Annotated[Any, Rule('an array of numbers', _is_numbers, alone=True)]": {"array"},
     'Annotated[np.ndarray, Rule("above 0", lambda v: (v > 0).all())]': {"array"},
     "Text": {"text"},
     # No entries: one affine map, the shape of a number, no attention.
@@ -230,8 +231,8 @@ RESULTS = {
     "Difference", "Detection", "DetectionTable", "Diagnosis", "Estimate", "Family",
     "Geweke", "Graph", "Guided", "Images", "Loaded", "LogPartition", "GatheredTables", "ModeCount",
     "NativeModel", "Need", "Node", "OntoMatrix", "Posterior", "PrCurve", "PredictiveCheck",
-    "Record", "Results", "RocBand", "RocCurve", "SBC", "SampleQuality", "Section", "SetVerdict",
-    "Shapes", "Symmetry", "VSBC", "Verdict",
+    "RandomStep", "Record", "Results", "RocBand", "RocCurve", "SBC", "SampleQuality", "Section",
+    "SetVerdict", "Shapes", "Symmetry", "VSBC", "Verdict",
 }  # fmt: skip
 
 # ---- functions ----------------------------------------------------------------------------------

@@ -118,7 +118,9 @@ class ProbabilityFlow:
         how = f"hutchinson({self.num_probes})" if self.divergence == "hutchinson" else "exact"
         if self.divergence == "auto":
             how = f"exact<={self.exact_up_to}, else hutchinson({self.num_probes})"
-        to = str(self.steps) if self.tolerance is None else f"to {self.tolerance:g} nats"
+        to = str(self.steps)
+        if self.tolerance is not None:
+            to = f"to {self.tolerance} nats in {self.max_steps}"
         end = "" if self.down_to == "data" else f", {self.down_to}"
         if self.guidance_scale != 1.0:
             end += f", guidance {self.guidance_scale:g}"

@@ -29,10 +29,14 @@ Array = Any
 
 
 def _is_numbers(v: Any) -> bool:
+    """An array of numbers, NaN among them, as its fields of finite numbers are elsewhere."""
+    if not isinstance(v, list | tuple) and not hasattr(type(v), "__array__"):
+        return False
     try:
-        return np.asarray(v).dtype.kind in "biuf"
+        array = np.asarray(v)
     except (ValueError, TypeError, RuntimeError):  # rows of unequal length, gradients
         return False
+    return array.dtype.kind in "biuf" and array.size > 0
 
 
 @declaration(eq=False)

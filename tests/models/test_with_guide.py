@@ -7,7 +7,7 @@ import probgen as pg
 from probgen import dist, nets
 from probgen.engine.bind import bind
 from probgen.errors import AlgorithmError
-from probgen.inference import ELBO, IWAE, SVI, AutoNormal
+from probgen.inference import ELBO, IWAE, SVI, AutoNormal, ImportanceWeightedELBO
 from probgen.models import VAE, Diffusion, Generator, NoiseSchedule
 from probgen.models.likelihoods import Normal
 
@@ -63,7 +63,7 @@ def test_a_vae_leaves_its_encoder_for_the_guide_that_it_is_given(b):
 
 
 @pytest.mark.parametrize("steps", [10, 1000])
-def test_a_chain_has_no_automatic_guide_and_a_long_one_no_bound_by_its_program(b, steps):
+def test_a_chain_has_no_automatic_guide_and_a_long_one_no_importance_weights(b, steps):
     chain = Diffusion(nets.MLPDenoiser(2, hidden=(4,)), (2,), NoiseSchedule(steps))
     with pytest.raises(AlgorithmError, match="forward process is its guide"):
         bind(chain.with_guide(AutoNormal()), b, data={"x": X}, num_data=12)
@@ -71,10 +71,11 @@ def test_a_chain_has_no_automatic_guide_and_a_long_one_no_bound_by_its_program(b
         return
     vae = VAE(chain, *PARTS[1:], encoder=nets.MLP((4,), out=2, heads=("loc", "log_scale")))
     how = {"num_steps": 1, "seed": 0, "backend": b}
+    learn = SVI(ImportanceWeightedELBO(4))
     with pytest.raises(AlgorithmError, match=r"1000 steps.*Denoising\(\) learns it by one step"):
-        pg.fit(chain, X, SVI(ELBO()), **how)
-    with pytest.raises(AlgorithmError, match=r"Denoising\(\) on its codes"):
-        pg.fit(vae, X, SVI(ELBO()), **how)
+        pg.fit(chain, X, learn, **how)
+    with pytest.raises(AlgorithmError, match=r"ELBO\(...\), a mean, is learned and measured"):
+        pg.fit(vae, X, learn, **how)
     fitted = pg.Fitted(chain, bind(chain, b, data={"x": X})[1], shapes={"x": (2,)})
     with pytest.raises(AlgorithmError, match=r"DenoisingELBO\(num_steps=...\) estimates"):
-        pg.evaluate(fitted, X, [ELBO()], seed=0, backend=b)
+        pg.evaluate(fitted, X, [IWAE(4)], seed=0, backend=b)

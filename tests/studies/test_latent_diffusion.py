@@ -3,7 +3,7 @@
     make reproduce NAME=latent_diffusion                    three seeds on JAX, one on torch
     FIGURES=docs/figures make reproduce NAME=latent_diffusion  and draws the page's figure
 
-A seed is a split of the digits and a start. The laws: `tests/models/test_latent_diffusion.py`.
+A seed is a split of the digits and a start. The laws: `tests/models/test_latent_priors.py`.
 """
 
 import dataclasses

@@ -69,6 +69,9 @@ OTHER = {
     "LikelihoodRegret.noise": {"noise": "independent"},
     "LikelihoodRegret.start_from": {"search": "posterior", "start_from": "prior"},
     "DenoisingELBO.num_steps": {"num_steps": 5},
+    "ProbabilityFlow.num_steps": {"num_steps": 50},
+    "ProbabilityFlow.tolerance": {"tolerance": 0.01},
+    "ProbabilityFlow.max_steps": {"tolerance": 0.01, "max_steps": 500},
 }
 
 LOSS = "of the loss that is fitted; as a measure the bound has beta = 1 and is drawn"
