@@ -377,7 +377,8 @@ def on_jax(setting: Setting, only: str) -> Iterator[Contest]:
 
 
 def contests(setting: Setting, only: str = "") -> Iterator[Contest]:
-    """Torch, diffusers where it is installed, and JAX; then what draws in few steps."""
+    """What draws in few steps; then torch, diffusers where it is installed, and JAX."""
+    yield from few_steps.contests(setting, only)
     there = backends.available()
     if there["torch"]:
         yield from on_torch(setting, only)
@@ -387,4 +388,3 @@ def contests(setting: Setting, only: str = "") -> Iterator[Contest]:
             print("diffusion: diffusers is left out; pip install diffusers", file=sys.stderr)
     if there["jax"]:
         yield from on_jax(setting, only)
-    yield from few_steps.contests(setting, only)
