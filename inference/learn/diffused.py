@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 from probgen.engine.bound import Bound
 from probgen.errors import AlgorithmError
 from probgen.language import dist
-from probgen.language.capabilities import Denoises, HasPrior
+from probgen.language.capabilities import Denoises, prior_of
+from probgen.language.model import family_of
 
 Array = Any
 PREFIX = "prior/"  # of its parameters, in a model whose prior it is
@@ -43,9 +44,9 @@ def diffused(bound: Bound, who: str) -> Diffused:
             net beside it is not.
     """
     model: Any = bound.model
-    prior = model.prior() if isinstance(model, HasPrior) else None
-    if "x" in bound.observed and isinstance(model, Denoises):
-        return Diffused(model, lambda params: params, lambda params, batch, key: batch["x"])
+    own_model, prior = family_of(model), family_of(prior_of(model))
+    if "x" in bound.observed and isinstance(own_model, Denoises):
+        return Diffused(own_model, lambda params: params, lambda params, batch, key: batch["x"])
     if "x" not in bound.observed or not isinstance(prior, Denoises) or model.guide is None:
         raise AlgorithmError(
             f"{who}: the model {model.name!r} (data: {list(bound.observed)}) has no "

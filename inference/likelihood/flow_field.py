@@ -23,6 +23,7 @@ import numpy as np
 
 from probgen.backends.protocol import Backend
 from probgen.engine.bound import Bound
+from probgen.language.model import family_of
 
 Array = Any
 FINE = 2**14  # cells of the table that adaptive steps read: its error is of float32's size
@@ -101,7 +102,7 @@ def flow_derivative(bound: Bound, exact: bool, guidance_scale: float) -> Callabl
     with one column where the trace is exact.
     """
     b, ops = bound.backend, bound.backend.ops
-    model: Any = bound.model
+    model: Any = family_of(bound.model)
     dim = math.prod(model.shape)
 
     def derivative(y: dict, row: Any, params: Mapping, probes: Array, inputs: Mapping) -> dict:

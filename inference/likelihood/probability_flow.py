@@ -39,6 +39,7 @@ from probgen.inference.likelihood.ode import rows_of, runge_kutta_step, solve
 from probgen.language.capabilities import Denoises, embedded
 from probgen.language.declared import declaration, require
 from probgen.language.kinds import CountOrZero, Many, Positive, TwoOrMore
+from probgen.language.model import family_of
 
 Array = Any
 SHARES = (0.25, 0.025, 0.0025)  # of the tolerance, that the solves may see as their errors
@@ -262,7 +263,7 @@ def require_diffusion(bound: Bound, who: str) -> Any:
     Raises:
         AlgorithmError: it is of another family.
     """
-    model: Any = bound.model
+    model: Any = family_of(bound.model)
     if not isinstance(model, Denoises) or "x" not in bound.observed:
         raise AlgorithmError(
             f"{who}: the model {model.name!r} (data: {list(bound.observed)}) has no denoiser and "

@@ -86,7 +86,8 @@ class DDIMInverse:
         Raises:
             AlgorithmError: the model is no diffusion, or `columns` refuses it.
         """
-        model, b = require_denoiser(bound, "DDIMInverse"), bound.backend
+        bound = require_denoiser(bound, "DDIMInverse")
+        model, b = bound.model, bound.backend
         step = recursion(bound, self.guidance_scale, self.clip_sample_range)
         run = runner(bound, step, self.columns(model))
 

@@ -11,6 +11,7 @@ whatever their number, and another table of the same form compiles nothing.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -24,6 +25,7 @@ from probgen.errors import AlgorithmError, DataError, ShapeError
 from probgen.inference.sample.within_prior import Drawn, given_prior, innermost
 from probgen.language.capabilities import Denoises, embedded, prior_of
 from probgen.language.declared import argument
+from probgen.language.model import family_of
 
 Array = Any
 Columns = dict[str, np.ndarray]  # [calls] each, by the names in `recursion`
@@ -100,8 +102,8 @@ class Reverse(OneDraw):
     def _draws(self, bound: Bound, keep: bool) -> Callable:
         if self.of_priors and prior_of(bound.model) is not None:
             return given_prior(bound, lambda part: self._draws(part, keep))
-        model = require_denoiser(bound, type(self).__name__)
-        columns = self.columns(model)
+        bound = require_denoiser(bound, type(self).__name__)
+        columns = self.columns(bound.model)
         run = runner(bound, self.step(bound), columns, self.beside(bound), keep=keep)
 
         def draws(params: Mapping, batch: Mapping, key: Any, num_samples: int) -> Drawn:
@@ -217,13 +219,14 @@ def start_site(model: Any) -> str:
     return f"x_{len(model.table()['signal'])}"
 
 
-def require_denoiser(bound: Bound, who: str) -> Any:
-    """The bound model, if it has a denoiser and a noise schedule.
+def require_denoiser(bound: Bound, who: str) -> Bound:
+    """The same bound without another guide, if it has a denoiser and a noise schedule.
 
     Raises:
         AlgorithmError: it is of another family.
     """
-    model: Any = bound.model
+    model: Any = family_of(bound.model)
+    bound = dataclasses.replace(bound, model=model)
     if not isinstance(model, Denoises):
         is_latent = isinstance(innermost(model)[0], Denoises)
         raise AlgorithmError(
@@ -236,7 +239,7 @@ def require_denoiser(bound: Bound, who: str) -> Any:
                 "VAE(latent=Diffusion(...)); leave the method out to draw from other models."
             )
         )
-    return model
+    return bound
 
 
 def guided(guidance_scale: float) -> str:

@@ -15,6 +15,7 @@ from probgen.engine.bound import Bound
 from probgen.engine.target import START
 from probgen.language import dist
 from probgen.language.capabilities import prior_of
+from probgen.language.model import family_of
 
 Array = Any
 Drawn = tuple[dict[str, Array], dict[str, Array]]  # values by site, and those along the way
@@ -26,7 +27,7 @@ def innermost(model: Any) -> tuple[Any, str]:
     prefix = ""
     while (prior := prior_of(model)) is not None:
         model, prefix = prior, prefix + PREFIX
-    return model, prefix
+    return family_of(model), prefix
 
 
 def given_prior(bound: Bound, make: Callable[[Bound], Callable]) -> Callable:

@@ -20,7 +20,7 @@ from probgen.engine.structure import Structure
 from probgen.engine.updates import ParameterUpdates
 from probgen.errors import AlgorithmError
 from probgen.language.capabilities import Denoises
-from probgen.language.model import Inputs, Model, call_arguments
+from probgen.language.model import Inputs, Model, call_arguments, family_of
 from probgen.language.program import DATA_PLATE
 from probgen.trees import tree_items
 
@@ -359,22 +359,26 @@ class Bound(ParameterUpdates):
         self.require_short(who)
         return self
 
-    def require_short(self, who: str) -> None:
+    def require_short(self, who: str, cure: str = "") -> None:
         """Refuses a chain of so many steps that what runs all of them is of no use.
+
+        Args:
+            cure: what to do, where it is not what to do for a bound.
 
         Raises:
             AlgorithmError: says how many, and what draws one of them in place of all.
         """
         if not self.is_long:
             return
-        cure = (
+        of_bound = (
             "Denoising() learns it by one step a datum, and DenoisingELBO(num_steps=...) estimates "
             "this bound by a few"
-            if isinstance(self.model, Denoises)
+            if isinstance(family_of(self.model), Denoises)
             else "with a diffusion as its latent's prior, Denoising() learns that behind a frozen "
             "encoder and decoder"
         )
-        if self.make_short is not None:
+        cure = cure or of_bound
+        if self.make_short is not None and cure is of_bound:
             cure = f"ELBO(...), a mean, is learned and measured by one step for all; {cure}"
         raise AlgorithmError(
             f"{who}: {self.model.name!r} goes through a chain of {len(self.model.sketch().sites)} "

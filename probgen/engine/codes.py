@@ -33,16 +33,36 @@ def codes(
     who = "reconstruct" if is_back else "encode"
     bound, params, rows = _bind(fitted, b, data, inputs, who)
     bound.require_guide(who)
+    bound, chain = _beside_chain(bound, who)
     hidden = (*bound.latents, *bound.enumerated)
     if not hidden or not all(bound.structure.sites[n].is_local for n in hidden):
         raise AlgorithmError(
             f"{who}: {bound.model.name!r} has the latents {list(hidden)}, expected latents "
             "inside the data plate alone, codes of single data; draw global ones by pg.infer."
         )
-    run = _back(bound) if is_back else _codes(bound)
+    run = _back(bound) if is_back else _codes(bound, chain)
     run = b.compile(run, num_calls=-(-_size(rows) // ROWS))
     # Draws of what comes after get a key; their means take its place.
     return _by_chunks(b, rows, lambda part: run(params, part, b.key(0)))
+
+
+def _beside_chain(bound: Bound, who: str) -> tuple[Bound, frozenset[str]]:
+    """The model itself; of one with a long chain what draws a step in place of all, as the codes
+    beside the chain (a VAE's z) do not depend on it, and the names of that step's draws.
+
+    Raises:
+        AlgorithmError: nothing stands beside the chain.
+    """
+    if not bound.is_long or bound.make_short is None:
+        return bound, frozenset()
+    short = bound.make_short()
+    if not set(short.latents) & set(bound.latents):
+        raise AlgorithmError(
+            f"{who}: the latents of {bound.model.name!r} are the {len(bound.latents)} steps of its "
+            "chain, noise that its guide draws, expected latents that the chain is the prior of; "
+            "fitted.encode(x, method=DDIMInverse(50)) leads data to the noise that they come from."
+        )
+    return short, frozenset(short.latents) - frozenset(bound.latents)
 
 
 def codes_by(
@@ -89,14 +109,15 @@ def _by_chunks(b: Backend, rows: Mapping[str, np.ndarray], run: Callable) -> dic
     return {n: np.concatenate([p[n] for p in parts]) for n in parts[0]}
 
 
-def _codes(bound: Bound) -> Callable:
+def _codes(bound: Bound, left_out: frozenset[str]) -> Callable:
     def run(params: Any, batch: Any, key: Any) -> dict[str, Any]:
         known = _means(bound, params, batch, key)
+        codes = {n: v for n, v in known.items() if n not in left_out}
         if not bound.enumerated:
-            return known
+            return codes
         found = bound.summed(params, batch, known, is_told=True)
         probs = {n: _rows_first(bound, n, found) for n in bound.enumerated}
-        return {**known, **probs}
+        return {**codes, **probs}
 
     return run
 

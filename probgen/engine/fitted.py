@@ -120,6 +120,7 @@ class Fitted(Viewed):
     ) -> dict[str, np.ndarray]:
         """Codes of data: the mean of each latent under the guide, [n, *event] by name; of a
         discrete latent that no guide draws the posterior probability of each value, [n, *event, K].
+        Of a VAE with a chain of more than 200 steps as its prior, of z alone.
 
         Args:
             data: rows, as in `fit`.
@@ -129,8 +130,8 @@ class Fitted(Viewed):
                 them again.
 
         Raises:
-            AlgorithmError: no guide, global latents, or a distribution without a known mean; a
-                method for other models.
+            AlgorithmError: no guide, global latents, a long chain's steps and no others, or a
+                distribution without a known mean; a method for other models.
         """
         if method is not None:
             argument("encode", AnyEncoder, method=method)

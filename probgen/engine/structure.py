@@ -7,7 +7,7 @@ axes, as in Pyro and NumPyro.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -118,12 +118,12 @@ class Structure(NamedTuple):
         rest = tuple(i for i in range(value.ndim) if i != keep)
         return ops.sum(value, axis=rest) if rest else value
 
-    def count(self, num_rows: int) -> int:
-        """How many numbers its random variables are, for so many data."""
+    def count(self, num_rows: int, without: Collection[str] = ()) -> int:
+        """How many numbers its random variables are, for so many data; some sites left out."""
         shapes = (
             (*self.plate_shape(n, num_rows), *s.event_shape)
             for n, s in self.sites.items()
-            if s.kind == "sample"
+            if s.kind == "sample" and n not in without
         )
         return sum(map(math.prod, shapes))
 

@@ -23,7 +23,7 @@ from collections.abc import Callable, Mapping
 from typing import Annotated, Any, NamedTuple
 
 from probgen.errors import DeclarationError, UnknownName
-from probgen.language.capabilities import Ancestral
+from probgen.language.capabilities import Ancestral, prior_of
 from probgen.language.dist import Deferred
 from probgen.language.kinds import Rule
 from probgen.language.viewed import Viewed
@@ -185,8 +185,21 @@ class Guided(Model):
     def ancestral(self) -> Ancestral | None:
         return self.model.ancestral()
 
+    def prior(self) -> Any:
+        return prior_of(self.model)
+
+    def with_latent(self, latent: Any) -> Guided:
+        inner: Any = self.model
+        return dataclasses.replace(self, model=inner.with_latent(latent))
+
     def with_guide(self, guide: Callable) -> Guided:
         return dataclasses.replace(self, guide=guide)
+
+
+def family_of(model: Any) -> Any:
+    """The model itself; of one with another guide (`with_guide`) the model that it was given to,
+    which has what its family can do beyond a program."""
+    return model.model if isinstance(model, Guided) else model
 
 
 def _checked_guide(model: str, guide: Any) -> Callable:

@@ -167,7 +167,12 @@ def generate(
         rows = {**rows, START: method.start_rows(model, start, num_samples)}
     source = _source(fitted, bound, predictive, method, dict(inputs or {}))
     sites, key = bound.structure.sites, b.key(seed)
-    numbers = 8 * bound.structure.count(1) * num_samples
+    # Who draws a chain by a loop of its own keeps what it leads to alone.
+    in_loop = isinstance(method, DrawsModel) or (
+        method is None and source is None and model.ancestral() is not None
+    )
+    passed = model.sketch().sites if in_loop else ()
+    numbers = 8 * bound.structure.count(1, passed) * num_samples
     cure = "draw fewer samples, call by call with other seeds"
     if method is not None and return_chain:
         shows: Any = method if isinstance(method, ShowsPath) else None

@@ -104,7 +104,7 @@ def infer(
     Raises:
         MissingSeed: there is no seed, or no integer.
         AlgorithmError: no latents, a discrete one that cannot be summed out, nets without
-            parameters.
+            parameters; by `Guide` of a chain of more than 200 steps.
         SupportError: data outside the support of their site.
         NonFiniteError: no starting point has a finite log density; a draw is NaN or infinite.
         DataError, UnknownName, ShapeError: data or inputs that do not fit the program.
@@ -131,6 +131,9 @@ def infer(
         num_data=num_data,
     )  # fmt: skip
     bound.require_density_of_data("infer")
+    if reads_guide:
+        mean = "fitted.encode(data) gives the mean of what stands beside the chain, such as z"
+        bound.require_short("infer, Guide", mean)
     _check_nets(bound, given, reads_guide)
     _check_names(bound)
     posterior = Posterior(bound, bound.num_rows)

@@ -4,6 +4,8 @@ With an exact denoiser of Gaussian z, DDIM draws z of known variances V along th
 linear decoder W leads them on: (u' z, x) has the covariance [V, V u' W; ., W' u V u' W + s^2 I].
 """
 
+import dataclasses
+
 import numpy as np
 import pytest
 from flow_cases import exact_diffusion
@@ -13,7 +15,15 @@ import probgen as pg
 from probgen import dist, nets
 from probgen.engine.bind import bind
 from probgen.errors import AlgorithmError, DataError
-from probgen.inference import DDIM, Ancestral, Inpaint
+from probgen.inference import (
+    DDIM,
+    Ancestral,
+    DDIMInverse,
+    Denoising,
+    DenoisingELBO,
+    Inpaint,
+    ProbabilityFlow,
+)
 from probgen.models import VAE, Diffusion, Generator, NoiseSchedule, likelihoods
 from probgen.trees import tree_map
 
@@ -93,3 +103,32 @@ def test_what_has_no_diffusion_or_no_such_draws_is_refused_in_words(b):
         pg.generate(latent, 3, method=masked, **how)
     with pytest.raises(AlgorithmError, match="num_steps=61 .* has 60 steps"):
         pg.generate(latent, 3, method=DDIM(61), **how)
+
+
+def test_a_model_with_another_guide_draws_as_it_does_without(b):
+    """The guide that it has, given as another: the same draws and codes, and no refusal."""
+    prior, _, _ = exact_diffusion(3, steps=8)
+    own, params, start = prior.model, prior.params, np.ones((2, 3), "float32")
+    guided = pg.Fitted(own.with_guide(own.guide), params, shapes={"x": (3,)})
+    vae = VAE(prior, nets.MLP((), 2), NORMAL, nets.MLP((), 3, heads=("loc", "log_scale")))
+    held = {"decoder": DECODER, **{f"prior/{k}": v for k, v in params.items()}}
+    held["encoder"] = {"out": {"weight": np.zeros((2, 6), "f"), "bias": np.zeros(6, "f")}}
+    of_guided = dataclasses.replace(vae, latent=guided)
+    wholes = [pg.Fitted(m, held, shapes={"x": (2,)}) for m in
+              (vae, of_guided.with_guide(vae.guide))]  # fmt: skip
+    how = {"method": DDIM(2), "seed": 0, "backend": b}
+    want, found = (pg.generate(f, 2, start=start, **how) for f in wholes)
+    for name in ("z", "x"):
+        np.testing.assert_array_equal(found[name], want[name])
+    x, numbers = {"x": b.asarray(start)}, []
+    for model in (own, guided.model):
+        bound, p = bind(model, b, data={"x": start[:1]}, params=params)
+        numbers += [
+            DDIM(2).draws_of(bound)(p, {}, b.key(0), 2)["x"],
+            DDIMInverse(2).codes_of(bound)(p, x)["x_8"],
+        ]
+        DenoisingELBO(2).device_function(bound)
+        ProbabilityFlow(2).device_function(bound)
+        Denoising().bind(bound)
+    for a, c in zip(numbers[:2], numbers[2:], strict=True):
+        np.testing.assert_array_equal(b.to_numpy(a), b.to_numpy(c))

@@ -6,10 +6,12 @@ import pytest
 import probgen as pg
 from probgen import dist, nets
 from probgen.engine.bind import bind
-from probgen.errors import AlgorithmError
-from probgen.inference import ELBO, IWAE, SVI, AutoNormal, ImportanceWeightedELBO
+from probgen.errors import AlgorithmError, DeclarationError
+from probgen.inference import DDIM, ELBO, IWAE, SVI, AutoNormal, Guide, ImportanceWeightedELBO
+from probgen.language import memory
 from probgen.models import VAE, Diffusion, Generator, NoiseSchedule
 from probgen.models.likelihoods import Normal
+from probgen.trees import tree_map
 
 W, SCALE = np.array([[1.0, -0.5]], "float32"), 0.5
 RNG = np.random.default_rng(0)
@@ -79,3 +81,32 @@ def test_a_chain_has_no_automatic_guide_and_a_long_one_no_importance_weights(b, 
     fitted = pg.Fitted(chain, bind(chain, b, data={"x": X})[1], shapes={"x": (2,)})
     with pytest.raises(AlgorithmError, match=r"DenoisingELBO\(num_steps=...\) estimates"):
         pg.evaluate(fitted, X, [IWAE(4)], seed=0, backend=b)
+
+
+def test_codes_stand_beside_a_long_chain_whose_steps_nobody_keeps(b, monkeypatch):
+    """A VAE's codes are its encoder's means whatever the prior; draws keep z and x alone."""
+    steps = 201
+    chain = Diffusion(nets.MLPDenoiser(2, hidden=(4,)), (2,), NoiseSchedule(steps))
+    vae = VAE(chain, *PARTS[1:], encoder=nets.MLP((), out=2, heads=("loc", "log_scale")))
+    params = tree_map(b.to_numpy, bind(vae, b, data={"x": X})[1])
+    fitted = pg.Fitted(vae, params, info={"backend": b.name}, shapes={"x": (2,)})
+    out, onto = params["encoder"]["out"], params["decoder"]["out"]
+    z = X @ out["weight"][:, :2] + out["bias"][:2]
+    codes = fitted.encode(X)
+    assert set(codes) == {"z"}
+    np.testing.assert_allclose(codes["z"], z, atol=1e-5)
+    np.testing.assert_allclose(
+        fitted.reconstruct(X)["x"], z @ onto["weight"] + onto["bias"], atol=1e-5
+    )
+    how = {"seed": 0, "backend": b}
+    with pytest.raises(AlgorithmError, match=r"infer, Guide: .* 201 steps.*fitted.encode\(data\)"):
+        pg.infer(fitted, X, Guide(2), **how)
+    own = {k.removeprefix("prior/"): v for k, v in params.items() if k.startswith("prior/")}
+    alone = pg.Fitted(chain, own, info={"backend": b.name}, shapes={"x": (2,)})
+    with pytest.raises(AlgorithmError, match=r"201 steps of its chain.*DDIMInverse\(50\)"):
+        alone.encode(X)
+    count = memory.SMALL // (8 * 4)  # of z and x, two numbers each
+    monkeypatch.setattr(memory, "available", lambda: 0)
+    for method in (None, DDIM(2)):
+        with pytest.raises(DeclarationError, match="a size of 67.1 MB"):
+            pg.generate(fitted, count, method=method, **how)
