@@ -42,6 +42,7 @@ from probgen.language.kinds import CountOrZero, Many, Positive, TwoOrMore
 from probgen.language.model import family_of
 
 Array = Any
+MAX_STEPS = 1000  # of the default, which a measure's name leaves out
 SHARES = (0.25, 0.025, 0.0025)  # of the tolerance, that the solves may see as their errors
 
 
@@ -95,7 +96,7 @@ class ProbabilityFlow:
     exact_up_to: CountOrZero = 64
     down_to: Literal["data", "lowest_noise"] = "data"
     tolerance: Positive | None = None
-    max_steps: Many = 1000
+    max_steps: Many = MAX_STEPS
     guidance_scale: float = 1.0
 
     unit = "nats"
@@ -121,7 +122,8 @@ class ProbabilityFlow:
             how = f"exact<={self.exact_up_to}, else hutchinson({self.num_probes})"
         to = str(self.steps)
         if self.tolerance is not None:
-            to = f"to {self.tolerance} nats in {self.max_steps}"
+            to = f"to {self.tolerance} nats"
+            to += "" if self.max_steps == MAX_STEPS else f" in {self.max_steps}"
         end = "" if self.down_to == "data" else f", {self.down_to}"
         if self.guidance_scale != 1.0:
             end += f", guidance {self.guidance_scale:g}"
