@@ -29,13 +29,17 @@ class NoiseSchedule:
         squaredcos_cap_v2    alpha_bar(s) = cos(pi/2 (s + 0.008) / 1.008)^2 at s = t / T, betas at
                              most 0.999
 
-    and three that go by the noise level and not by a step's noise, so that they fit any T:
+    and four that go by the noise level and not by a step's noise, so that they fit any T:
 
         vp_sde    alpha_bar(s) = exp(-s^2 (beta_max - beta_min) / 2 - s beta_min), the SDE of
                   beta(s) = beta_min + s (beta_max - beta_min); beta_t is that from s_t to s_{t+1},
                   s_t = 0.001 + 0.999 t / T, the noise of s_0 left out
         edm       sigma_t^(1/rho) in equal steps from sigma_min to sigma_max,
                   alpha_bar_t = 1 / (1 + sigma_t^2): x_t / sqrt(alpha_bar_t) is x + sigma_t eps
+        clipped_cosine
+                  sqrt(alpha_bar_t) = cos(u_t), u_t in equal steps from where alpha_bar is
+                  alpha_bar_max to where it is alpha_bar_min: a cosine without its two ends, where
+                  a step tells nothing of the noise or of the datum
         rectified_flow
                   sigma_t / a_t = s / (1 - s), s = (t + 1) / T: x_t is (1 - s) x + s eps, the
                   straight line of flow matching, over sqrt((1 - s)^2 + s^2), down to pure noise
@@ -49,24 +53,27 @@ class NoiseSchedule:
             first stays: a chain that ends in pure noise. Its last beta is 1.
         beta_min, beta_max: of "vp_sde".
         sigma_min, sigma_max, rho: of "edm"; a single step has sigma_max.
+        alpha_bar_min, alpha_bar_max: of "clipped_cosine", alpha_bar of the last and of the first
+            step; a single step has alpha_bar_min.
 
     Raises:
         DeclarationError: an unknown name; T below 1; a beta outside (0, 1); so much noise that
             nothing is left of a datum in single precision; one step to be rescaled.
 
     Sources: Ho, Jain & Abbeel 2020, arXiv:2006.11239 (linear); Nichol & Dhariwal 2021,
-    arXiv:2102.09672 (cosine); Rombach et al. 2022, arXiv:2112.10752 (scaled linear); Xu et al.
-    2022, arXiv:2203.02923 (sigmoid); Song et al. 2021, arXiv:2011.13456, appendix C, in steps as
-    Xiao, Kreis & Vahdat 2022, arXiv:2112.07804 take them (vp_sde); Karras et al. 2022,
-    arXiv:2206.00364, equation 5 (edm); Lipman et al. 2023, arXiv:2210.02747, and Liu, Gong & Liu
-    2023, arXiv:2209.03003 (rectified_flow); Lin et al. 2024, arXiv:2305.08891, algorithm 1
-    (rescaling).
+    arXiv:2102.09672 (cosine); Salimans & Ho 2022, arXiv:2202.00512, section 3 (clipped); Rombach et
+    al. 2022, arXiv:2112.10752 (scaled linear); Xu et al. 2022, arXiv:2203.02923 (sigmoid); Song et
+    al. 2021, arXiv:2011.13456, appendix C, in steps as Xiao, Kreis & Vahdat 2022, arXiv:2112.07804
+    take them (vp_sde); Karras et al. 2022, arXiv:2206.00364, equation 5 (edm); Lipman et al. 2023,
+    arXiv:2210.02747, and Liu, Gong & Liu 2023, arXiv:2209.03003 (rectified_flow); Lin et al. 2024,
+    arXiv:2305.08891, algorithm 1 (rescaling).
     """
 
     num_train_timesteps: Annotated[int, between(1, 10**6)] = 1000
     beta_schedule: Literal[
-        "linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid", "vp_sde", "edm", "rectified_flow"
-    ] = "linear"
+        "linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid", "vp_sde", "edm",
+        "clipped_cosine", "rectified_flow",
+    ] = "linear"  # fmt: skip
     beta_start: OpenShare = 1e-4
     beta_end: OpenShare = 2e-2
     rescale_betas_zero_snr: bool = False
@@ -75,10 +82,14 @@ class NoiseSchedule:
     sigma_min: Positive = 0.002
     sigma_max: Positive = 80.0
     rho: Positive = 7.0
+    alpha_bar_min: OpenShare = 1e-3
+    alpha_bar_max: OpenShare = 0.995
 
     def __post_init__(self) -> None:
         require(self.beta_min <= self.beta_max, self, "no more than beta_max", "beta_min")
         require(self.sigma_min < self.sigma_max, self, "less than sigma_max", "sigma_min")
+        falls = self.alpha_bar_min < self.alpha_bar_max
+        require(falls, self, "less than alpha_bar_max", "alpha_bar_min")
         several = self.num_train_timesteps > 1 or not self.ends_in_noise
         require(
             several, self, "two steps or more for a chain that ends in pure noise",
@@ -157,6 +168,10 @@ class NoiseSchedule:
             low, high = self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
             sigma = (np.linspace(low, high, t) if t > 1 else np.array([high])) ** self.rho
             return -np.expm1(-np.diff(np.log1p(np.concatenate([[0.0], sigma**2]))))
+        if self.beta_schedule == "clipped_cosine":
+            first, last = np.arccos(np.sqrt([self.alpha_bar_max, self.alpha_bar_min]))
+            bar = np.cos(np.linspace(first, last, t) if t > 1 else np.array([last])) ** 2
+            return 1.0 - bar / np.concatenate([[1.0], bar[:-1]])
         if self.beta_schedule == "rectified_flow":
             bar = (1.0 - grid) ** 2 / ((1.0 - grid) ** 2 + grid**2)
             return 1.0 - bar[1:] / bar[:-1]

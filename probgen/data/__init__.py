@@ -1,6 +1,7 @@
 """The data room: sets that need no network, readers of standard files, and sources for `fit`.
 
-All images are numpy [n, h, w, c] float32 in [0, 1]. Importing this loads no deep-learning
+All images are numpy [n, h, w, c] float32 in [0, 1], those with captions and masks, made for
+diffusions, in [-1, 1]. Importing this loads no deep-learning
 framework; optional libraries are imported by the function that needs them.
 """
 
@@ -20,6 +21,15 @@ from probgen.data.letters import letters
 from probgen.data.shapes import FACTORS, Shapes, shapes
 from probgen.data.sources import ArraySource, LazySource, Source, as_arrays, as_source
 from probgen.data.splits import split
+from probgen.data.sprites import (
+    SPRITE_COLORS,
+    SPRITE_NOUNS,
+    SPRITE_SCENES,
+    Sprites,
+    scene_templates,
+    sprite_template,
+    sprites,
+)
 from probgen.data.streams import StreamSource
 from probgen.data.transforms import (
     binarize,
@@ -35,12 +45,16 @@ __all__ = [
     "FACTORS",
     "NATURAL",
     "PHOTOGRAPHS",
+    "SPRITE_COLORS",
+    "SPRITE_NOUNS",
+    "SPRITE_SCENES",
     "ArraySource",
     "Density2D",
     "Images",
     "LazySource",
     "Shapes",
     "Source",
+    "Sprites",
     "StreamSource",
     "as_arrays",
     "as_source",
@@ -65,8 +79,11 @@ __all__ = [
     "pinwheel",
     "read_idx",
     "rings",
+    "scene_templates",
     "shapes",
     "split",
+    "sprite_template",
+    "sprites",
     "to_levels",
     "two_moons",
 ]

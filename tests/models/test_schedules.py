@@ -46,6 +46,7 @@ NAMES = [
     "squaredcos_cap_v2",
     "vp_sde",
     "edm",
+    "clipped_cosine",
 ]
 
 
@@ -129,6 +130,14 @@ def test_the_levels_of_edm_are_its_sigmas():
     np.testing.assert_allclose(np.sqrt(1 / other.alphas_bar() - 1), [0.01, 2.005, 4.0], rtol=1e-9)
 
 
+def test_a_clipped_cosine_goes_from_one_level_to_the_other_in_equal_angles():
+    schedule = NoiseSchedule(5, "clipped_cosine", alpha_bar_min=0.25, alpha_bar_max=0.75)
+    want = np.cos(np.deg2rad([30.0, 37.5, 45.0, 52.5, 60.0])) ** 2
+    np.testing.assert_allclose(schedule.alphas_bar(), want, rtol=1e-12)
+    default = NoiseSchedule(50, "clipped_cosine").alphas_bar()
+    np.testing.assert_allclose(default[[0, -1]], [0.995, 0.001], rtol=1e-9)
+
+
 @pytest.mark.parametrize("is_rescaled", [False, True])
 def test_times_between_steps_invert_the_interpolation(is_rescaled):
     schedule = NoiseSchedule(20, "squaredcos_cap_v2", rescale_betas_zero_snr=is_rescaled)
@@ -165,6 +174,7 @@ def test_a_rescaled_chain_adds_as_much_noise(name):
         ({"num_train_timesteps": 1, "rescale_betas_zero_snr": True}, "two steps or more"),
         ({"beta_schedule": "vp_sde", "beta_min": 30.0}, "beta_min=30"),
         ({"beta_schedule": "edm", "sigma_min": 90.0}, "sigma_min=90"),
+        ({"beta_schedule": "clipped_cosine", "alpha_bar_max": 1e-3}, "alpha_bar_min=0.001"),
     ],
 )
 def test_what_is_no_schedule_is_refused(options, words):
