@@ -26,7 +26,7 @@ from probgen.engine.fitted import Fitted
 from probgen.errors import DeclarationError
 from probgen.language.declared import declaration
 from probgen.language.kinds import Many, Share
-from probgen.language.model import Model
+from probgen.language.model import Model, family_of
 from probgen.models.diffusion import Diffusion, times_like
 
 Array = Any
@@ -72,7 +72,8 @@ class DiffusionMap(Model):
     @property
     def model(self) -> Any:
         """The diffusion's declaration."""
-        return self.diffusion.model if isinstance(self.diffusion, Fitted) else self.diffusion
+        given = self.diffusion.model if isinstance(self.diffusion, Fitted) else self.diffusion
+        return family_of(given)
 
     def fitted_params(self) -> dict:
         own = dict(self.diffusion.params) if isinstance(self.diffusion, Fitted) else {}

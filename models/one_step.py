@@ -20,7 +20,7 @@ from probgen import dist
 from probgen.engine.fitted import Fitted
 from probgen.language.declared import declaration, require
 from probgen.language.kinds import within
-from probgen.language.model import Model
+from probgen.language.model import Model, family_of
 from probgen.models.diffusion import Diffusion, times_like
 
 
@@ -59,7 +59,8 @@ class OneStep(Model):
     @property
     def diffusion(self) -> Diffusion:
         """The teacher's declaration."""
-        return self.teacher.model if isinstance(self.teacher, Fitted) else self.teacher  # type: ignore[return-value]
+        given = self.teacher.model if isinstance(self.teacher, Fitted) else self.teacher
+        return family_of(given)
 
     @property
     def step(self) -> int:

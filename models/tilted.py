@@ -13,7 +13,7 @@ from probgen.errors import UnknownName
 from probgen.language.capabilities import DrawsMean
 from probgen.language.declared import declaration, require
 from probgen.language.kinds import AnyNet, Text
-from probgen.language.model import Model, Sketch
+from probgen.language.model import Model, Sketch, capability, family_of
 from probgen.models.energies import tilt
 
 
@@ -58,7 +58,7 @@ class Tilted(Model):
 
     def __post_init__(self) -> None:
         if self.through == "mean":
-            can = isinstance(self.model, DrawsMean) and self.on == "x"
+            can = capability(self.model, DrawsMean) is not None and self.on == "x"
             require(can, self, 'a generator (a VAE, say) tilted on="x" by its mean', "through")
 
     @property
@@ -83,14 +83,14 @@ class Tilted(Model):
         if self.net_name is not None:
             return self.net_name
         own = self.base.params if isinstance(self.base, Fitted) else ()
-        taken = {*getattr(self.model, "energy_names", ()), *own}
+        taken = {*getattr(family_of(self.model), "energy_names", ()), *own}
         names = itertools.chain(["energy"], (f"energy_{k}" for k in itertools.count(2)))
         return next(n for n in names if n not in taken)
 
     @property
     def energy_names(self) -> tuple[str, ...]:
         """Those of all energies, the base's first."""
-        return (*getattr(self.model, "energy_names", ()), self.energy_name)
+        return (*getattr(family_of(self.model), "energy_names", ()), self.energy_name)
 
     @property
     def program(self) -> Any:
@@ -101,7 +101,7 @@ class Tilted(Model):
         def program(**inputs: Any) -> None:
             if self.through == "mean":
                 with pg.data_plate():
-                    values = {"x": model.draw_mean(**inputs)}  # type: ignore[attr-defined]
+                    values = {"x": capability(model, DrawsMean).draw_mean(**inputs)}
             else:
                 values = pg.submodel("", model, **inputs)
             if self.on not in values:

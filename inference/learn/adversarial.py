@@ -29,7 +29,7 @@ from probgen.inference.learn.adversarial_losses import (
 from probgen.language.capabilities import MakesPairs, Pairs
 from probgen.language.declared import declaration, require
 from probgen.language.kinds import AnyNet, Many, NonNegative, Positive
-from probgen.language.model import arguments
+from probgen.language.model import arguments, capability
 from probgen.language.optim import Adam, AnyOptimizer
 from probgen.nets.base import out_shape
 
@@ -246,8 +246,8 @@ def _pairs(bound: Bound) -> Callable[[Mapping, Mapping, Any], Pairs]:
             "that carry the gradient of the generator's parameters; take a continuous likelihood, "
             "such as likelihoods.Implicit(), on data of that range."
         )
-    if isinstance(model, MakesPairs):
-        return model.pairs(bound)
+    if (own := capability(model, MakesPairs)) is not None:
+        return own.pairs(bound)
     (name,) = bound.observed
     inputs = tuple(arguments(model.program))
 

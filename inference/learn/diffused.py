@@ -16,7 +16,7 @@ from probgen.engine.bound import Bound
 from probgen.errors import AlgorithmError
 from probgen.language import dist
 from probgen.language.capabilities import Denoises, prior_of
-from probgen.language.model import family_of
+from probgen.language.model import capability
 
 Array = Any
 PREFIX = "prior/"  # of its parameters, in a model whose prior it is
@@ -44,10 +44,10 @@ def diffused(bound: Bound, who: str) -> Diffused:
             net beside it is not.
     """
     model: Any = bound.model
-    own_model, prior = family_of(model), family_of(prior_of(model))
-    if "x" in bound.observed and isinstance(own_model, Denoises):
+    own_model, prior = (capability(m, Denoises) for m in (model, prior_of(model)))
+    if "x" in bound.observed and own_model is not None:
         return Diffused(own_model, lambda params: params, lambda params, batch, key: batch["x"])
-    if "x" not in bound.observed or not isinstance(prior, Denoises) or model.guide is None:
+    if "x" not in bound.observed or prior is None or model.guide is None:
         raise AlgorithmError(
             f"{who}: the model {model.name!r} (data: {list(bound.observed)}) has no "
             "denoiser and noise schedule, expected a Diffusion with data for 'x', or a VAE with "

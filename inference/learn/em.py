@@ -36,6 +36,7 @@ from probgen.inference.learn.time_step import ExactInTime, mean_log_joint_in_tim
 from probgen.language.capabilities import Maximises
 from probgen.language.declared import declaration
 from probgen.language.kinds import Many
+from probgen.language.model import capability
 from probgen.language.optim import Adam, AnyOptimizer
 
 Array = Any
@@ -128,7 +129,8 @@ class EM:
             return None
         found: Any = self.m_step
         if isinstance(found, str):
-            found = model.maximiser() if isinstance(model, Maximises) else None
+            knows = capability(model, Maximises)
+            found = None if knows is None else knows.maximiser()
         if found is None and self.m_step == "closed":
             raise AlgorithmError(
                 f'EM: got m_step="closed" for {model.name!r}, which knows no such M-step, '

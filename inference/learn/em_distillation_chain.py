@@ -25,6 +25,7 @@ from probgen.errors import AlgorithmError
 from probgen.inference.learn.em_distillation_scores import WHO, Scores
 from probgen.inference.sample.langevin import Langevin
 from probgen.language.capabilities import DrawsMean
+from probgen.language.model import capability
 from probgen.language.program import DATA_PLATE, NOT_NORMAL
 
 Array = Any
@@ -53,7 +54,8 @@ class Generator:
 
     def __init__(self, bound: Bound):
         self.bound, sites = bound, bound.structure.sites
-        name, self.is_mean = bound.model.name, isinstance(bound.model, DrawsMean)
+        name, drawn = bound.model.name, capability(bound.model, DrawsMean)
+        self.is_mean = drawn is not None
         x = sites.get("x")
         if x is None or bound.observed or not (self.is_mean or x.kind == "deterministic"):
             raise AlgorithmError(
@@ -77,7 +79,7 @@ class Generator:
         if not self.latents:
             raise AlgorithmError(f"{WHO}: the student {name!r} has no latent, expected x = g(z).")
         self.shapes = {n: tuple(sites[n].noise_shape or ()) for n in self.latents}
-        self.shape = tuple(x.shape[1:]) if not self.is_mean else bound.model.event_shape()  # type: ignore[attr-defined]
+        self.shape = tuple(x.shape[1:]) if not self.is_mean else drawn.event_shape()
         self.size = sum(math.prod(s) for s in self.shapes.values())
 
     def draw(self, key: Any, num: int) -> dict:
@@ -94,7 +96,7 @@ class Generator:
         if not self.is_mean:
             sites = bound.trace(params, batch, noise=z, batch_size=num, condition=False)
             return sites["x"].value
-        model: Any = bound.model
+        model = capability(bound.model, DrawsMean)
         none = bound.backend.ops.zeros_like(z[self.latents[0]].reshape((num, -1))[:, :0])
 
         def program() -> None:

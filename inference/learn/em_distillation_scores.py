@@ -21,7 +21,7 @@ from probgen.engine.fitted import Fitted
 from probgen.errors import AlgorithmError, ShapeError
 from probgen.language import ops
 from probgen.language.capabilities import Denoises, embedded
-from probgen.language.model import arguments
+from probgen.language.model import arguments, capability, family_of
 from probgen.nets.base import out_shape
 from probgen.trees import tree_map
 
@@ -116,7 +116,7 @@ class DiffusionScores:
     is_learned = True
 
     def __init__(self, bound: Bound, given: Any, shape: tuple[int, ...]):
-        model: Any = given.teacher.model
+        model: Any = family_of(given.teacher.model)
         self.given, self.bound, self.model = given, bound, model
         _check_teacher(bound, given, shape)
         b = self.backend = bound.backend
@@ -201,11 +201,11 @@ def scores_of(bound: Bound, given: Any, shape: tuple[int, ...]) -> Scores:
 
 
 def _check_teacher(bound: Bound, given: Any, shape: tuple[int, ...]) -> None:
-    model: Any = given.teacher.model
-    if not isinstance(model, Denoises):
+    model = capability(given.teacher.model, Denoises)
+    if model is None:
         raise AlgorithmError(
-            f"{WHO}: got a fitted {model.name!r} as teacher, which is no diffusion, expected a "
-            "Fitted of a Diffusion: its score is what the student learns from."
+            f"{WHO}: got a fitted {given.teacher.model.name!r} as teacher, which is no diffusion, "
+            "expected a Fitted of a Diffusion: its score is what the student learns from."
         )
     if tuple(model.shape) != tuple(shape):
         raise ShapeError(

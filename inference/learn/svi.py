@@ -15,6 +15,7 @@ from probgen.inference.objectives.elbo import ELBO
 from probgen.language.capabilities import Denoises
 from probgen.language.declared import declaration
 from probgen.language.kinds import Rule
+from probgen.language.model import capability
 from probgen.language.optim import Adam, AnyOptimizer
 
 
@@ -64,7 +65,7 @@ class SVI:
         bound.require_latents_drawn("SVI")
         loss, whole = self.loss, bound
         bound = bound.by_steps("SVI", isinstance(loss, ELBO))
-        if bound is not whole and isinstance(whole.model, Denoises):
+        if bound is not whole and capability(whole.model, Denoises) is not None:
             _require_plain(loss)
         latents = tuple(n for n in whole.latents if n in bound.latents)
 

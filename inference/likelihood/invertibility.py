@@ -19,6 +19,7 @@ from probgen.errors import AlgorithmError
 from probgen.language.capabilities import TakesBack
 from probgen.language.declared import declaration
 from probgen.language.kinds import Positive
+from probgen.language.model import capability
 
 Array = Any
 CURE = (
@@ -49,11 +50,12 @@ class Invertibility:
 
     def bind_measure(self, context: EvaluationContext) -> Function:
         """(rows, ids) -> sharpness, residual and the count of Newton's steps."""
-        model, b = context.bound.model, context.backend
-        if not isinstance(model, TakesBack):
+        bound, b = context.bound, context.backend
+        model = capability(bound.model, TakesBack)
+        if model is None:
             raise AlgorithmError(
-                f"Invertibility: got the model {model.name!r}, expected one that steps down an "
-                "energy, such as models.GradientFlowGenerator(energy, start)."
+                f"Invertibility: got the model {bound.model.name!r}, expected one that steps down "
+                "an energy, such as models.GradientFlowGenerator(energy, start)."
             )
 
         def measure(params: Mapping, batch: Mapping, key: Any) -> dict[str, Array]:

@@ -39,7 +39,7 @@ from probgen.inference.likelihood.ode import rows_of, runge_kutta_step, solve
 from probgen.language.capabilities import Denoises, embedded
 from probgen.language.declared import declaration, require
 from probgen.language.kinds import CountOrZero, Many, Positive, TwoOrMore
-from probgen.language.model import family_of
+from probgen.language.model import capability
 
 Array = Any
 MAX_STEPS = 1000  # of the default, which a measure's name leaves out
@@ -265,11 +265,11 @@ def require_diffusion(bound: Bound, who: str) -> Any:
     Raises:
         AlgorithmError: it is of another family.
     """
-    model: Any = family_of(bound.model)
-    if not isinstance(model, Denoises) or "x" not in bound.observed:
+    model = capability(bound.model, Denoises)
+    if model is None or "x" not in bound.observed:
         raise AlgorithmError(
-            f"{who}: the model {model.name!r} (data: {list(bound.observed)}) has no denoiser and "
-            "noise schedule, expected a Diffusion with data for 'x'; for a model with a guide use "
-            "IWAE."
+            f"{who}: the model {bound.model.name!r} (data: {list(bound.observed)}) has no denoiser "
+            "and noise schedule, expected a Diffusion with data for 'x'; for a model with a guide "
+            "use IWAE."
         )
     return model

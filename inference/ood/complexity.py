@@ -32,6 +32,7 @@ from probgen.inference.ood.other_models import observed_site
 from probgen.inference.ood.ratio import level_indices
 from probgen.language.declared import declaration
 from probgen.language.kinds import Width
+from probgen.language.model import family_of
 
 NATS = math.log(2.0)  # nats in a bit
 
@@ -194,6 +195,6 @@ def declared_levels(bound: Bound, site: str) -> int | None:
     """How many levels a site's values have, as far as the declaration tells."""
     if bound.structure.sites[site].distribution.startswith("dist.Bernoulli("):
         return 2
-    likelihood: AnyMeasure = getattr(bound.model, "likelihood", None)
+    likelihood: AnyMeasure = getattr(family_of(bound.model), "likelihood", None)
     told = getattr(likelihood, "num_levels", None) or getattr(likelihood, "num_classes", None)
     return told if isinstance(told, int) else None

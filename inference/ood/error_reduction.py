@@ -26,7 +26,7 @@ from probgen.inference.ood.resultant import guide_means
 from probgen.language.capabilities import HasMean
 from probgen.language.declared import declaration
 from probgen.language.kinds import Text, Width
-from probgen.language.model import Model, arguments
+from probgen.language.model import Model, arguments, capability, family_of
 
 Array = Any
 
@@ -42,7 +42,7 @@ class Restorer(Model):
     base: Model
 
     def __post_init__(self) -> None:
-        if getattr(self.base, "guide", None) is None or not hasattr(self.base, "mean"):
+        if getattr(self.base, "guide", None) is None or capability(self.base, HasMean) is None:
             raise DeclarationError(
                 f"Restorer: got {self.base!r}, expected a model with a guide and a mean, such as a "
                 "VAE."
@@ -64,7 +64,7 @@ class Restorer(Model):
     @property
     def likelihood(self) -> Any:
         """That of the base."""
-        return getattr(self.base, "likelihood", None)
+        return getattr(family_of(self.base), "likelihood", None)
 
     @property
     def is_normalized(self) -> bool:  # type: ignore[override]
@@ -81,7 +81,7 @@ class Restorer(Model):
 
     def mean(self, bound: Bound, params: Any, z: Array) -> Array:
         """E[x | z], as the base has it."""
-        return self.base.mean(bound, params, z)  # type: ignore[attr-defined]
+        return capability(self.base, HasMean).mean(bound, params, z)
 
 
 def downsampled(images: np.ndarray, factor: int = 4) -> np.ndarray:
@@ -224,17 +224,17 @@ class _Restored:
     def bind_measure(self, context: EvaluationContext) -> Function:
         bound = context.bound
         guide = bound.require_guide("ErrorReduction")
-        model: Any = bound.model
+        model = capability(bound.model, HasMean)
         if self.lossy not in arguments(guide) or self.site in arguments(guide):
             raise AlgorithmError(
-                f"ErrorReduction: the guide of {model.name!r} does not take {self.lossy!r}, "
+                f"ErrorReduction: the guide of {bound.model.name!r} does not take {self.lossy!r}, "
                 "expected one that sees the lossy image and not the original; wrap the model, "
                 "Restorer(vae), and fit it to {'x': images, 'lossy': lossy images}."
             )
-        if not isinstance(model, HasMean) or "z" not in bound.latents:
+        if model is None or "z" not in bound.latents:
             raise AlgorithmError(
-                f"ErrorReduction: the model {model.name!r} has no mean of x given z, expected a "
-                "Restorer of a VAE."
+                f"ErrorReduction: the model {bound.model.name!r} has no mean of x given z, "
+                "expected a Restorer of a VAE."
             )
 
         def measure(params: Mapping, batch: Mapping, key: Any) -> dict[str, Array]:

@@ -18,6 +18,7 @@ from probgen.engine.measure import EvaluationContext, Function
 from probgen.errors import AlgorithmError
 from probgen.language.capabilities import HasMean
 from probgen.language.declared import declaration
+from probgen.language.model import capability
 
 Array = Any
 
@@ -78,8 +79,8 @@ def reconstruction(
     bound: Bound, params: Mapping, batch: Mapping, latents: Mapping[str, Array]
 ) -> dict[str, Array]:
     """E[x | z] of the observed sites, by the model's own `mean` where it has one."""
-    model: Any = bound.model
-    if isinstance(model, HasMean) and "z" in latents and bound.observed == ("x",):
+    model = capability(bound.model, HasMean)
+    if model is not None and "z" in latents and bound.observed == ("x",):
         return {"x": model.mean(bound, params, latents["z"])}
     found = {}
     for name, site in sites_at(bound, params, batch, latents).items():
@@ -87,7 +88,7 @@ def reconstruction(
             found[name] = bound.backend.mean(site.fn)
         except (NotImplementedError, AttributeError) as error:
             raise AlgorithmError(
-                f"model {model.name!r}: the distribution of site {name!r}, "
+                f"model {bound.model.name!r}: the distribution of site {name!r}, "
                 f"{type(site.fn).__name__}, has no mean in closed form, expected one for a "
                 "reconstruction; declare it as probgen.models.VAE, or use "
                 "ReconstructionError, which needs none."

@@ -25,7 +25,7 @@ from probgen.errors import AlgorithmError, DataError, ShapeError
 from probgen.inference.sample.within_prior import Drawn, given_prior, innermost
 from probgen.language.capabilities import Denoises, embedded, prior_of
 from probgen.language.declared import argument
-from probgen.language.model import family_of
+from probgen.language.model import capability, family_of
 
 Array = Any
 Columns = dict[str, np.ndarray]  # [calls] each, by the names in `recursion`
@@ -227,8 +227,8 @@ def require_denoiser(bound: Bound, who: str) -> Bound:
     """
     model: Any = family_of(bound.model)
     bound = dataclasses.replace(bound, model=model)
-    if not isinstance(model, Denoises):
-        is_latent = isinstance(innermost(model)[0], Denoises)
+    if capability(model, Denoises) is None:
+        is_latent = capability(innermost(model)[0], Denoises) is not None
         raise AlgorithmError(
             f"{who}: the model {model.name!r} has no denoiser and noise schedule"
             + (

@@ -20,7 +20,7 @@ from probgen.engine.structure import Structure
 from probgen.engine.updates import ParameterUpdates
 from probgen.errors import AlgorithmError
 from probgen.language.capabilities import Denoises
-from probgen.language.model import Inputs, Model, call_arguments, family_of
+from probgen.language.model import Inputs, Model, call_arguments, capability
 from probgen.language.program import DATA_PLATE
 from probgen.trees import tree_items
 
@@ -373,7 +373,7 @@ class Bound(ParameterUpdates):
         of_bound = (
             "Denoising() learns it by one step a datum, and DenoisingELBO(num_steps=...) estimates "
             "this bound by a few"
-            if isinstance(family_of(self.model), Denoises)
+            if capability(self.model, Denoises) is not None
             else "with a diffusion as its latent's prior, Denoising() learns that behind a frozen "
             "encoder and decoder"
         )

@@ -1,4 +1,4 @@
-"""What a family of models can do beyond its program: declared protocols, asked for by `isinstance`.
+"""What a family of models can do beyond its program: protocols, asked for by `model.capability`.
 
 An algorithm names the protocol that it needs and refuses a model that is none, in words; a family
 has a capability by having the methods, so that a model of your own joins by defining them.

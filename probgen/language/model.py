@@ -202,6 +202,12 @@ def family_of(model: Any) -> Any:
     return model.model if isinstance(model, Guided) else model
 
 
+def capability(model: Any, protocol: type) -> Any:
+    """The family of `model` (`family_of`), if it can do what that protocol says; else None."""
+    family = family_of(model)
+    return family if isinstance(family, protocol) else None
+
+
 def _checked_guide(model: str, guide: Any) -> Callable:
     if isinstance(guide, type) or not callable(guide):
         what = f"the class {guide.__name__}" if isinstance(guide, type) else repr(guide)

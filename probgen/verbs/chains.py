@@ -13,7 +13,7 @@ from probgen.engine.fitted import Fitted
 from probgen.engine.markov import chain_ends
 from probgen.engine.spaces import model_target, space_name
 from probgen.engine.target import Sampler, transitions
-from probgen.language.capabilities import HasPrior
+from probgen.language.capabilities import prior_of
 
 
 def chains(
@@ -46,7 +46,7 @@ def _is_of_prior(bound: Bound) -> bool:
     """Whether all factors stand in the prior of the model's latent, so that it alone takes chains,
     and what is given the latent is drawn as the program says."""
     factors, model = bound.structure.factors, bound.model
-    return bool(factors) and isinstance(model, HasPrior) and all(
+    return bool(factors) and prior_of(model) is not None and all(
         n.startswith("prior/") for n in factors
     )  # fmt: skip
 
