@@ -16,6 +16,7 @@ from typing import Any
 
 from probgen import ops
 from probgen.errors import AlgorithmError, ShapeError
+from probgen.nets.attention_maps import has_maps
 
 Array = Any
 
@@ -77,3 +78,23 @@ def guided(ask: Callable, context: Array, null: Array, scale: float) -> Array:
     """
     away = ask(null)
     return away + scale * (ask(context) - away)
+
+
+def require_maps(model: Any) -> None:
+    """Refuses a diffusion that has no maps of a condition to read or replace.
+
+    Raises:
+        AlgorithmError: says whether the condition is missing, or the denoiser's maps.
+    """
+    name = type(model.denoiser).__name__
+    if model.condition is None:
+        got = "a model without a condition"
+    elif not has_maps(model.denoiser):
+        got = f"the denoiser {name}, whose `apply` takes no return_maps and replace"
+    else:
+        return
+    raise AlgorithmError(
+        f"Diffusion.predict_with_maps: got {got}, expected a denoiser that reads its condition by "
+        "cross-attention; declare nets.UNet or nets.PatchTransformer with condition=, or use "
+        "`predict`."
+    )

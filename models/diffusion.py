@@ -23,9 +23,10 @@ from probgen.errors import ShapeError, SupportError
 from probgen.language.declared import declaration, require
 from probgen.language.kinds import AnyNet, Width
 from probgen.language.model import Model, Sketch
-from probgen.models.conditioning import condition_rows, guided, null_of
+from probgen.models.conditioning import condition_rows, guided, null_of, require_maps
 from probgen.models.noise_schedule import NoiseSchedule
 from probgen.models.random_step import RandomStep
+from probgen.nets import MapReplacement
 
 Array = Any
 
@@ -202,6 +203,40 @@ class Diffusion(Model):
         if guidance_scale in (0.0, 1.0):
             return ask(context if guidance_scale else null)
         return guided(ask, context, null, guidance_scale)
+
+    def predict_with_maps(
+        self,
+        params: Mapping,
+        x_t: Array,
+        t: Array,
+        batch: Mapping,
+        guidance_scale: float = 1.0,
+        replace: MapReplacement | None = None,
+    ) -> tuple[Array, dict[str, Array]]:
+        """`predict`, and the denoiser's maps of the context that the conditional branch used.
+
+        Args:
+            params, x_t, t, batch, guidance_scale: as of `predict`.
+            replace: stored maps by layer, used in the conditional branch alone.
+
+        Returns:
+            What the net predicts [n, *shape], and by layer [n, heads, pixels, m], for context rows
+            m: which rows each pixel read. Of guidance the branch without the condition has none.
+
+        Raises:
+            AlgorithmError: a model without a condition, or with a denoiser that has no maps.
+        """
+        require_maps(self)
+        if "context" not in batch:
+            batch = self.embedded(params, batch, x_t, with_null=guidance_scale != 1.0)
+        context, net = batch["context"], self.denoiser
+        given: Any = net.apply(
+            params["denoiser"], x_t, t, context, return_maps=True, replace=replace
+        )
+        if guidance_scale == 1.0:
+            return given
+        away = self.predict(params, x_t, t, batch, guidance_scale=0.0)
+        return away + guidance_scale * (given[0] - away), given[1]
 
     def embedded(
         self, params: Mapping, batch: Mapping, x_t: Array, with_null: bool = True

@@ -40,7 +40,8 @@ REGISTRY = [
     nets.Dense(2), nets.Conv(2), nets.ConvTranspose(2), nets.Upsample(2), nets.Embedding(3, 2),
     nets.Parameter((2,)), nets.Reshape((-1,)), nets.TimeEmbedding(8), nets.GroupNorm(2),
     nets.LayerNorm(), nets.SpectralNorm(nets.Dense(2)), nets.WeightNorm(nets.Dense(2)),
-    nets.SelfAttention(), nets.CrossAttention(), nets.AttentionBlock(),
+    nets.SelfAttention(), nets.CrossAttention(), nets.AttentionBlock(), nets.TransformerLayer(),
+    nets.MapReplacement({}, np.array([True])), nets.TextEncoder(("word",)), nets.PatchTransformer(),
     nets.Sequential((nets.Dense(2), "silu")),
     nets.MADE(), nets.LocScale(),
     nets.ResidualBlock(4), nets.MLP(), nets.MLPEnergy(), nets.MLPDenoiser(2), nets.ConvEncoder(),
@@ -203,6 +204,7 @@ TOGETHER = {
     ("Gaussian", "scale"): ABOVE | {"array"},
     ("InputComplexity", "codecs"): set(),
     ("ErrorReduction", "codecs"): set(),
+    ("MapReplacement", "columns_kept"): set(),  # booleans on one axis
     ("Mahalanobis", "labels"): {"none"},  # one a datum
     ("GradientNorm", "reference"): {"array"},  # which its method needs
     **{("RBM", part): set() for part in ("weight", "visible_bias", "hidden_bias")},  # sizes fit

@@ -10,6 +10,7 @@ One declaration and one parameter layout run on both backends; importing this lo
 
 from probgen.nets.adapters import from_equinox, from_flax, from_torch
 from probgen.nets.attention import CrossAttention, SelfAttention
+from probgen.nets.attention_maps import MapReplacement
 from probgen.nets.base import ACTIVATIONS, Net, activation, count, out_shape
 from probgen.nets.blocks import ResidualBlock, Sequential
 from probgen.nets.conditions import ClassEmbedding, ContextEmbedding
@@ -34,8 +35,11 @@ from probgen.nets.loc_scale import LocScale
 from probgen.nets.made import MADE
 from probgen.nets.mlp import MLP, MLPEnergy
 from probgen.nets.norms import GroupNorm, LayerNorm, SpectralNorm, power_iterate
+from probgen.nets.patch_transformer import PatchTransformer
 from probgen.nets.residual_energy import ResidualEnergy
+from probgen.nets.text_encoder import TextEncoder
 from probgen.nets.time import TimeEmbedding
+from probgen.nets.transformer import TransformerLayer
 from probgen.nets.unet import AttentionBlock, UNet
 from probgen.nets.weight_norm import WeightNorm
 
@@ -46,11 +50,12 @@ __all__ = [
     "Dense", "Conv", "ConvTranspose", "Upsample", "Reshape", "Embedding", "Parameter",
     "LocScale", "TimeEmbedding", "GroupNorm", "LayerNorm", "SpectralNorm", "WeightNorm",
     "power_iterate",
-    "SelfAttention", "CrossAttention", "AttentionBlock",
+    "SelfAttention", "CrossAttention", "AttentionBlock", "MapReplacement", "TransformerLayer",
     # compositions
     "Sequential", "ResidualBlock", "MLP", "MADE", "ConvEncoder", "ConvDecoder", "UNet",
+    "PatchTransformer",
     "MLPDenoiser", "MLPEnergy", "ConvEnergy", "ResidualEnergy", "SumOfEnergies",
-    "ScaledEnergy", "ClassEmbedding", "ContextEmbedding",
+    "ScaledEnergy", "ClassEmbedding", "ContextEmbedding", "TextEncoder",
     "LatentDenoiser", "LatentUNet", "LatentBlock", "LatentGroupNorm",
     "TimedDiscriminator", "ConvDiscriminator",
     # bring your own

@@ -1,4 +1,4 @@
-"""Multi-head attention, whose maps can be read.
+"""Multi-head attention, whose maps can be read, masked and replaced.
 
     maps = softmax(q k^T / sqrt(d)) [..., heads, queries, keys],  output = maps v
 
@@ -13,8 +13,11 @@ from probgen.errors import ShapeError
 from probgen.language import ops
 from probgen.language.declared import declaration
 from probgen.language.kinds import NonNegative, Width
+from probgen.nets.attention_maps import MapReplacement
 from probgen.nets.base import Array, Key, Params, Shape, check_last, one_shape
 from probgen.nets.layers import Dense
+
+HIDDEN = -1e30  # a score of what a query may not read: its weight is 0 in either precision
 
 
 @declaration
@@ -50,9 +53,22 @@ class CrossAttention:
         return self.head_dim or d // self.num_heads
 
     def apply(
-        self, params: Params, x: Array, context: Array, return_maps: bool = False
+        self,
+        params: Params,
+        x: Array,
+        context: Array,
+        return_maps: bool = False,
+        mask: Array | None = None,
+        replace: MapReplacement | None = None,
     ) -> Array | tuple[Array, Array]:
-        """The tokens, and with `return_maps` also the maps [..., heads, n, m], rows sum to one."""
+        """The tokens, and with `return_maps` also the maps in use, [..., heads, n, m].
+
+        Args:
+            params, x, context: as declared.
+            return_maps: whether the maps come along; their rows sum to one unless replaced.
+            mask: booleans [..., n, m], true where a query may read; each reads something.
+            replace: stored maps, an array, to be used in place of those of this pass.
+        """
         check_last(self, x, params["query"]["weight"].shape[0], 2)
         check_last(self, context, params["key"]["weight"].shape[0], 2)
         q, k, v = (
@@ -61,7 +77,10 @@ class CrossAttention:
         )
         # Scaling q rather than the map: n d instead of n m products.
         scores = ops.einsum("...qhd,...khd->...hqk", q * (1 / math.sqrt(q.shape[-1])), k)
+        if mask is not None:
+            scores = ops.where(mask[..., None, :, :], scores, HIDDEN)
         maps = ops.softmax(scores, axis=-1)
+        maps = maps if replace is None else replace.used(maps)
         y = ops.einsum("...hqk,...khd->...qhd", maps, v)
         y = ops.reshape(y, (*y.shape[:-2], y.shape[-2] * y.shape[-1]))
         y = Dense(x.shape[-1]).apply(params["out"], y)
@@ -96,10 +115,13 @@ class SelfAttention:
         return self._cross().init(key, shape, shape)
 
     def apply(
-        self, params: Params, x: Array, return_maps: bool = False
+        self, params: Params, x: Array, return_maps: bool = False, mask: Array | None = None
     ) -> Array | tuple[Array, Array]:
-        """The tokens, and with `return_maps` also the maps [..., heads, n, n], rows sum to one."""
-        return self._cross().apply(params, x, x, return_maps)
+        """The tokens, and with `return_maps` also the maps [..., heads, n, n], rows sum to one.
+
+        `mask` as in `CrossAttention.apply`.
+        """
+        return self._cross().apply(params, x, x, return_maps, mask)
 
     def out_shape(self, *shapes: Shape) -> Shape:
         return one_shape(self, shapes, 2)

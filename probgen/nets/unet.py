@@ -16,6 +16,7 @@ from probgen.language import ops
 from probgen.language.declared import declaration, require
 from probgen.language.kinds import Positive, Size, Width, Widths, between
 from probgen.nets.attention import CrossAttention, SelfAttention
+from probgen.nets.attention_maps import MapReplacement, for_layers
 from probgen.nets.base import Activation, Array, Key, Params, Shape, activation, check_last
 from probgen.nets.blocks import ResidualBlock
 from probgen.nets.layers import Conv, Upsample
@@ -51,9 +52,15 @@ class AttentionBlock:
         return params
 
     def apply(
-        self, params: Params, x: Array, context: Array | None = None, return_maps: bool = False
+        self,
+        params: Params,
+        x: Array,
+        context: Array | None = None,
+        return_maps: bool = False,
+        replace: MapReplacement | None = None,
     ) -> Any:
-        """The image, and with `return_maps` the context's maps [..., heads, h w, m], or None."""
+        """The image, and with `return_maps` the context's maps in use, [..., heads, h w, m], or
+        None; `replace` has others for them, an array."""
         shape = tuple(x.shape)
         tokens_shape = (*shape[:-3], shape[-3] * shape[-2], shape[-1])
         normal = ops.reshape(self._norm(shape[-1]).apply(params["norm0"], x), tokens_shape)
@@ -63,7 +70,9 @@ class AttentionBlock:
         if context is not None:
             normal = LayerNorm().apply(params["norm1"], tokens)
             cross = CrossAttention(self.num_heads)
-            update, maps = cross.apply(params["cross"], normal, context, return_maps=True)
+            update, maps = cross.apply(
+                params["cross"], normal, context, return_maps=True, replace=replace
+            )
             tokens = tokens + update
         y = ops.reshape(tokens, shape)
         return (y, maps) if return_maps else y
@@ -172,20 +181,24 @@ class UNet:
         t: Array,
         context: Array | None = None,
         return_maps: bool = False,
+        replace: MapReplacement | None = None,
     ) -> Any:
-        """The output, and with `return_maps` a dict of cross-attention maps by layer."""
+        """The output, and with `return_maps` a dict of the cross-attention maps in use by layer;
+        `replace` has others for them."""
         check_last(self, x, params["in"]["weight"].shape[2], 3)
         self._check_context(params, context)
         # A time without leading axes serves all data.
         lead = tuple(x.shape[:-3])
         emb = self._time().apply(params["time"], ops.broadcast_to(ops.asarray_like(t, x), lead))
+        attending = [] if context is None else self._attending()
+        stored = for_layers(replace, attending)
         maps: dict[str, Any] = {}
         saved: list[Array] = []
         for name, layer, kind in self._plan():
             if kind == "join":
                 x = ops.concatenate([x, saved.pop()], axis=-1)
             if "attend" in kind:
-                x, maps[name] = layer.apply(params[name], x, context, return_maps=True)
+                x, maps[name] = layer.apply(params[name], x, context, True, stored.get(name))
             elif self._is_timed(layer):
                 x = layer.apply(params[name], x, emb)
             else:
@@ -195,7 +208,10 @@ class UNet:
         x = activation(self.activation)(self._norm(x.shape[-1]).apply(params["norm"], x))
         out = params["out"]["weight"].shape[-1]
         y = Conv(out).apply(params["out"], x)
-        return (y, {name: m for name, m in maps.items() if m is not None}) if return_maps else y
+        return (y, {name: maps[name] for name in attending}) if return_maps else y
+
+    def _attending(self) -> list[str]:
+        return [name for name, _, kind in self._plan() if "attend" in kind]
 
     def _check(self, shapes: tuple[Shape, ...]) -> tuple[Shape, tuple[Shape, ...]]:
         factor = 2 ** (len(self.channels) - 1)

@@ -68,6 +68,9 @@ NETS = [
     (nets.MLPEnergy((16,)), [IMAGE]),
     (nets.UNet((4, 8), num_groups=2), [IMAGE, ()]),
     (nets.UNet((4,), 2, 1, (0,), 2, time_scale=10.0), [IMAGE, (), (4, 6)]),
+    (nets.TransformerLayer(3, 2), [TOKENS]),
+    (nets.TransformerLayer(2, 1, "relu"), [TOKENS, (4, 6), (5,)]),
+    (nets.PatchTransformer(2, 6, 1, 2, 2), [IMAGE, (), (4, 5)]),
     (nets.LatentDenoiser(5, (8,), 4, is_normed=True), [(5,), (3,), ()]),
     (nets.TimedDiscriminator((8,), 4), [(5,), (5,), ()]),
 ]
@@ -397,6 +400,8 @@ WRONG_INIT = [
     (nets.UNet((4, 8, 8)), [(6, 6, 1), ()], "4 dividing h and w"),
     (nets.UNet((4, 8)), [(8, 8, 1)], r"expected \(h, w, c\), \(\)"),
     (nets.ResidualBlock(4), [IMAGE, (2, 2)], "embed the time first"),
+    (nets.TransformerLayer(), [TOKENS, (5,), (4, 6)], "perhaps a time's embedding"),
+    (nets.PatchTransformer(3), [IMAGE, ()], "patch=3 dividing h and w"),
 ]
 
 
@@ -423,6 +428,9 @@ FEW = [  # a net, the shapes it was made for, and those it gets
     (nets.ConvEnergy((4,)), [IMAGE], [(6, 8, 3)]),
     (nets.UNet((4, 8)), [IMAGE, ()], [IMAGE, (), (4, 6)]),
     (nets.UNet((4, 8)), [IMAGE, (), (4, 6)], [IMAGE, ()]),
+    (nets.TransformerLayer(3), [TOKENS], [TOKENS, (4, 6)]),
+    (nets.PatchTransformer(4, 4, 1), [IMAGE, (), (4, 6)], [IMAGE, ()]),
+    (nets.PatchTransformer(4, 4, 1), [IMAGE, ()], [(4, 8, 3), ()]),
 ]
 
 
