@@ -67,6 +67,17 @@ def test_replaced_attention_is_its_formula(b):
     assert np.abs(each[0][1].sum(-1) - 1).max() > 1e-3
 
 
+def test_unet_hands_out_its_maps(b):
+    net = nets.UNet((4, 8), attention_levels=(1,), num_heads=2)
+    params = tree_map(b.asarray, net.init(np.random.default_rng(0), (8, 8, 3), (), (4, 6)))
+    xs = arrays(b, (2, 8, 8, 3), (2,), (2, 4, 6))
+    y, maps = at_once(b, lambda p: net.apply(p, *xs, return_maps=True), params)
+    assert y.shape == (2, 8, 8, 3) and "middle_attention" in maps and len(maps) == 4
+    for each in maps.values():
+        assert each.shape == (2, 2, 16, 4)
+        np.testing.assert_allclose(each.sum(-1), 1, rtol=1e-5)
+
+
 @pytest.mark.parametrize("net", DENOISERS, ids=lambda net: type(net).__name__)
 def test_own_maps_and_kept_columns_change_nothing(b, net):
     params = net.init(np.random.default_rng(0), IMAGE, (), CONTEXT)

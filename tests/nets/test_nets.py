@@ -347,15 +347,6 @@ def test_untrained_unet_and_residual_block_start_as_zero_and_identity(lib):
     )
 
 
-def test_unet_hands_out_its_maps(lib):
-    net, shapes = nets.UNet((4, 8), attention_levels=(1,), num_heads=2), [IMAGE, (), (4, 6)]
-    y, maps = call(lib, net, declared(net, shapes), inputs(shapes, (2,)), return_maps=True)
-    assert y.shape == (2, *IMAGE) and "middle_attention" in maps and len(maps) == 4
-    for each in maps.values():
-        assert each.shape == (2, 2, 16, 4)
-        np.testing.assert_allclose(each.sum(-1), 1, rtol=1e-5)
-
-
 def test_unet_takes_one_time_for_all(lib):
     net = nets.UNet((4, 8), num_groups=2)
     params, (x,) = declared(net, [IMAGE, ()]), inputs([IMAGE], (3,))
