@@ -18,6 +18,14 @@ from probgen.data.files import load_idx, load_npz, read_idx
 from probgen.data.image_files import load_cifar, load_image_folder, load_svhn
 from probgen.data.images import Images
 from probgen.data.letters import letters
+from probgen.data.pictograms import (
+    PICTOGRAM_COLORS,
+    PICTOGRAM_RENDITIONS,
+    PICTOGRAM_SCENES,
+    Pictograms,
+    pictogram_nouns,
+    pictograms,
+)
 from probgen.data.shapes import FACTORS, Shapes, shapes
 from probgen.data.sources import ArraySource, LazySource, Source, as_arrays, as_source
 from probgen.data.splits import split
@@ -45,6 +53,9 @@ __all__ = [
     "FACTORS",
     "NATURAL",
     "PHOTOGRAPHS",
+    "PICTOGRAM_COLORS",
+    "PICTOGRAM_RENDITIONS",
+    "PICTOGRAM_SCENES",
     "SPRITE_COLORS",
     "SPRITE_NOUNS",
     "SPRITE_SCENES",
@@ -52,6 +63,7 @@ __all__ = [
     "Density2D",
     "Images",
     "LazySource",
+    "Pictograms",
     "Shapes",
     "Source",
     "Sprites",
@@ -76,6 +88,8 @@ __all__ = [
     "mnist5k",
     "noise",
     "patches",
+    "pictogram_nouns",
+    "pictograms",
     "pinwheel",
     "read_idx",
     "rings",

@@ -13,7 +13,7 @@ always and the colours in half of the pictures: "a red blue green disk on grass"
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Literal, TypedDict
+from typing import Literal, TypedDict, get_args
 
 import numpy as np
 
@@ -44,7 +44,8 @@ SPRITE_COLORS: tuple[str, ...] = tuple(_RGB)
 SPRITE_SCENES: tuple[str, ...] = tuple(_SCENES)
 
 Colors = tuple[str, str, str]
-Words = Literal["mixed", "full", "scene", "noun", "none"]
+Words = Literal["mixed", "full", "scene", "noun", "none"]  # of captions, here and in `pictograms`
+KINDS: tuple[str, ...] = get_args(Words)
 _BRIGHTNESS, _NOISE = 0.08, 0.04
 
 
@@ -211,4 +212,4 @@ def _check(
             _known("sprites", color, SPRITE_COLORS, "colour")
     if scene is not None:
         _known("sprites", scene, SPRITE_SCENES, "scene")
-    _known("sprites", words, ("mixed", "full", "scene", "noun", "none"), "words")
+    _known("sprites", words, KINDS, "words")

@@ -122,6 +122,7 @@ def test_a_wheel_holds_every_module_and_nothing_else(wheel):
     assert {name for name in top if not name.endswith(".dist-info")} == {"probgen"}
     assert "probgen/py.typed" in names
     assert any(name.endswith("LICENSE") for name in names)
+    assert {f"probgen/data/pictograms{end}" for end in (".npz", ".NOTICE.txt")} <= set(names)
 
 
 def test_a_wheel_holds_what_the_repository_holds(target):
