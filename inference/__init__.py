@@ -29,6 +29,7 @@ from probgen.inference.learn.regularizers import (
     Regularizer,
     SpectralPenalty,
 )
+from probgen.inference.learn.stepwise import StepwiseMAP
 from probgen.inference.learn.svi import SVI
 from probgen.inference.likelihood.ais import AIS
 from probgen.inference.likelihood.bits import BitsPerDim, bits_per_dim
@@ -119,6 +120,7 @@ __all__ = [
     "RampSetPoint",
     "Regularizer",
     "ReplayBuffer",
+    "StepwiseMAP",
     "SVI",
     "Sampler",
     "SigmoidWarmup",

@@ -12,11 +12,14 @@ from probgen.models.inverse_problem import InverseProblem
 from probgen.models.mixture import GaussianMixture
 from probgen.models.noise_schedule import NoiseSchedule
 from probgen.models.one_step import OneStep
+from probgen.models.personalised import personalised
+from probgen.models.subject import Subject
 from probgen.models.tilted import Tilted
 from probgen.models.vae import VAE
 
 __all__ = [
     "EBM", "VAE", "Affine", "Coupling", "Diffusion", "DiffusionMap", "Flow", "GaussianMixture",
     "Generator", "GradientFlowGenerator", "ImplicitDiffusion", "InverseProblem",
-    "MaskedAutoregressive", "NoiseSchedule", "OneStep", "Spline", "Tilted", "likelihoods",
+    "MaskedAutoregressive", "NoiseSchedule", "OneStep", "Spline", "Subject", "Tilted",
+    "likelihoods", "personalised",
 ]  # fmt: skip

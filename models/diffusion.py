@@ -157,6 +157,14 @@ class Diffusion(Model):
             return row["signal"] * x_t - row["noise"] * predicted
         return (x_t - row["noise"] * predicted) / row["signal"]
 
+    def noise_of(self, x_t: Array, predicted: Array, row: dict[str, Any]) -> Array:
+        """The estimate of eps from the net's prediction at one step."""
+        if self.prediction_type == "epsilon":
+            return predicted
+        if self.prediction_type == "v_prediction":
+            return row["noise"] * x_t + row["signal"] * predicted
+        return (x_t - row["signal"] * predicted) / row["noise"]
+
     def predict(
         self,
         params: Mapping,
@@ -189,7 +197,7 @@ class Diffusion(Model):
             return net.apply(params["denoiser"], x_t, t)
         if "context" not in batch:
             batch = self.embedded(params, batch, x_t, with_null=False)
-        context = batch["context"]
+        context = self.at_step(params, batch["context"], t)
 
         def ask(context: Array) -> Array:
             return net.apply(params["denoiser"], x_t, t, context)
@@ -229,7 +237,7 @@ class Diffusion(Model):
         require_maps(self)
         if "context" not in batch:
             batch = self.embedded(params, batch, x_t, with_null=guidance_scale != 1.0)
-        context, net = batch["context"], self.denoiser
+        context, net = self.at_step(params, batch["context"], t), self.denoiser
         given: Any = net.apply(
             params["denoiser"], x_t, t, context, return_maps=True, replace=replace
         )
@@ -237,6 +245,17 @@ class Diffusion(Model):
             return given
         away = self.predict(params, x_t, t, batch, guidance_scale=0.0)
         return away + guidance_scale * (given[0] - away), given[1]
+
+    def at_step(self, params: Mapping, context: Array, t: Array) -> Array:
+        """The context at the steps t, of a condition net that has another at each (`at`)."""
+        net: Any = self.condition
+        return net.at(params["condition"], context, t) if hasattr(net, "at") else context
+
+    def check_times(self, times: np.ndarray) -> None:
+        """Refuses steps of a sampler for which the condition net has no context."""
+        check = getattr(self.condition, "check_times", None)
+        if check is not None:
+            check(times)
 
     def embedded(
         self, params: Mapping, batch: Mapping, x_t: Array, with_null: bool = True

@@ -20,6 +20,14 @@ ENERGY = nets.MLPEnergy((3,))
 ENCODER = nets.MLP((3,), out=2, heads=("loc", "log_scale"))
 VAE = models.VAE(NORMAL, NET, dist.Bernoulli, ENCODER)
 FITTED = pg.Fitted(VAE, {})
+_CONTEXT, _DENOISER = nets.ContextEmbedding((3, 2)), nets.MLPDenoiser(2, (3,))
+CONDITIONAL = pg.Fitted(
+    models.Diffusion(_DENOISER, (2,), condition=_CONTEXT),
+    {
+        "denoiser": _DENOISER.init(np.random.default_rng(0), (2,), (), (3, 2)),
+        "condition": _CONTEXT.init(np.random.default_rng(0), (3, 2)),
+    },
+)
 X = np.zeros((4, 2), np.float32)
 PICTURES = np.zeros((2, 3, 3, 1))
 RBM_PARTS = (np.zeros((2, 3)), np.zeros(2), np.zeros(3))
@@ -46,6 +54,7 @@ REGISTRY = [
     nets.MADE(), nets.LocScale(),
     nets.ResidualBlock(4), nets.MLP(), nets.MLPEnergy(), nets.MLPDenoiser(2), nets.ConvEncoder(),
     nets.ClassEmbedding(3, 2), nets.ContextEmbedding((2,)),
+    nets.SubjectTokens(nets.ContextEmbedding((3, 2)), 2),
     nets.ConvDecoder(), nets.ConvEnergy(), nets.UNet(),
     nets.LatentDenoiser(2), nets.LatentUNet(), nets.LatentBlock(4), nets.LatentGroupNorm(),
     nets.TimedDiscriminator(), nets.ConvDiscriminator(),
@@ -67,7 +76,7 @@ REGISTRY = [
     models.Affine(), models.Spline(), models.flow.maps.ElementMap(),
     models.Tilted(models.EBM(ENERGY, NORMAL), ENERGY),
     models.GradientFlowGenerator(ENERGY, NORMAL), models.ImplicitDiffusion(NET, (2,)),
-    models.OneStep(models.Diffusion(NET, (2,))),
+    models.OneStep(models.Diffusion(NET, (2,))), models.Subject(CONDITIONAL, 2),
     VAE,
     likelihoods.Likelihood(), likelihoods.Bernoulli(), likelihoods.Normal(),
     likelihoods.DiscretizedLogistic(), likelihoods.Categorical(), likelihoods.Implicit(),
@@ -79,7 +88,7 @@ REGISTRY = [
     inference.ImportanceWeightedELBO(), inference.ControlledELBO(), inference.CapacityELBO(),
     # learners, chains and methods
     pg.GradientLearner(len), inference.SVI(inference.ELBO()), inference.Denoising(),
-    inference.EMDistillation(FITTED),
+    inference.EMDistillation(FITTED), inference.StepwiseMAP(FITTED),
     inference.EM(inference.Langevin(0.1)), inference.Enumerate(), inference.ExactGaussian(),
     inference.AutoNormal(), inference.AutoMultivariateNormal(),
     inference.AutoLowRankMultivariateNormal(), inference.AutoLaplaceApproximation(),
@@ -202,6 +211,7 @@ TOGETHER = {
     ("NoiseSchedule", "beta_min"): {"fraction"},
     ("NoiseSchedule", "sigma_min"): {"fraction"},
     ("Gaussian", "scale"): ABOVE | {"array"},
+    ("Subject", "anchor"): set(),  # the base's condition is no text
     ("InputComplexity", "codecs"): set(),
     ("ErrorReduction", "codecs"): set(),
     ("MapReplacement", "columns_kept"): set(),  # booleans on one axis

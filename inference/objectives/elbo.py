@@ -171,7 +171,8 @@ def _score_term(bound: Bound, terms: Terms, beta: Array) -> Array | float:
 
 
 def report_terms(bound: Bound, terms: Terms) -> dict[str, Array]:
-    """Metrics, nats per datum: elbo, kl, log_prob, each per site, and KL per latent unit."""
+    """Metrics, nats per datum: elbo, kl, log_prob, each per site, and KL per latent unit; and what
+    the program computes that is one number for all data."""
     ops = bound.backend.ops
     one = {n: per_datum(bound, terms, {n: v}) for n, v in {**terms.log_prob, **terms.kl}.items()}
     log_prob = sum((one[n] for n in terms.log_prob), start=0.0)
@@ -182,6 +183,7 @@ def report_terms(bound: Bound, terms: Terms) -> dict[str, Array]:
         metrics[f"kl_units/{name}"] = ops.mean(ops.reshape(units, (-1, units.shape[-1])), axis=0)
     if terms.kl:
         metrics["kl"] = kl
+    metrics |= {f"value/{n}": v for n, v in terms.values.items()}
     return metrics | {"elbo": log_prob - kl, "log_prob": log_prob}
 
 

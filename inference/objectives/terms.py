@@ -39,6 +39,7 @@ class Terms(NamedTuple):
         is_local: site name -> it has a data axis.
         latents: the guide's draws, by name.
         log_q: of latents whose draw carries no gradient, for the score-function estimator.
+        values: what the program computes outside all plates that is one number, by name.
     """
 
     log_prob: dict[str, Array]
@@ -47,6 +48,7 @@ class Terms(NamedTuple):
     is_local: dict[str, bool]
     latents: dict[str, Array]
     log_q: dict[str, Array]
+    values: dict[str, Array]
 
 
 def compute(
@@ -85,11 +87,13 @@ def collect(
 ) -> Terms:
     """The terms of the bound from a guide's draws and the model's sites at them."""
     latents, drawn = draws
-    log_prob, kl, units, is_local, score = {}, {}, {}, {}, {}
+    log_prob, kl, units, is_local, score, values = {}, {}, {}, {}, {}, {}
     above: set[str] = set()  # latents before this one in the model
     order = list(latents)
     for name, site in sites.items():
         if site.kind == "deterministic":
+            if not site.is_local and site.value.ndim == 0:
+                values[name] = site.value
             continue
         is_local[name] = site.is_local
         if name not in latents:
@@ -102,7 +106,7 @@ def collect(
             units[name] = per_unit
         if not bound.backend.is_reparametrised(drawn[name].fn):
             score[name] = drawn[name].log_prob
-    return Terms(log_prob, kl, units, is_local, latents, score)
+    return Terms(log_prob, kl, units, is_local, latents, score, values)
 
 
 def _kl(bound: Bound, q: Site, p: Site, analytic: bool) -> tuple[Array, Array | None]:

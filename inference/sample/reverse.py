@@ -113,6 +113,10 @@ class Reverse(OneDraw):
 
         return draws
 
+    def times(self, model: Any) -> tuple[float, ...]:
+        """The steps at which the network is asked, the noisiest first."""
+        return tuple(float(t) for t in self.columns(innermost(model)[0])["time"])
+
     def num_calls(self, model: Any) -> int:
         """How often the network is called for a sample."""
         return len(self.columns(innermost(model)[0])["time"])
@@ -155,6 +159,8 @@ def runner(
     """
     model: Any = bound.model
     b, shape, calls = bound.backend, tuple(model.shape), len(columns["time"])
+    if hasattr(model, "check_times"):
+        model.check_times(columns["time"])
     table = {k: b.asarray(v) for k, v in columns.items()}
     one = b.compile(one, num_calls=calls)
     loops: dict[int, Callable] = {}

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from probgen.errors import DataError
+from probgen.errors import DataError, ShapeError
 from probgen.language.masked import refuse_masked
 
 _CHUNK = 1 << 24  # values looked at together, so that checking memory-mapped data stays flat
@@ -199,3 +199,35 @@ def _check_finite(array: np.ndarray, given: np.dtype, name: str) -> None:
             f"{name}: got {count} values that are NaN or infinite{note}, the first at index "
             f"{first}, expected finite numbers; remove those data or fill them in."
         )
+
+
+def check_masks(masks: Any, shape: tuple[int, ...], who: str) -> None:
+    """Refuses masks that tell no subject from its background.
+
+    Args:
+        masks: [N, h, w, 1 or c] of 0 and 1.
+        shape: of the pictures, [N, h, w, c].
+        who: for the message.
+
+    Raises:
+        ShapeError, DataError: names the mask.
+    """
+    mask = np.asarray(masks)
+    if mask.shape not in (tuple(shape), (*shape[:-1], 1)):
+        raise ShapeError(
+            f"{who}: got masks of shape {list(mask.shape)} for pictures {list(shape)}, expected "
+            f"{[*shape[:-1], 1]}, one for each picture at its size; resize them to it."
+        )
+    if not np.isin(mask, (0, 1)).all():
+        raise DataError(
+            f"{who}: got a mask with other values than 0 and 1, expected 1 where the subject is; "
+            "cut it, mask > 0.5."
+        )
+    share = mask.reshape(len(mask), -1).mean(axis=1)
+    for i, s in enumerate(share):
+        if s in (0.0, 1.0):
+            what = "empty" if s == 0 else "full"
+            raise DataError(
+                f"{who}: got mask {i}, which is {what}, expected some of the picture to be the "
+                "subject and some not; leave the mask out where the background shall count."
+            )

@@ -111,6 +111,25 @@ class Denoises(Protocol):
     def target(self, x: Array, eps: Array, row: Mapping) -> Array: ...
 
 
+@runtime_checkable
+class Stepwise(Protocol):
+    """Has a latent for each of a sampler's steps, to be learned from the noisiest step down.
+
+    Attributes:
+        times: of the steps; None where one latent serves all.
+
+    `step_loss(bound)` gives (params, latent, place, batch, key) -> (loss, metrics) of the latent
+    [*event] at the step `times[place]`; `latent_of` the latent of a fit without `times` of the same
+    declaration, and refuses another's. The guide has them under "subject", {"value": [steps, ...]}.
+    """
+
+    times: Any
+
+    def step_loss(self, bound: Any) -> Callable: ...
+
+    def latent_of(self, learned: Any) -> Array: ...
+
+
 class Pairs(NamedTuple):
     """What a discriminator is to tell apart, [n, ...] each: (real, *given, *labels) from
     (fake, *given, *labels).

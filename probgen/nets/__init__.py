@@ -37,6 +37,7 @@ from probgen.nets.mlp import MLP, MLPEnergy
 from probgen.nets.norms import GroupNorm, LayerNorm, SpectralNorm, power_iterate
 from probgen.nets.patch_transformer import PatchTransformer
 from probgen.nets.residual_energy import ResidualEnergy
+from probgen.nets.subject import SubjectTokens
 from probgen.nets.text_encoder import TextEncoder
 from probgen.nets.time import TimeEmbedding
 from probgen.nets.transformer import TransformerLayer
@@ -55,7 +56,7 @@ __all__ = [
     "Sequential", "ResidualBlock", "MLP", "MADE", "ConvEncoder", "ConvDecoder", "UNet",
     "PatchTransformer",
     "MLPDenoiser", "MLPEnergy", "ConvEnergy", "ResidualEnergy", "SumOfEnergies",
-    "ScaledEnergy", "ClassEmbedding", "ContextEmbedding", "TextEncoder",
+    "ScaledEnergy", "ClassEmbedding", "ContextEmbedding", "TextEncoder", "SubjectTokens",
     "LatentDenoiser", "LatentUNet", "LatentBlock", "LatentGroupNorm",
     "TimedDiscriminator", "ConvDiscriminator",
     # bring your own
