@@ -112,10 +112,11 @@ class SubjectTokens:
         used = np.asarray(self.net.lengths(ids))
         if (used > room).any():
             i = int(used.argmax())
+            (said,) = self.net.words(ids[i])
             raise DataError(
-                f"SubjectTokens: got the prompt {self.net.words(ids[i])!r}, whose {used[i]} tokens "
-                f"reach into the last {self.num_tokens} of {ids.shape[-1]} rows, expected at most "
-                f"{room}, since those rows are the subject's; shorten it, or learn fewer rows."
+                f"SubjectTokens: got the prompt {said!r}, whose {used[i]} tokens reach into the "
+                f"last {self.num_tokens} of {ids.shape[-1]} rows, expected at most {room}, since "
+                "those rows are the subject's; shorten it, or learn fewer rows."
             )
         require_word(self.net, ids, self.word)
 
@@ -138,8 +139,7 @@ def require_word(net: Any, ids: np.ndarray, word: str | None) -> None:
     """
     if word is None:
         return
-    for row in ids:
-        said = net.words(row)
+    for said in net.words(ids):
         if word not in said.split():
             raise DataError(
                 f"SubjectTokens: got the prompt {said!r}, expected one with the subject's word "

@@ -133,6 +133,11 @@ class TextEncoder:
         known = self.all_words
         return [" ".join(known[i] for i in row if i > 1) for row in rows]
 
+    def lengths(self, ids: np.ndarray) -> np.ndarray:
+        """[n] how many of the first ids of each caption [n, L] are in use, the start among them."""
+        used = np.atleast_2d(np.asarray(ids)) != 0
+        return used.shape[1] - used[:, ::-1].argmax(axis=1)
+
     def init(self, key: Key, *shapes: Shape) -> Params:
         self._check_length(one_shape(self, shapes, 1))
         params = {

@@ -269,6 +269,28 @@ class TestBadInput:
         with pytest.raises(errors.AlgorithmError, match="nothing was learned"):
             personalised(still)
 
+    def test_prompts(self):
+        text = nets.TextEncoder(("a", "disk", "on", "grass"), length=6, dim=4, num_heads=1)
+        net = nets.SubjectTokens(text, 2, word="disk")
+        net.check_values(text.tokens(["a disk", "disk", "a disk on"]))
+        with pytest.raises(errors.DataError, match="'a disk on grass', whose 5 tokens reach into"):
+            net.check_values(text.tokens(["a disk", "a disk on grass"]))
+        with pytest.raises(errors.DataError, match="'a', expected one with the subject's word"):
+            net.check_values(text.tokens("a"))
+
+    def test_an_anchor_of_a_word_is_that_words_row(self):
+        text = nets.TextEncoder(("a", "disk"), length=5, dim=4, num_heads=1)
+        net = nets.MLPDenoiser(D, (8,))
+        made = np.random.default_rng(0)
+        params = {"denoiser": net.init(made, (D,), (), (5, 4)), "condition": text.init(made, (5,))}
+        base = pg.Fitted(Diffusion(net, (D,), condition=text), params)
+        b = base.resolve("auto")
+        rows = b.to_numpy(
+            text.apply(b.tree_map(b.asarray, params["condition"]), b.asarray(text.tokens("disk")))
+        )
+        anchor = Subject(base, 2, anchor="disk").anchor_rows
+        np.testing.assert_allclose(anchor, np.stack([rows[0, 1]] * 2), rtol=1e-6)
+
     def test_a_model_that_is_no_conditional_diffusion(self, base):
         plain = dataclasses.replace(base.model, condition=None)
         with pytest.raises(errors.DeclarationError, match="a fitted Diffusion with a condition"):
