@@ -12,11 +12,12 @@ import probgen as pg
 from probgen import ops
 from probgen.engine.fitted import Fitted
 from probgen.errors import DeclarationError
-from probgen.language.declared import declaration
+from probgen.language.declared import declaration, require
 from probgen.language.dist import Deferred
 from probgen.language.kinds import AnyNet, Width
 from probgen.language.model import Distribution, Model, Sketch
 from probgen.language.supports import finite_values
+from probgen.models.diffusion import check_range
 from probgen.models.likelihoods import Implicit, as_likelihood
 from probgen.models.regression import regression
 
@@ -34,6 +35,8 @@ class Generator(Model):
             needs k numbers per value gets them: the decoder's last axis is made k times as long.
         likelihood: `dist.Bernoulli`, `dist.Normal`, ... or one of `probgen.models.likelihoods`.
         data_shape: shape of a datum, for nets of your own that have no `out`.
+        data_range: smallest and largest value of the data, where they have any; data outside it are
+            refused.
 
     Sites: "z" (latent), "x" (data). Nets: "decoder", and "likelihood" for a learned scale.
 
@@ -45,8 +48,11 @@ class Generator(Model):
     decoder: AnyNet
     likelihood: Any
     data_shape: tuple[Width, ...] | None = dataclasses.field(default=None, kw_only=True)
+    data_range: tuple[float, float] | None = dataclasses.field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
+        low, high = self.data_range or (0.0, 1.0)
+        require(low < high, self, "a smaller and a larger number", "data_range")
         object.__setattr__(self, "likelihood", as_likelihood(self.likelihood))
         self.event_shape()
 
@@ -92,6 +98,7 @@ class Generator(Model):
         prior = self.prior()
         if prior is not None:
             prior.check_rows({k: rows[k] for k in rows if k != "x"})
+        check_range(self, rows)
 
     @property
     def is_normalized(self) -> bool:  # type: ignore[override]

@@ -26,7 +26,7 @@ class VAE(Generator):
     """p(x, z) = p(z) p_theta(x | z) with the guide q_phi(z | x), a Gaussian.
 
     Args:
-        latent, decoder, likelihood, data_shape: as in `Generator`.
+        latent, decoder, likelihood, data_shape, data_range: as in `Generator`.
         encoder: a net from a datum to the guide's parameters. For `guide_kind="diagonal"` its
             output is a dict with heads "loc" and "log_scale" (or "log_variance", as much published
             code has it), each of the latent's shape. For "full" it may be declared the same way: a

@@ -40,7 +40,7 @@ LOG_Z = inference.LogPartition(
 class Module:
     """Stands for a module of another library."""
 
-    init = apply = named_parameters = named_buffers = __call__ = lambda *_: None
+    init = apply = named_parameters = named_buffers = __call__ = batch_decode = lambda *_: None
 
 
 REGISTRY = [
@@ -62,6 +62,8 @@ REGISTRY = [
     nets.adapters.TorchNet(Module()), nets.adapters.FlaxNet(Module()),
     nets.adapters.NnxNet(Module()), nets.adapters.EquinoxNet(Module(), 1),
     nets.DiffusersUNet(Module()), nets.GivenContext(),
+    nets.DiffusersTextEncoder(Module(), Module()),
+    nets.DiffusersEncoder(Module()), nets.DiffusersDecoder(Module()),
     # optimisers and their schedules
     optim.Schedule(), pg.CosineDecay(0.1, 10), pg.ExponentialDecay(0.1, 0.5, 10),
     pg.LinearWarmup(0.1, 10), optim.OptimizerDeclaration(), pg.Adam(), pg.AdamW(), pg.SGD(),

@@ -40,8 +40,8 @@ def diffused(bound: Bound, who: str) -> Diffused:
     """The diffusion that a bound model is, or that is the prior of its latent.
 
     Raises:
-        AlgorithmError: there is none; the data do not observe "x"; of a prior: it is frozen, or a
-            net beside it is not.
+        AlgorithmError: there is none; the data do not observe "x"; of a prior: all of it is
+            frozen, or a net beside it is not.
     """
     model: Any = bound.model
     own_model, prior = (capability(m, Denoises) for m in (model, prior_of(model)))
@@ -67,11 +67,11 @@ def diffused(bound: Bound, who: str) -> Diffused:
 
 
 def _require_alone(bound: Bound, who: str) -> None:
-    """The prior is to be learned, and nothing else."""
+    """Some of the prior is to be learned, and nothing else."""
     frozen = bound.frozen()
     still = sorted(n for n in bound.nets if n.startswith(PREFIX) and n in frozen)
     free = sorted(n for n in bound.nets if not n.startswith(PREFIX) and n not in frozen)
-    if still:
+    if still and not any(n.startswith(PREFIX) and n not in frozen for n in bound.nets):
         raise AlgorithmError(
             f"{who}: the prior of {bound.model.name!r} is frozen ({still}), expected one to "
             "learn; give the Diffusion itself as latent=, and its parameters by init=."

@@ -12,6 +12,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from probgen.errors import AlgorithmError, ShapeError
 from probgen.language import ops
 from probgen.language.constraints import BijectTo, Constraint, constraint, guard
@@ -61,6 +63,14 @@ class Written:
     def has_draw(self) -> bool:
         """Whether it can be drawn from."""
         return self.law.draw is not None and (self.inner is None or has_draw(self.inner))
+
+    @property
+    def mean(self) -> Array:
+        """Of what is computed, a draw without noise: the draw itself, [*batch, *event]."""
+        law = self.law
+        if self.inner is not None or law.draw is None or law.noise_shape != (0,):
+            raise NotImplementedError(f"dist.{law.name} by functions has no known mean")
+        return law.draw(np.zeros((*self.batch_shape, 0), np.float32))
 
     def noise_map(self, of_base: NoiseMap | None) -> NoiseMap | None:
         """It as a function of noise; of the base's where there is one."""

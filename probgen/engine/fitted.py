@@ -18,9 +18,10 @@ from probgen.engine.bound import Bound, parameter_count
 from probgen.engine.codes import codes, codes_by
 from probgen.engine.target import AnyEncoder
 from probgen.errors import AlgorithmError, ProbgenError, SaveError, ShapeError
+from probgen.language.capabilities import Denoises, prior_of
 from probgen.language.declared import argument, declaration
 from probgen.language.kinds import PathLike, Rule
-from probgen.language.model import Model
+from probgen.language.model import Model, family_of
 from probgen.language.viewed import Viewed
 from probgen.nets.base import at_most
 from probgen.records import forms, store
@@ -28,6 +29,7 @@ from probgen.records.codec import NotADeclaration, Pool, decode, decodes, encode
 from probgen.records.history import History
 from probgen.trees import tree_map
 
+PRIOR = "prior/"  # before the names of nets of the prior of a model's latent
 _INPUTS = forms.Fields(
     {"shapes": forms.Each((forms.Count,)), "dtypes": forms.Each(forms.NumberType),
      "constants": dict}
@@ -81,6 +83,30 @@ class Fitted(Viewed):
                 "step."
             )
         return dataclasses.replace(self, params=self.raw_params, raw_params=None)
+
+    @property
+    def prior(self) -> Fitted:
+        """The prior of the latent "z", where that is a model, by itself: its "x" is this "z".
+
+        Raises:
+            AlgorithmError: the latent's prior is no model, or there is none.
+        """
+        inner = prior_of(self.model)
+        if inner is None:
+            raise AlgorithmError(
+                f"Fitted.prior: {self.model.name!r} has no latent whose prior is a model, expected "
+                "one such as VAE(latent=Diffusion(...))."
+            )
+        own = {k.removeprefix(PRIOR): v for k, v in self.params.items() if k.startswith(PRIOR)}
+        family = family_of(inner)
+        if isinstance(family, Denoises):
+            shape = family.shape
+        else:
+            shape = self.bind(self.resolve("auto"))[0].structure.sites["z"].event_shape
+        return Fitted(
+            inner, own, info=self.info, shapes={**self.shapes, "x": tuple(shape)},
+            constants=self.constants, dtypes={k: v for k, v in self.dtypes.items() if k != "x"},
+        )  # fmt: skip
 
     def resolve(self, backend: str | Backend, device: str = "auto") -> Backend:
         """The backend that a verb should use: the one asked for, else the one that fitted."""

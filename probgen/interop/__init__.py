@@ -2,9 +2,13 @@
 
 to_pyro, to_numpyro, from_pyro, from_numpyro, params_of     programs: `native`
 from_diffusers, sampler_of, to_diffusers                    diffusion models: `diffusers`
+sam_segmenter, blip_captioner, dino_features, clip_features  functions of pictures, by networks of
+                                                            transformers: a file each
 """
 
+from probgen.interop.captioner import blip_captioner
 from probgen.interop.diffusers import from_diffusers, sampler_of, to_diffusers
+from probgen.interop.image_features import ClipFeatures, clip_features, dino_features
 from probgen.interop.native import (
     NativeModel,
     from_numpyro,
@@ -13,8 +17,11 @@ from probgen.interop.native import (
     to_numpyro,
     to_pyro,
 )
+from probgen.interop.segmenter import sam_segmenter
 
 __all__ = [
-    "NativeModel", "from_diffusers", "from_numpyro", "from_pyro", "params_of", "sampler_of",
+    "ClipFeatures", "NativeModel", "blip_captioner", "clip_features", "dino_features",
+    "from_diffusers", "from_numpyro", "from_pyro", "params_of",
+    "sam_segmenter", "sampler_of",
     "to_diffusers", "to_numpyro", "to_pyro",
 ]  # fmt: skip

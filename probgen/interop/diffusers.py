@@ -2,8 +2,8 @@
 
     from_diffusers(scheduler)              -> a `NoiseSchedule`
     from_diffusers(unet, scheduler)        -> a `Fitted` whose model is a `Diffusion`, on torch
-    from_diffusers(pipeline)  (folder)     -> the same
-    sampler_of(scheduler, num_steps)       -> our sampler of the same numbers
+    from_diffusers(pipeline)  (folder)     -> the same, within its VAE, and with its text encoder
+    sampler_of(scheduler, num_steps)       -> our sampler of the same numbers, or its inverse
     to_diffusers(fitted, unet)             trained weights back into a network of theirs
 
 Data are [n, h, w, c] here and [n, c, h, w] there. What a scheduler's options say about drawing and
@@ -23,7 +23,9 @@ import numpy as np
 from probgen.engine.fitted import Fitted
 from probgen.errors import DeclarationError, ShapeError
 from probgen.interop.diffusers_folder import UNETS, opened
+from probgen.interop.diffusers_pipeline import parts_of, text_of, with_pictures
 from probgen.nets.conditions import ContextEmbedding
+from probgen.nets.diffusers_text import DiffusersTextEncoder
 from probgen.nets.diffusers_unet import DiffusersUNet, GivenContext
 from probgen.records import store
 
@@ -44,14 +46,15 @@ def from_diffusers(
 
     Args:
         thing: a `UNet2DModel` or `UNet2DConditionModel`; a scheduler; a pipeline with a `unet` and
-            a `scheduler` (what else it has, a text encoder or a VAE, is left out, so that its data
-            are then latents and its condition is an embedding); or a folder of one of these, as
-            their `save_pretrained` writes it.
+            a `scheduler`, as a `StableDiffusionPipeline` (a `vae` of it, and a `text_encoder` with
+            its `tokenizer`, are taken too); or a folder of one of these, as their
+            `save_pretrained` writes it.
         scheduler: of a network alone: a scheduler, or a folder of one.
-        shape: (h, w, c) of a datum; None is what the network's `sample_size` says.
-        num_tokens: m, how many rows the embedding has on which a network is conditioned.
+        shape: (h, w, c) of what the network denoises; None is what its `sample_size` says.
+        num_tokens: m, how many rows the embedding has on which a network is conditioned; of a
+            pipeline it leaves the text encoder out.
         null: [m, d], the embedding of no condition, such as an empty prompt's; without it
-            classifier-free guidance is refused.
+            classifier-free guidance is refused. Of a pipeline it leaves the text encoder out.
         local_files_only: False lets a name that is no folder here be asked of the Hub.
 
     Returns:
@@ -61,10 +64,17 @@ def from_diffusers(
         (`encoder_hidden_states`), or whole numbers [n] (`class_labels`). `fit` goes on from it;
         `generate`, `evaluate` and whatever takes a fitted part take it.
 
+        Of a pipeline with a VAE the model is a `VAE` whose prior that `Diffusion` is, by itself
+        `fitted.prior`: pictures "x" [n, H, W, 3] in [0, 1], scaled latents "z" [n, h, w, c]. With
+        a text encoder the condition is token ids [n, L] by its own tokenizer,
+        `fitted.prior.model.condition.tokens(captions)`, and guidance goes away from the empty one.
+
     Raises:
         DeclarationError: none of these; a network without a scheduler; a schedule, prediction or
-            condition that has no counterpart here; a learned variance.
-        BackendError: diffusers is needed to open a folder and is not installed.
+            condition that has no counterpart here; a learned variance; a VAE or text encoder of
+            another class than `AutoencoderKL` and `CLIPTextModel`.
+        BackendError: diffusers, or for a text encoder transformers, is needed to open a folder and
+            is not installed.
 
     Logs: options of the scheduler that a sampler, and not the model, follows: `sampler_of`.
     """
@@ -72,8 +82,11 @@ def from_diffusers(
         thing = opened(thing, local_files_only)
     if isinstance(scheduler, str | os.PathLike):
         scheduler = opened(scheduler, local_files_only)
+    vae = text = None
     if hasattr(thing, "unet") and hasattr(thing, "scheduler"):
-        scheduler, thing = scheduler or thing.scheduler, thing.unet
+        parts = parts_of(thing)
+        scheduler, thing, vae = scheduler or parts.scheduler, parts.unet, parts.vae
+        text = text_of(parts) if num_tokens is None and null is None else None
     if _is_scheduler(thing):
         return _schedule(thing)
     name = type(thing).__name__
@@ -88,10 +101,18 @@ def from_diffusers(
             "scheduler that it was trained with, such as DDPMScheduler(), since a network alone "
             "does not say its noise."
         )
-    return _fitted(thing, scheduler, shape, num_tokens, null)
+    fitted = _fitted(thing, scheduler, shape, num_tokens, null, text)
+    return fitted if vae is None else with_pictures(fitted, vae)
 
 
-def sampler_of(scheduler: Any, num_steps: int | None = None, eta: float = 0.0) -> Any:
+def sampler_of(
+    scheduler: Any,
+    num_steps: int | None = None,
+    eta: float = 0.0,
+    guidance_scale: float = 1.0,
+    *,
+    inverse: bool = False,
+) -> Any:
     """Our sampler with a scheduler's own options: clipping, which steps, where the last one ends.
 
     Args:
@@ -99,16 +120,25 @@ def sampler_of(scheduler: Any, num_steps: int | None = None, eta: float = 0.0) -
             `DDPMScheduler` (`Ancestral`), or a folder of one.
         num_steps: as of their `set_timesteps`; None, of a `DDPMScheduler`, is all steps.
         eta: of a `DDIMScheduler`.
+        guidance_scale: w of classifier-free guidance; 1 for none.
+        inverse: from data to noise: of a `DDIMScheduler` the `DDIMInverse` of its options.
 
     Raises:
-        DeclarationError: another scheduler, or an option of these that has no counterpart here.
+        DeclarationError: another scheduler, or an option of these that has no counterpart here; the
+            inverse of one that has none.
     """
     from probgen.inference import DDIM, Ancestral, DDIMInverse
 
     if isinstance(scheduler, str | os.PathLike):
         scheduler = opened(scheduler, True)
     name, config = type(scheduler).__name__, getattr(scheduler, "config", {})
-    known = {"DDIMScheduler": DDIM, "DDIMInverseScheduler": DDIMInverse, "DDPMScheduler": Ancestral}
+    if inverse and (eta or name not in ("DDIMScheduler", "DDIMInverseScheduler")):
+        raise DeclarationError(
+            f"sampler_of: got a {name} with eta={eta:g} and inverse=True, expected a DDIMScheduler "
+            "with eta=0, whose steps are a map that can be gone back along; make one of the same "
+            "noise by DDIMScheduler.from_config(scheduler.config)."
+        )
+    known = ("DDIMScheduler", "DDIMInverseScheduler", "DDPMScheduler")
     variance = config.get("variance_type", "fixed_small")
     total = config.get("num_train_timesteps")
     leaps = name == "DDPMScheduler" and num_steps not in (None, total)
@@ -121,11 +151,13 @@ def sampler_of(scheduler: Any, num_steps: int | None = None, eta: float = 0.0) -
         )
     clip = float(config.get("clip_sample_range", 1.0)) if config.get("clip_sample") else None
     if name == "DDPMScheduler":
-        return Ancestral(clip_sample_range=clip)
-    own: dict[str, Any] = {} if name == "DDIMInverseScheduler" else {"eta": eta}
-    return known[name](
-        num_steps or 50, spacing=config["timestep_spacing"], steps_offset=config["steps_offset"],
-        set_alpha_to_one=config["set_alpha_to_one"], clip_sample_range=clip, lands="stride", **own,
+        return Ancestral(guidance_scale=guidance_scale, clip_sample_range=clip)
+    inverse = inverse or name == "DDIMInverseScheduler"
+    own: dict[str, Any] = {} if inverse else {"eta": eta}
+    return (DDIMInverse if inverse else DDIM)(
+        num_steps or 50, guidance_scale=guidance_scale, spacing=config["timestep_spacing"],
+        steps_offset=config["steps_offset"], set_alpha_to_one=config["set_alpha_to_one"],
+        clip_sample_range=clip, lands="stride", **own,
     )  # fmt: skip
 
 
@@ -215,8 +247,9 @@ def _said(scheduler: Any) -> list[str]:
 
 
 def _fitted(
-    unet: Any, scheduler: Any, shape: tuple[int, ...] | None, num_tokens: int | None, null: Any
-) -> Fitted:
+    unet: Any, scheduler: Any, shape: tuple[int, ...] | None, num_tokens: int | None, null: Any,
+    text: DiffusersTextEncoder | None,
+) -> Fitted:  # fmt: skip
     from probgen.models import Diffusion
 
     schedule, config = _schedule(scheduler), scheduler.config
@@ -227,8 +260,12 @@ def _fitted(
     net = DiffusersUNet(unet, word)
     params: dict[str, Any] = {"denoiser": net.init(np.random.default_rng(0))}
     shapes: dict[str, Any] = {"x": shape}
-    condition, dtypes = None, {}
-    if word is not None:
+    condition: Any = None
+    dtypes: dict[str, str] = {}
+    if text is not None:
+        condition, shapes["condition"], dtypes = text, (text.length,), {"condition": "int32"}
+        params["condition"] = text.init(np.random.default_rng(0), (text.length,))
+    elif word is not None:
         condition, shapes["condition"] = _context(own, word, name, num_tokens, null)
         params["condition"] = {} if null is None else {"null": np.asarray(null, np.float32)}
         dtypes = {"condition": "int32"} if word == "class_labels" else {}

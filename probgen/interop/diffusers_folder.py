@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from probgen.errors import BackendError, DeclarationError
 
 UNETS = ("UNet2DModel", "UNet2DConditionModel")
+# Of a pipeline's further parts: the classes that are taken, by its own name for the part.
+FURTHER = {"vae": ("AutoencoderKL",), "text_encoder": ("CLIPTextModel",),
+           "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast")}  # fmt: skip
 
 
-class _Parts:
-    """Network and scheduler of a pipeline's folder."""
+class Parts(NamedTuple):
+    """What is taken of a pipeline, or of its folder; None where it has no such part."""
 
-    def __init__(self, unet: Any, scheduler: Any) -> None:
-        self.unet, self.scheduler = unet, scheduler
+    unet: Any
+    scheduler: Any
+    vae: Any = None
+    text_encoder: Any = None
+    tokenizer: Any = None
 
 
 def opened(path: Any, local_files_only: bool) -> Any:
@@ -35,7 +41,8 @@ def opened(path: Any, local_files_only: bool) -> Any:
             )
         folder = _fetched(str(path))
     if (folder / "model_index.json").is_file():
-        return _Parts(opened(folder / "unet", True), opened(folder / "scheduler", True))
+        further = {name: _further(folder, name) for name in FURTHER}
+        return Parts(opened(folder / "unet", True), opened(folder / "scheduler", True), **further)
     for name, ends in (("config.json", UNETS), ("scheduler_config.json", ("Scheduler",))):
         if (folder / name).is_file():
             kind = str(json.loads((folder / name).read_text("utf-8")).get("_class_name"))
@@ -44,34 +51,61 @@ def opened(path: Any, local_files_only: bool) -> Any:
                     f"from_diffusers: got {folder / name} of a {kind}, expected a "
                     f"{' or '.join(ends)}."
                 )
-            found = getattr(_library(), kind, None)
-            if found is None:
-                raise DeclarationError(
-                    f"from_diffusers: got {folder / name} of a {kind}, which this version of "
-                    "diffusers does not have; install a newer one."
-                )
-            return found.from_pretrained(folder, local_files_only=True)
+            return _loaded("diffusers", kind, folder)
     raise DeclarationError(
         f"from_diffusers: got the folder {folder}, expected a model_index.json (a pipeline), "
         "config.json (a network) or scheduler_config.json in it."
     )
 
 
+def _further(folder: Path, name: str) -> Any:
+    """A pipeline's VAE, text encoder or tokenizer, as its model_index.json names it, or None."""
+    index = json.loads((folder / "model_index.json").read_text("utf-8"))
+    library, kind = index.get(name) or (None, None)
+    if kind is None:
+        return None
+    if kind not in FURTHER[name] or library not in ("diffusers", "transformers"):
+        raise DeclarationError(
+            f"from_diffusers: got a pipeline with {name}={kind} of {library}, expected a "
+            f"{' or '.join(FURTHER[name])}; its U-Net alone, on latents and embeddings: "
+            "from_diffusers(folder / 'unet', folder / 'scheduler', num_tokens=...)."
+        )
+    return _loaded(library, kind, folder / name)
+
+
+def _loaded(library: str, kind: str, folder: Path) -> Any:
+    found = getattr(_library(library), kind, None)
+    if found is None:
+        raise DeclarationError(
+            f"from_diffusers: got {folder} of a {kind}, which this version of {library} does not "
+            "have; install a newer one."
+        )
+    return found.from_pretrained(folder, local_files_only=True)
+
+
 def _fetched(name: str) -> Path:
-    """A repository of the Hub, in its cache: network and scheduler alone."""
+    """A repository of the Hub, in its cache: the parts that are taken, in single precision."""
     import huggingface_hub
 
-    wanted = ["model_index.json", "unet/*", "scheduler/*", "config.json", "*.safetensors",
-              "scheduler_config.json"]  # fmt: skip
-    return Path(huggingface_hub.snapshot_download(name, allow_patterns=wanted))
+    weights = ("diffusion_pytorch_model*.safetensors", "model*.safetensors", "*.json", "*.txt")
+    rooms = ("", "unet/", "scheduler/", *(f"{part}/" for part in FURTHER))
+    wanted = [room + file for room in rooms for file in weights]
+    others = ["*.fp16.*", "*.non_ema.*", "*non_ema*"]
+    path = huggingface_hub.snapshot_download(name, allow_patterns=wanted, ignore_patterns=others)
+    return Path(path)
 
 
-def _library() -> Any:
+def _library(name: str) -> Any:
     try:
+        if name == "transformers":
+            import transformers
+
+            return transformers
         import diffusers
+
+        return diffusers
     except ImportError as error:
         raise BackendError(
-            "from_diffusers: diffusers is not installed, expected it to open a folder of its "
+            f"from_diffusers: {name} is not installed, expected it to open a folder of its "
             "models; install it with: pip install 'probgen[diffusers]'"
         ) from error
-    return diffusers

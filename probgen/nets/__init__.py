@@ -17,7 +17,9 @@ from probgen.nets.conditions import ClassEmbedding, ContextEmbedding
 from probgen.nets.conv import ConvDecoder, ConvEncoder, ConvEnergy
 from probgen.nets.conv_discriminator import ConvDiscriminator
 from probgen.nets.denoiser import MLPDenoiser
+from probgen.nets.diffusers_text import DiffusersTextEncoder
 from probgen.nets.diffusers_unet import DiffusersUNet, GivenContext
+from probgen.nets.diffusers_vae import DiffusersDecoder, DiffusersEncoder
 from probgen.nets.energies import ScaledEnergy, SumOfEnergies
 from probgen.nets.latent_blocks import LatentBlock, LatentGroupNorm
 from probgen.nets.latent_denoiser import LatentDenoiser, TimedDiscriminator
@@ -61,4 +63,5 @@ __all__ = [
     "TimedDiscriminator", "ConvDiscriminator",
     # bring your own
     "from_torch", "from_flax", "from_equinox", "DiffusersUNet", "GivenContext",
+    "DiffusersTextEncoder", "DiffusersEncoder", "DiffusersDecoder",
 ]  # fmt: skip

@@ -66,6 +66,9 @@ class DiffusersUNet:
     def __identity__(self) -> dict[str, Any]:
         return {**self._net().__identity__(), "condition": self.condition}
 
+    def __repr__(self) -> str:  # a module's own is pages long
+        return f"DiffusersUNet({type(self.module).__name__}, condition={self.condition!r})"
+
     def out_shape(self, *shapes: Shape) -> Shape:
         return tuple(shapes[0])
 

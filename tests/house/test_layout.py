@@ -29,16 +29,22 @@ FLOORS = [
     {"verbs", "interop", "cli"},
 ]  # fmt: skip
 
-TORCH_SIDE = {"torch", "pyro", "functorch", "torchvision", "torchdiffeq", "diffusers"}
+TORCH_SIDE = {"torch", "pyro", "functorch", "torchvision", "torchdiffeq", "diffusers",
+              "transformers"}  # fmt: skip
 JAX_SIDE = {"jax", "jaxlib", "numpyro", "optax", "flax", "equinox", "blackjax", "diffrax"}
 BACKEND_WORDS = {"torch", "pyro", "jax", "numpyro"}
 
 # The only files outside probgen/backends that meet a framework: what users bring along.
-BRING_YOUR_OWN = {"probgen/nets/adapters.py", "probgen/interop/diffusers_folder.py"}
+BRING_YOUR_OWN = {
+    "probgen/nets/adapters.py", "probgen/interop/diffusers_folder.py",
+    "probgen/interop/transformers_folder.py",
+}  # fmt: skip
 
 # Files of probgen/ that may reach up into the rooms, and then only inside a function: the command
 # line and the door to diffusers, users of the rooms that happen to live below them.
-REACHES_UP = {"probgen/cli.py", "probgen/interop/diffusers.py"}
+REACHES_UP = {
+    "probgen/cli.py", "probgen/interop/diffusers.py", "probgen/interop/diffusers_pipeline.py",
+}  # fmt: skip
 
 MAX_LINES = 450
 

@@ -4,6 +4,7 @@ An affine encoder makes of data N(m, C) the codes N(A m + c, A C A' + S), exactl
 is affine at each step makes of the chain a Gaussian, whose moments follow step by step.
 """
 
+import dataclasses
 import re
 from dataclasses import dataclass
 
@@ -13,9 +14,10 @@ import pytest
 import probgen as pg
 from probgen import dist, nets, ops
 from probgen.engine.bind import bind
-from probgen.errors import AlgorithmError
-from probgen.inference import ELBO, SVI, Denoising, Langevin
+from probgen.errors import AlgorithmError, DeclarationError, SupportError
+from probgen.inference import DDIM, ELBO, SVI, Denoising, Langevin
 from probgen.models import EBM, VAE, Diffusion, Generator, NoiseSchedule, likelihoods
+from probgen.trees import tree_leaves
 
 STEPS = 25
 NORMAL = dist.Normal(0, 1).expand([2]).to_event(1)
@@ -193,3 +195,61 @@ def test_what_denoising_would_not_teach_is_refused(fits):
             vae(NORMAL), X, Denoising(), num_steps=1, batch_size=8, seed=0,
             progress_bar=False,
         )  # fmt: skip
+
+
+def test_a_part_of_the_prior_may_stay_as_it_is(b):
+    """The condition net frozen, the denoiser learned: the one to the bit, the other moved."""
+    denoiser, words = nets.MLPDenoiser(2, hidden=(4,)), nets.ClassEmbedding(2, 3)
+    prior = Diffusion(denoiser, (2,), NoiseSchedule.rescaled(STEPS), condition=words)
+    rng = np.random.default_rng(0)
+    start = {
+        "prior/denoiser": denoiser.init(rng, (2,), (), (1, 3)),
+        "prior/condition": words.init(rng, ()),
+        **NETS,
+    }
+    frozen = (*FROZEN, "prior/condition")
+    fitted = pg.fit(
+        vae(prior), X[:8], Denoising(), inputs={"condition": np.arange(8) % 2}, init=start,
+        freeze=frozen, num_steps=1, seed=0, backend=b, progress_bar=False,
+    )  # fmt: skip
+    for net, tree in start.items():
+        same = map(np.array_equal, tree_leaves(tree), tree_leaves(fitted.params[net]))
+        assert all(same) == (net != "prior/denoiser"), net
+
+
+def test_the_prior_by_itself_draws_the_latents(b):
+    """`Fitted.prior`: a fitted model of z whose own x it is, with the parameters that it has."""
+    params = {"prior/denoiser": AffineDenoiser().init(None), **NETS}
+    fitted = pg.Fitted(vae(diffusion()), params, info={"backend": b.name}, shapes={"x": (3,)})
+    alone = fitted.prior
+    assert alone.model is fitted.model.latent and alone.shapes == {"x": (2,)}
+    assert set(alone.params) == {"denoiser"}
+    start = RNG.normal(size=(4, 2)).astype("f")
+    ways = {"method": DDIM(5), "start": start, "seed": 0, "backend": b}
+    z = pg.generate(fitted, 4, **ways)["z"]
+    np.testing.assert_array_equal(pg.generate(alone, 4, **ways)["x"], z)
+    with pytest.raises(AlgorithmError, match="no latent whose prior is a model"):
+        _ = alone.prior
+    level = Generator(NORMAL, nets.MLP((), out=(2,)), likelihoods.Normal(0.5))
+    inner = pg.Fitted(vae(level), {}, info={"backend": b.name}, shapes={"x": (3,)}).prior
+    assert inner.model is level and inner.shapes == {"x": (2,)}
+
+
+def test_a_computed_datum_is_reconstructed_as_the_decoder_has_it(b):
+    """x = f(z) without noise: at the code's mean, x D' + d."""
+    fitted = pg.Fitted(
+        vae(NORMAL, likelihoods.Implicit()), NETS, info={"backend": b.name}, shapes={"x": (3,)}
+    )
+    z = fitted.encode(X[:5])["z"]
+    expected = z @ D + NETS["decoder"]["out"]["bias"]
+    np.testing.assert_allclose(fitted.reconstruct(X[:5])["x"], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_data_outside_the_declared_range_are_refused(b):
+    model = dataclasses.replace(vae(NORMAL), data_range=(0.0, 1.0))
+    fitted = pg.Fitted(model, NETS, info={"backend": b.name}, shapes={"x": (3,)})
+    assert fitted.encode(np.full((2, 3), 0.5, "f"))["z"].shape == (2, 2)
+    with pytest.raises(SupportError, match="declared data_range, 0 to 1"):
+        fitted.encode(np.full((2, 3), 1.5, "f"))
+    with pytest.raises(DeclarationError, match="a smaller and a larger number"):
+        dataclasses.replace(model, data_range=(1.0, 0.0))
