@@ -59,10 +59,12 @@ from probgen.inference.sample.flow_solvers import DPMSolver, ProbabilityFlowODE
 from probgen.inference.sample.gradient_flow import GradientFlow
 from probgen.inference.sample.guide import Guide
 from probgen.inference.sample.inpaint import Inpaint
-from probgen.inference.sample.inversion import DDIMInverse
+from probgen.inference.sample.inversion import DDIMInverse, PivotalInversion
 from probgen.inference.sample.langevin import Langevin
 from probgen.inference.sample.mcmc import HMC, NUTS
 from probgen.inference.sample.noise import Noise
+from probgen.inference.sample.null_text import NullTextInversion
+from probgen.inference.sample.reference_guided import ReferenceGuided
 
 __all__ = [
     "AIS",
@@ -112,12 +114,15 @@ __all__ = [
     "MaximumLikelihood",
     "NUTS",
     "Noise",
+    "NullTextInversion",
     "PI",
     "PersistentChains",
+    "PivotalInversion",
     "ProbabilityFlow",
     "ProbabilityFlowODE",
     "Quadrature",
     "RampSetPoint",
+    "ReferenceGuided",
     "Regularizer",
     "ReplayBuffer",
     "StepwiseMAP",

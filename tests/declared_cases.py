@@ -101,6 +101,8 @@ REGISTRY = [
     inference.GradientPenalty(), inference.SpectralPenalty(), inference.EnergyGuard(),
     inference.NUTS(), inference.HMC(), inference.sample.mcmc.HamiltonianMethod(),
     inference.Ancestral(), inference.DDIM(), inference.DDIMInverse(), inference.DPMSolver(),
+    inference.PivotalInversion(), inference.NullTextInversion(),
+    inference.ReferenceGuided(inference.DDIM(guidance_scale=2.0), X, X == 0),
     inference.ProbabilityFlowODE(), inference.Inpaint(inference.DDIM(), X > 0, X),
     inference.GradientFlow(0.1), inference.Noise(), inference.AnnealingPath(0.5),
     inference.AIS().settings, rbm.RBM(*RBM_PARTS), inference.Gaussian(0.0, 1.0),

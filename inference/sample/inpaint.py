@@ -99,7 +99,7 @@ class Inpaint(Reverse):
         columns["back"][ends], columns["back_std"][ends] = 1.0, 0.0
         return columns
 
-    def beside(self, bound: Bound) -> dict[str, Array]:
+    def beside(self, bound: Bound, batch: Mapping) -> dict[str, Array]:
         """Mask and values on the device.
 
         Raises:

@@ -27,7 +27,8 @@ from probgen.inference.sample.reverse import (
     runner,
     start_site,
 )
-from probgen.language.declared import declaration
+from probgen.inference.sample.start_codes import PIVOTS
+from probgen.language.declared import declaration, require
 from probgen.language.kinds import CountOrZero, Many, Positive
 
 Array = Any
@@ -96,3 +97,56 @@ class DDIMInverse:
             return {start_site(model): run(params, batch, x, b.key(0), x.shape[0])}
 
         return codes
+
+
+@declaration
+class PivotalInversion:
+    """`DDIMInverse` whose way is kept: `fitted.encode(x, method=PivotalInversion(DDIM(50)))`.
+
+    Args:
+        sampler: the `DDIM` whose levels are visited; on the way up its guidance is off and its
+            clipping not undone.
+        time: as of `DDIMInverse`.
+
+    Gives (by encode): "x_T" [n, *shape] as of `DDIMInverse`, and "pivots" [n, num_steps + 1,
+    *shape], what each step up led to, the data first. They are what `ReferenceGuided` is led by and
+    `NullTextInversion` leads back to.
+
+    Raises (by encode): AlgorithmError: as `DDIMInverse`.
+
+    Source: Mokady et al. 2022, arXiv:2211.09794, section 3.1.
+    """
+
+    sampler: DDIM = dataclasses.field(default_factory=lambda: DDIM(50))
+    time: Literal["target", "current"] = "target"
+
+    def __post_init__(self) -> None:
+        require(self.sampler.eta == 0.0, self, "DDIM without noise, eta=0", "sampler")
+
+    def codes_of(self, bound: Bound) -> Callable:
+        """(params, batch) -> codes, of a batch with "x" and the inputs.
+
+        Raises:
+            AlgorithmError: as `DDIMInverse.codes_of`.
+        """
+        bound = require_denoiser(bound, "PivotalInversion")
+        model, b, sampler = bound.model, bound.backend, self.sampler
+        inverse = DDIMInverse(
+            sampler.num_steps, self.time, spacing=sampler.spacing,
+            steps_offset=sampler.steps_offset, set_alpha_to_one=sampler.set_alpha_to_one,
+            lands=sampler.lands,
+        )  # fmt: skip
+        run = runner(bound, recursion(bound, 1.0, None), inverse.columns(model), keep=True)
+
+        def codes(params: Mapping, batch: Mapping) -> dict[str, Array]:
+            x = batch["x"]
+            last, path = run(params, batch, x, b.key(0), x.shape[0])
+            way = b.ops.concatenate([x[None], path])
+            return {start_site(model): last, PIVOTS: swapped(b.ops, way)}
+
+        return codes
+
+
+def swapped(ops: Any, x: Array) -> Array:
+    """The first two axes in each other's place."""
+    return ops.transpose(x, [1, 0, *range(2, x.ndim)])

@@ -21,10 +21,10 @@ import numpy as np
 from probgen.backends.protocol import Backend
 from probgen.engine.bound import Bound
 from probgen.engine.target import START, Kernel, Target
-from probgen.errors import AlgorithmError, DataError, ShapeError
+from probgen.errors import AlgorithmError
+from probgen.inference.sample.start_codes import check_nulls, nulls_by_call, start_rows
 from probgen.inference.sample.within_prior import Drawn, given_prior, innermost
 from probgen.language.capabilities import Denoises, embedded, prior_of
-from probgen.language.declared import argument
 from probgen.language.model import capability, family_of
 
 Array = Any
@@ -62,6 +62,7 @@ class Reverse(OneDraw):
     guidance_scale: float = 1.0
     clip_sample_range: float | None = None
     of_priors = True  # it draws what has a diffusion as the prior of its latent, too
+    is_one_piece = True  # a step is compiled as it is; else its parts have been
 
     def columns(self, model: Any) -> Columns:
         """The table, float64, the noisiest row first.
@@ -76,8 +77,17 @@ class Reverse(OneDraw):
         that it is given has what is `beside` too."""
         return recursion(bound, self.guidance_scale, self.clip_sample_range)
 
-    def beside(self, bound: Bound) -> dict[str, Array]:
-        """Arrays that each step reads."""
+    def beside(self, bound: Bound, batch: Mapping) -> dict[str, Array]:
+        """Arrays that each step reads, the same at all."""
+        return {}
+
+    def along(self, bound: Bound, batch: Mapping) -> dict[str, Array]:
+        """What a call finds among its inputs in place of what is the same at all calls, [calls,
+        ...] by name: the null text of each step, where the draws start with such."""
+        return nulls_by_call(bound, batch)
+
+    def carried(self, bound: Bound, inputs: Mapping, x: Array) -> dict[str, Array]:
+        """What a carry has beside x before the first call, from `embedded` inputs."""
         return {}
 
     def draws_of(self, bound: Bound) -> Callable:
@@ -104,10 +114,14 @@ class Reverse(OneDraw):
             return given_prior(bound, lambda part: self._draws(part, keep))
         bound = require_denoiser(bound, type(self).__name__)
         columns = self.columns(bound.model)
-        run = runner(bound, self.step(bound), columns, self.beside(bound), keep=keep)
+        run = runner(
+            bound, self.step(bound), columns, keep=keep, is_one_piece=self.is_one_piece,
+            carried=lambda inputs, x: self.carried(bound, inputs, x),
+        )  # fmt: skip
 
         def draws(params: Mapping, batch: Mapping, key: Any, num_samples: int) -> Drawn:
-            found = run(params, batch, batch.get(START), key, num_samples)
+            more = self.beside(bound, batch), self.along(bound, batch)
+            found = run(params, batch, batch.get(START), key, num_samples, *more)
             x, path = found if keep else (found, None)
             return {"x": x}, {"x": path} if keep else {}
 
@@ -121,80 +135,79 @@ class Reverse(OneDraw):
         """How often the network is called for a sample."""
         return len(self.columns(innermost(model)[0])["time"])
 
-    def start_rows(self, model: Any, start: Any, num_samples: int) -> np.ndarray:
-        """What the draws start from, [num_samples, *shape].
+    def start_rows(self, model: Any, start: Any, num_samples: int) -> dict[str, np.ndarray]:
+        """What the draws start from, by name, one row a sample.
 
         Raises:
-            DataError: another site's values, or no numbers.
+            DataError: another site's values, or no numbers; null texts of another number of steps,
+                or for a sampler that asks for none.
             ShapeError: another number of rows, or of another shape.
         """
         model, prefix = innermost(model)
-        site, who = prefix + start_site(model), "generate"
-        if isinstance(start, Mapping):
-            if set(start) != {site}:
-                raise DataError(
-                    f"{who}: got start of {sorted(start)}, expected {site!r}, where the reverse "
-                    f"chain of {model.name!r} starts, as fitted.encode(x, method=DDIMInverse(50)) "
-                    "gives it."
-                )
-            start = start[site]
-        rows = argument(who, np.ndarray, start=start)
-        want = (num_samples, *model.shape)
-        if rows.shape != want:
-            raise ShapeError(
-                f"{who}: got start of shape {list(rows.shape)}, expected {list(want)}, one row for "
-                f"each of num_samples={num_samples} of {model.name!r}."
-            )
-        return np.asarray(rows, float)
+        site, guides = prefix + start_site(model), getattr(self, "sampler", self)
+        return start_rows(
+            model, site, start, num_samples, self.num_calls(model), guides.guidance_scale
+        )
 
 
 def runner(
-    bound: Bound, one: Callable, columns: Columns,
-    beside: Mapping[str, Array] = MappingProxyType({}), *, keep: bool = False,
+    bound: Bound, one: Callable, columns: Columns, *, keep: bool = False,
+    carried: Callable | None = None, is_one_piece: bool = True,
 ) -> Callable:  # fmt: skip
-    """(params, batch, start or None, key, num_samples) -> the x that the table leads to; with
-    `keep` that and what it was after each call.
+    """(params, batch, start or None, key, num_samples, beside={}, along={}) -> the x that the table
+    leads to; with `keep` that and what it was after each call.
 
-    Without a start it is N(0, I).
+    Without a start it is N(0, I). Beside and along: `Reverse.beside` and `Reverse.along`.
     """
     model: Any = bound.model
     b, shape, calls = bound.backend, tuple(model.shape), len(columns["time"])
     if hasattr(model, "check_times"):
         model.check_times(columns["time"])
     table = {k: b.asarray(v) for k, v in columns.items()}
-    one = b.compile(one, num_calls=calls)
+    one = b.compile(one, num_calls=calls) if is_one_piece else one
     loops: dict[int, Callable] = {}
 
     def loop(num_samples: int) -> Callable:
         def run(
-            params: Mapping, inputs: Mapping, given: Mapping, table: Any, beside: Mapping, key: Any
+            params: Mapping, inputs: Mapping, given: Mapping, table: Any, beside: Mapping, key: Any,
+            along: Mapping,
         ) -> Any:  # fmt: skip
             k_start, k_steps = b.split(key, 2)
             x = given["x"] if given else b.normal(k_start, (num_samples, *shape))
             inputs = embedded(model, params, inputs, x)
+            check_nulls(model, inputs, along)
             carry = {"x": x, "m": b.ops.zeros_like(x)} if "m" in table else {"x": x}
+            carry |= {} if carried is None else carried(inputs, x)
 
             def step(carry: Any, item: Any) -> tuple[Any, Any]:
-                carry = one(params, inputs, {**carry, **beside}, *item)
+                row, k, now = item
+                carry = one(params, {**inputs, **now}, {**carry, **beside}, row, k)
                 return carry, carry["x"] if keep else None
 
-            carry, path = b.scan(step, carry, (table, b.split(k_steps, calls)))
+            carry, path = b.scan(step, carry, (table, b.split(k_steps, calls), dict(along)))
             return (carry["x"], path) if keep else carry["x"]
 
         return b.compile(run, over="steps")
 
-    def run(params: Mapping, batch: Mapping, start: Any, key: Any, num_samples: int) -> Any:
+    def run(
+        params: Mapping, batch: Mapping, start: Any, key: Any, num_samples: int,
+        beside: Mapping = MappingProxyType({}), along: Mapping = MappingProxyType({}),
+    ) -> Any:  # fmt: skip
         if num_samples not in loops:
             loops[num_samples] = loop(num_samples)
         inputs = dict(bound.program_inputs(batch))
         given = {} if start is None else {"x": start}
-        return loops[num_samples](params, inputs, given, table, dict(beside), key)
+        return loops[num_samples](params, inputs, given, table, dict(beside), key, dict(along))
 
     return run
 
 
-def recursion(bound: Bound, guidance_scale: float, clip: float | None) -> Callable:
+def recursion(
+    bound: Bound, guidance_scale: float, clip: float | None, ask: Callable | None = None
+) -> Callable:
     """One row: (params, inputs, carry, row, key) -> carry.
+
+    `ask` is (params, x, t, inputs) -> n, `model.predict` by default.
 
     Columns: "time" of the call; "x" (A) and "net" (B); "m" (M) with "m_x" (D) and "m_net" (E);
     "clipped" (K) with "clean_x" and "clean_net", of which x_0 is made; "std" (S).
@@ -202,10 +215,15 @@ def recursion(bound: Bound, guidance_scale: float, clip: float | None) -> Callab
     b, ops = bound.backend, bound.backend.ops
     model: Any = bound.model
 
+    def predict(params: Mapping, x: Array, t: Array, inputs: Mapping) -> Array:
+        return model.predict(params, x, t, inputs, guidance_scale)
+
+    ask = ask or predict
+
     def step(params: Mapping, inputs: Mapping, carry: Mapping, row: Mapping, key: Any) -> dict:
         x = carry["x"]
         t = ops.broadcast_to(row["time"], (x.shape[0],))
-        n = model.predict(params, x, t, inputs, guidance_scale)
+        n = ask(params, x, t, inputs)
         out = {"x": row["x"] * x + row["net"] * n}
         if "m" in row:
             out["x"] = out["x"] + row["m"] * carry["m"]

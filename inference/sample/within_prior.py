@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from probgen.engine.bound import Bound
-from probgen.engine.target import START
+from probgen.engine.target import OF_SAMPLER
 from probgen.language import dist
 from probgen.language.capabilities import prior_of
 from probgen.language.model import family_of
@@ -56,7 +56,7 @@ def given_prior(bound: Bound, make: Callable[[Bound], Callable]) -> Callable:
         k_z, k_x = b.split(key, 2)
         own = {k.removeprefix(PREFIX): v for k, v in params.items() if k.startswith(PREFIX)}
         values, path = (_renamed(v) for v in draw_z(own, batch, k_z, num_samples))
-        inputs = {k: v for k, v in batch.items() if k != START}
+        inputs = {k: v for k, v in batch.items() if not k.startswith(OF_SAMPLER)}
         return {**values, "x": draw_x(params, inputs, values["z"], k_x)}, path
 
     return draws

@@ -22,7 +22,9 @@ from probgen.language.kinds import having
 
 Array = Any
 Tree = Any
-START = "start"  # in a batch: where the draws of a `DrawsModel` start
+OF_SAMPLER = "sampler/"  # in a batch: before the names of what a `DrawsModel` has a row each of
+START = OF_SAMPLER + "start"  # where its draws start
+START_NULLS = OF_SAMPLER + "null"  # and with which null text at each step
 
 
 def _no_way_in(values: Tree, params: Any, batch: Any) -> Tree:
@@ -128,12 +130,24 @@ class DrawsModel(Protocol):
 
 @runtime_checkable
 class Starts(Protocol):
-    """A `DrawsModel` whose draws may start where the user says: it finds rows of it under `START`.
+    """A `DrawsModel` whose draws may start where the user says: it finds rows of it in its batch.
 
-    `start_rows(model, start, num_samples)` are these rows, or a refusal.
+    `start_rows(model, start, num_samples)` are these rows by name, `START` among them, or a
+    refusal.
     """
 
-    def start_rows(self, model: Any, start: Any, num_samples: int) -> np.ndarray: ...
+    def start_rows(self, model: Any, start: Any, num_samples: int) -> dict[str, np.ndarray]: ...
+
+
+@runtime_checkable
+class HasRows(Protocol):
+    """A `DrawsModel` with arrays of its own that have a row for each sample, such as masks.
+
+    `sample_rows(model, num_samples)` gives them by name, [num_samples, ...], the names with
+    `OF_SAMPLER` before them; it finds the rows of a chunk in its batch.
+    """
+
+    def sample_rows(self, model: Any, num_samples: int) -> dict[str, np.ndarray]: ...
 
 
 @runtime_checkable

@@ -27,9 +27,9 @@ from probgen.engine.fitted import AnyModel, Fitted
 from probgen.engine.sample_chunks import in_chunks
 from probgen.engine.spaces import OwnSpace
 from probgen.engine.target import (
-    START,
     AnySampler,
     DrawsModel,
+    HasRows,
     ShowsPath,
     Starts,
     transitions,
@@ -108,7 +108,7 @@ def generate(
         inputs: arrays with one row per sample, or constants.
         start: where a diffusion's sampler starts, in place of noise of its own: an array
             [num_samples, *event], or the dict that `fitted.encode(x, method=DDIMInverse(50))`
-            gives.
+            gives, or `NullTextInversion(...)`, with the null text of each step.
         chunk_size: samples drawn at a time, for memory; noise belongs to the chunk, so that others
             give other draws.
         return_chain: also keep the sampler's values along the way, in `Samples.chain`; of a
@@ -158,13 +158,16 @@ def generate(
             f"generate: the density of {model.name!r} is known up to a constant, so it has no "
             "ancestral draws; give a method such as Langevin(step_size=1e-2, num_steps=100)."
         )
+    starts: dict[str, np.ndarray] = {}
     if start is not None:
         if not isinstance(method, Starts):
             raise AlgorithmError(
                 f"generate: got start= with method={method!r}, expected a sampler of a diffusion "
                 "such as DDIM(50), which leads from noise to data; leave start out."
             )
-        rows = {**rows, START: method.start_rows(model, start, num_samples)}
+        starts = method.start_rows(model, start, num_samples)
+    own = method.sample_rows(model, num_samples) if isinstance(method, HasRows) else {}
+    rows = {**rows, **starts, **own}
     source = _source(fitted, bound, predictive, method, dict(inputs or {}))
     sites, key = bound.structure.sites, b.key(seed)
     # Who draws a chain by a loop of its own keeps what it leads to alone.
@@ -214,7 +217,7 @@ def generate(
         }  # fmt: skip
 
     def made() -> dict[str, Any]:
-        given = {**(inputs or {}), **({} if start is None else {START: rows[START]})}
+        given = {**(inputs or {}), **starts}
         return provenance.of_samples(
             fitted, b, seed=seed, method=method, inputs=given, num_samples=num_samples,
             chunk_size=chunk_size, predictive=predictive, space=space, return_chain=return_chain,
