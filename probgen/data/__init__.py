@@ -6,6 +6,7 @@ framework; optional libraries are imported by the function that needs them.
 """
 
 from probgen.data.bundled import NATURAL, PHOTOGRAPHS, digits, faces, mnist5k, patches
+from probgen.data.captioned_folder import Captioned, load_captioned_folder
 from probgen.data.densities import (
     Density2D,
     checkerboard,
@@ -60,6 +61,7 @@ __all__ = [
     "SPRITE_NOUNS",
     "SPRITE_SCENES",
     "ArraySource",
+    "Captioned",
     "Density2D",
     "Images",
     "LazySource",
@@ -80,6 +82,7 @@ __all__ = [
     "gaussian_mixture",
     "inverted",
     "letters",
+    "load_captioned_folder",
     "load_cifar",
     "load_idx",
     "load_image_folder",

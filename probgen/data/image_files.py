@@ -18,7 +18,7 @@ from probgen.language.declared import argument
 _LOG = logging.getLogger("probgen.data")
 _PIXELS = 3 * 32 * 32
 _CIFAR10_TRAIN = tuple(f"data_batch_{k}.bin" for k in range(1, 6))
-_EXTENSIONS = (".png", ".jpg", ".jpeg")
+EXTENSIONS = (".png", ".jpg", ".jpeg")
 
 
 def load_cifar(
@@ -203,11 +203,11 @@ def _cifar_kind(path: Path, length: int) -> int:
 
 def _image_files(root: Path) -> list[Path]:
     every = sorted(file for file in root.rglob("*") if file.is_file() and file.name[0] != ".")
-    files = [file for file in every if file.suffix.lower() in _EXTENSIONS]
+    files = [file for file in every if file.suffix.lower() in EXTENSIONS]
     if not files:
         raise DataError(
             f"load_image_folder: {root} holds {len(every)} files and none of them is one of "
-            f"{list(_EXTENSIONS)}; check the path, or convert the images."
+            f"{list(EXTENSIONS)}; check the path, or convert the images."
         )
     if len(files) < len(every):
         _LOG.info("%s: passed over %d files that are not images", root, len(every) - len(files))
@@ -230,26 +230,41 @@ def _folder_labels(root: Path, files: list[Path]) -> tuple[tuple[str, ...], np.n
 
 def _read_image(file: Path, window: tuple[int, int] | None, channels: int | None) -> np.ndarray:
     """[h, w, 1 or 3] float32 in [0, 1]."""
-    pillow = require("PIL.Image", needed_by="load_image_folder")
-    ops = require("PIL.ImageOps", needed_by="load_image_folder")
+    picture = opened_image(file, channels, needed_by="load_image_folder")
+    if window is not None:
+        picture = fitted_image(picture, window)
+    pixels = np.asarray(picture, dtype=np.float32) / np.float32(255)
+    return pixels.reshape(*pixels.shape[:2], -1)
+
+
+def opened_image(file: Path, channels: int | None, *, needed_by: str) -> Any:
+    """A PNG or JPEG as a Pillow image, turned as its EXIF says: grey for 1 channel, RGB for 3.
+
+    Raises:
+        DataError: a damaged file, by name.
+    """
+    pillow = require("PIL.Image", needed_by=needed_by)
     try:
         with pillow.open(file, formats=("PNG", "JPEG")) as opened:
-            picture = ops.exif_transpose(opened)
+            picture = require("PIL.ImageOps", needed_by=needed_by).exif_transpose(opened)
             deep = picture.mode.startswith("I")  # 16-bit grey, which convert("L") would clip
             if deep:
                 levels = np.asarray(picture, dtype=np.float32) / np.float32(257)
                 picture = pillow.fromarray(np.rint(levels).astype(np.uint8))
             grey = channels == 1 or (channels is None and picture.mode in ("1", "L", "LA"))
-            picture = picture.convert("L" if grey else "RGB")
+            return picture.convert("L" if grey else "RGB")
     except Exception as error:  # Pillow's decoders let almost anything out on damaged bytes
         raise DataError(
-            f"load_image_folder: {file} cannot be read ({error}), expected a whole PNG or JPEG "
+            f"{needed_by}: {file} cannot be read ({error}), expected a whole PNG or JPEG "
             f"file; replace or remove it."
         ) from error
-    if window is not None:
-        picture = ops.fit(picture, (window[1], window[0]), method=pillow.Resampling.BICUBIC)
-    pixels = np.asarray(picture, dtype=np.float32) / np.float32(255)
-    return pixels.reshape(*pixels.shape[:2], -1)
+
+
+def fitted_image(picture: Any, window: tuple[int, int]) -> Any:
+    """The largest centred window of the aspect of (height, width), resized to it."""
+    pillow = require("PIL.Image", needed_by="fitted_image")
+    fit = require("PIL.ImageOps", needed_by="fitted_image").fit
+    return fit(picture, window[::-1], method=pillow.Resampling.BICUBIC)
 
 
 def _describe(value: Any) -> str:
