@@ -2,6 +2,7 @@
 
     detection     do scores tell data apart? AUROC and the like, with intervals and tests
     samples       how good is what a model produces?
+    subjects      are pictures faithful to a subject, and to a prompt?
     calibration   is the inference right?
     figures       curves, bars, the bracket of `bdmc`
     page          pages: blocks, sections and `page.Report`
@@ -15,7 +16,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-_ROOMS = ("calibration", "demo", "detection", "figures", "page", "samples")
+_ROOMS = ("calibration", "demo", "detection", "figures", "page", "samples", "subjects")
 
 __all__ = [*_ROOMS, "report"]
 

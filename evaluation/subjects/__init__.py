@@ -1,0 +1,22 @@
+"""How good are pictures of a subject? Faithful to it, to the prompt, to neither's background.
+
+    scores = {method: {"subject": subject_fidelity(...), "prompt": prompt_fidelity(...)}, ...}
+    print(compare_methods(scores, prompts).text())
+
+Scores are numbers a picture, over any feature function. Methods are compared prompt by prompt, and
+one is called better only where the paired difference is more than luck.
+"""
+
+from probgen.evaluation.subjects.compare import MethodTable, compare_methods
+from probgen.evaluation.subjects.scores import (
+    crops,
+    diversity,
+    leak,
+    prompt_fidelity,
+    subject_fidelity,
+)
+
+__all__ = [
+    "MethodTable", "compare_methods", "crops", "diversity", "leak", "prompt_fidelity",
+    "subject_fidelity",
+]  # fmt: skip
