@@ -44,8 +44,8 @@ class Settings:
 
     weight: OpenShare = 0.5
     times: tuple[Share, Share] = (0.05, 0.30)
-    num_steps: Count = 1000
-    batch_size: Many = 256
+    num_steps: Count = 2000
+    batch_size: Many = 512
     hidden: tuple[Width, ...] = (64, 64)
     num_nodes: Many = 128
     repeats: Many = 200
@@ -126,15 +126,20 @@ class Student:
     """One distillation.
 
     Attributes:
-        right: mass of its draws right of 0; wanted: the teacher's.
+        right: mass of its draws right of 0; wanted: the teacher's; half: of the 95 % interval of
+            `right` over the draws.
         kl: KL(q || p), nats, p by a kernel estimate of its draws (bandwidth 0.05).
+        raw, raw_kl: the same of the last weights, not averaged.
         x: draws.
     """
 
     fitted: pg.Fitted
     right: float
     wanted: float
+    half: float
     kl: float
+    raw: float
+    raw_kl: float
     x: np.ndarray
 
 
@@ -148,9 +153,20 @@ def distil(
         num_steps=settings.num_steps, batch_size=settings.batch_size, seed=seed, ema_decay=0.99,
         backend=backend, device="cpu", progress_bar=False,
     )  # fmt: skip
-    x = np.asarray(pg.generate(fitted, 20_000, seed=seed, backend=backend)["x"])[:, 0]
-    right = 1.0 - settings.weight
-    return Student(fitted, float((x > 0).mean()), right, divergence(settings, x), x)
+    x, last = (
+        np.asarray(pg.generate(f, 20_000, seed=seed, backend=backend)["x"])[:, 0]
+        for f in (fitted, fitted.raw)
+    )
+    right = float((x > 0).mean())
+    return Student(
+        fitted, right, 1.0 - settings.weight, half_interval(right, len(x)), divergence(settings, x),
+        float((last > 0).mean()), divergence(settings, last), x,
+    )  # fmt: skip
+
+
+def half_interval(share: float, num: int) -> float:
+    """Half of the 95 % interval of a share of `num` draws."""
+    return 1.96 * float(np.sqrt(share * (1.0 - share) / num))
 
 
 def divergence(settings: Settings, x: np.ndarray, bandwidth: float = 0.05) -> float:

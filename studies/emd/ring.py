@@ -11,6 +11,7 @@ harm, and what gamma_z does.
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from probgen.inference import DDIM, Denoising, EMDistillation
 from probgen.language.declared import declaration
 from probgen.language.kinds import Count, Many, Positive, Share, Width
 from probgen.models import Diffusion, NoiseSchedule, OneStep
+from studies.emd.mixture import half_interval
 
 MODES, RADIUS, SD = 8, 1.5, 0.1
 
@@ -86,15 +88,18 @@ class Draws:
     """Samples and what they are worth.
 
     Attributes:
-        precision: share within 4 sd of a mode; covered: modes with a fifth of their due at least.
+        precision: share within 4 sd of a mode, `half` of its 95 % interval over the draws.
+        covered: modes with a fifth of their due at least.
         tv: total variation of the shares of the modes from the data's.
-        start_sd: of a student before it learns, `x`'s standard deviation.
+        raw: precision of the last weights, not averaged; NaN where they were not asked.
     """
 
     x: np.ndarray
     precision: float
+    half: float
     covered: int
     tv: float
+    raw: float = math.nan
 
 
 def judge(x: np.ndarray) -> Draws:
@@ -104,7 +109,9 @@ def judge(x: np.ndarray) -> Draws:
     counts = np.bincount(off.argmin(1)[hit], minlength=MODES) / len(x)
     shares = counts / max(counts.sum(), 1e-12)
     tv = 0.5 * float(np.abs(shares - 1.0 / MODES).sum())
-    return Draws(x, float(hit.mean()), int((counts >= 0.2 / MODES).sum()), tv)
+    share = float(hit.mean())
+    covered = int((counts >= 0.2 / MODES).sum())
+    return Draws(x, share, half_interval(share, len(x)), covered, tv)
 
 
 def distil(
@@ -117,7 +124,9 @@ def distil(
         num_steps=settings.num_steps, batch_size=settings.batch_size, seed=seed, ema_decay=0.99,
         backend=backend, device="cpu", progress_bar=False,
     )  # fmt: skip
-    return fitted, judge(draw(fitted, settings, seed, backend))
+    found = judge(draw(fitted, settings, seed, backend))
+    last = judge(draw(fitted.raw, settings, seed, backend))
+    return fitted, dataclasses.replace(found, raw=last.precision)
 
 
 def draw(fitted: pg.Fitted, settings: Settings, seed: int, backend: str, **how: Any) -> np.ndarray:

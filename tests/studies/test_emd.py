@@ -4,8 +4,9 @@
     make reproduce NAME=emd ARGS="-k mixture"        a part: mixture, ring or digits
     FIGURES=docs/figures make reproduce NAME=emd     and draws the page's figure
 
-Three seeds on torch, and on JAX one shorter run. The laws of the learner are in
-`tests/inference/test_em_distillation.py`, with the linear-Gaussian checks (A1).
+Three seeds: mixtures on JAX at the sheet's length, and one shorter run on torch; rings and digits
+on torch. The laws of the learner are in `tests/inference/test_em_distillation.py`, with the
+linear-Gaussian checks (A1).
 """
 
 import dataclasses
@@ -46,10 +47,10 @@ def mean(runs, name):
 
 @functools.cache
 def students(settings, steps):
-    pytest.importorskip("torch")
-    found = [mixture.distil(settings, steps, seed, "torch") for seed in SEEDS]
+    pytest.importorskip("jax")
+    found = [mixture.distil(settings, steps, seed, "jax") for seed in SEEDS]
     title = f"mixture {settings.weight:g}, levels {settings.times}"
-    show(title, {f"K = {steps}": found}, ("right", "kl"))
+    show(title, {f"K = {steps}": found}, ("right", "half", "kl", "raw", "raw_kl"))
     return found
 
 
@@ -64,17 +65,20 @@ def test_many_steps_find_the_other_mode_of_a_mixture_and_one_does_not(settings):
     assert len(lost) >= 2
 
 
-def test_a_mixture_on_jax_at_a_quarter_of_the_length():
-    pytest.importorskip("jax")
-    short = dataclasses.replace(EVEN, num_steps=500)
-    found = mixture.distil(short, 16, 0, "jax")
-    show("mixture on JAX, 500 steps", {"K = 16": [found]}, ("right", "kl"))
-    assert found.right > 0.2
+def test_a_mixture_on_torch_at_half_of_the_length():
+    pytest.importorskip("torch")
+    short = dataclasses.replace(EVEN, num_steps=1000, batch_size=256)
+    found = mixture.distil(short, 16, 0, "torch")
+    show(
+        "mixture on torch, 1,000 steps of 256", {"K = 16": [found]}, ("right", "half", "kl", "raw")
+    )
+    assert found.right > 0.3
 
 
 @pytest.mark.parametrize("steps", [1, 16])
 def test_cancellation_takes_the_mixtures_gradient_noise_away(steps):
     """Near convergence, levels up to 0.6: `full` has a fiftieth of the variance of `none`."""
+    pytest.importorskip("torch")
     params = students(EVEN, 16)[0].fitted.params
     found = mixture.gradient_variance(EVEN, steps, params, "torch")
     print(f"\nvariance of the gradient, K = {steps}: {found}")
@@ -95,7 +99,7 @@ def ring_runs():
         for steps in (1, 8):
             drawn = ring.distil(settings, teacher, steps, seed, "torch")[1]
             found[f"K = {steps}"].append(drawn)
-    show("ring", found, ("precision", "covered", "tv"))
+    show("ring", found, ("precision", "half", "raw", "covered", "tv"))
     return found
 
 
@@ -114,7 +118,7 @@ def digit_runs():
     pytest.importorskip("torch")
     runs = [digits.compare(digits.Settings(), seed, "torch") for seed in SEEDS]
     found = {way: [r[way] for r in runs] for way in runs[0]}
-    show("digits", found, ("frechet", "recall", "entropy", "right"))
+    show("digits", found, ("frechet", "half", "raw", "recall", "entropy", "right"))
     return found
 
 
@@ -136,7 +140,7 @@ def test_what_an_untrained_student_draws_of_digits_gets_smooth_at_lower_levels()
 
 
 def test_the_figure_of_the_page(tmp_path):
-    uneven = {f"K = {k}": students(UNEVEN, k)[0].x for k in (1, 16)}
+    uneven = {f"K = {k}, seed 1": students(UNEVEN, k)[1].x for k in (1, 16)}
     rings = {way: runs[0].x for way, runs in ring_runs().items()}
     held_out = digits.data(0)[1]
     rows = {"data": digits.flat(held_out.images)}
