@@ -21,7 +21,7 @@ from probgen.errors import AlgorithmError, ProbgenError, SaveError, ShapeError
 from probgen.language.capabilities import Denoises, prior_of
 from probgen.language.declared import argument, declaration
 from probgen.language.kinds import PathLike, Rule
-from probgen.language.model import Model, family_of
+from probgen.language.model import Model, capability
 from probgen.language.viewed import Viewed
 from probgen.nets.base import at_most
 from probgen.records import forms, store
@@ -98,14 +98,31 @@ class Fitted(Viewed):
                 "one such as VAE(latent=Diffusion(...))."
             )
         own = {k.removeprefix(PRIOR): v for k, v in self.params.items() if k.startswith(PRIOR)}
-        family = family_of(inner)
-        if isinstance(family, Denoises):
-            shape = family.shape
+        denoises = capability(inner, Denoises)
+        if denoises is not None:
+            shape = denoises.shape
         else:
             shape = self.bind(self.resolve("auto"))[0].structure.sites["z"].event_shape
         return Fitted(
             inner, own, info=self.info, shapes={**self.shapes, "x": tuple(shape)},
             constants=self.constants, dtypes={k: v for k, v in self.dtypes.items() if k != "x"},
+        )  # fmt: skip
+
+    def with_prior(self, prior: Fitted) -> Fitted:
+        """The same around another prior of the latent "z", such as what a fit made of `prior`.
+
+        Raises:
+            AlgorithmError: as of `prior`.
+        """
+        _ = self.prior
+        model: Any = self.model
+        beside = {k: v for k, v in self.params.items() if not k.startswith(PRIOR)}
+        x = {k: v for k, v in self.dtypes.items() if k == "x"}
+        return Fitted(
+            model.with_latent(prior.model),
+            {**{f"{PRIOR}{k}": v for k, v in prior.params.items()}, **beside},
+            info=prior.info, shapes={**prior.shapes, "x": self.shapes["x"]},
+            constants=prior.constants, dtypes={**prior.dtypes, **x},
         )  # fmt: skip
 
     def resolve(self, backend: str | Backend, device: str = "auto") -> Backend:

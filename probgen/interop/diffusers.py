@@ -23,7 +23,7 @@ import numpy as np
 from probgen.engine.fitted import Fitted
 from probgen.errors import DeclarationError, ShapeError
 from probgen.interop.diffusers_folder import UNETS, opened
-from probgen.interop.diffusers_pipeline import parts_of, text_of, with_pictures
+from probgen.interop.diffusers_pipeline import parts_of, require_single, text_of, with_pictures
 from probgen.nets.conditions import ContextEmbedding
 from probgen.nets.diffusers_text import DiffusersTextEncoder
 from probgen.nets.diffusers_unet import DiffusersUNet, GivenContext
@@ -254,6 +254,7 @@ def _fitted(
 
     schedule, config = _schedule(scheduler), scheduler.config
     own, name = unet.config, type(unet).__name__
+    require_single(unet, f"a {name}")
     _require_plain(unet, scheduler)
     shape = _shape(own, name) if shape is None else tuple(shape)
     word = _condition(own)

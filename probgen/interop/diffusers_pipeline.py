@@ -39,6 +39,20 @@ def parts_of(pipeline: Any) -> Parts:
     return parts
 
 
+def require_single(module: Any, who: str) -> None:
+    """Refuses weights in half precision, in which a gradient, or a difference of two, is lost.
+
+    Raises:
+        DeclarationError: names the type.
+    """
+    kinds = {str(p.dtype).removeprefix("torch.") for p in module.parameters()}
+    if half := sorted(kinds - {"float32", "float64"}):
+        raise DeclarationError(
+            f"from_diffusers: got {who} with weights of type {', '.join(half)}, expected float32; "
+            "load it with torch_dtype=torch.float32, or give pipeline.to(torch.float32)."
+        )
+
+
 def text_of(parts: Parts) -> DiffusersTextEncoder | None:
     """The text encoder with its tokenizer, where both are there and the U-Net reads rows.
 
@@ -55,6 +69,7 @@ def text_of(parts: Parts) -> DiffusersTextEncoder | None:
             f"(use_attention_mask={getattr(config, 'use_attention_mask', False)}) for a U-Net of "
             f"cross_attention_dim={wanted}, expected the same size, and no mask; {ALONE}"
         )
+    require_single(parts.text_encoder, "a text encoder")
     return DiffusersTextEncoder(parts.text_encoder, parts.tokenizer)
 
 
@@ -74,6 +89,7 @@ def with_pictures(prior: Fitted, vae: Any) -> Fitted:
             f"out_channels={config['out_channels']}, shift_factor={shift}, expected the U-Net's "
             f"{c} channels, pictures of 3, and no shift; {ALONE}"
         )
+    require_single(vae, "a VAE")
     factor = 2 ** (len(config["block_out_channels"]) - 1)
     shape, scale = (h * factor, w * factor, 3), float(config["scaling_factor"])
     encoder = DiffusersEncoder(vae.encoder, vae.quant_conv, scale)

@@ -97,6 +97,12 @@ class DiffusersTextEncoder:
         self.check_values(rows)
         return self.tokenizer.batch_decode(rows.tolist(), skip_special_tokens=True)
 
+    def lengths(self, ids: np.ndarray) -> np.ndarray:
+        """[n] how many of the first ids of each caption [n, L] are its start and its words; its end
+        and padding follow."""
+        ends = np.atleast_2d(np.asarray(ids)) == self.tokenizer.eos_token_id
+        return np.where(ends.any(axis=1), ends.argmax(axis=1), ends.shape[1])
+
     def _net(self) -> TorchNet:
         return TorchNet(self.module, 1)
 

@@ -9,7 +9,8 @@ import pytest
 import probgen as pg
 from probgen import backends
 from probgen.errors import AlgorithmError, DataError, DeclarationError, ShapeError, SupportError
-from probgen.inference import DDIM, DDIMInverse, Denoising
+from probgen.inference import DDIM, ELBO, SVI, DDIMInverse, Denoising
+from probgen.models import Subject, personalised
 from probgen.trees import tree_leaves, tree_map
 
 torch = pytest.importorskip("torch")
@@ -171,6 +172,32 @@ def test_a_fit_of_the_denoiser_leaves_all_else_to_the_bit(fitted, text, live):
                      "decoder": False}  # fmt: skip
 
 
+def test_a_subject_is_learned_from_latents_and_drawn_in_pictures(fitted, text, live):
+    """Its rows move and nothing else; the auto-encoder around it makes pictures of its draws."""
+    z = np.random.default_rng(2).standard_normal((2, 4, 4, 4)).astype("f")
+    given = {"condition": text.tokens(["a dog", "a dog on grass"])}
+    np.testing.assert_array_equal(text.lengths(given["condition"]), [3, 5])
+    subject = Subject(fitted.prior, num_tokens=2, anchor="dog", draws=2, word="dog")
+    rows = text.apply(tree_map(torch.as_tensor, fitted.prior.params["condition"]),
+                      torch.as_tensor(text.tokens("dog")))  # fmt: skip
+    np.testing.assert_allclose(subject.anchor_rows, rows[0, [1, 1]].numpy(), atol=1e-6)
+    learned = pg.fit(
+        subject, {"x": z}, SVI(ELBO(), pg.Adam(1e-2)), inputs=given, num_steps=1, seed=0,
+        backend=live, progress_bar=False,
+    )  # fmt: skip
+    for net, tree in fitted.prior.params.items():
+        assert all(map(np.array_equal, tree_leaves(tree), tree_leaves(learned.params[net])))
+    within = fitted.with_prior(personalised(learned))
+    ways = {"method": DDIM(2, guidance_scale=2.0), "seed": 0, "backend": live}
+    draws, plain = (pg.generate(f, 2, inputs=given, **ways) for f in (within, fitted))
+    assert draws["x"].shape == (2, 8, 8, 3) and np.abs(draws["z"] - plain["z"]).max() > 1e-5
+    same = fitted.with_prior(fitted.prior)
+    assert same.shapes == fitted.shapes and same.params.keys() == fitted.params.keys()
+    np.testing.assert_array_equal(pg.generate(same, 2, inputs=given, **ways)["x"], plain["x"])
+    with pytest.raises(DataError, match="reach into the last 2 of 8 rows"):
+        personalised(learned).model.check_rows({"condition": text.tokens("a photo of a dog on")})
+
+
 def test_a_folder_is_the_pipeline(pipeline, fitted, tmp_path):
     pipeline.save_pretrained(tmp_path)
     loaded = pg.from_diffusers(tmp_path)
@@ -224,6 +251,14 @@ def test_what_it_cannot_take_is_an_error_in_words(pipeline, fitted, text):
         fitted.encode(x, {"condition": given["condition"][:, :5]})
     with pytest.raises(AlgorithmError, match="no latent whose prior is a model"):
         _ = fitted.prior.prior
+
+
+def test_half_precision_is_refused(pipeline):
+    for part in (pipeline.unet, pipeline.text_encoder, pipeline.vae):
+        part.half()
+        with pytest.raises(DeclarationError, match="of type float16, expected float32"):
+            pg.from_diffusers(pipeline)
+        part.float()
 
 
 def test_a_scheduler_without_an_inverse_is_refused(pipeline):
