@@ -253,7 +253,8 @@ def test_what_it_cannot_take_is_an_error_in_words(pipeline, fitted, text):
         _ = fitted.prior.prior
 
 
-def test_half_precision_is_refused(pipeline):
+def test_half_precision_is_refused():
+    pipeline = pipelines.stable_diffusion()
     for part in (pipeline.unet, pipeline.text_encoder, pipeline.vae):
         part.half()
         with pytest.raises(DeclarationError, match="of type float16, expected float32"):
