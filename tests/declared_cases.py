@@ -50,6 +50,7 @@ REGISTRY = [
     nets.LayerNorm(), nets.SpectralNorm(nets.Dense(2)), nets.WeightNorm(nets.Dense(2)),
     nets.SelfAttention(), nets.CrossAttention(), nets.AttentionBlock(), nets.TransformerLayer(),
     nets.MapReplacement({}, np.array([True])), nets.TextEncoder(("word",)), nets.PatchTransformer(),
+    nets.LowRank(NET),
     nets.Sequential((nets.Dense(2), "silu")),
     nets.MADE(), nets.LocScale(),
     nets.ResidualBlock(4), nets.MLP(), nets.MLPEnergy(), nets.MLPDenoiser(2), nets.ConvEncoder(),

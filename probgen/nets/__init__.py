@@ -34,6 +34,7 @@ from probgen.nets.layers import (
     Upsample,
 )
 from probgen.nets.loc_scale import LocScale
+from probgen.nets.low_rank import LowRank
 from probgen.nets.made import MADE
 from probgen.nets.mlp import MLP, MLPEnergy
 from probgen.nets.norms import GroupNorm, LayerNorm, SpectralNorm, power_iterate
@@ -56,7 +57,7 @@ __all__ = [
     "SelfAttention", "CrossAttention", "AttentionBlock", "MapReplacement", "TransformerLayer",
     # compositions
     "Sequential", "ResidualBlock", "MLP", "MADE", "ConvEncoder", "ConvDecoder", "UNet",
-    "PatchTransformer",
+    "PatchTransformer", "LowRank",
     "MLPDenoiser", "MLPEnergy", "ConvEnergy", "ResidualEnergy", "SumOfEnergies",
     "ScaledEnergy", "ClassEmbedding", "ContextEmbedding", "TextEncoder", "SubjectTokens",
     "LatentDenoiser", "LatentUNet", "LatentBlock", "LatentGroupNorm",
