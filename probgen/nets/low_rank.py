@@ -25,8 +25,8 @@ from probgen.nets.buffers import Path, buffer_paths
 from probgen.trees import tree_items, tree_map
 
 # What a net may have beyond `init` and `apply`: taken from it, or asked of it with merged weights.
-OF_NET = {"in_ndim", "framework", "out_shape", "check_values"}
-WITH_WEIGHTS = {"null", "penalty", "check"}
+OF_NET = {"in_ndim", "framework", "out_shape", "check_values", "check_times"}
+WITH_WEIGHTS = {"null", "at", "penalty", "check"}
 
 
 @declaration
