@@ -56,7 +56,7 @@ REGISTRY = [
     nets.ResidualBlock(4), nets.MLP(), nets.MLPEnergy(), nets.MLPDenoiser(2), nets.ConvEncoder(),
     nets.ClassEmbedding(3, 2), nets.ContextEmbedding((2,)),
     nets.SubjectTokens(nets.ContextEmbedding((3, 2)), 2),
-    nets.ConvDecoder(), nets.ConvEnergy(), nets.UNet(),
+    nets.ConvDecoder(), nets.ConvEnergy(), nets.UNet(), nets.EfficientNetLite(),
     nets.LatentDenoiser(2), nets.LatentUNet(), nets.LatentBlock(4), nets.LatentGroupNorm(),
     nets.TimedDiscriminator(), nets.ConvDiscriminator(),
     nets.ResidualEnergy(), nets.SumOfEnergies((ENERGY, ENERGY)), nets.ScaledEnergy(ENERGY, 0.5),
@@ -275,7 +275,8 @@ FUNCTIONS = {
     "samples": {
         "sample_quality": {**POINTS, "seed": 0}, "as_features": {"fn": len},
         "pca_features": {"reference": X},
-        "digit_classifier": {}, "frechet_distance": POINTS, "frechet_from_moments": MOMENTS,
+        "digit_classifier": {}, "efficientnet_features": {},
+        "frechet_distance": POINTS, "frechet_from_moments": MOMENTS,
         "frechet_bias": {"covariance": 1.0, "n_real": 2, "n_fake": 2}, "kid": POINTS,
         "gaussian_mmd2": {**MOMENTS, "bandwidth": 1.0}, "sliced_wasserstein": POINTS,
         "prdc": POINTS, "expected_coverage": {"n_real": 20, "n_fake": 20},

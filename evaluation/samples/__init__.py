@@ -17,6 +17,7 @@ from probgen.evaluation.samples.frechet import (
     frechet_distance,
     frechet_from_moments,
 )
+from probgen.evaluation.samples.image_net import efficientnet_features
 from probgen.evaluation.samples.kid import kid
 from probgen.evaluation.samples.mmd import gaussian_mmd2, mmd_test
 from probgen.evaluation.samples.modes import ModeCount, count_classes, count_modes
@@ -29,6 +30,7 @@ __all__ = [
     "SampleQuality", "sample_quality", "Estimate",
     # what is compared
     "Features", "as_features", "pca_features", "DigitClassifier", "digit_classifier",
+    "efficientnet_features",
     # distances
     "Frechet", "frechet_distance", "frechet_from_moments", "frechet_bias",
     "kid", "gaussian_mmd2", "sliced_wasserstein",

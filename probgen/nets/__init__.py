@@ -20,6 +20,7 @@ from probgen.nets.denoiser import MLPDenoiser
 from probgen.nets.diffusers_text import DiffusersTextEncoder
 from probgen.nets.diffusers_unet import DiffusersUNet, GivenContext
 from probgen.nets.diffusers_vae import DiffusersDecoder, DiffusersEncoder
+from probgen.nets.efficientnet import EfficientNetLite
 from probgen.nets.energies import ScaledEnergy, SumOfEnergies
 from probgen.nets.latent_blocks import LatentBlock, LatentGroupNorm
 from probgen.nets.latent_denoiser import LatentDenoiser, TimedDiscriminator
@@ -57,7 +58,7 @@ __all__ = [
     "SelfAttention", "CrossAttention", "AttentionBlock", "MapReplacement", "TransformerLayer",
     # compositions
     "Sequential", "ResidualBlock", "MLP", "MADE", "ConvEncoder", "ConvDecoder", "UNet",
-    "PatchTransformer", "LowRank",
+    "PatchTransformer", "LowRank", "EfficientNetLite",
     "MLPDenoiser", "MLPEnergy", "ConvEnergy", "ResidualEnergy", "SumOfEnergies",
     "ScaledEnergy", "ClassEmbedding", "ContextEmbedding", "TextEncoder", "SubjectTokens",
     "LatentDenoiser", "LatentUNet", "LatentBlock", "LatentGroupNorm",

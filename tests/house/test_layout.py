@@ -37,7 +37,7 @@ BACKEND_WORDS = {"torch", "pyro", "jax", "numpyro"}
 # The only files outside probgen/backends that meet a framework: what users bring along.
 BRING_YOUR_OWN = {
     "probgen/nets/adapters.py", "probgen/interop/diffusers_folder.py",
-    "probgen/interop/transformers_folder.py",
+    "probgen/interop/transformers_folder.py", "probgen/interop/efficientnet.py",
 }  # fmt: skip
 
 # Files of probgen/ that may reach up into the rooms, and then only inside a function: the command
