@@ -166,8 +166,9 @@ def generate(
                 "such as DDIM(50), which leads from noise to data; leave start out."
             )
         starts = method.start_rows(model, start, num_samples)
-    own = method.sample_rows(model, num_samples) if isinstance(method, HasRows) else {}
-    rows = {**rows, **starts, **own}
+    if isinstance(method, HasRows):
+        rows = {**rows, **method.sample_rows(model, num_samples)}
+    rows = {**rows, **starts}
     source = _source(fitted, bound, predictive, method, dict(inputs or {}))
     sites, key = bound.structure.sites, b.key(seed)
     # Who draws a chain by a loop of its own keeps what it leads to alone.
