@@ -65,6 +65,8 @@ REGISTRY = [
     nets.DiffusersUNet(Module()), nets.GivenContext(),
     nets.DiffusersTextEncoder(Module(), Module()),
     nets.DiffusersEncoder(Module()), nets.DiffusersDecoder(Module()),
+    # geometry of pictures
+    pg.data.Similarity(),
     # optimisers and their schedules
     optim.Schedule(), pg.CosineDecay(0.1, 10), pg.ExponentialDecay(0.1, 0.5, 10),
     pg.LinearWarmup(0.1, 10), optim.OptimizerDeclaration(), pg.Adam(), pg.AdamW(), pg.SGD(),
@@ -217,6 +219,7 @@ TOGETHER = {
     ("NoiseSchedule", "sigma_min"): {"fraction"},
     ("Gaussian", "scale"): ABOVE | {"array"},
     ("Subject", "anchor"): set(),  # the base's condition is no text
+    ("NullTextInversion", "learning_rate_decay"): {"zero"},  # which the last of 50 steps bears
     ("InputComplexity", "codecs"): set(),
     ("ErrorReduction", "codecs"): set(),
     ("MapReplacement", "columns_kept"): set(),  # booleans on one axis

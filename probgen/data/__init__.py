@@ -5,6 +5,7 @@ diffusions, in [-1, 1]. Importing this loads no deep-learning
 framework; optional libraries are imported by the function that needs them.
 """
 
+from probgen.data.alignment import Similarity, align_masks
 from probgen.data.bundled import NATURAL, PHOTOGRAPHS, digits, faces, mnist5k, patches
 from probgen.data.captioned_folder import Captioned, load_captioned_folder
 from probgen.data.densities import (
@@ -67,9 +68,11 @@ __all__ = [
     "LazySource",
     "Pictograms",
     "Shapes",
+    "Similarity",
     "Source",
     "Sprites",
     "StreamSource",
+    "align_masks",
     "as_arrays",
     "as_source",
     "binarize",
