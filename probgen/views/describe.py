@@ -90,7 +90,10 @@ def _short(declaration: Any) -> str:
     for f in dataclasses.fields(declaration):
         value = getattr(declaration, f.name)
         if f.repr and not (f.default is not dataclasses.MISSING and value == f.default):
-            shown.append(f"{f.name}={value!r}")
+            text = repr(value)
+            if "\n" in text:  # a module of a framework: pages, of which its class says enough
+                text = f"{type(value).__name__}(...)"
+            shown.append(f"{f.name}={text}")
     return f"{type(declaration).__name__}({', '.join(shown)})"
 
 

@@ -253,6 +253,12 @@ def test_what_it_cannot_take_is_an_error_in_words(pipeline, fitted, text):
         _ = fitted.prior.prior
 
 
+def test_its_table_and_its_line_name_modules_by_their_class(fitted):
+    table = fitted.describe()
+    assert "DiffusersUNet(module=UNet2DConditionModel(...)" in table
+    assert max(map(len, table.splitlines())) < 200 and "\n" not in repr(fitted)
+
+
 def test_half_precision_is_refused():
     pipeline = pipelines.stable_diffusion()
     for part in (pipeline.unet, pipeline.text_encoder, pipeline.vae):
