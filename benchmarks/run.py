@@ -26,6 +26,7 @@ ROWS = {
     "chains": "chains",
     "ebm": "ebm",
     "diffusion": "diffusion",
+    "subjects": "subjects",
     "flows": "flows",
     "regret": "regret",
     "importance": "importance",
