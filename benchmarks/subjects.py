@@ -6,10 +6,17 @@
 The network is that of `studies.hifi_tuner`, a transformer of three layers over 16 patches, with
 weights at random. By hand are an eager torch loop, the network in torch's own functions, and one
 jitted scan on JAX; captions are encoded once. All are held to one mean loss before the rows move.
+
+A third contest is the same on the latents of a small Stable Diffusion, brought in by
+`pg.from_diffusers`, against diffusers' network in a loop of its own, captions encoded once; theirs
+encodes them in each step, since what it learns goes through the encoder. It needs diffusers and
+transformers, and is left out without them.
 """
 
 import functools
+import importlib.util
 import math
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -257,8 +264,101 @@ def same_losses(ours: Fit, peer: Fit) -> Agreement:
     return Agreement("mean loss, s.e.", float(abs(a.mean() - c.mean())) / error, 4.0)
 
 
+# ---- Stable Diffusion ----------------------------------------------------------------------------
+
+
+def small_unet() -> Any:
+    """A U-Net of a text-conditional latent diffusion, weights at random."""
+    import torch
+    from diffusers import UNet2DConditionModel
+
+    torch.manual_seed(0)
+    return UNet2DConditionModel(
+        sample_size=8, in_channels=4, out_channels=4, block_out_channels=(32, 64),
+        layers_per_block=1, cross_attention_dim=32, attention_head_dim=8, norm_num_groups=16,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+    )  # fmt: skip
+
+
+LATENT, TOKENS, SIZE = (8, 8, 4), 16, 32
+
+
+@functools.cache
+def latents() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Five latents, masks, the rows of captions, and the null's."""
+    rng = np.random.default_rng(0)
+    mask = (rng.random((5, 8, 8, 1)) < 0.4).astype(np.float32)
+    x, rows, null = (
+        rng.normal(size=s).astype(np.float32)
+        for s in ((5, *LATENT), (5, TOKENS, SIZE), (TOKENS, SIZE))
+    )
+    return x, mask, rows, null
+
+
+def scheduler() -> Any:
+    from diffusers import DDIMScheduler
+
+    return DDIMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
+        set_alpha_to_one=False, steps_offset=1,
+    )  # fmt: skip
+
+
+def declared_latents(b: Any, device: str) -> Fit:
+    """`pg.fit` over the network that `from_diffusers` brings in."""
+    x, mask, rows, null = latents()
+    base = pg.from_diffusers(
+        small_unet().to(device), scheduler(), num_tokens=TOKENS, null=null
+    )  # fmt: skip
+    losses: list[np.ndarray] = []
+
+    class Kept(Held):
+        def on_chunk(self, progress: Any, metrics: Any) -> None:
+            losses.append(-np.asarray(metrics["log_prob/x"]))
+            super().on_chunk(progress, metrics)
+
+    held = Kept(lambda callback: pg.fit(
+        Subject(base, N, PRIOR, draws=DRAWS), {"x": x}, SVI(ELBO(), pg.Adam(RATE)),
+        inputs={"condition": rows, "mask": mask}, num_steps=NUM_STEPS, seed=0, backend=b,
+        progress_bar=False, callbacks=[callback],
+    ))  # fmt: skip
+    return Fit(held.advance, losses)
+
+
+def diffusers_loop(device: str) -> Fit:
+    """Textual inversion of the encoder's output rows, as a user of diffusers writes it."""
+    import torch
+
+    unet, noise_of = small_unet().to(device).requires_grad_(False), scheduler()
+    x, mask, rows, null = (torch.tensor(v, device=device) for v in latents())
+    x, mask = x.permute(0, 3, 1, 2).contiguous(), mask.permute(0, 3, 1, 2).contiguous()
+    anchor = null[-N:]
+    learned = anchor.clone().requires_grad_()
+    optimizer = torch.optim.Adam([learned], RATE, fused=True)
+    losses: list[np.ndarray] = []
+
+    def step() -> Any:
+        i = torch.randint(0, len(x), (DRAWS,), device=device)
+        t = torch.randint(0, 1000, (DRAWS,), device=device)
+        eps = torch.randn(DRAWS, *x.shape[1:], device=device)
+        x_t = noise_of.add_noise(x[i], eps, t)
+        given = torch.cat([rows[i][:, :-N], learned.expand(DRAWS, N, SIZE)], 1)
+        predicted = unet(x_t, t, encoder_hidden_states=given).sample
+        error = ((mask[i] * (eps - predicted)) ** 2).sum() / DRAWS
+        optimizer.zero_grad(set_to_none=True)
+        (error + PRIOR * ((learned - anchor) ** 2).sum()).backward()
+        optimizer.step()
+        return error.detach()
+
+    def block() -> None:
+        losses.append(torch.stack([step() for _ in range(STEPS)]).cpu().numpy())
+
+    return Fit(block, losses)
+
+
 def contests(setting: Setting, only: str = "") -> Iterator[Contest]:
-    """A step on torch and on JAX."""
+    """A step on torch, on JAX, and on a small Stable Diffusion."""
     there = backends.available()
     for kind in (n for n in ("torch", "JAX") if there[n.lower()]):
         if only not in (name := f"subject, {kind}"):
@@ -273,7 +373,25 @@ def contests(setting: Setting, only: str = "") -> Iterator[Contest]:
         who = "eager by hand" if kind == "torch" else "jit + scan by hand"
         peer = torch_loop(setting.device) if kind == "torch" else jax_loop()
         fits = {"probgen": declared(b), who: peer}
-        yield Contest(
-            name, "steps", {n: Side(fit.block, STEPS) for n, fit in fits.items()},
-            [Target("probgen", who, 1 / 1.05, functools.partial(same_losses, *fits.values()))],
-        )  # fmt: skip
+        yield contest(name, fits, 1 / 1.05)
+    if only not in (name := "subject, diffusers"):
+        return
+    if not all(map(importlib.util.find_spec, ("diffusers", "torch"))):
+        print("subjects: diffusers is left out; pip install diffusers", file=sys.stderr)
+        return
+    b = backends.load("torch", setting.device)
+    yield contest(
+        name,
+        {
+            "probgen": declared_latents(b, setting.device),
+            "diffusers": diffusers_loop(setting.device),
+        },
+        1.0,
+    )
+
+
+def contest(name: str, fits: dict[str, Fit], ratio: float) -> Contest:
+    """Ours, the first, against the other."""
+    sides = {n: Side(fit.block, STEPS) for n, fit in fits.items()}
+    same = functools.partial(same_losses, *fits.values())
+    return Contest(name, "steps", sides, [Target(*sides, ratio, same)])

@@ -31,7 +31,7 @@ from probgen.models import Subject, personalised
 from studies.hifi_tuner.base import SUBJECT
 from studies.hifi_tuner.scores import nearest_scene, subject_error
 
-SCENE = "grass"  # of all five pictures
+SCENE = "night"  # of all five pictures; the base draws it of no prompt that does not name it
 UNSEEN = tuple(s for s in SPRITE_SCENES if s != SCENE)
 
 
