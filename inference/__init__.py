@@ -55,6 +55,7 @@ from probgen.inference.objectives.kl_weights import CyclicalWarmup, LinearWarmup
 from probgen.inference.regret.likelihood_regret import LikelihoodRegret
 from probgen.inference.sample.ancestral import DDIM, Ancestral
 from probgen.inference.sample.annealing_path import AnnealingPath
+from probgen.inference.sample.attention_control import AttentionControl
 from probgen.inference.sample.flow_solvers import DPMSolver, ProbabilityFlowODE
 from probgen.inference.sample.gradient_flow import GradientFlow
 from probgen.inference.sample.guide import Guide
@@ -71,6 +72,7 @@ __all__ = [
     "Adversarial",
     "Ancestral",
     "AnnealingPath",
+    "AttentionControl",
     "AutoLaplaceApproximation",
     "AutoLowRankMultivariateNormal",
     "AutoMultivariateNormal",

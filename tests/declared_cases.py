@@ -105,6 +105,7 @@ REGISTRY = [
     inference.NUTS(), inference.HMC(), inference.sample.mcmc.HamiltonianMethod(),
     inference.Ancestral(), inference.DDIM(), inference.DDIMInverse(), inference.DPMSolver(),
     inference.PivotalInversion(), inference.NullTextInversion(),
+    inference.AttentionControl(inference.DDIM(), np.array([True, False])),
     inference.ReferenceGuided(inference.DDIM(guidance_scale=2.0), X, X == 0),
     inference.ProbabilityFlowODE(), inference.Inpaint(inference.DDIM(), X > 0, X),
     inference.GradientFlow(0.1), inference.Noise(), inference.AnnealingPath(0.5),

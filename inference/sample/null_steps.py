@@ -28,7 +28,8 @@ class NullSteps(NamedTuple):
     """What a leap with a null text of its own needs, compiled.
 
     Attributes:
-        towards: (params, inputs, x, row) -> what the net says with the condition.
+        towards: (params, inputs, x, row) -> (what the net says with the condition, its maps of the
+            condition by layer where they are asked for, else none).
         leap: (params, inputs with that and "null", x, row) -> x'.
         learn: (params, inputs with that, x, row, null, aim) -> the null text after its steps; aim
             has "target", "rate", "tolerance" and, where there is a mask, "weight" [n or 1, *shape].
@@ -39,21 +40,25 @@ class NullSteps(NamedTuple):
     learn: Callable
 
 
-def null_steps(bound: Bound, sampler: Any, num_steps: int) -> NullSteps:
+def null_steps(bound: Bound, sampler: Any, num_steps: int, with_maps: bool = False) -> NullSteps:
     """The steps of a deterministic sampler's leap.
 
     Args:
         bound: a diffusion.
         sampler: `DDIM` without noise: its guidance and clipping.
         num_steps: on the null text, at each leap.
+        with_maps: of a model that has them (`MapsAttention`).
     """
     b, ops = bound.backend, bound.backend.ops
     model: Any = bound.model
     calls = sampler.num_steps
     w = sampler.guidance_scale
 
-    def towards(params: Mapping, inputs: Mapping, x: Array, row: Mapping) -> Array:
-        return model.predict(params, x, ops.broadcast_to(row["time"], (x.shape[0],)), inputs, 1.0)
+    def towards(params: Mapping, inputs: Mapping, x: Array, row: Mapping) -> tuple[Array, dict]:
+        t = ops.broadcast_to(row["time"], (x.shape[0],))
+        if with_maps:
+            return model.predict_with_maps(params, x, t, inputs)
+        return model.predict(params, x, t, inputs, 1.0), {}
 
     def ask(params: Mapping, x: Array, t: Array, inputs: Mapping) -> Array:
         away = model.predict(params, x, t, inputs, 0.0)

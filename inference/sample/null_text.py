@@ -22,7 +22,14 @@ from probgen.inference.sample.ancestral import DDIM
 from probgen.inference.sample.inversion import PivotalInversion, swapped
 from probgen.inference.sample.null_steps import TOWARDS, each_loss, null_steps
 from probgen.inference.sample.reverse import require_denoiser, start_site
-from probgen.inference.sample.start_codes import NULL, PIVOTS, RESIDUAL, require_null
+from probgen.inference.sample.start_codes import (
+    MAPS,
+    NULL,
+    PIVOTS,
+    RESIDUAL,
+    require_maps,
+    require_null,
+)
 from probgen.language.capabilities import embedded
 from probgen.language.declared import declaration, require
 from probgen.language.kinds import Many, NonNegative, Positive
@@ -43,6 +50,9 @@ class NullTextInversion:
         time: of the way up, as of `DDIMInverse`.
         inner_steps: at most so many of Adam's on the null text of a step.
         learning_rate, learning_rate_decay: r and d of the rate r (1 - d i) at the i-th step down.
+        keeps_maps: whether the codes have the maps of the condition too, "maps/LAYER" [n,
+            num_steps, heads, pixels, m] by layer, as the leaps used them: what `AttentionControl`
+            puts into other draws.
         tolerance, tolerance_growth: e and g: a datum whose mean squared distance is below e + g i
             at the i-th step down is left as it is.
 
@@ -53,7 +63,8 @@ class NullTextInversion:
     A datum is left before the update at which the public code still takes one; 10 inner steps and
     these rates are its own.
 
-    Raises (by encode): AlgorithmError: those of `DDIMInverse`; the model has no null text.
+    Raises (by encode): AlgorithmError: those of `DDIMInverse`; the model has no null text,
+    or no maps to keep.
 
     Source: Mokady et al. 2022, arXiv:2211.09794, section 3.2 and algorithm 1; numbers as in its
     public code.
@@ -66,6 +77,7 @@ class NullTextInversion:
     learning_rate_decay: NonNegative = dataclasses.field(default=0.01, kw_only=True)
     tolerance: NonNegative = dataclasses.field(default=1e-5, kw_only=True)
     tolerance_growth: NonNegative = dataclasses.field(default=2e-5, kw_only=True)
+    keeps_maps: bool = dataclasses.field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
         require_guided(self)
@@ -88,16 +100,19 @@ class NullTextInversion:
         def codes(params: Mapping, batch: Mapping) -> dict[str, Array]:
             found = up(params, batch)
             inputs = dict(bound.program_inputs(batch))
-            null, residual = down(params, inputs, found[PIVOTS])
-            return {site: found[site], NULL: null, RESIDUAL: residual}
+            null, residual, maps = down(params, inputs, found[PIVOTS])
+            by_layer = {MAPS + layer: each for layer, each in maps.items()}
+            return {site: found[site], NULL: null, RESIDUAL: residual, **by_layer}
 
         return codes
 
     def _down(self, bound: Bound) -> Callable:
-        """(params, inputs, pivots [n, num_steps + 1, *shape]) -> (null texts, residuals)."""
+        """(params, inputs, pivots [n, num_steps + 1, *shape]) -> (null texts, residuals, maps)."""
         b, ops = bound.backend, bound.backend.ops
         model: Any = bound.model
-        steps = null_steps(bound, self.sampler, self.inner_steps)
+        if self.keeps_maps:
+            require_maps(model, "NullTextInversion")
+        steps = null_steps(bound, self.sampler, self.inner_steps, self.keeps_maps)
         table = {k: b.asarray(v) for k, v in self.sampler.columns(model).items()}
         count = np.arange(self.sampler.num_steps)
         aims = {
@@ -115,13 +130,14 @@ class NullTextInversion:
                 x, null = carry
                 row, target, aim = item
                 aim = {**aim, "target": target}
-                here = {**inputs, TOWARDS: steps.towards(params, inputs, x, row)}
+                towards, maps = steps.towards(params, inputs, x, row)
+                here = {**inputs, TOWARDS: towards}
                 null = steps.learn(params, here, x, row, null, aim)
                 x = steps.leap(params, {**here, NULL: null}, x, row)
-                return (x, null), (null, each_loss(ops, aim, x))
+                return (x, null), (null, each_loss(ops, aim, x), maps)
 
-            _, (nulls, residuals) = b.scan(step, (way[0], null), (table, way[1:], aims))
-            return swapped(ops, nulls), swapped(ops, residuals)
+            _, found = b.scan(step, (way[0], null), (table, way[1:], aims))
+            return b.tree_map(lambda v: swapped(ops, v), found)
 
         run = b.compile(run, over="steps")
         return lambda params, inputs, pivots: run(params, inputs, pivots, table, aims)

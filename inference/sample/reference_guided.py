@@ -190,7 +190,7 @@ class ReferenceGuided(Reverse):
                 x = ops.where(is_first & (mask > 0), inputs[NOW], x)
                 led_null = ops.where(is_first, null, led_null)
                 around = plain(params, own, {"x": x}, row, key)["x"]
-                here = {**own, TOWARDS: steps.towards(params, own, x, row)}
+                here = {**own, TOWARDS: steps.towards(params, own, x, row)[0]}
                 aim = {
                     "target": inputs[NEXT], "weight": mask,
                     "rate": ops.asarray_like(self.learning_rate, x),

@@ -1,9 +1,11 @@
 """Where a diffusion's draws start: x_T, and the null text of each step where there are such codes.
 
-    codes = {"x_T": [n, *shape], "null": [n, num_steps, m, d]}
+    codes = {"x_T": [n, *shape], "null": [n, num_steps, m, d],
+             "maps/LAYER": [n, num_steps, heads, pixels, m], ...}
 
 `fitted.encode` makes them, with "residual" and "pivots" beside them, which tell of codes and are
-not used. The null text takes the place of the model's own at the call that it was learned for.
+not used. The null text takes the place of the model's own at the call that it was learned for; the
+maps are for `AttentionControl`, and others leave them alone.
 """
 
 from __future__ import annotations
@@ -14,12 +16,13 @@ from typing import Any
 import numpy as np
 
 from probgen.engine.bound import Bound
-from probgen.engine.target import START, START_NULLS
+from probgen.engine.target import START, START_MAPS, START_NULLS
 from probgen.errors import AlgorithmError, DataError, ShapeError
+from probgen.language.capabilities import MapsAttention
 from probgen.language.declared import argument
 
 Array = Any
-NULL, RESIDUAL, PIVOTS = "null", "residual", "pivots"
+NULL, RESIDUAL, PIVOTS, MAPS = "null", "residual", "pivots", "maps/"
 
 
 def start_rows(
@@ -36,9 +39,10 @@ def start_rows(
         DataError, ShapeError: as `Reverse.start_rows`.
     """
     given = start if isinstance(start, Mapping) else {site: start}
-    nulls = site.rpartition("/")[0] + "/" * ("/" in site) + NULL
-    told = {nulls.removesuffix(NULL) + n for n in (RESIDUAL, PIVOTS)}
-    if site not in given or not set(given) <= {site, nulls, *told}:
+    prefix = site[: site.rfind("/") + 1]
+    nulls, told = prefix + NULL, {prefix + RESIDUAL, prefix + PIVOTS}
+    maps = [n for n in given if n.startswith(prefix + MAPS)]
+    if site not in given or not set(given) <= {site, nulls, *told, *maps}:
         raise DataError(
             f"generate: got start of {sorted(given)}, expected {site!r}, where the reverse "
             f"chain of {model.name!r} starts, as fitted.encode(x, method=DDIMInverse(50)) "
@@ -48,6 +52,29 @@ def start_rows(
     if nulls in given:
         rows[START_NULLS] = _nulls(given[nulls], num_samples, num_calls, guidance_scale)
     return rows
+
+
+def map_rows(start: Any, num_samples: int, num_calls: int) -> dict[str, np.ndarray]:
+    """Maps of codes by name, [num_samples, num_calls, heads, pixels, m].
+
+    Raises:
+        DataError: there are none. ShapeError: of other numbers of samples or steps.
+    """
+    given = start if isinstance(start, Mapping) else {}
+    maps = {n: argument("generate", np.ndarray, **{n: v}) for n, v in given.items() if MAPS in n}
+    if not maps:
+        raise DataError(
+            "generate: got no maps in start, expected codes with those of a source; encode it by "
+            "NullTextInversion(..., keeps_maps=True)."
+        )
+    for name, each in maps.items():
+        if each.ndim != 5 or each.shape[:2] != (num_samples, num_calls):
+            raise ShapeError(
+                f"generate: got start[{name!r}] of shape {list(each.shape)}, expected "
+                f"[{num_samples}, {num_calls}, heads, pixels, m], the maps of each sample at each "
+                "step; draw by the sampler that NullTextInversion was given."
+            )
+    return {START_MAPS + n.split(MAPS, 1)[1]: v for n, v in maps.items()}
 
 
 def _rows(value: Any, want: tuple[int, ...], model: Any) -> np.ndarray:
@@ -117,4 +144,17 @@ def require_null(model: Any, inputs: Mapping, who: str) -> None:
             f"{who}: the model {model.name!r} has no null text, the context of no condition, "
             "expected one that can be changed, such as a Diffusion with "
             "condition=nets.ContextEmbedding(...)."
+        )
+
+
+def require_maps(model: Any, who: str) -> None:
+    """Refuses a model that cannot show and take maps of its condition.
+
+    Raises:
+        AlgorithmError: it cannot.
+    """
+    if not isinstance(model, MapsAttention):
+        raise AlgorithmError(
+            f"{who}: the model {model.name!r} shows no maps of its condition (predict_with_maps), "
+            "expected a Diffusion whose denoiser attends to it, such as nets.PatchTransformer."
         )

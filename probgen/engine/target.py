@@ -24,7 +24,8 @@ Array = Any
 Tree = Any
 OF_SAMPLER = "sampler/"  # in a batch: before the names of what a `DrawsModel` has a row each of
 START = OF_SAMPLER + "start"  # where its draws start
-START_NULLS = OF_SAMPLER + "null"  # and with which null text at each step
+START_NULLS = OF_SAMPLER + "null"  # with which null text at each step
+START_MAPS = OF_SAMPLER + "maps/"  # and with which maps of the condition, before a layer's name
 
 
 def _no_way_in(values: Tree, params: Any, batch: Any) -> Tree:

@@ -130,6 +130,21 @@ class Stepwise(Protocol):
     def latent_of(self, learned: Any) -> Array: ...
 
 
+@runtime_checkable
+class MapsAttention(Protocol):
+    """A `Denoises` whose net attends to a condition, and shows and takes the maps of that.
+
+    `predict_with_maps(params, x_t, t, batch, guidance_scale, replace)` is `predict` with, beside
+    its word, the conditional branch's maps by layer [n, heads, pixels, m]; `replace`, a
+    `nets.MapReplacement`, has others in their place.
+    """
+
+    def predict_with_maps(
+        self, params: Mapping, x_t: Array, t: Array, batch: Mapping, guidance_scale: float = 1.0,
+        replace: Any = None,
+    ) -> tuple[Array, dict[str, Array]]: ...  # fmt: skip
+
+
 class Pairs(NamedTuple):
     """What a discriminator is to tell apart, [n, ...] each: (real, *given, *labels) from
     (fake, *given, *labels).
