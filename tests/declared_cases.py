@@ -253,7 +253,7 @@ RESULTS = {
     "Geweke", "Graph", "Guided", "Images", "Loaded", "LogPartition", "GatheredTables", "ModeCount",
     "NativeModel", "Need", "Node", "OntoMatrix", "Posterior", "PrCurve", "PredictiveCheck",
     "RandomStep", "Record", "Results", "RocBand", "RocCurve", "SBC", "SampleQuality", "Section",
-    "SetVerdict", "Shapes", "Symmetry", "VSBC", "Verdict",
+    "SetVerdict", "Shapes", "Symmetry", "VSBC", "Verdict", "MethodTable", "Paired",
 }  # fmt: skip
 
 # ---- functions ----------------------------------------------------------------------------------
