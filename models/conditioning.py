@@ -14,6 +14,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
+import probgen as pg
 from probgen import ops
 from probgen.errors import AlgorithmError, ShapeError
 from probgen.nets.attention_maps import has_maps
@@ -54,6 +57,14 @@ def condition_rows(net: Any, value: Any, x: Array, num_rows: int) -> Array:
     return ops.broadcast_to(value, (num_rows, *event))
 
 
+def declared_context(net: Any, value: Any, x: Array, rank: int) -> list[Array]:
+    """What a program gives its network beside x [*lead, *event], of `rank` axes of event: the
+    context of the condition, by a net that is declared here, or nothing without one."""
+    if net is None:
+        return []
+    return [pg.net("condition", net)(condition_rows(net, value, x, x.shape[x.ndim - rank - 1]))]
+
+
 def null_of(net: Any, params: Any, context: Array, got: str = "guidance") -> Array:
     """The context of no condition, in the shape of `context`; `got` is what asks for it.
 
@@ -69,6 +80,13 @@ def null_of(net: Any, params: Any, context: Array, got: str = "guidance") -> Arr
             "defined; leave guidance_scale at 1."
         )
     return ops.broadcast_to(net.null(params["condition"]), tuple(context.shape))
+
+
+def check_condition(net: Any, rows: Any) -> None:
+    """Refuses conditions among `rows`, arrays by name, that the condition net does not know."""
+    check = getattr(net, "check_values", None)
+    if check is not None and "condition" in rows:
+        check(np.asarray(rows["condition"]))
 
 
 def guided(ask: Callable, context: Array, null: Array, scale: float) -> Array:

@@ -3,9 +3,10 @@
 With alpha_bar_t = prod_{s <= t} (1 - beta_s), t = 0 ... T-1,
 
     x_t = sqrt(alpha_bar_t) x + sqrt(1 - alpha_bar_t) eps                       (forward)
-    x_{t-1} ~ N(mu_theta(x_t, t), beta~_t I),  x_T ~ N(0, I)                    (the program)
+    x_{t-1} ~ N(mu_theta(x_t, t), s_t^2 I),  x_T ~ N(0, I)                      (the program)
 
-Source: Ho, Jain & Abbeel 2020, arXiv:2006.11239.
+s_t^2 is beta~_t = beta_t (1 - alpha_bar_{t-1}) / (1 - alpha_bar_t), that of q(x_{t-1} | x_t, x), or
+beta_t, whatever is learned. Source: Ho, Jain & Abbeel 2020, arXiv:2006.11239.
 """
 
 from __future__ import annotations
@@ -23,7 +24,14 @@ from probgen.errors import ShapeError, SupportError
 from probgen.language.declared import declaration, require
 from probgen.language.kinds import AnyNet, Width
 from probgen.language.model import Model, Sketch
-from probgen.models.conditioning import condition_rows, guided, null_of, require_maps
+from probgen.models.conditioning import (
+    check_condition,
+    condition_rows,
+    declared_context,
+    guided,
+    null_of,
+    require_maps,
+)
 from probgen.models.noise_schedule import NoiseSchedule
 from probgen.models.random_step import RandomStep
 from probgen.nets import MapReplacement
@@ -47,6 +55,10 @@ class Diffusion(Model):
             net may have more, such as a null for guidance: `probgen/nets/conditions.py`.
         data_range: smallest and largest value of the data, where they have any; data outside it are
             refused.
+        variance_type: s_t^2 of the steps, by diffusers' names: "fixed_small" is beta~_t, right for
+            data that are one point each; "fixed_large" is beta_t, right for data of smooth density
+            and unit variance, such as codes of a VAE, whose bound it raises by some tenths of a nat
+            a dimension. The net and its learning are the same for both, but for weighting="elbo".
 
     Sites: "x_T", "x_{T-1}", ..., "x_1", "x". Nets: "denoiser" and, with a condition, "condition".
     The forward process, which has no parameters, is its guide, so that it can be the prior of a
@@ -65,6 +77,9 @@ class Diffusion(Model):
     prediction_type: Literal["epsilon", "sample", "v_prediction"] = "epsilon"
     condition: AnyNet | None = None
     data_range: tuple[float, float] | None = None
+    variance_type: Literal["fixed_small", "fixed_large"] = dataclasses.field(
+        default="fixed_small", kw_only=True
+    )
 
     def __post_init__(self) -> None:
         low, high = self.data_range or (0.0, 1.0)
@@ -101,12 +116,8 @@ class Diffusion(Model):
                 x = pg.sample(f"x_{t}" if t else "x", step)
 
     def context_of(self, condition: Any, x: Array) -> list[Array]:
-        """What a program gives the denoiser beside x [*lead, *shape] and its times: the context of
-        the condition, by a net that is declared here, or nothing."""
-        if self.condition is None:
-            return []
-        rows = condition_rows(self.condition, condition, x, self._lead(x)[-1])
-        return [pg.net("condition", self.condition)(rows)]
+        """What a program gives the denoiser beside x [*lead, *shape] and its times."""
+        return declared_context(self.condition, condition, x, len(self.shape))
 
     @property
     def guide(self) -> Any:  # type: ignore[override]
@@ -118,22 +129,18 @@ class Diffusion(Model):
 
         return guide
 
-    def _lead(self, x: Array) -> tuple[int, ...]:
-        return tuple(x.shape[: x.ndim - len(self.shape)])
-
     def check_rows(self, rows: Mapping[str, Any]) -> None:
         """Refuses data outside `data_range` and conditions that the condition net does not know."""
-        check = getattr(self.condition, "check_values", None)
-        if check is not None and "condition" in rows:
-            check(np.asarray(rows["condition"]))
+        check_condition(self.condition, rows)
         check_range(self, rows)
 
     def table(self) -> dict[str, np.ndarray]:
-        """Per-step constants, [T] each: signal, noise, and the posterior's mean and std.
+        """Per-step constants, [T] each: signal, noise, the posterior's mean, the step's std, and
+        what that costs, the KL in nats a dimension of a posterior of the same mean.
 
-        The std of the last step, t = 0, is a choice: that of the step before it, at least sqrt(1/2)
-        of the noise at t = 0. With the noise itself the bound of smooth data would be highest, by
-        at most 0.16 nats a dimension.
+        The std of the last step, t = 0, is a choice where it is "fixed_small": that of the step
+        before it, at least sqrt(1/2) of the noise at t = 0. With the noise itself the bound of
+        smooth data would be highest, by at most 0.16 nats a dimension.
         """
         beta, bar = self.schedule.betas(), self.schedule.alphas_bar()
         before = np.concatenate([[1.0], bar[:-1]])
@@ -141,12 +148,16 @@ class Diffusion(Model):
         # At t = 0 the posterior variance is zero. Where betas grow the next one is above half of
         # beta_0; of "edm" in many steps it would be far below.
         variance[0] = max(variance[1], 0.5 * beta[0]) if len(variance) > 1 else beta[0]
+        ratio = np.ones_like(beta)
+        if self.variance_type == "fixed_large":
+            ratio[1:], variance = variance[1:] / beta[1:], beta
         return {
             "signal": np.sqrt(bar),
             "noise": np.sqrt(1.0 - bar),
             "of_x0": np.sqrt(before) * beta / (1.0 - bar),
             "of_xt": np.sqrt(1.0 - beta) * (1.0 - before) / (1.0 - bar),
             "std": np.sqrt(variance),
+            "std_kl": 0.5 * (ratio - 1.0 - np.log(ratio)),
         }
 
     def clean(self, x_t: Array, predicted: Array, row: dict[str, Any]) -> Array:
@@ -317,9 +328,10 @@ class Diffusion(Model):
 
     def formula(self) -> str:
         given, y = ("", "") if self.condition is None else (r" \mid y", ", y")
+        variance = r"\tilde\beta_t" if self.variance_type == "fixed_small" else r"\beta_t"
         return (
             rf"p_\theta(x_{{0:T}}{given}) = \mathcal{{N}}(x_T; 0, I) \prod_{{t=1}}^{{T}} "
-            rf"\mathcal{{N}}(x_{{t-1}};\ \mu_\theta(x_t, t{y}),\ \tilde\beta_t I)"
+            rf"\mathcal{{N}}(x_{{t-1}};\ \mu_\theta(x_t, t{y}),\ {variance} I)"
         )
 
 

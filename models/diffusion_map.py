@@ -7,7 +7,7 @@ magnitude; chains on them hardly move. In noise every direction has scale 1 unde
 what data say bends it only as far as they say something: posterior sampling with a diffusion prior
 is then HMC, NUTS or Langevin on x_T, exact for the law of F. With eta = 0 that law is the
 deterministic flow's, of as few numbers as a datum has; with eta = 1 and all T steps it is the
-chain's, but for its last step, which draws nothing.
+chain's (of "fixed_small" variances), but for its last step, which draws nothing.
 
 Source: Song, Meng & Ermon 2021, arXiv:2010.02502, equations 12 and 16.
 """

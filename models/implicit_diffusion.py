@@ -6,6 +6,8 @@ With a_t = 1 - beta_t and A_t = prod_{s <= t} a_s, t = 1 ... T, A_0 = 1,
     q(x_{t-1} | x_t, x_0)  = N(c0_t x_0 + ct_t x_t, v_t I)                        (its posterior)
     p(x_{t-1} | x_t)       = int p(z) q(x_{t-1} | x_t, G(x_t, z, t-1)) dz         (the program)
 
+With a condition y, G(x_t, z, t-1, y), and the discriminator is shown y as well.
+
     c0_t = sqrt(A_{t-1}) beta_t / (1 - A_t),  ct_t = sqrt(a_t) (1 - A_{t-1}) / (1 - A_t),
     v_t = beta_t (1 - A_{t-1}) / (1 - A_t)
 
@@ -19,7 +21,7 @@ Source: Xiao, Kreis & Vahdat 2022, arXiv:2112.07804.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,6 +33,7 @@ from probgen.language.capabilities import MUCH_LEFT, Pairs
 from probgen.language.declared import declaration, require
 from probgen.language.kinds import AnyNet, CountOrZero, Width
 from probgen.language.model import Model, Sketch
+from probgen.models.conditioning import check_condition, condition_rows, declared_context
 from probgen.models.diffusion import check_output, check_range, times_like
 from probgen.models.likelihoods import Implicit
 from probgen.models.noise_schedule import NoiseSchedule
@@ -48,22 +51,29 @@ class ImplicitDiffusion(Model):
 
     Args:
         generator: a net (x_t, z, t') -> an estimate of x_0, shaped like x_t; t' = t - 1, [batch],
-            is the number of the step in 0 ... T-1. Without a latent it is called as (x_t, t').
+            is the number of the step in 0 ... T-1. Without a latent it is called as (x_t, t'); with
+            a condition it gets the context [batch, m, d] as a last input.
         shape: of one datum.
         latent_dim: size of z ~ N(0, I), drawn anew at each step; 0 is no latent, so that every step
             is Gaussian again.
         schedule: the noise, of a few steps that leave next to nothing of the datum.
         data_range: smallest and largest value of the data, where the generator's output has such,
             as a tanh has; data outside it are refused.
+        condition: as of a `Diffusion`, a net from the input "condition", one row a datum, to the
+            context, such as `nets.ClassEmbedding(10, 64)`. The discriminator gets the context as
+            its last input, a constant to it: (x_{t-1}, x_t, t', context). There is no guidance,
+            since no prediction without the condition is learned.
 
-    Sites: "x_T", "z_T", "x_{T-1}", "z_{T-1}", ..., "z_1", "x". Nets: "generator". The density of
-    "x" is not known, not even up to a constant: no likelihood is offered.
+    Sites: "x_T", "z_T", "x_{T-1}", "z_{T-1}", ..., "z_1", "x". Nets: "generator" and, with a
+    condition, "condition". The density of "x" is not known, not even up to a constant: no
+    likelihood is offered.
 
     Raises (when bound to be learned):
         AlgorithmError: a schedule after whose last step more than 5 % of a datum's variance is
             left, while draws start from pure noise.
         ShapeError: the generator's output has another shape than x_t.
         SupportError: data outside `data_range`.
+        DataError: a condition that its net does not know, such as a class out of range.
     """
 
     generator: AnyNet
@@ -71,12 +81,14 @@ class ImplicitDiffusion(Model):
     latent_dim: CountOrZero = 100
     schedule: NoiseSchedule = dataclasses.field(default_factory=_four_steps)
     data_range: tuple[float, float] | None = None
+    condition: AnyNet | None = dataclasses.field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         low, high = self.data_range or (0.0, 1.0)
         require(low < high, self, "a smaller and a larger number", "data_range")
 
     def check_rows(self, rows: Mapping[str, Any]) -> None:
+        check_condition(self.condition, rows)
         check_range(self, rows)
 
     def coefficients(self) -> dict[str, np.ndarray]:
@@ -99,22 +111,28 @@ class ImplicitDiffusion(Model):
 
     @property
     def program(self) -> Any:
-        def program() -> None:
-            total, table = self.schedule.num_train_timesteps, self.coefficients()
-            generate = pg.net("generator", self.generator)
-            with pg.data_plate():
-                x = pg.sample(f"x_{total}", _unit(self.shape))
-                for t in range(total, 0, -1):
-                    z = pg.sample(f"z_{t}", _unit((self.latent_dim,))) if self.latent_dim else None
-                    guess = generate(*self._inputs(x, z, times_like(x, float(t - 1), self.shape)))
-                    check_output(self, guess)
-                    row = {k: float(v[t - 1]) for k, v in table.items()}
-                    mean = row["of_x0"] * guess + row["of_xt"] * x
-                    last = Implicit()(mean, len(self.shape))
-                    step = dist.Normal(mean, row["std"]).to_event(len(self.shape))
-                    x = pg.sample(f"x_{t - 1}", step) if t > 1 else pg.sample("x", last)
+        # Two, since an argument of a program is an input that it needs.
+        if self.condition is None:
+            return lambda: self._chain(None)
+        return lambda condition: self._chain(condition)
 
-        return program
+    def _chain(self, condition: Any) -> None:
+        total, table = self.schedule.num_train_timesteps, self.coefficients()
+        generate, rank = pg.net("generator", self.generator), len(self.shape)
+        with pg.data_plate():
+            x = pg.sample(f"x_{total}", _unit(self.shape))
+            context = declared_context(self.condition, condition, x, rank)
+            for t in range(total, 0, -1):
+                z = pg.sample(f"z_{t}", _unit((self.latent_dim,))) if self.latent_dim else None
+                times = times_like(x, float(t - 1), self.shape)
+                guess = generate(*_inputs(x, z, times, context))
+                check_output(self, guess)
+                row = {k: float(v[t - 1]) for k, v in table.items()}
+                mean = row["of_x0"] * guess + row["of_xt"] * x
+                if t > 1:
+                    step = dist.Normal(mean, row["std"]).to_event(rank)
+                    x = pg.sample(f"x_{t - 1}", step)
+            pg.sample("x", Implicit()(mean, rank))
 
     def generate(
         self, bound: Any, params: Any, key: Any, num_samples: int, batch: Any
@@ -124,22 +142,32 @@ class ImplicitDiffusion(Model):
         table = {k: b.asarray(v[::-1].copy()) for k, v in self.coefficients().items()}
         keys = b.split(key, total + 1)
         x = b.normal(keys[0], (num_samples, *self.shape))
+        context = self.context(params, bound.program_inputs(batch), x)
 
         def step(x: Array, item: Any) -> tuple[Array, None]:
             row, t, k = item
             k_latent, k_noise = b.split(k, 2)
             z = b.normal(k_latent, (num_samples, self.latent_dim)) if self.latent_dim else None
-            guess = self.guess(params, x, z, times_like(x, t, self.shape))
+            guess = self.guess(params, x, z, times_like(x, t, self.shape), context)
             return self.back(x, guess, b.normal(k_noise, tuple(x.shape)), row), None
 
         times = b.asarray(np.arange(total)[::-1].astype(np.float32))
         x, _ = b.scan(step, x, (table, times, keys[1:]))
         return {"x": x}
 
-    def guess(self, params: Mapping, x_t: Array, z: Array | None, t: Array) -> Array:
+    def guess(
+        self, params: Mapping, x_t: Array, z: Array | None, t: Array, context: Sequence[Array] = ()
+    ) -> Array:
         """G's estimate of x_0 [n, *shape] at the steps t' [n]; z [n, latent_dim] or None."""
         net: Any = self.generator
-        return net.apply(params["generator"], *self._inputs(x_t, z, t))
+        return net.apply(params["generator"], *_inputs(x_t, z, t, context))
+
+    def context(self, params: Mapping, inputs: Mapping, x: Array) -> list[Array]:
+        """The condition's context [n, m, d] beside x [n, *shape], in a list; none without one."""
+        if self.condition is None:
+            return []
+        rows = condition_rows(self.condition, inputs["condition"], x, x.shape[0])
+        return [self.condition.apply(params["condition"], rows)]
 
     def back(self, x_t: Array, x_0: Array, noise: Array, row: Mapping) -> Array:
         """x_{t-1} of q(. | x_t, x_0) from standard normal noise."""
@@ -172,16 +200,15 @@ class ImplicitDiffusion(Model):
             x_t = row["keep"] * before + row["add"] * b.normal(k_after, shape)
             z = b.normal(k_latent, (size, self.latent_dim)) if self.latent_dim else None
             times = ops.cast(t, "float32")
-            guess = self.guess(params, x_t, z, times)
+            context = self.context(params, bound.program_inputs(batch), x)
+            guess = self.guess(params, x_t, z, times, context)
             fake = self.back(x_t, guess, b.normal(k_noise, shape), row)
             off = (x_t - row["keep"] * fake) / row["add"]
             strain = 0.5 * ops.sum(off * off, axis=tuple(range(1, len(shape))))
-            return Pairs(before, fake, (x_t,), (times,), strain)
+            labels = (times, *(ops.stop_gradient(v) for v in context))
+            return Pairs(before, fake, (x_t,), labels, strain)
 
         return make
-
-    def _inputs(self, x: Array, z: Array | None, t: Array) -> tuple[Array, ...]:
-        return (x, t) if z is None else (x, z, t)
 
     def sketch(self) -> Sketch:
         total = self.schedule.num_train_timesteps
@@ -201,6 +228,10 @@ class ImplicitDiffusion(Model):
             r"p_\theta(x_{0:T}) = \mathcal{N}(x_T; 0, I) \prod_{t=1}^{T} "
             r"\int p(z)\, q(x_{t-1} \mid x_t,\ x_0 = G_\theta(x_t, z, t))\, dz"
         )
+
+
+def _inputs(x: Array, z: Array | None, t: Array, context: Sequence[Array]) -> tuple[Array, ...]:
+    return (x, *(() if z is None else (z,)), t, *context)
 
 
 def _unit(shape: tuple[int, ...]) -> Any:

@@ -95,8 +95,8 @@ class RandomStep(Model):
         error = ops.sum(row["weight"] * (x - clean) ** 2, axis=axes)
         bar = float(table["signal"][-1] ** 2)
         prior_kl = 0.5 * (bar * ops.sum(x * x, axis=axes) - dim * (bar + math.log1p(-bar)))
-        last = dim * (math.log(table["std"][0]) + 0.5 * math.log(2.0 * math.pi))
-        return -(error + prior_kl + last)
+        last = math.log(table["std"][0]) + 0.5 * math.log(2.0 * math.pi) + table["std_kl"].sum()
+        return -(error + prior_kl + dim * float(last))
 
 
 def shares(table: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

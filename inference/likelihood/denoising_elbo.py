@@ -3,8 +3,8 @@
     ELBO = E_q log p(x | x_1) - sum_{t=1}^{T-1} KL(q(x_t | x_{t+1}, x) || p(x_t | x_{t+1}))
            - KL(q(x_T | x) || N(0, I))
 
-The steps of the chain have the variance of q's, so each KL, and log p(x | x_1) but for its
-constant, is a weighted square of the error of the network's estimate of the datum:
+No network has a part in the variances of the chain's steps, so each KL and log p(x | x_1), but for
+their constants, are a weighted square of the error of the network's estimate of the datum:
 
     w_t E |x - x0_theta(x_t, t)|^2,     w_t = c_t^2 / (2 std_t^2),  c_t of the posterior's mean.
 
@@ -132,11 +132,12 @@ def step_weights(table: Mapping[str, np.ndarray]) -> np.ndarray:
 
 
 def ends(ops: Any, table: Mapping[str, np.ndarray], x: Array) -> tuple[float, Array]:
-    """What of the bound no network changes: the constant of log p(x | x_1), a number, and
+    """What of the bound no network changes: the constants of log p(x | x_1) and the KLs, and
     KL(q(x_T | x) || N(0, I)), [batch], which is taken from it."""
     flat = ops.reshape(x, (x.shape[0], -1))
     dim, bar = flat.shape[1], float(table["signal"][-1] ** 2)
-    constant = -dim * (math.log(table["std"][0]) + 0.5 * math.log(2.0 * math.pi))
+    last = math.log(table["std"][0]) + 0.5 * math.log(2.0 * math.pi)
+    constant = -dim * (last + float(table["std_kl"].sum()))
     return constant, 0.5 * (bar * ops.sum(flat * flat, axis=1) - dim * (bar + math.log1p(-bar)))
 
 

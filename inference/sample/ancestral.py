@@ -6,10 +6,11 @@
 At a level x_t = a x_0 + s xi. From t to the next level visited, a' and s' (1 and 0 at the end),
 with x_0 and eps what the net says at (x_t, t), rho = a / a' and v = s^2 - rho^2 s'^2 between them:
 
-    Ancestral    q(x' | x_t, x_0):  a' x_0 + (rho s'^2 / s^2) (x_t - a x_0) + sqrt(v) s'/s xi
+    Ancestral    q(x' | x_t, x_0):  a' x_0 + (rho s'^2 / s^2) (x_t - a x_0) + sqrt(v) s'/s xi,
+                 or + sqrt(v) xi where the model's variance_type is "fixed_large"
     DDIM         a' x_0 + sqrt(s'^2 - sigma^2) eps + sigma xi,    sigma = eta sqrt(v) s' / s
 
-so that Ancestral is DDIM with eta = 1, and of all steps the model's own chain.
+so that the first is DDIM with eta = 1, and Ancestral of all steps the model's own chain.
 """
 
 from __future__ import annotations
@@ -74,6 +75,8 @@ class Ancestral(Reverse):
         now, then = self.leaps(model)
         share = (now.signal / then.signal) * (then.noise / now.noise) ** 2
         std = step_noise(now, then)
+        if getattr(model, "variance_type", "fixed_small") == "fixed_large":
+            std[:-1] *= now.noise[:-1] / then.noise[:-1]
         std[-1] = model.table()["std"][0]
         return leap_columns(
             self, model, now, then.signal - share * now.signal, 0.0 * share, share, std

@@ -19,9 +19,11 @@ from typing import Annotated, Any
 import numpy as np
 
 from probgen.engine.bound import Bound
+from probgen.engine.target import OF_SAMPLER
 from probgen.errors import DataError, ShapeError
 from probgen.inference.sample.ancestral import DDIM, Ancestral
 from probgen.inference.sample.reverse import Columns, Reverse
+from probgen.inference.sample.within_prior import innermost
 from probgen.language.declared import declaration, require
 from probgen.language.kinds import Many, Rule
 
@@ -41,12 +43,15 @@ def _is_numbers(v: Any) -> bool:
 
 @declaration(eq=False)
 class Inpaint(Reverse):
-    """Completions of one datum: `pg.generate(fitted, 9, method=Inpaint(Ancestral(), mask, x))`.
+    """Completions of a datum, or of one for each sample: `pg.generate(fitted, 9,
+    method=Inpaint(Ancestral(), mask, x))`.
 
     Args:
         sampler: `Ancestral` or `DDIM`, with its own steps and guidance.
-        mask: 1 (or True) where a number is known, 0 where it is to be drawn; of one datum's shape.
-        values: the datum; what it has where the mask is 0, NaN say, is not looked at.
+        mask: 1 (or True) where a number is known, 0 where it is to be drawn; of one datum's shape,
+            or [num_samples, *shape]. Of what has a diffusion as its latent's prior: of the latent.
+        values: the datum, or one for each sample; what it has where the mask is 0, NaN say, is not
+            looked at.
         num_resamples: how often each leap but the last is taken, each time but the first from its
             own end, noised again. 1 is replacement alone, exact only where known and unknown
             numbers are independent; 10 is RePaint's. The net is called so many times as often.
@@ -56,7 +61,8 @@ class Inpaint(Reverse):
     the steps, since each leap takes the net's x_0 for the datum itself.
 
     Raises (by generate): AlgorithmError: those of the sampler. ShapeError: mask or values of
-    another shape than the model's data. DataError: a known number is NaN or infinite.
+    another shape than the model's data, or of another number of rows. DataError: a known number is
+    NaN or infinite.
 
     Source: Lugmayr et al. 2022, arXiv:2201.09865, algorithm 1, with jumps of one step.
     """
@@ -65,8 +71,6 @@ class Inpaint(Reverse):
     mask: np.ndarray
     values: Annotated[Any, Rule("an array of numbers", _is_numbers, alone=True)]
     num_resamples: Many = 1
-
-    of_priors = False  # the mask is of data, not of a latent
 
     def __post_init__(self) -> None:
         is_mask = np.isin(np.asarray(self.mask), (0, 1)).all()
@@ -100,29 +104,49 @@ class Inpaint(Reverse):
         return columns
 
     def beside(self, bound: Bound, batch: Mapping) -> dict[str, Array]:
-        """Mask and values on the device.
+        """Mask and values: those of the samples at hand, or, on the device, those of all."""
+        rows = {n: batch[OF_SAMPLER + n] for n in ("mask", "values") if OF_SAMPLER + n in batch}
+        shared = self._known(bound.model, None)
+        return rows or {k: bound.backend.asarray(v, "float32") for k, v in shared.items()}
+
+    def sample_rows(self, model: Any, num_samples: int) -> dict[str, np.ndarray]:
+        """Mask and values, a row for each sample, where one of them has rows."""
+        found = self._known(innermost(model)[0], num_samples)
+        return {OF_SAMPLER + k: v for k, v in found.items()}
+
+    def _known(self, model: Any, num: int | None) -> dict[str, np.ndarray]:
+        """ "mask" and "values", 0 where they are not known: [*shape] without `num`, [num, *shape]
+        with it; nothing where they are of the other kind.
 
         Raises:
-            ShapeError: they are not of one datum's shape.
+            ShapeError: they are not of one datum's shape, nor of that of `num` data.
             DataError: a known number is NaN or infinite.
         """
-        shape = tuple(bound.model.shape)  # type: ignore[attr-defined]
-        for name in ("mask", "values"):
-            found = np.shape(getattr(self, name))
-            if found != shape:
+        shape = getattr(model, "shape", None)
+        if shape is None:
+            return {}  # of another family: the sampler says so
+        given = {n: np.asarray(getattr(self, n)) for n in ("mask", "values")}
+        has_rows = any(v.ndim > len(shape) for v in given.values())
+        for name, value in given.items():
+            fits = value.shape == shape or (has_rows and value.shape[1:] == shape)
+            if not fits or (num is not None and value.shape != shape and len(value) != num):
                 raise ShapeError(
-                    f"Inpaint: got {name} of shape {list(found)}, expected {list(shape)}, that of "
-                    f"one datum of {bound.model.name!r}, channels and all."
+                    f"Inpaint: got {name} of shape {list(value.shape)}, expected {list(shape)}, "
+                    f"that of one datum of {model.name!r}, channels and all, or one row of it for "
+                    f"each sample{'' if num is None else f', {num} of them'}."
                 )
-        known = np.where(np.asarray(self.mask, bool), self.values, 0.0)
+        if has_rows != (num is not None):
+            return {}
+        mask = given["mask"].astype(bool)
+        known = np.where(mask, given["values"], 0.0)
         if not np.isfinite(known).all():
             raise DataError(
                 f"Inpaint: got values with {int(np.sum(~np.isfinite(known)))} numbers that are NaN "
                 "or infinite where the mask is 1, expected finite ones where they are known; set "
                 "the mask to 0 there, to draw them."
             )
-        arrays = {"mask": self.mask, "values": known}
-        return {k: bound.backend.asarray(v, "float32") for k, v in arrays.items()}
+        mask = np.broadcast_to(mask, known.shape)
+        return {"mask": mask.astype("float32"), "values": known.astype("float32")}
 
     def step(self, bound: Bound) -> Callable:
         """A leap, the known numbers in place, and the way back."""

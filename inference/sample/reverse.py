@@ -24,7 +24,7 @@ from probgen.engine.target import START, Kernel, Target
 from probgen.errors import AlgorithmError
 from probgen.inference.sample.start_codes import check_nulls, nulls_by_call, start_rows
 from probgen.inference.sample.within_prior import Drawn, given_prior, innermost
-from probgen.language.capabilities import Denoises, embedded, prior_of
+from probgen.language.capabilities import Denoises, MakesPairs, embedded, prior_of
 from probgen.language.model import capability, family_of
 
 Array = Any
@@ -253,6 +253,12 @@ def require_denoiser(bound: Bound, who: str) -> Bound:
     bound = dataclasses.replace(bound, model=model)
     if capability(model, Denoises) is None:
         is_latent = capability(innermost(model)[0], Denoises) is not None
+        if capability(model, MakesPairs) is not None:
+            raise AlgorithmError(
+                f"{who}: the steps of {model.name!r} are draws of a generator, with no prediction "
+                "to leap by, nor one without the condition to guide away from, expected a "
+                "Diffusion; leave the method out, guidance too, and give inputs={'condition': y}."
+            )
         raise AlgorithmError(
             f"{who}: the model {model.name!r} has no denoiser and noise schedule"
             + (

@@ -147,7 +147,8 @@ def sampler_of(
             f"sampler_of: got a {name} (thresholding={bool(config.get('thresholding'))}, "
             f"variance_type={variance!r}, num_steps={num_steps}), expected a DDIMScheduler or "
             "DDIMInverseScheduler, or a DDPMScheduler of all its steps, without thresholding and "
-            "with variance_type='fixed_small'; choose a sampler of probgen.inference by hand."
+            "with variance_type='fixed_small'; choose a sampler of probgen.inference by hand "
+            "(Ancestral has the variance of the model's own steps)."
         )
     clip = float(config.get("clip_sample_range", 1.0)) if config.get("clip_sample") else None
     if name == "DDPMScheduler":
@@ -238,7 +239,7 @@ def _said(scheduler: Any) -> list[str]:
         said.append(f"steps spaced {spacing!r}" + (f", moved by {offset}" if offset else ""))
     if not config.get("set_alpha_to_one", True):
         said.append("a last step that stops at alpha_bar_0")
-    if (kind := config.get("variance_type", "fixed_small")) != "fixed_small":
+    if (kind := config.get("variance_type", "fixed_small")) not in ("fixed_small", "fixed_large"):
         said.append(f"variance {kind!r} of the ancestral steps")
     return said
 
@@ -270,9 +271,11 @@ def _fitted(
         condition, shapes["condition"] = _context(own, word, name, num_tokens, null)
         params["condition"] = {} if null is None else {"null": np.asarray(null, np.float32)}
         dtypes = {"condition": "int32"} if word == "class_labels" else {}
+    is_large = config.get("variance_type") == "fixed_large"
     model = Diffusion(
-        net, shape, schedule, config.get("prediction_type", "epsilon"), condition=condition
-    )
+        net, shape, schedule, config.get("prediction_type", "epsilon"), condition=condition,
+        variance_type="fixed_large" if is_large else "fixed_small",
+    )  # fmt: skip
     left = _said(scheduler)
     if left:
         log.info(

@@ -91,8 +91,8 @@ class Denoises(Protocol):
 
     `predict(params, x_t, t, batch, guidance_scale)` asks the net, for x_t [n, *shape] at t [n], an
     index of a step or a fraction between two; `params` by net; `batch` has the program's inputs. It
-    is the one way in which algorithms ask it. `table()` gives the constants of each step, `clean`
-    x_0 from a prediction, `target` what the net should predict.
+    is the one way in which algorithms ask it. `table()` gives the constants of each step, by the
+    names of `models.Diffusion`; `clean` x_0 from a prediction; `target` what the net is to predict.
     """
 
     denoiser: Any

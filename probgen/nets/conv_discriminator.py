@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated
+from typing import Annotated, Any
 
 from probgen.errors import ShapeError
 from probgen.language import ops
@@ -11,6 +11,7 @@ from probgen.language.declared import declaration
 from probgen.language.kinds import Positive, Width, Widths, between
 from probgen.nets.base import Array, Key, Params, Shape, check_last, numbered
 from probgen.nets.latent_blocks import ROOT_TWO, SMALL
+from probgen.nets.latent_denoiser import parted
 from probgen.nets.layers import Conv, Dense
 from probgen.nets.resampling import halve
 from probgen.nets.time import TimeEmbedding
@@ -25,7 +26,9 @@ class ConvDiscriminator:
                                                     `channels`; all but the first halve the sides
         w . sum_pixels act(conv(x, minibatch deviation)) + b
 
-    with act = leaky ReLU of slope `slope`. The blocks' last convolutions start near 0.
+    A last input after t, the context [n, m, c] of a condition, joins the embedding of the time by a
+    dense layer of its m c numbers. With act = leaky ReLU of slope `slope`. The blocks' last
+    convolutions start near 0.
 
     Attributes:
         channels: of the blocks; CIFAR-10: (128, 256, 512, 512).
@@ -52,13 +55,16 @@ class ConvDiscriminator:
 
     def init(self, key: Key, *shapes: Shape) -> Params:
         self.out_shape(*shapes)
-        images = [s for s in shapes if s]
+        images = [s for s in shapes if len(s) == 3]
         h, w, c = *images[0][:2], sum(s[2] for s in images)
         first, last = self.channels[0], self.channels[-1]
         params: dict = {"stem": Conv(first, 1).init(key, (h, w, c))}
         if len(images) < len(shapes):
             params["time0"] = Dense(self.time_width, init_scale=2.0).init(key, (self.time_dim,))
             params["time1"] = Dense(self.time_width, init_scale=2.0).init(key, (self.time_width,))
+        if len(shapes[-1]) == 2:
+            flat = (math.prod(shapes[-1]),)
+            params["context"] = Dense(self.time_width).init(key, flat)
         c = first
         for name, out in self._blocks():
             block = {
@@ -75,13 +81,7 @@ class ConvDiscriminator:
 
     def apply(self, params: Params, *inputs: Array) -> Array:
         act = lambda x: ops.leaky_relu(x, self.slope)  # noqa: E731
-        *images, last = inputs if "time0" in params else (*inputs, None)
-        emb = None
-        if last is not None:
-            waves = TimeEmbedding(self.time_dim).apply({}, last)
-            for name in ("time0", "time1"):
-                waves = act(Dense(self.time_width).apply(params[name], waves))
-            emb = waves
+        images, emb = self._embedded(params, inputs, act)
         x = ops.concatenate(images, axis=-1) if len(images) > 1 else images[0]
         check_last(self, x, params["stem"]["weight"].shape[2], 3)
         x = Conv(self.channels[0], 1).apply(params["stem"], x)
@@ -98,21 +98,35 @@ class ConvDiscriminator:
         h = act(Conv(self.channels[-1]).apply(params["conv"], x))
         return Dense(1).apply(params["out"], ops.sum(h, axis=(-3, -2)))[..., 0]
 
+    def _embedded(self, params: Params, inputs: tuple[Array, ...], act: Any) -> tuple[Any, Any]:
+        """(the images, the embedding of time and context [n, time_width]; None without a time)."""
+        if "time0" not in params:
+            return inputs, None
+        images, t, context = parted(inputs, inputs[0].ndim - 3)
+        emb = TimeEmbedding(self.time_dim).apply({}, t)
+        for name in ("time0", "time1"):
+            emb = act(Dense(self.time_width).apply(params[name], emb))
+        for tokens in context:
+            flat = ops.reshape(tokens, (*tokens.shape[:-2], math.prod(tokens.shape[-2:])))
+            emb = emb + Dense(self.time_width).apply(params["context"], flat)
+        return images, emb
+
     def out_shape(self, *shapes: Shape) -> Shape:
-        images = [s for s in shapes if s]
+        images = [s for s in shapes if len(s) == 3]
         factor = 2 ** (len(self.channels) - 1)
         is_right = (
             images
             and all(len(s) == 3 and s[:2] == images[0][:2] for s in images)
             and shapes[: len(images)] == tuple(images)
-            and len(shapes) - len(images) <= 1
+            and [len(s) for s in shapes[len(images) :]] in ([], [0], [0, 2])
             and not (images[0][0] % factor or images[0][1] % factor)
         )
         if not is_right:
             raise ShapeError(
                 f"ConvDiscriminator.init: got event shapes {shapes}, expected images (h, w, c) of "
                 f"the same sides, which {factor} divides for {len(self.channels)} blocks, and at "
-                "most a time, (), after them; use fewer channels, or pad the images."
+                "most a time, (), after them, and a context (m, c) after that; use fewer channels, "
+                "or pad the images."
             )
         return ()
 

@@ -11,6 +11,7 @@ Source: Xiao, Kreis & Vahdat 2022, arXiv:2112.07804, appendix C; Song et al. 202
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Annotated, Any
 
@@ -29,7 +30,7 @@ from probgen.nets.base import (
     numbered,
 )
 from probgen.nets.latent_blocks import ROOT_TWO, SMALL, LatentBlock
-from probgen.nets.latent_denoiser import pixel_norm
+from probgen.nets.latent_denoiser import parted, pixel_norm
 from probgen.nets.layers import Conv, Dense
 from probgen.nets.norms import GroupNorm, groups_for
 from probgen.nets.resampling import halve
@@ -41,7 +42,9 @@ from probgen.nets.unet import AttentionBlock
 class LatentUNet:
     """G(x_t [..., h, w, c], z [..., L], t [...]) -> [..., h, w, c]; without a latent, G(x_t, t).
 
-    The last convolution starts near 0, so that the untrained output is nearly 0.
+    A last input after t, the context [..., m, c] of a condition, joins the embedding of the time by
+    a dense layer of its m c numbers. The last convolution starts near 0, so that the untrained
+    output is nearly 0.
 
     Attributes:
         channels: one number a level, the finest first; CIFAR-10: (128, 256, 256, 256).
@@ -121,10 +124,13 @@ class LatentUNet:
 
     def init(self, key: Key, *shapes: Shape) -> Params:
         self.out_shape(*shapes)
-        image, *latent = shapes[:-1]
+        context = [s for s in shapes[-1:] if len(s) == 2]
+        image, *latent = shapes[: len(shapes) - len(context) - 1]
         time = self._time()
         params: dict[str, Any] = {"time": time.init(key, ())}
         emb = time.out_shape(())
+        for tokens in context:
+            params["context"] = Dense(emb[0]).init(key, (math.prod(tokens),))
         w: tuple[Any, ...] = ()
         if latent:
             size, layers = latent[0], {}
@@ -153,10 +159,13 @@ class LatentUNet:
 
     def apply(self, params: Params, x: Array, *rest: Array) -> Array:
         check_last(self, x, params["in"]["weight"].shape[2], 3)
-        *latent, t = rest
+        latent, t, context = parted(rest, x.ndim - 3)
         act, channels = activation(self.activation), x.shape[-1]
         lead = tuple(x.shape[:-3])
         emb = self._time().apply(params["time"], ops.broadcast_to(ops.asarray_like(t, x), lead))
+        for tokens in context:
+            flat = ops.reshape(tokens, (*tokens.shape[:-2], math.prod(tokens.shape[-2:])))
+            emb = emb + Dense(emb.shape[-1]).apply(params["context"], flat)
         w: tuple[Array, ...] = ()
         if latent:
             h = pixel_norm(latent[0])
@@ -182,15 +191,16 @@ class LatentUNet:
 
     def out_shape(self, *shapes: Shape) -> Shape:
         factor = 2 ** (len(self.channels) - 1)
-        is_right = (
-            len(shapes) in (2, 3)
-            and [len(s) for s in shapes] == [3, *[1] * (len(shapes) - 2), 0]
-            and not (shapes[0][0] % factor or shapes[0][1] % factor)
-        )
+        is_right = [len(s) for s in shapes] in (
+            [3, 0],
+            [3, 1, 0],
+            [3, 0, 2],
+            [3, 1, 0, 2],
+        ) and not (shapes[0][0] % factor or shapes[0][1] % factor)
         if not is_right:
             raise ShapeError(
                 f"LatentUNet.init: got event shapes {shapes}, expected (h, w, c), perhaps a latent "
-                f"(L,), and (), with {factor} dividing h and w for {len(self.channels)} levels; "
-                "pad the images or use fewer levels."
+                f"(L,), (), and perhaps a context (m, c), with {factor} dividing h and w for "
+                f"{len(self.channels)} levels; pad the images or use fewer levels."
             )
         return tuple(shapes[0])

@@ -361,6 +361,23 @@ def test_completions_have_the_law_of_their_chain_and_the_known_numbers(b):
     assert "1 of 3 numbers known and resampled 3 times: near the law" in found.note
 
 
+def test_each_sample_may_have_a_mask_and_a_datum_of_its_own(b):
+    """Row i is, to the bit, what all samples with its mask and datum have there; chunk by chunk."""
+    fitted = exact_diffusion(3, steps=STEPS)[0]
+    masks, data = np.array([[1, 0, 0], [0, 1, 1]]), np.array([[1.5, np.nan, 9.0], [np.inf, -1, 2]])
+    rows = np.array([0, 1, 1, 0, 1])
+    how = {"seed": 0, "chunk_size": 3, "backend": b}
+
+    def drawn(mask, values):
+        return pg.generate(fitted, 5, method=Inpaint(DDIM(4), mask, values, 2), **how)["x"]
+
+    whole = np.stack([drawn(m, v) for m, v in zip(masks, data, strict=True)])
+    np.testing.assert_array_equal(drawn(masks[rows], data[rows]), whole[rows, np.arange(5)])
+    np.testing.assert_array_equal(drawn(masks[0], data[[0] * 5]), whole[0])
+    with pytest.raises(ShapeError, match="one row of it for each sample, 5 of them"):
+        drawn(masks, data)
+
+
 # ---- refusals ------------------------------------------------------------------------------------
 
 

@@ -14,7 +14,7 @@ from test_ddim import STEPS, variances
 import probgen as pg
 from probgen import dist, nets
 from probgen.engine.bind import bind
-from probgen.errors import AlgorithmError, DataError
+from probgen.errors import AlgorithmError, DataError, ShapeError
 from probgen.inference import (
     DDIM,
     Ancestral,
@@ -98,11 +98,24 @@ def test_what_has_no_diffusion_or_no_such_draws_is_refused_in_words(b):
     with pytest.raises(AlgorithmError, match=r"'Generator' has no denoiser.*VAE\(latent=Diffus"):
         pg.generate(plain, 3, method=DDIM(4), **how)
     latent = pg.Fitted(decoded(exact_diffusion(3, steps=STEPS)[0]), params, shapes={"x": (2,)})
-    masked = Inpaint(Ancestral(4), np.ones(3), np.ones(3))
-    with pytest.raises(AlgorithmError, match="Inpaint.* of its latent alone, expected a Diffusion"):
-        pg.generate(latent, 3, method=masked, **how)
+    with pytest.raises(ShapeError, match=r"mask of shape \[2\], expected \[3\], that of one datum"):
+        pg.generate(latent, 3, method=Inpaint(Ancestral(4), np.ones(2), np.ones(2)), **how)
     with pytest.raises(AlgorithmError, match="num_steps=61 .* has 60 steps"):
         pg.generate(latent, 3, method=DDIM(61), **how)
+
+
+def test_a_code_is_completed_and_x_is_drawn_given_it(b):
+    """Known numbers of z are as given, row by row; x is W' z and noise of the likelihood's size."""
+    latent = pg.Fitted(
+        decoded(exact_diffusion(3, steps=STEPS)[0]), {"decoder": DECODER}, shapes={"x": (2,)}
+    )
+    z = np.random.default_rng(0).normal(size=(400, 3)).astype("float32")
+    method = Inpaint(DDIM(4), [1, 0, 1], z)
+    drawn = pg.generate(latent, 400, method=method, seed=0, backend=b)
+    np.testing.assert_array_equal(drawn["z"][:, [0, 2]], z[:, [0, 2]])
+    assert np.abs(drawn["z"][:, 1] - z[:, 1]).max() > 0.5
+    noise = drawn["x"] - drawn["z"] @ WEIGHT
+    assert abs(noise.std() / SCALE - 1.0) < 5 / np.sqrt(2 * 800)
 
 
 def test_a_model_with_another_guide_draws_as_it_does_without(b):
