@@ -57,8 +57,8 @@ def chain_ends(b, algorithm, num, seed=0, model=affine, params=PARAMS):
     chain = chain_of(bound, algorithm, g, scores)
 
     def run(params, key):
-        k_z, k_eps, k_level, k_chain = b.split(key, 4)
-        z, eps = g.draw(k_z, num), b.normal(k_eps, (num, *g.shape))
+        k_noise, k_level, k_chain = b.split(key, 3)
+        z, eps = g.draw(k_noise, num)
         level, x = scores.level(k_level, num), g(params, {}, z)
         weights = {"student": params, "score": {}, "teacher": {}}
         fixed = {"level": level, "batch": {}, "x": x, "seen": {}}

@@ -4,6 +4,7 @@ A case is (id, our call, numpy's call, the arrays). A new function joins with on
 name ends at the first hyphen of the id.
 """
 
+import functools
 import importlib
 
 import numpy as np
@@ -274,6 +275,11 @@ CASES = [
     ("avg_pool-overlap", lambda x: ops.avg_pool(x, 2, 1),
      lambda x: (x[:, 1:, 1:] + x[:, :-1, 1:] + x[:, 1:, :-1] + x[:, :-1, :-1]) / 4,
      (normal(2, 5, 4, 3),)),
+    ("group_norm", lambda x: ops.group_norm(x, 2), lambda x: in_groups(x)[0], (normal(2, 3, 6),)),
+    ("group_norm-scaled", lambda x, s, o: ops.group_norm(x, 2, 1e-5, s, o),
+     lambda x, s, o: in_groups(x)[0] * s + o, (normal(2, 3, 6), normal(6), normal(6))),
+    ("group_norm-grad", lambda x: ops.grad(lambda y: ops.sum(ops.group_norm(y, 2) ** 3))(x),
+     lambda x: in_groups(x)[1], (normal(2, 3, 6),)),
     ("conv", ops.conv, lambda x, w: conv_loop(x, w, 1, 1),
      (normal(2, 5, 4, 3), normal(3, 3, 3, 2))),
     ("conv_transpose", lambda x, w: ops.conv_transpose(x, w, 2),
@@ -284,6 +290,16 @@ NOT_SMOOTH = (
     "stop_gradient", "sign", "full", "asarray", "arange", "eye", "max-nan", "min-nan", "clip-nan",
     "maximum-nan", "minimum-nan", "prod-empty", "sum-empty", "std-{'axis': ()", "logsumexp-empty",
 )  # fmt: skip
+
+
+def in_groups(x):
+    """(y, x with mean 0 and variance 1 in two groups, and d sum y^3 / dx), x [n, pixels, 6]."""
+    each = x.astype(float).reshape(*x.shape[:2], 2, 3)
+    mean = functools.partial(np.mean, axis=(1, 3), keepdims=True)
+    std = np.sqrt(mean((each - mean(each)) ** 2) + 1e-5)
+    y = (each - mean(each)) / std
+    slope = (3 * y**2 - mean(3 * y**2) - y * mean(3 * y**3)) / std
+    return y.reshape(x.shape), slope.reshape(x.shape)
 
 
 def conv_loop(x, w, stride, padding):

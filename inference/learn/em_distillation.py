@@ -159,9 +159,9 @@ def _learner(bound: Bound, given: EMDistillation, g: Generator, scores: Scores) 
 
     def start(params: Mapping, batch: Mapping, key: Any) -> tuple:
         num: Any = bound.batch_size(batch) or bound.num_draws
-        k_z, k_eps, k_level = b.split(key, 3)
-        z, level = g.draw(k_z, num), scores.level(k_level, num)
-        return z, b.normal(k_eps, (num, *g.shape)), level, g(params, batch, z)
+        k_noise, k_level = b.split(key, 2)
+        z, eps = g.draw(k_noise, num)
+        return z, eps, scores.level(k_level, num), g(params, batch, z)
 
     def finish(given_ends: Any, weights: Any, fixed: Any, eps: Array) -> tuple:
         level, x = fixed["level"], fixed["x"]

@@ -23,6 +23,7 @@ from probgen.engine.bound import Bound
 from probgen.engine.target import Target
 from probgen.errors import AlgorithmError
 from probgen.inference.learn.em_distillation_scores import WHO, Scores
+from probgen.inference.sample.hamiltonian import normals
 from probgen.inference.sample.langevin import Langevin
 from probgen.language.capabilities import DrawsMean
 from probgen.language.model import capability
@@ -82,13 +83,11 @@ class Generator:
         self.shape = tuple(x.shape[1:]) if not self.is_mean else drawn.event_shape()
         self.size = sum(math.prod(s) for s in self.shapes.values())
 
-    def draw(self, key: Any, num: int) -> dict:
-        """z ~ N(0, I)."""
-        b = self.bound.backend
-        keys = b.split(key, len(self.latents))
-        return {
-            n: b.normal(k, (num, *self.shapes[n])) for n, k in zip(self.latents, keys, strict=True)
-        }
+    def draw(self, key: Any, num: int) -> tuple[dict, Array]:
+        """z by site and eps like x, both N(0, I)."""
+        shapes = {n: (num, *shape) for n, shape in {**self.shapes, "eps": self.shape}.items()}
+        z = normals(self.bound.backend, key, shapes)
+        return z, z.pop("eps")
 
     def __call__(self, params: Mapping, batch: Mapping, z: Mapping) -> Array:
         """g(z), [n, *shape]."""
@@ -137,10 +136,8 @@ def target_of(bound: Bound, g: Generator, scores: Scores, moves: bool) -> Target
         return {"eps": push - at["eps"], "push": push - at["push"], **of_z}
 
     def init(weights: Mapping, fixed: Mapping, key: Any, num: int) -> dict:
-        keys = b.split(key, 2)
-        eps = b.normal(keys[0], (num, *g.shape))
-        z = g.draw(keys[1], num) if moves else {}
-        return {"eps": eps, "push": 0.0 * eps, **z}
+        z, eps = g.draw(key, num)
+        return {"eps": eps, "push": 0.0 * eps, **(z if moves else {})}
 
     def values(at: Mapping, weights: Mapping, fixed: Mapping) -> dict:
         x = g(weights["student"], fixed["batch"], at) if moves else fixed["x"]
@@ -165,16 +162,13 @@ def chain_of(bound: Bound, given: Any, g: Generator, scores: Scores) -> Callable
     def run(start: Mapping, key: Any, weights: Mapping, fixed: Mapping) -> Ends:
         z = start["z"]
         at = {"eps": start["eps"], "push": 0.0 * start["eps"], **(z if moves else {})}
-        k_most, k_last = b.split(key, 2)
 
-        def step(at: Tree, k: Any) -> tuple[Tree, None]:
-            return move(k, at, weights, fixed), None
+        def step(carry: tuple, k: Any) -> tuple[tuple, None]:
+            at, _ = carry
+            return (move(k, at, weights, fixed), at["eps"] - at["push"]), None
 
-        before = 0.0 * at["eps"]
-        if given.num_steps > 1:
-            at, _ = b.scan(step, at, b.split(k_most, given.num_steps - 1))
-        before = at["eps"] - at["push"]
-        at = move(k_last, at, weights, fixed)
+        # One body for all steps, so that the last one is not compiled by itself.
+        (at, before), _ = b.scan(step, (at, at["push"]), b.split(key, given.num_steps))
         end = {n: at[n] for n in g.latents} if moves else z
         return Ends(z, end, at["eps"], at["push"], before)
 

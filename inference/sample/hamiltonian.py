@@ -8,6 +8,7 @@ samplers, which learn a mass matrix, are in `mcmc`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -85,6 +86,20 @@ def leading(ops: Any, factor: Array, like: Array) -> Array:
     return ops.reshape(factor, (*factor.shape, *([1] * (like.ndim - factor.ndim))))
 
 
+def normals(backend: Backend, key: Any, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Array]:
+    """xi ~ N(0, I) by site, each [n, ...]: of several sites by one call, since a call of JAX's
+    generator costs a chain of small numbers more than the numbers themselves."""
+    names, num = sorted(shapes), min(s[0] for s in shapes.values())
+    if len(names) == 1:
+        return {names[0]: backend.normal(backend.split(key, 1)[0], shapes[names[0]])}
+    ends = np.cumsum([0, *(math.prod(shapes[n][1:]) for n in names)])
+    flat = backend.normal(key, (num, int(ends[-1])))
+    return {
+        n: backend.ops.reshape(flat[:, int(start) : int(stop)], shapes[n])
+        for n, start, stop in zip(names, ends, ends[1:], strict=False)
+    }
+
+
 def choose(ops: Any, accept: Array, new: Tree, old: Tree) -> Tree:
     """Of each chain the new position where it is accepted; NaN in a ratio compares as False."""
     return {n: ops.where(leading(ops, accept, new[n]), new[n], old[n]) for n in new}
@@ -134,8 +149,7 @@ def hamiltonian(
 
     def step(key: Any, state: State, *args: Any) -> tuple[State, dict]:
         k_momentum, k_accept, *k_jitter = b.split(key, 3 if jitter else 2)
-        keys = dict(zip(names, b.split(k_momentum, len(names)), strict=True))
-        r = {n: b.normal(keys[n], tuple(state.x[n].shape)) for n in names}
+        r = normals(b, k_momentum, {n: tuple(state.x[n].shape) for n in names})
         size = factor(state, *k_jitter)
 
         def visit(x: Tree) -> tuple[tuple, Tree]:

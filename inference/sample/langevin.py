@@ -28,7 +28,7 @@ from probgen.engine.target import (
     transitions,
 )
 from probgen.inference.sample.adaptation import Learned, learned, unlearned
-from probgen.inference.sample.hamiltonian import leading, of_chains
+from probgen.inference.sample.hamiltonian import leading, normals, of_chains
 from probgen.inference.sample.preconditioner import check_diagonal, diagonal
 from probgen.language.declared import declaration, require
 from probgen.language.kinds import (
@@ -215,13 +215,13 @@ def _functions(
     init = b.compile(init, num_calls=starts)  # at once, so that JAX traces one gradient for all
 
     def propose(key: Any, state: ChainState, factor: Any) -> tuple[Tree, Tree]:
-        keys = dict(zip(names, b.split(key, len(names)), strict=True))
         mean = {n: state.x[n] + factor * h[n] * (m[n] * state.grad[n]) for n in names}
         if is_still:
             return mean, {}
-        noise = {n: b.normal(keys[n], tuple(mean[n].shape)) for n in names}
+        noise = normals(b, key, {n: tuple(mean[n].shape) for n in names if noises[n]})
         root = factor**0.5
-        return {n: mean[n] + root * noises[n] * (m[n] ** 0.5 * noise[n]) for n in names}, noise
+        moved = {n: mean[n] + root * noises[n] * (m[n] ** 0.5 * xi) for n, xi in noise.items()}
+        return {**mean, **moved}, noise
 
     def log_ratio(state: ChainState, new: ChainState, factor: Any) -> Array:
         """Of p^(1/T), which the chain would keep were its steps tested. From x to y with drifts g

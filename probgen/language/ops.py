@@ -408,3 +408,18 @@ def avg_pool(x: ArrayLike, window: int = 2, stride: int | None = None) -> Array:
     Rows and columns that do not fill a block are left out: h' = (h - window) // stride + 1.
     """
     return ops_for(x).avg_pool(x, window, stride)
+
+
+def group_norm(
+    x: ArrayLike, num_groups: int, epsilon: float = 1e-5, scale: ArrayLike | None = None,
+    offset: ArrayLike | None = None,
+) -> Array:  # fmt: skip
+    """Of x [..., pixels, channels] each datum's groups of channels with mean 0 and variance 1 over
+    a group's channels and pixels, then scale x + offset of each channel where they are given.
+
+    Args:
+        num_groups: must divide the channels.
+        epsilon: added to the variance.
+        scale, offset: [channels], both or none.
+    """
+    return ops_for(x).group_norm(x, num_groups, epsilon, scale, offset)

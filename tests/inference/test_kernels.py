@@ -8,6 +8,7 @@ from probgen.engine.spaces import model_target
 from probgen.engine.target import Target, climb, run_chain
 from probgen.errors import AlgorithmError, DeclarationError, ShapeError
 from probgen.inference import HMC, NUTS, GradientFlow, Langevin
+from probgen.inference.sample.hamiltonian import normals
 from probgen.inference.sample.langevin import clip
 
 
@@ -319,3 +320,13 @@ def test_a_drift_of_any_size_is_clipped_to_its_length(b):
     np.testing.assert_allclose(b.to_numpy(found["x"])[:3], want, rtol=1e-5)
     assert np.isnan(b.to_numpy(found["x"])[3]).any()
     np.testing.assert_array_equal(b.to_numpy(clipped)[:3], [1.0, 0.0, 1.0])
+
+
+def test_noise_of_several_sites_is_standard_and_each_sites_own(b):
+    """Their covariance is the identity: no site, nor any of its numbers, sees another's."""
+    shapes = {"w": (4000,), "x": (4000, 2, 2), "z": (4000, 1)}
+    found = normals(b, b.key(0), shapes)
+    assert {n: tuple(v.shape) for n, v in found.items()} == shapes
+    flat = np.concatenate([b.to_numpy(v).reshape(4000, -1) for v in found.values()], 1)
+    np.testing.assert_allclose(np.cov(flat.T), np.eye(6), atol=5 * (2 / 4000) ** 0.5)
+    np.testing.assert_allclose(flat.mean(0), 0.0, atol=5 / 4000**0.5)

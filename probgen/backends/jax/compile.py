@@ -43,7 +43,7 @@ class Compiled:
         leaves, form = jax.tree.flatten(args)
         if any(isinstance(x, jax.core.Tracer) for x in leaves):
             return self._jitted(*args)
-        signature = (form, jax.config.jax_enable_x64, *map(jax.typeof, leaves))
+        signature = (form, jax.config.jax_enable_x64, *map(_form, leaves))
         program = self._found.get(signature)
         if program is None:
             program = self._found[signature] = self._program(args, signature)
@@ -73,6 +73,13 @@ class Compiled:
 
         run = programs.get(None if mark is None else ("jax", self.device, mark), make)
         return _Program(run, constants, jax.tree.structure(traced.out_info))
+
+
+def _form(leaf: Any) -> Any:
+    """What of an argument a program depends on; of an array what is hashed in no time."""
+    if isinstance(leaf, jax.Array):
+        return leaf.shape, leaf.dtype, getattr(leaf, "weak_type", None)  # keys have none
+    return jax.typeof(leaf)
 
 
 class _Program(NamedTuple):

@@ -346,3 +346,22 @@ def avg_pool(x: Any, window: int = 2, stride: int | None = None) -> Array:
         for j in range(window)
     ]
     return total(shifted) / (window * window)
+
+
+def group_norm(
+    x: Any, num_groups: int, epsilon: float, scale: Any = None, offset: Any = None
+) -> Array:
+    *lead, channels = x.shape
+    groups = (num_groups, channels // num_groups)
+
+    def mean(y: Array) -> Array:
+        # Over pixels, then over a group's channels, whose numbers do not lie side by side.
+        of_channel = jnp.mean(jnp.reshape(y, x.shape), axis=-2, keepdims=True)
+        of_group = jnp.reshape(of_channel, (*lead[:-1], 1, *groups))
+        return jnp.mean(of_group, axis=-1, keepdims=True)
+
+    each = jnp.reshape(x, (*lead, *groups))
+    centred = each - mean(each)
+    normal = centred * (1.0 / jnp.sqrt(mean(centred * centred) + epsilon))
+    normal = jnp.reshape(normal, x.shape)
+    return normal if scale is None else normal * scale + offset
