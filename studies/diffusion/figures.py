@@ -1,4 +1,4 @@
-"""The figure of the study: samples along the steps, for both sets of data."""
+"""The figures of the study: samples along the steps, and larger pictures by their class."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import numpy as np
 import probgen as pg
 from probgen.backends import load
 from probgen.evaluation.figures import COLOURS
+from studies.diffusion.pictures import NUM_TRAIN, Run
+from studies.diffusion.pictures import sets as picture_sets
 from studies.diffusion.study import TRUTH, sets
 
 STOPS = (1.0, 0.5, 0.2, 0.1, 0.03, 0.0)  # shares of the steps that are left
@@ -68,3 +70,31 @@ def _cloud(axes: Any, x: np.ndarray, title: str) -> None:
     axes.set_title(title, fontsize=8.5, color=COLOURS["ink"])
     for side in axes.spines.values():
         side.set_color(COLOURS["muted"])
+
+
+def pictures(found: list[Run]) -> Any:
+    """Data beside samples in 50 calls, a column a class, of each set."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9.6, 2.2 * len(found)), layout="constrained")
+    panels = np.atleast_2d(figure.subplots(len(found), 2))
+    for (left, right), run in zip(panels, found, strict=True):
+        held_out = picture_sets(run.data, run.seed)[1]
+        _columns(left, held_out.x, held_out.labels, f"{run.data}: pictures held out")
+        _columns(right, run.x, run.asked, f"drawn by their class, {NUM_TRAIN[run.data]:,} seen")
+    return figure
+
+
+def _columns(axes: Any, x: np.ndarray, labels: np.ndarray, title: str, rows: int = 4) -> None:
+    """The first pictures of each class under each other."""
+    edge = 1.0 if x.shape[-1] == 3 else -0.7  # a grey picture is shown dark on light
+    tiles = [
+        np.concatenate([np.pad(p, ((0, 1), (0, 1), (0, 0)), constant_values=edge) for p in
+                        x[labels == c][:rows]])
+        for c in range(10)
+    ]  # fmt: skip
+    image = (np.concatenate(tiles, 1) + 1.0) / 2.0
+    image = 1.0 - image[..., 0] if image.shape[-1] == 1 else image
+    axes.imshow(image, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    axes.set_axis_off()
+    axes.set_title(title, fontsize=8.5, color=COLOURS["ink"], loc="left")

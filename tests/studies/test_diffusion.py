@@ -1,8 +1,8 @@
 """Denoising diffusion held against what is known: the acceptance checks of its reproduction.
 
     make reproduce NAME=diffusion                      everything
-    make reproduce NAME=diffusion ARGS="-k gaussians"  a part: gaussians or digits
-    FIGURES=docs/figures make reproduce NAME=diffusion and draws the page's figure
+    make reproduce NAME=diffusion ARGS="-k gaussians"  a part: gaussians, digits or pictures
+    FIGURES=docs/figures make reproduce NAME=diffusion and draws the page's figures
 
 Three seeds at full length on JAX, and on torch one at a quarter of it. The laws of losses, samplers
 and likelihoods are in `tests/inference`.
@@ -16,6 +16,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from probgen.backends import load
+from studies.diffusion import pictures
+from studies.diffusion.figures import pictures as picture_figure
 from studies.diffusion.figures import whole
 from studies.diffusion.study import Settings, run, table
 
@@ -76,3 +79,38 @@ def test_the_figure_of_the_page(tmp_path):
     folder = Path(os.environ.get("FIGURES", tmp_path))
     drawn.savefig(folder / "diffusion.png", dpi=100)
     assert (folder / "diffusion.png").stat().st_size < 300_000
+
+
+def test_pictures_run_at_reduced_length(monkeypatch):
+    pytest.importorskip("torch")
+    monkeypatch.setitem(pictures.NUM_TRAIN, "pictograms", 300)
+    monkeypatch.setitem(pictures.NUM_HELD_OUT, "pictograms", 100)
+    monkeypatch.setattr(pictures, "sets", pictures.sets.__wrapped__)
+    found = pictures.run(
+        pictures.Settings.quick(), "pictograms", 0, load("torch", "cpu", compile="live")
+    )
+    assert found.x.shape == (100, 16, 16, 3) and found.judge > 0.9
+    assert "| pictograms, seed 0 |" in pictures.table([found])
+
+
+@functools.cache
+def picture_runs(data: str):
+    pytest.importorskip("jax")
+    found = [pictures.run(pictures.Settings(), data, seed, "jax") for seed in SEEDS]
+    print(f"\n{pictures.table(found)}")
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("data", ["mnist5k", "pictograms"])
+def test_pictures_are_of_the_class_that_was_asked_for(data):
+    found = picture_runs(data)
+    assert np.mean([r.right[0] for r in found]) > 0.6
+
+
+@pytest.mark.slow
+def test_pictures_figure_of_the_page(tmp_path):
+    folder = Path(os.environ.get("FIGURES", tmp_path))
+    drawn = picture_figure([picture_runs(data)[0] for data in ("mnist5k", "pictograms")])
+    drawn.savefig(folder / "diffusion_pictures.png", dpi=100)
+    assert (folder / "diffusion_pictures.png").stat().st_size < 300_000
