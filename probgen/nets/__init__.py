@@ -46,6 +46,7 @@ from probgen.nets.text_encoder import TextEncoder
 from probgen.nets.time import TimeEmbedding
 from probgen.nets.transformer import TransformerLayer
 from probgen.nets.unet import AttentionBlock, UNet
+from probgen.nets.unshuffled import Unshuffled
 from probgen.nets.weight_norm import WeightNorm
 
 __all__ = [
@@ -58,7 +59,7 @@ __all__ = [
     "SelfAttention", "CrossAttention", "AttentionBlock", "MapReplacement", "TransformerLayer",
     # compositions
     "Sequential", "ResidualBlock", "MLP", "MADE", "ConvEncoder", "ConvDecoder", "UNet",
-    "PatchTransformer", "LowRank", "EfficientNetLite",
+    "PatchTransformer", "LowRank", "EfficientNetLite", "Unshuffled",
     "MLPDenoiser", "MLPEnergy", "ConvEnergy", "ResidualEnergy", "SumOfEnergies",
     "ScaledEnergy", "ClassEmbedding", "ContextEmbedding", "TextEncoder", "SubjectTokens",
     "LatentDenoiser", "LatentUNet", "LatentBlock", "LatentGroupNorm",

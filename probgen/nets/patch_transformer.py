@@ -31,6 +31,7 @@ from probgen.nets.layers import Dense
 from probgen.nets.norms import LayerNorm
 from probgen.nets.time import TimeEmbedding
 from probgen.nets.transformer import TransformerLayer, dense, normed
+from probgen.nets.unshuffled import shuffle, unshuffle
 
 
 @declaration
@@ -116,18 +117,15 @@ class PatchTransformer:
 
     def _tokens(self, params: Params, x: Array) -> Array:
         """[..., n, width] patches row by row, with their positions."""
-        rows, columns, d = params["positions"].shape
-        p, lead = self.patch, tuple(x.shape[:-3])
-        blocks = ops.reshape(x, (*lead, rows, p, columns, p, x.shape[-1]))
-        flat = ops.reshape(_swap(blocks, len(lead)), (*lead, rows * columns, p * p * x.shape[-1]))
-        return dense(params["patches"], flat) + ops.reshape(params["positions"], (-1, d))
+        blocks = unshuffle(x, self.patch)
+        flat = ops.reshape(blocks, (*x.shape[:-3], -1, blocks.shape[-1]))
+        places = ops.reshape(params["positions"], (-1, params["positions"].shape[-1]))
+        return dense(params["patches"], flat) + places
 
     def _pixels(self, y: Array, x: Array) -> Array:
         """[..., n, p p out] as an image of the size of x."""
         p, (*lead, h, w, _) = self.patch, tuple(x.shape)
-        out = y.shape[-1] // p**2
-        blocks = ops.reshape(y, (*lead, h // p, w // p, p, p, out))
-        return ops.reshape(_swap(blocks, len(lead)), (*lead, h, w, out))
+        return shuffle(ops.reshape(y, (*lead, h // p, w // p, y.shape[-1])), p)
 
     def _check(self, shapes: tuple[Shape, ...]) -> tuple[Shape, tuple[Shape, ...]]:
         axes = tuple(len(s) for s in shapes)
@@ -157,9 +155,3 @@ class PatchTransformer:
 
     def out_shape(self, *shapes: Shape) -> Shape:
         return (*shapes[0][:2], self.out or shapes[0][2])
-
-
-def _swap(blocks: Array, lead: int) -> Array:
-    """[*lead, a, b, c, d, e] with the axes b and c exchanged: blocks and pixels of an image."""
-    axes = (*range(lead), *(lead + i for i in (0, 2, 1, 3, 4)))
-    return ops.transpose(blocks, axes)

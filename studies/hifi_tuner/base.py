@@ -18,7 +18,7 @@ import numpy as np
 import probgen as pg
 from probgen import nets
 from probgen.backends.protocol import Backend
-from probgen.data import SPRITE_COLORS, SPRITE_NOUNS, SPRITE_SCENES, Sprites, sprites
+from probgen.data import SPRITE_COLORS, SPRITE_NOUNS, SPRITE_SCENES, Pictograms, Sprites, sprites
 from probgen.data.sprites import Colors
 from probgen.engine.fitted import Fitted
 from probgen.inference import DDIM, Denoising
@@ -92,7 +92,7 @@ def sprite_base(
         settings: None for those of the study.
 
     Raises:
-        LoadError: what lies in the folder is no saved fit.
+        SaveError: what lies in the folder is no saved fit.
     """
     settings = settings or Settings()
     if folder is not None and Path(folder).is_dir():
@@ -103,8 +103,10 @@ def sprite_base(
     return fitted
 
 
-def learned(settings: Settings, pictures: Sprites, seed: int, backend: str | Backend) -> Fitted:
-    """The base, fitted to pictures and their captions."""
+def learned(
+    settings: Any, pictures: Sprites | Pictograms, seed: int, backend: str | Backend
+) -> Fitted:
+    """The model of `settings`, fitted to pictures and their captions as they say."""
     adam = pg.Adam(pg.CosineDecay(settings.learning_rate, settings.num_updates))
     return pg.fit(
         settings.model, pictures["x"], Denoising(adam, condition_dropout=0.0),

@@ -71,6 +71,7 @@ NETS = [
     (nets.TransformerLayer(3, 2), [TOKENS]),
     (nets.TransformerLayer(2, 1, "relu"), [TOKENS, (4, 6), (5,)]),
     (nets.PatchTransformer(2, 6, 1, 2, 2), [IMAGE, (), (4, 5)]),
+    (nets.Unshuffled(nets.Conv(8)), [IMAGE]),
     (nets.LatentDenoiser(5, (8,), 4, is_normed=True), [(5,), (3,), ()]),
     (nets.TimedDiscriminator((8,), 4), [(5,), (5,), ()]),
 ]
@@ -393,6 +394,8 @@ WRONG_INIT = [
     (nets.ResidualBlock(4), [IMAGE, (2, 2)], "embed the time first"),
     (nets.TransformerLayer(), [TOKENS, (5,), (4, 6)], "perhaps a time's embedding"),
     (nets.PatchTransformer(3), [IMAGE, ()], "patch=3 dividing h and w"),
+    (nets.Unshuffled(nets.Conv(9), 3), [IMAGE], "factor=3 dividing h and w"),
+    (nets.Unshuffled(nets.Conv(6)), [IMAGE], "expected a multiple of 4"),
 ]
 
 
