@@ -97,7 +97,11 @@ class Settings:
             return EBM(nets.MLPEnergy(self.prior_hidden, activation="silu"), normal)
         if kind == "diffusion":
             schedule = NoiseSchedule.rescaled(self.num_noise_steps)
-            return Diffusion(nets.MLPDenoiser(d, self.prior_hidden), (d,), schedule)
+            # Codes are near N(0, I), of which v is 0 on the mean and the large variances are exact.
+            return Diffusion(
+                nets.MLPDenoiser(d, self.prior_hidden), (d,), schedule, "v_prediction",
+                variance_type="fixed_large",
+            )  # fmt: skip
         return normal
 
     def learner(self, way: str) -> Any:

