@@ -16,6 +16,8 @@ SHORTER = [
     (r"Ancestral\(1000\)", "Ancestral(50)"),
     (r"DDIM(Inverse)?\(100\)", r"DDIM\1(10)"),
     (r"500(?!\d)", "6"),
+    (r"DDIM\(50, guidance", "DDIM(4, guidance"),
+    (r"start=40, stop=10", "start=3, stop=2"),
     (r"(?<=batch_size=512,)", "backend=BACKEND,"),
 ]
 
@@ -30,3 +32,4 @@ def test_the_page_runs():
     assert all(np.isfinite(s["x"]).all() for s in space["draws"].values())
     assert (space["completed"][:, 0] == 0).all() and space["codes"]["x_50"].shape == (100, 2)
     assert len(space["figure"].axes) == 30
+    assert space["told"]["null"].shape == (100, 4, 1, 8) and space["placed"].iou > 0.8
