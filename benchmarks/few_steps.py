@@ -1,8 +1,9 @@
 """Draws in few steps: a denoising diffusion GAN against its long chain, and EM distillation.
 
-    draws           of 2 numbers by `pg.generate`: `ImplicitDiffusion` in 4 steps, `Diffusion` in
-                    1,000, perceptrons of three layers of 128 on both sides, weights at random;
-                    blocks of about the same time, so that a call's own cost weighs on both alike
+    draws           of 2 numbers by `pg.generate`: `ImplicitDiffusion` in 4 steps, `OneStep`, and
+                    `Diffusion` in 50 steps of `DDIM` and in 1,000, perceptrons of three layers of
+                    128 on all sides, weights at random; blocks of about the same time, so that a
+                    call's own cost weighs on all alike
     distillation    an update of `EMDistillation`, K = 8 steps of (eps, z) on batches of 128, Adam,
                     by `pg.fit` a chunk at a time, against an eager loop on torch and a jitted scan
                     on JAX
@@ -26,14 +27,16 @@ from unet_by_hand import waves
 import probgen as pg
 from probgen import backends, nets
 from probgen.engine.bind import bind
-from probgen.inference import EMDistillation
+from probgen.inference import DDIM, EMDistillation
 from probgen.models import Diffusion, ImplicitDiffusion, NoiseSchedule, OneStep
 from probgen.trees import tree_leaves, tree_map
 
 HIDDEN, WAVES, TOTAL = (128, 128, 128), 16, 1000
 LONG = Diffusion(nets.MLPDenoiser(2, HIDDEN, WAVES), (2,), NoiseSchedule(TOTAL), "v_prediction")
 SHORT = ImplicitDiffusion(nets.LatentDenoiser(2, HIDDEN, WAVES), (2,), latent_dim=2)
-CHUNK, FEW, MANY = 1000, 1000, 200_000  # draws of a chunk, of the long chain, of the short one
+CHUNK = 1000  # draws at a time, and all of them where a run is tiny
+DDGAN, EMD, LEAPS, CHAIN = "DDGAN, 4", "EMD, 1", "DDIM, 50", "chain of 1,000"
+MANY = {DDGAN: 200_000, EMD: 400_000, LEAPS: 20_000, CHAIN: 1000}  # draws of a block
 
 BATCH, K, GE, GZ, TIMES = 128, 8, 0.16, 1.6e-5, (0.05, 0.9)
 BETA, RATE, SCORE_RATE = (0.0, 0.99), 1e-4, 3e-4
@@ -51,15 +54,18 @@ def weights(model: Any, seed: int = 0) -> Any:
 
 
 def draws(setting: Setting, b: Any, name: str) -> Contest:
-    """Samples a second of both."""
+    """Samples a second of all."""
     last: dict[str, np.ndarray] = {}
-    many, few = (CHUNK, CHUNK) if setting.tiny else (MANY, FEW)
 
-    def side(who: str, model: Any, num: int) -> Side:
-        fitted = pg.Fitted(model, weights(model), shapes={"x": (2,)})
+    def side(who: str, model: Any, method: Any = None) -> Side:
+        given = (weights(LONG), {}) if who == EMD else (weights(model), {"x": (2,)})
+        fitted = pg.Fitted(model, given[0], shapes=given[1])
+        num = CHUNK if setting.tiny else MANY[who]
 
         def block() -> None:
-            found = pg.generate(fitted, num, seed=0, chunk_size=CHUNK, backend=b)["x"]
+            found = pg.generate(
+                fitted, num, method=method, seed=0, chunk_size=CHUNK, backend=b
+            )["x"]  # fmt: skip
             if found.shape != (num, 2) or not np.isfinite(found).all():
                 raise SystemExit(f"{name}: {who} drew shapes {found.shape}, or no finite numbers")
             last[who] = found
@@ -70,8 +76,14 @@ def draws(setting: Setting, b: Any, name: str) -> Contest:
         counts = [sum(v.size for v in tree_leaves(weights(m))) for m in (SHORT, LONG)]
         return Agreement("number of weights, relative", abs(counts[0] / counts[1] - 1.0), 0.01)
 
-    sides = {"DDGAN, 4": side("DDGAN", SHORT, many), "chain of 1,000": side("chain", LONG, few)}
-    return Contest(name, "samples", sides, [Target(*sides, 200.0, alike)])
+    teacher = pg.Fitted(LONG, weights(LONG), shapes={"x": (2,)})
+    sides = {
+        DDGAN: side(DDGAN, SHORT), EMD: side(EMD, OneStep(teacher)),
+        LEAPS: side(LEAPS, LONG, DDIM(50)), CHAIN: side(CHAIN, LONG),
+    }  # fmt: skip
+    asked = {DDGAN: 200.0, EMD: None, LEAPS: None}
+    targets = [Target(who, CHAIN, ratio, alike) for who, ratio in asked.items()]
+    return Contest(name, "samples", sides, targets)
 
 
 # ---- distillation --------------------------------------------------------------------------------

@@ -185,7 +185,7 @@ def generate(
     ask(f"generate: num_samples={num_samples}", numbers, cure, DeclarationError)
     # Of two data it can be told which axis of a computed value is theirs.
     least = 2 if any(s.kind == "deterministic" for s in sites.values()) and source is None else 1
-    ends, loops = None, _Loops(bound)
+    ends, runs = None, _Runs(bound)
     if isinstance(method, DrawsModel):
         ends = _own_draws(bound, method, return_chain)
     elif method is not None:
@@ -203,9 +203,9 @@ def generate(
         elif source is not None:
             values = _each(bound, params, batch, k, count, source)
         elif model.ancestral() is not None:
-            values = loops[count](params, batch, k)
+            values = runs[count](params, batch, k)
         else:
-            once = partial(_together, bound, params, batch, k, count)
+            once = partial(runs[count], params, batch, k)
             values = check_ancestral(bound, params, batch, k, count, once)
         return {
             "values": {
@@ -379,27 +379,25 @@ def _values(sites: Mapping[str, Any]) -> dict[str, Any]:
     return {n: s.value for n, s in sites.items() if s.kind != "factor"}
 
 
-class _Loops(dict):
-    """A model's own loop (`Ancestral`) by the number of draws, each compiled whole once."""
+class _Runs(dict):
+    """What makes so many draws at once, by their number, each compiled once for all chunks: a
+    model's own loop (`Ancestral`), or its program."""
 
     def __init__(self, bound: Bound):
         self.bound, self.maker = bound, cast(Any, bound.model.ancestral())
 
     def __missing__(self, count: int) -> Callable:
-        def run(params: Any, batch: Any, key: Any) -> dict:
-            return self.maker.generate(self.bound, params, key, count, batch)
+        bound, compiled = self.bound, self.bound.backend.compile
 
-        self[count] = self.bound.backend.compile(run, over="steps")
+        def loop(params: Any, batch: Any, key: Any) -> dict:
+            return self.maker.generate(bound, params, key, count, batch)
+
+        def program(params: Any, batch: Any, key: Any) -> dict:
+            return _values(bound.trace(params, batch, key=key, batch_size=count, condition=False))
+
+        has_loop = self.maker is not None
+        self[count] = compiled(loop, over="steps") if has_loop else compiled(program, num_calls=1)
         return self[count]
-
-
-def _together(bound: Bound, params: Any, batch: Any, key: Any, count: int) -> dict:
-    """All samples by one run."""
-
-    def run(params: Any, batch: Any, key: Any) -> dict:
-        return _values(bound.trace(params, batch, key=key, batch_size=count, condition=False))
-
-    return bound.backend.compile(run, num_calls=1)(params, batch, key)
 
 
 def _each(
