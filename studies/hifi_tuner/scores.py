@@ -24,10 +24,21 @@ def subject_error(x: np.ndarray, noun: str, colors: Colors) -> np.ndarray:
         x: [n, 8, 8, 3] in [-1, 1].
         noun, colors: the individual, as of `data.sprites`.
     """
+    return _errors(x, noun, colors).min((1, 2))
+
+
+def places(x: np.ndarray, noun: str, colors: Colors) -> np.ndarray:
+    """[n, 2] row and column of the box of one individual where it fits a picture best."""
+    off = _errors(x, noun, colors)
+    return np.stack(np.unravel_index(off.reshape(len(x), -1).argmin(1), off.shape[1:]), 1)
+
+
+def _errors(x: np.ndarray, noun: str, colors: Colors) -> np.ndarray:
+    """[n, places, places] mean squared error within the outline at each place of its box."""
     template, outline = sprite_template(noun, colors)
     windows = np.lib.stride_tricks.sliding_window_view(x, template.shape[:2], (1, 2))
     off = (np.moveaxis(windows, 3, -1) - template) ** 2  # [n, places, places, 6, 6, 3]
-    return off[..., outline[..., 0], :].mean((-2, -1)).min((1, 2))
+    return off[..., outline[..., 0], :].mean((-2, -1))
 
 
 def nearest_scene(x: np.ndarray) -> np.ndarray:

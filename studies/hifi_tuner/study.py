@@ -48,7 +48,7 @@ class Tuning:
     """
 
     num_tokens: Width = 3
-    weight: NonNegative = 0.03
+    weight: NonNegative = 0.003
     num_steps: Many = 1000
     learning_rate: Positive = 5e-3
     draws: Many = 8
