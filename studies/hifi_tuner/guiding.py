@@ -161,17 +161,19 @@ def replaced(
     parts = [sprites(each, seed + 70 + i, noun="square", scene=s) for i, s in enumerate(UNSEEN)]
     x, old = (np.concatenate([p[k] for p in parts]) for k in ("x", "mask"))  # type: ignore[literal-required]
     scenes = [s for s in UNSEEN for _ in range(each)]
-    ddim = dataclasses.replace(sampler(base, tuning), guidance_scale=4.0)
+    ddim = sampler(base, tuning)
     said = tokens(base, [f"a square on {s}" for s in scenes])
     new = tokens(model, [f"a disk on {s}" for s in scenes])
     codes = base.encode(x, said, method=NullTextInversion(ddim, keeps_maps=True))
     length = new["condition"].shape[1]
     kept = np.zeros(length, bool)
     kept[2], kept[length - tuning.num_tokens :] = True, True  # the noun, and the subject's rows
+    # Weights that sum to one: the stored columns and the new ones together else sum to more.
+    control = AttentionControl(ddim, kept, is_renormalized=True)
     free = {k: v for k, v in codes.items() if not k.startswith("maps/")}
     options = {"inputs": new, "seed": 0, "backend": backend}
     drawn = {
-        "": pg.generate(model, len(x), method=AttentionControl(ddim, kept), start=codes, **options),
+        "": pg.generate(model, len(x), method=control, start=codes, **options),
         ", free": pg.generate(model, len(x), method=ddim, start=free, **options),
         ", class": pg.generate(base, len(x), method=ddim, start=free, **options),
     }
