@@ -8,6 +8,7 @@ one is called better only where the paired difference is more than luck.
 """
 
 from probgen.evaluation.subjects.compare import MethodTable, compare_methods
+from probgen.evaluation.subjects.monitor import SubjectMonitor
 from probgen.evaluation.subjects.scores import (
     crops,
     diversity,
@@ -17,6 +18,6 @@ from probgen.evaluation.subjects.scores import (
 )
 
 __all__ = [
-    "MethodTable", "compare_methods", "crops", "diversity", "leak", "prompt_fidelity",
-    "subject_fidelity",
+    "MethodTable", "SubjectMonitor", "compare_methods", "crops", "diversity", "leak",
+    "prompt_fidelity", "subject_fidelity",
 ]  # fmt: skip

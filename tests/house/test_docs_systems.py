@@ -23,6 +23,12 @@ SHORTER = [  # of what takes minutes
     (r"(?<=ImportanceSampling\()200_000", "2000"),
     (r"(?<=tilted, )10_000", "50"),
     (r"for n in \(20_000, 500\)", "for n in (600, 20)"),
+    (r"sprites\(40_000", "sprites(60"),
+    (r"num_steps=9000", "num_steps=3"),
+    (r"NoiseSchedule\(50,", "NoiseSchedule(4,"),
+    (r"DDIM\(50,", "DDIM(4,"),
+    (r"num_steps=500", "num_steps=40"),
+    (r"(?<=mine\[\"mask\"\]\[0\])", ", start=4, stop=1"),
     (r"seed=0(?=\s*\))", "seed=0, backend=BACKEND"),
 ]
 
@@ -85,3 +91,9 @@ def test_the_page_on_latent_diffusion_runs():
         space["fits"]["energy"].params["decoder"]["out"]["weight"], same[0]
     )
     assert np.abs(same[0] - same[1]).max() > 0 and space["log_z"].standard_error > 0
+
+
+def test_the_page_on_subjects_runs():
+    space = run_page("hifi_tuner", "torch")
+    assert space["samples"]["x"].shape == (16, 8, 8, 3) and "led by" in space["samples"].note
+    assert space["disk"].params["condition"]["rows"].shape == (4, 3, 64)

@@ -8,6 +8,7 @@ from shared_noise import share_noise
 
 import probgen as pg
 from probgen import errors, nets
+from probgen.evaluation.subjects import SubjectMonitor
 from probgen.inference import DDIM, ELBO, SVI, DDIMInverse, Langevin, StepwiseMAP
 from probgen.models import Diffusion, NoiseSchedule, Subject, personalised
 
@@ -156,6 +157,20 @@ class TestFit:
             learned.history["distance"][::2],
             [np.linalg.norm(v) for v in (start, rows[0], rows[1])], rtol=1e-5,
         )  # fmt: skip
+
+    def test_fidelity_to_subject_and_prompt_stands_in_its_history(self, base):
+        subject = Subject(base, N, weight=0.1)
+        scores = {"near": lambda x: -((x - 1.0) ** 2).sum(-1), "right": lambda x: x[:, 0] > 0}
+        prompts = {"condition": CAPTIONS}
+        monitor = SubjectMonitor(subject, prompts, scores, DDIM(3), every=2)
+        learned = learn(subject, "auto", 5, callbacks=[monitor])
+        history = learned.history
+        assert history.validation_steps[-1] == 5 and set(history.validation) == {"near", "right"}
+        drawn = pg.generate(personalised(learned), 3, method=DDIM(3), inputs=prompts, seed=0)["x"]
+        np.testing.assert_allclose(history.validation["near"][-1], scores["near"](drawn).mean())
+        bad = SubjectMonitor(subject, prompts, {"near": lambda x: x[:, 0] * np.nan}, DDIM(3))
+        with pytest.raises(errors.NonFiniteError, match=r"NaN or infinity for \['near'\]"):
+            learn(subject, "auto", 1, callbacks=[bad])
 
 
 class TestPersonalised:
