@@ -26,7 +26,7 @@ from probgen.data import SPRITE_SCENES, Sprites, sprites
 from probgen.engine.fitted import Fitted
 from probgen.inference import DDIM, ELBO, SVI, Denoising, StepwiseMAP
 from probgen.language.declared import declaration
-from probgen.language.kinds import Many, NonNegative, Positive, Width
+from probgen.language.kinds import Many, NonNegative, Positive, Text, Width
 from probgen.models import Subject, personalised
 from studies.hifi_tuner.base import SUBJECT
 from studies.hifi_tuner.scores import nearest_scene, subject_error
@@ -40,13 +40,14 @@ class Tuning:
     """Settings of learning and drawing. `quick()` is for tests of the functions, not for numbers.
 
     Args:
-        num_tokens: n. weight: w of the prior where there is one.
+        word: the subject's noun. num_tokens: n. weight: w of the prior where there is one.
         num_steps, learning_rate, draws: of one set of rows, Adam.
         inner_steps: of the rows of each step. dreambooth_steps, dreambooth_rate: of all weights.
         guidance_scale: of the samples. each: pictures of a prompt; num_leak: of the one that names
             no scene.
     """
 
+    word: Text = "disk"
     num_tokens: Width = 3
     weight: NonNegative = 0.003
     num_steps: Many = 1000
@@ -62,7 +63,15 @@ class Tuning:
     @classmethod
     def quick(cls) -> Tuning:
         """Seconds of work."""
-        return cls(2, num_steps=2, draws=2, inner_steps=1, dreambooth_steps=2, each=2, num_leak=4)
+        return cls(
+            num_tokens=2,
+            num_steps=2,
+            draws=2,
+            inner_steps=1,
+            dreambooth_steps=2,
+            each=2,
+            num_leak=4,
+        )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -96,30 +105,30 @@ def sources(words: Any = "noun", seed: int = 0) -> Sprites:
 
 def subject_of(base: Fitted, tuning: Tuning, weight: float, **options: Any) -> Subject:
     """The declaration."""
-    return Subject(base, tuning.num_tokens, weight, draws=tuning.draws, word="disk", **options)
+    return Subject(base, tuning.num_tokens, weight, draws=tuning.draws, word=tuning.word, **options)
 
 
 def learn(
     base: Fitted, tuning: Tuning, *, masked: bool = True, weight: float | None = None,
-    words: Any = "noun", seed: int = 0, num_steps: int | None = None,
-    backend: str | Backend = "auto", **options: Any,
+    given: Any = None, seed: int = 0, backend: str | Backend = "auto", **options: Any,
 ) -> Fitted:  # fmt: skip
-    """One set of rows, by MAP."""
-    given = sources(words)
+    """One set of rows, by MAP; `given` are other pictures than the five `sources`."""
+    given = given or sources()
     subject = subject_of(base, tuning, tuning.weight if weight is None else weight, **options)
     return pg.fit(
         subject, {"x": given["x"]}, SVI(ELBO(), pg.Adam(tuning.learning_rate)),
-        inputs=_inputs(base, given, masked), num_steps=num_steps or tuning.num_steps, seed=seed,
+        inputs=_inputs(base, given, masked), num_steps=tuning.num_steps, seed=seed,
         backend=backend, progress_bar=False,
     )  # fmt: skip
 
 
 def learn_steps(
-    first: Fitted, tuning: Tuning, *, seed: int = 0, backend: str | Backend = "auto"
-) -> Fitted:
+    first: Fitted, tuning: Tuning, *, given: Any = None, seed: int = 0,
+    backend: str | Backend = "auto",
+) -> Fitted:  # fmt: skip
     """Rows of each step, from one set of them; with the mask."""
     subject: Any = first.model
-    base, given = subject.base, sources()
+    base, given = subject.base, given or sources()
     times = sampler(base, tuning).times(base.model)
     return pg.fit(
         dataclasses.replace(subject, times=times), {"x": given["x"]},
@@ -143,7 +152,7 @@ def learn_longer(
 
 
 def dreambooth(
-    base: Fitted, tuning: Tuning, *, prior_pictures: int = 0, seed: int = 0,
+    base: Fitted, tuning: Tuning, *, prior_pictures: int = 0, given: Any = None, seed: int = 0,
     backend: str | Backend = "auto",
 ) -> Fitted:  # fmt: skip
     """All weights, from the same pictures; with `prior_pictures` drawn by the base of the class,
@@ -151,10 +160,10 @@ def dreambooth(
 
     Source: Ruiz et al. 2023, arXiv:2208.12242.
     """
-    given = sources()
+    given = given or sources()
     x, captions = given["x"], list(given["captions"])
     if prior_pictures:
-        theirs = ["a disk"] * prior_pictures
+        theirs = [f"a {tuning.word}"] * prior_pictures
         drawn = draw(base, theirs, tuning, seed=seed + 1, backend=backend)
         x = np.concatenate([np.repeat(x, prior_pictures // len(x), axis=0), drawn])
         captions = [c for c in captions for _ in range(prior_pictures // 5)] + theirs

@@ -90,8 +90,8 @@ def test_h2_the_weight_holds_the_rows_to_the_anchor():
     accuracy has no room; the distance falls and the error rises as it says."""
     found = [
         study.of_rows(
-            study.learn(base(), TUNING, weight=w, words="scene", backend="jax"), TUNING,
-            backend="jax",
+            study.learn(base(), TUNING, weight=w, given=study.sources("scene"), backend="jax"),
+            TUNING, backend="jax",
         )
         for w in WEIGHTS
     ]  # fmt: skip
