@@ -225,6 +225,7 @@ TOGETHER = {
     ("InputComplexity", "codecs"): set(),
     ("ErrorReduction", "codecs"): set(),
     ("MapReplacement", "columns_kept"): set(),  # booleans on one axis
+    ("AttentionControl", "columns_kept"): set(),
     ("Mahalanobis", "labels"): {"none"},  # one a datum
     ("GradientNorm", "reference"): {"array"},  # which its method needs
     **{("RBM", part): set() for part in ("weight", "visible_bias", "hidden_bias")},  # sizes fit
