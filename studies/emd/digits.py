@@ -39,7 +39,7 @@ class Settings:
 
     hidden: tuple[Width, ...] = (128, 128, 128)
     teacher_steps: Count = 3000
-    num_steps: Count = 1000
+    num_steps: Count = 4000
     batch_size: Many = 128
     learning_rate: Positive = 1e-3
     times: tuple[Share, Share] = (0.02, 0.98)

@@ -4,9 +4,9 @@
     make reproduce NAME=emd ARGS="-k mixture"        a part: mixture, ring or digits
     FIGURES=docs/figures make reproduce NAME=emd     and draws the page's figure
 
-Three seeds: mixtures on JAX at the sheet's length, and one shorter run on torch; rings and digits
-on torch. The laws of the learner are in `tests/inference/test_em_distillation.py`, with the
-linear-Gaussian checks (A1).
+Three seeds: mixtures on JAX at the sheet's length, and one shorter run on torch; digits on
+JAX, rings on torch. The laws of the learner are in `tests/inference/test_em_distillation.py`, with
+the linear-Gaussian checks (A1).
 """
 
 import dataclasses
@@ -115,18 +115,18 @@ def test_a_learned_score_covers_the_ring_whatever_the_number_of_steps():
 
 @functools.cache
 def digit_runs():
-    pytest.importorskip("torch")
-    runs = [digits.compare(digits.Settings(), seed, "torch") for seed in SEEDS]
+    pytest.importorskip("jax")
+    runs = [digits.compare(digits.Settings(), seed, "jax") for seed in SEEDS]
     found = {way: [r[way] for r in runs] for way in runs[0]}
     show("digits", found, ("frechet", "half", "raw", "recall", "entropy", "right"))
     return found
 
 
 def test_many_steps_are_nearer_to_digits_and_more_diverse_than_one():
-    """Asked for is 80 % of the gap to the teacher; 1,000 steps of a student close 63 %."""
+    """80 % of the gap to the teacher is closed in 4,000 steps; 1,000 of them close 63 %."""
     found = digit_runs()
     first, last = mean(found["untrained"], "frechet"), mean(found["teacher, 50 steps"], "frechet")
-    assert first - mean(found["K = 8"], "frechet") > 0.55 * (first - last)
+    assert first - mean(found["K = 8"], "frechet") > 0.8 * (first - last)
     assert mean(found["K = 8"], "frechet") < mean(found["K = 1"], "frechet")
     assert mean(found["K = 8"], "recall") > mean(found["K = 1"], "recall") + 0.02
 
