@@ -56,7 +56,7 @@ class Settings:
     num_updates: Count = 3000
     batch_size: Many = 64
     learning_rate: Positive = 1e-3
-    ema_decay: OpenShare = 0.998
+    ema_decay: OpenShare = 0.99
     num_calls: Many = 50
     num_samples: Many = 500
 
@@ -66,7 +66,10 @@ class Settings:
         return cls((4,), num_updates=2, batch_size=8, num_calls=2, num_samples=100)
 
     def model(self, data: Data) -> Diffusion:
-        """The declaration: of vectors for the MLP, of pictures for the U-Net."""
+        """The declaration: of vectors for the MLP, of pictures for the U-Net.
+
+        The MLP is narrower than a picture and cannot carry its noise, so that it tells x_0.
+        """
         shape = SHAPES[data] if self.channels else (math.prod(SHAPES[data]),)
         net: Any = (
             nets.UNet(self.channels, attention_levels=(len(self.channels) - 1,))
@@ -74,7 +77,8 @@ class Settings:
             else nets.MLPDenoiser(shape[0], self.hidden)
         )
         schedule = NoiseSchedule.rescaled(1000, "squaredcos_cap_v2")
-        return Diffusion(net, shape, schedule, "v_prediction", nets.ClassEmbedding(10, 32))
+        said: Any = "v_prediction" if self.channels else "sample"
+        return Diffusion(net, shape, schedule, said, nets.ClassEmbedding(10, 32))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
