@@ -28,6 +28,16 @@ def ways(found: dict[str, Judged], each: int) -> Any:
     return figure
 
 
+def pictures_of(rows: dict[str, np.ndarray]) -> Any:
+    """A row of pictures [n, h, w, 3] under each name."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8.4, 0.78 * len(rows)), layout="constrained")
+    for axes, (name, x) in zip(figure.subplots(len(rows), 1), rows.items(), strict=True):
+        _strip(axes, x, name)
+    return figure
+
+
 def guided(led: dict[str, Led], edited: dict[str, Any]) -> Any:
     """Above draws led by a reference, below squares that became the subject."""
     from matplotlib.figure import Figure
@@ -74,7 +84,7 @@ def attention(model: Fitted, caption: str, backend: str) -> Any:
 
 
 def _strip(axes: Any, pictures: np.ndarray, name: str) -> None:
-    """Pictures [n, 8, 8, 3] in [-1, 1] side by side."""
+    """Pictures [n, h, w, 3] in [-1, 1] side by side."""
     tiles = np.pad(pictures, [(0, 0), (0, 0), (0, 1), (0, 0)], constant_values=1.0)
     _picture(axes, np.concatenate(list(tiles), axis=1))
     axes.set_title(name, fontsize=8, color=COLOURS["muted"], loc="left", pad=2)
