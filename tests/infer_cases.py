@@ -25,7 +25,7 @@ def sized(kind, backend, **options):
     """Chains as long as a second or two allows: Pyro's take a millisecond a leapfrog."""
     sizes = {"num_warmup": 100, "num_samples": 160, "num_chains": 2}
     if backend.name == "jax":
-        sizes = {"num_warmup": 300, "num_samples": 2000, "num_chains": 4}
+        sizes = {"num_warmup": 300, "num_samples": 500, "num_chains": 4}
     return kind(**{**sizes, **options})
 
 

@@ -7,6 +7,7 @@ screen, and matplotlib's own settings are as before afterwards.
 
 from __future__ import annotations
 
+import functools
 import io
 import re
 from typing import Any
@@ -48,6 +49,7 @@ def isolate(svg: str, key: str) -> str:
     return re.sub(r"url\(#([^)]+)\)", rf"url(#{key}-\1)", svg)
 
 
+@functools.lru_cache(maxsize=256)
 def formula_svg(latex: str, size: float = 19.0) -> str:
     """A line of LaTeX mathematics as one SVG path in the text's colour.
 

@@ -31,12 +31,18 @@ class Guard:
 
     def __init__(self, backend: Backend, cures: Mapping[str, str] | None = None):
         self.backend, self.cures = backend, cures or {}
-        # One number comes from the device, not the state.
+        # One number comes from another device, not the state.
         self._total = backend.compile(self._zero_if_finite, num_calls=1)
 
     def _zero_if_finite(self, leaves: list) -> Any:
         # x * 0 is 0, or NaN where x is not finite: no overflow of a sum of large numbers.
         return sum((self.backend.ops.sum(leaf * 0.0) for leaf in leaves), start=0.0)
+
+    def _are_finite(self, leaves: list) -> bool:
+        b = self.backend
+        if b.device == "cpu":  # numpy reads them where they lie, and no program is compiled
+            return all(np.isfinite(b.to_numpy(leaf)).all() for leaf in leaves)
+        return bool(np.isfinite(b.to_numpy(self._total(leaves))))
 
     def find_problem(
         self, state: Any, metrics: dict[str, np.ndarray], start: int
@@ -67,7 +73,7 @@ class Guard:
             said = [f"{n} ({self.cures[n]})" if n in self.cures else n for n in terms]
             return Problem(f"{', '.join(said)} at step {start + step}", step)
         leaves = [v for _, v in tree_items(state) if "float" in str(getattr(v, "dtype", ""))]
-        if np.isfinite(self.backend.to_numpy(self._total(leaves))):
+        if self._are_finite(leaves):
             return None
         count = len(next(iter(metrics.values()), [0]))
         for path, leaf in tree_items(state):

@@ -239,15 +239,15 @@ def coins():
 
 
 def test_nuts_is_calibrated():
-    """On JAX, where sixty short chains are a second; a Beta's Jacobian takes part."""
+    """On JAX, where forty short chains are a second; a Beta's Jacobian takes part."""
     jax = pytest.importorskip("jax") and pg.backends.load("jax", "cpu")
-    method = NUTS(num_warmup=150, num_chains=1)
+    method = NUTS(num_warmup=100, num_chains=1)
     result = sbc(
         coins,
         method,
         observed=("heads",),
         num_data=2,
-        num_simulations=60,
+        num_simulations=40,
         num_draws=49,
         thinning=4,
         seed=3,

@@ -21,7 +21,7 @@ STANDARD = dist.Normal(0, 1).expand([2]).to_event(1)
 FAST = {"batch_size": 256, "seed": 0, "progress_bar": False}
 
 
-def grid(extent=6.0, count=121):
+def grid(extent=6.0, count=81):
     axis = np.linspace(-extent, extent, count, dtype=np.float32)
     points = np.stack(np.meshgrid(axis, axis, indexing="ij"), -1).reshape(-1, 2)
     return points, (axis[1] - axis[0]) ** 2
@@ -75,14 +75,14 @@ def test_tilting_mends_a_frozen_vae(b):
     z = rng.normal(size=(3000, 1))
     x = (z * [[1.0, 0.5]] + 0.5 * rng.normal(size=(3000, 2))).astype(np.float32)
     wide = linear_vae(1.0, spectral=True)
-    vae = pg.fit(wide, x, SVI(ELBO(), pg.Adam(1e-2)), num_steps=200, backend=b, **FAST)
+    vae = pg.fit(wide, x, SVI(ELBO(), pg.Adam(1e-2)), num_steps=120, backend=b, **FAST)
     vae.params["decoder"]["out"]["u"][:] = np.float32([0.6, 0.8])  # which an upkeep would move
-    model = Tilted(vae, energy=nets.MLPEnergy(hidden=(32, 32)))
+    model = Tilted(vae, energy=nets.MLPEnergy(hidden=(16, 16)))
     sampler = Langevin(step_size=0.1, num_steps=10)
     learn = MaximumLikelihood(
-        sampler, space="noise", optimizer=pg.Adam(3e-3), init=PersistentChains()
+        sampler, space="noise", optimizer=pg.Adam(5e-3), init=PersistentChains()
     )
-    fitted = pg.fit(model, x, learn, num_steps=200, backend=b, **{**FAST, "batch_size": 128})
+    fitted = pg.fit(model, x, learn, num_steps=120, backend=b, **{**FAST, "batch_size": 128})
     for name, old in vae.params.items():
         for (_, old_leaf), (_, new_leaf) in zip(
             tree_items(old), tree_items(fitted.params[name]), strict=True
@@ -140,12 +140,12 @@ def test_a_diffusion_prior_learns_a_mixture(b):
     truth = pg.data.gaussian_mixture([[-1.0, -1.0], [1.0, 1.0]], covariances=0.0625)
     x = truth.sample(4000, seed=1).astype(np.float32)
     model = Diffusion(
-        denoiser=nets.MLPDenoiser(out=2, hidden=(64, 64)),
+        denoiser=nets.MLPDenoiser(out=2, hidden=(48, 48)),
         shape=(2,),
         schedule=NoiseSchedule.rescaled(50),
     )
-    learn = Denoising(pg.Adam(pg.CosineDecay(5e-3, num_steps=1000)))
-    fitted = pg.fit(model, x, learn, num_steps=1000, ema_decay=0.99, backend=b, **FAST)
+    learn = Denoising(pg.Adam(pg.CosineDecay(5e-3, num_steps=700)))
+    fitted = pg.fit(model, x, learn, num_steps=700, ema_decay=0.99, backend=b, **FAST)
     assert fitted.history.last("loss") < 0.6
     draws = pg.generate(fitted, 4000, seed=0, backend=b)["x"]
     side = draws.sum(1) > 0

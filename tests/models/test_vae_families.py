@@ -179,9 +179,8 @@ def linear_data(size=2000, noise=0.5):
     return x.astype(np.float32)
 
 
-def test_a_full_covariance_guide_finds_the_posteriors_own(backend_name):
+def test_a_full_covariance_guide_finds_the_posteriors_own(b):
     """Linear-Gaussian: the guide against the exact posterior of the decoder that was learned."""
-    b = pg.backends.load(backend_name, "cpu")
     model = VAE(
         latent=dist.Normal(0, 1).expand([2]).to_event(1),
         decoder=nets.MLP(hidden=(), out=(4,)),
@@ -224,13 +223,12 @@ def water_filling(eigenvalues, rate):
     return kept.sum()
 
 
-def test_a_controlled_linear_vae_reaches_reverse_water_filling(backend_name):
+def test_a_controlled_linear_vae_reaches_reverse_water_filling(b):
     """Acceptance 12: p(x | z) = N(W z + c, I/2), a full guide, 3 nats; distortion to 2%.
 
     KL and squared error of linear-Gaussian codes depend on the data's covariance alone, so the
     optimum is the Gaussian source's with the sample's own eigenvalues.
     """
-    b = pg.backends.load(backend_name, "cpu")
     rng = np.random.default_rng(0)
     axes = np.linalg.qr(rng.normal(size=(5, 5)))[0]
     x = rng.normal(size=(1000, 5)) * np.sqrt([6.0, 3.0, 1.5, 0.6, 0.1]) @ axes.T

@@ -52,6 +52,13 @@ def place(backend_name, tmp_path_factory):
     return folder
 
 
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Pages whose figures are left empty: what a test of the run itself does not look at."""
+    drawn = "probgen.evaluation.page.section_blocks.figure_svg"
+    monkeypatch.setattr(drawn, lambda figure: "<svg></svg>")
+
+
 def evaluate(place, *words_, out="out"):
     return cli.main(
         ["evaluate", str(place / "model"), str(place / "held_out.npz"), "--particles", "20",
@@ -62,7 +69,7 @@ def evaluate(place, *words_, out="out"):
 # --- the command -----------------------------------------------------------------------------
 
 
-def test_the_command_writes_a_page_a_json_and_a_table(place, capsys):
+def test_the_command_writes_a_page_a_json_and_a_table(place, capsys, request):
     words_ = ["--ood", "inverted:" + str(place / "held_out.npz"), "--ood", "noise", "letters",
               "--measures", "nll", "complexity", "ratio", "--background", str(place / "rough"),
               ]  # fmt: skip
@@ -85,10 +92,12 @@ def test_the_command_writes_a_page_a_json_and_a_table(place, capsys):
              for d in found["sections"]["detection"]["detection"]["detections"]}  # fmt: skip
     assert auroc["−log p", "noise"] > 0.9
     # The command that the page gives is one that works, and finds its table there.
+    request.getfixturevalue("undrawn")
     assert cli.main(found["command"].split()[1:]) == 0
     assert "kept from" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_run_that_is_killed_goes_on_and_gives_the_same_numbers(place, monkeypatch, capsys):
     """A kill in the second of four chunks: the first is not measured again."""
     words_ = ["--num-data", "60", "--measures", "elbo"]
@@ -110,7 +119,7 @@ def test_a_run_that_is_killed_goes_on_and_gives_the_same_numbers(place, monkeypa
     np.testing.assert_array_equal(again["ELBO(16)"]["estimate"], whole["ELBO(16)"]["estimate"])
 
 
-@pytest.mark.usefixtures("usual_signals")
+@pytest.mark.usefixtures("usual_signals", "undrawn")
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_run_that_is_asked_to_end_says_in_one_line_how_to_go_on(
     place, number, status, monkeypatch, capsys, caplog
@@ -132,6 +141,7 @@ def test_a_run_that_is_asked_to_end_says_in_one_line_how_to_go_on(
     assert calls == [0, 15, 30, 45]
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("where", ["clear", "report"])
 def test_a_run_that_is_killed_once_its_table_stands_goes_on(place, where, monkeypatch, capsys):
     """The same command finds its table, and leaves no chunk and no page half-way."""
@@ -150,6 +160,7 @@ def test_a_run_that_is_killed_once_its_table_stands_goes_on(place, where, monkey
     assert sorted(p.name for p in here.iterdir()) == ["report.html", "report.json", "table"]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_another_evaluation_is_overwritten_only_when_that_is_asked_for(place, capsys):
     """The same command finds its table; others are refused, files unharmed."""
     here = place / "anew"

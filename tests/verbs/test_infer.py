@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import scipy.stats
+from at_once import at_once
 from infer_cases import (
     CASES,
     RNG,
@@ -64,9 +65,12 @@ def test_latents_of_a_fitted_vae_have_their_exact_posterior(small):
     assert draws.attrs["backend"] == small.name and set(draws.posterior.data_vars) == {"z"}
     bound, params = fitted.bind(small)
     probe = np.concatenate([np.zeros((1, 2)), np.eye(2)]).astype(np.float32)
-    out = bound.trace(params, {}, {"z": small.asarray(probe), "x": small.asarray(x[:3])},
-                      batch_size=3)["x"]  # fmt: skip
-    mean = small.to_numpy(small.mean(out.fn)).astype(np.float64)
+    values = {"z": small.asarray(probe), "x": small.asarray(x[:3])}
+
+    def means():
+        return small.mean(bound.trace(params, {}, values, batch_size=3)["x"].fn)
+
+    mean = at_once(small, means).astype(np.float64)
     b, w = mean[0], (mean[1:] - mean[0]).T
     cov = np.linalg.inv(np.eye(2) + w.T @ w / scale**2)
     for i in range(2):

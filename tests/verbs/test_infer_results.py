@@ -13,7 +13,6 @@ STILL = {
     "num_warmup": 0, "num_samples": 1, "num_chains": 3, "step_size": 1e-6, "num_steps": 1,
     "adapt_step_size": False,
 }  # fmt: skip
-# One sampler of `counts` for several tests: it is compiled once.
 SHORT = {"num_warmup": 40, "num_samples": 20, "num_chains": 2}
 
 
@@ -80,7 +79,7 @@ def test_a_log_likelihood_is_the_direct_one_whatever_the_chunk(small):
     direct = scipy.stats.norm(mean, 1.0).logpdf(Y)
     assert draws.log_likelihood.y.dims == ("chain", "draw", "data")
     np.testing.assert_allclose(draws.log_likelihood.y, direct, rtol=1e-4, atol=1e-4)
-    for chunk in (1, 7, 1000):
+    for chunk in (1, 7):
         other = run(regression, {"y": Y}, small, NUTS(**TINY), chunk_size=chunk, **options)
         np.testing.assert_array_equal(other.posterior.weights, draws.posterior.weights)
         np.testing.assert_allclose(
@@ -111,8 +110,8 @@ def test_pyros_parameter_store_stays_empty():
 
 
 def test_thinning_keeps_every_nth_transition(small):
-    every = run(counts, {"events": EVENTS}, small, NUTS(**SHORT))
-    third = run(counts, {"events": EVENTS}, small, NUTS(**SHORT, thinning=3))
+    every = run(counts, {"events": EVENTS}, small, HMC(**SHORT, num_steps=2))
+    third = run(counts, {"events": EVENTS}, small, HMC(**SHORT, num_steps=2, thinning=3))
     np.testing.assert_allclose(
         third.posterior.rate, every.posterior.rate.values[:, 2::3], rtol=1e-5
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -36,6 +37,8 @@ from probgen.backends.protocol import Optimizer, Site
 from probgen.errors import BackendError, NotByRow
 from probgen.language import optim
 from probgen.trees import tree_leaves, tree_like, tree_map
+
+ROOM = 200  # steps; `engine.loop` asks for no more at once
 
 
 class JaxBackend:
@@ -173,12 +176,14 @@ class JaxBackend:
         """A chunk of `update(state, batch, key)` as one jitted loop; see `probgen.engine.loop`.
 
         The number of steps is an argument, not a shape: one compilation serves chunks of every
-        length, and how a run is cut into chunks cannot change its numbers.
+        length, and runs of every length (`room_for`), and how a run is cut into chunks cannot
+        change its numbers.
         """
 
         def whole(state: Any, batches: Any, indices: Any, key: Any, start: Any, count: Any) -> Any:
             items = batches if indices is None else indices
 
+            @functools.partial(jax.jit, inline=True)  # traced once, for its form and for the loop
             def step(i: Any, state: Any) -> Any:
                 item = jax.tree.map(lambda x: x[i], items)
                 batch = item if indices is None else {k: v[item] for k, v in batches.items()}
@@ -193,7 +198,7 @@ class JaxBackend:
                 state, metrics = step(i, state)
                 return state, jax.tree.map(lambda k, m: k.at[i].set(m), kept, metrics)
 
-            return jax.lax.fori_loop(0, count, body, (state, empty))
+            return jax.lax.fori_loop(jnp.int32(0), count, body, (state, empty))
 
         chunk, longest, placed = self.compile(whole), 0, None
 
@@ -201,7 +206,7 @@ class JaxBackend:
             nonlocal longest, placed
             items = batches if indices is None else indices
             count = len(jax.tree.leaves(items)[0])
-            longest = max(longest, count)
+            longest = max(longest, count if indices is None else room_for(indices))
             if indices is not None:
                 indices = self.asarray(np.pad(indices, ((0, longest - count), (0, 0))))
             elif count < longest:
@@ -385,6 +390,13 @@ def _clip_by_moment(declaration: Any, grads: Any, moments: Any) -> Any:
     adam = next(filter(is_adam, jax.tree.leaves(moments, is_leaf=is_adam)))
     high = moment_bounds(declaration, adam.count * 1.0, tree_leaves(adam.nu))
     return jax.tree.map(lambda g, c: jnp.clip(g, -c, c), grads, tree_like(grads, high))
+
+
+def room_for(indices: np.ndarray) -> int:
+    """Steps for which a loop over rows to look up, [steps, batch], is compiled: as many for every
+    short run, which then share a program, where the rows that none reads are few."""
+    steps, size = len(indices), indices[:1].size
+    return max(steps, ROOM) if ROOM * size <= 2**20 else steps
 
 
 def _at_zero(init: Callable, params: Any) -> Any:
