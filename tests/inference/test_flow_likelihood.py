@@ -126,9 +126,9 @@ def test_a_learned_density_integrates_to_one_and_is_near_the_truth(b):
     """Two moons learned by `Denoising`: the sum of exp(estimate) over a grid is 1 within .02."""
     truth = pg.data.two_moons(0.15)
     model = Diffusion(nets.MLPDenoiser(out=2, hidden=(64, 64)), (2,), NoiseSchedule.rescaled(50))
-    learn = Denoising(pg.Adam(pg.CosineDecay(5e-3, num_steps=1000)))
+    learn = Denoising(pg.Adam(pg.CosineDecay(5e-3, num_steps=600)))
     fitted = pg.fit(
-        model, truth.sample(8000, seed=0), learn, num_steps=1000, batch_size=256, seed=0,
+        model, truth.sample(8000, seed=0), learn, num_steps=600, batch_size=256, seed=0,
         ema_decay=0.99, progress_bar=False, backend=b,
     )  # fmt: skip
     edge = np.linspace(-3.0, 3.0, 61)
