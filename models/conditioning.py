@@ -108,11 +108,11 @@ def require_maps(model: Any) -> None:
     if model.condition is None:
         got = "a model without a condition"
     elif not has_maps(model.denoiser):
-        got = f"the denoiser {name}, whose `apply` takes no return_maps and replace"
+        got = f"the denoiser {name}, which has no maps of a context to read or replace"
     else:
         return
     raise AlgorithmError(
         f"Diffusion.predict_with_maps: got {got}, expected a denoiser that reads its condition by "
-        "cross-attention; declare nets.UNet or nets.PatchTransformer with condition=, or use "
-        "`predict`."
+        "cross-attention and whose `apply` takes return_maps and replace; declare nets.UNet or "
+        "nets.PatchTransformer with condition=, or use `predict`."
     )

@@ -233,9 +233,19 @@ def require_pure(module: Any, run: Callable[[], Any]) -> None:
     """Calls `run`, and refuses a torch module that does more in it than compute its output.
 
     Raises:
-        DeclarationError: it drew from torch's generator, or changed a buffer.
+        DeclarationError: it drew from torch's generator, or changed a buffer; or it computes parts
+            of itself again for the gradient, when it has its own weights and not those of the call.
     """
     import torch
+
+    again = [n for n, m in module.named_modules() if getattr(m, "gradient_checkpointing", False)]
+    if again:
+        raise DeclarationError(
+            f"from_torch: got a {type(module).__name__} with gradient checkpointing in {again}, "
+            "expected none: on the way back it would compute with the module's own weights in "
+            "place of those being fitted; call module.disable_gradient_checkpointing() or "
+            "module.gradient_checkpointing_disable() first."
+        )
 
     def state() -> list[Any]:
         random = [torch.get_rng_state()]
@@ -301,17 +311,27 @@ def with_one_batch_axis(
     """
     if in_ndim is None:
         return fn(*inputs)
+    lead = common_lead(inputs, in_ndim)
     ndims = (in_ndim,) * len(inputs) if isinstance(in_ndim, int) else in_ndim
-    leads = [tuple(x.shape[: len(x.shape) - n]) for x, n in zip(inputs, ndims, strict=True)]
-    try:
-        lead = np.broadcast_shapes(*leads)
-    except ValueError:
-        raise ShapeError(
-            f"net: got leading axes {leads} for in_ndim={in_ndim}, expected axes that broadcast; "
-            "reshape the inputs, or correct in_ndim."
-        ) from None
     events = [tuple(x.shape[len(x.shape) - n :]) for x, n in zip(inputs, ndims, strict=True)]
     same = [x if tuple(x.shape) == (*lead, *e) else ops.broadcast_to(x, (*lead, *e))
             for x, e in zip(inputs, events, strict=True)]  # fmt: skip
     flat = [ops.reshape(x, (math.prod(lead), *e)) for x, e in zip(same, events, strict=True)]
     return tree_map(lambda y: ops.reshape(y, (*lead, *y.shape[1:])), fn(*flat))
+
+
+def common_lead(inputs: tuple[Array, ...], in_ndim: int | tuple[int, ...]) -> tuple[int, ...]:
+    """The leading axes of inputs [*lead, *event], broadcast.
+
+    Raises:
+        ShapeError: they do not broadcast.
+    """
+    ndims = (in_ndim,) * len(inputs) if isinstance(in_ndim, int) else in_ndim
+    leads = [tuple(x.shape[: len(x.shape) - n]) for x, n in zip(inputs, ndims, strict=True)]
+    try:
+        return np.broadcast_shapes(*leads)
+    except ValueError:
+        raise ShapeError(
+            f"net: got leading axes {leads} for in_ndim={in_ndim}, expected axes that broadcast; "
+            "reshape the inputs, or correct in_ndim."
+        ) from None

@@ -64,16 +64,26 @@ class MapReplacement:
     def used(self, own: Array) -> Array:
         """The maps of a layer's new pass, [..., heads, n, m], with the stored columns in them."""
         stored, columns = tuple(getattr(self.maps, "shape", ())), own.shape[-1]
-        fits = stored[-3:] == tuple(own.shape[-3:]) and len(stored) <= len(own.shape)
-        if not fits or self.columns_kept.shape != (columns,):
+        if not _fits(stored, tuple(own.shape)) or self.columns_kept.shape != (columns,):
             raise ShapeError(
                 f"MapReplacement: got maps of shape {stored or type(self.maps).__name__} and "
                 f"{len(self.columns_kept)} columns_kept for a layer whose maps are "
-                f"{tuple(own.shape)}, expected their last three axes and {columns} columns; record "
-                "the maps with the same net, size of image and length of context."
+                f"{tuple(own.shape)}, expected their last three axes, leading ones that broadcast "
+                f"to theirs, and {columns} columns; record the maps with the same net, size of "
+                "image and length of context."
             )
         mixed = ops.where(self.columns_kept, own, self.maps)
         return mixed / ops.sum(mixed, axis=-1, keepdims=True) if self.is_renormalized else mixed
+
+
+def _fits(stored: tuple[int, ...], own: tuple[int, ...]) -> bool:
+    """Whether stored maps have the last three axes of a pass, and broadcast to its leading ones."""
+    lead = stored[:-3]
+    return (
+        stored[-3:] == own[-3:]
+        and len(stored) <= len(own)
+        and all(n in (1, m) for n, m in zip(lead, own[len(own) - len(stored) : -3], strict=True))
+    )
 
 
 def for_layers(replace: MapReplacement | None, layers: list[str]) -> dict[str, Any]:

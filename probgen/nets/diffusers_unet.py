@@ -12,8 +12,10 @@ from probgen.errors import ShapeError
 from probgen.language import ops
 from probgen.language.declared import declaration
 from probgen.language.kinds import Width, having
-from probgen.nets.adapters import TorchNet, require_pure, with_one_batch_axis
+from probgen.nets.adapters import TorchNet, common_lead, require_pure, with_one_batch_axis
+from probgen.nets.attention_maps import MapReplacement, for_layers
 from probgen.nets.base import Array, Key, Params, Shape
+from probgen.nets.diffusers_attention import cross_attention, watched
 
 
 @declaration(eq=False)
@@ -45,7 +47,40 @@ class DiffusersUNet:
     def init(self, key: Key, *shapes: Shape) -> Params:
         return self._net().init(key, *shapes)
 
-    def apply(self, params: Params, x: Array, t: Array, *condition: Array) -> Array:
+    @property
+    def has_maps(self) -> bool:
+        """Whether it reads a context by cross-attention, whose maps can be read and replaced."""
+        return bool(self._attending())
+
+    def _attending(self) -> dict[str, Any]:
+        is_read = self.condition == "encoder_hidden_states"
+        return cross_attention(self.module) if is_read else {}
+
+    def apply(
+        self,
+        params: Params,
+        x: Array,
+        t: Array,
+        *condition: Array,
+        return_maps: bool = False,
+        replace: MapReplacement | None = None,
+    ) -> Any:
+        """The output, and with `return_maps` a dict of the cross-attention maps in use, [...,
+        heads, pixels, m], by the name of the layer in the module; `replace` has others for them.
+
+        Raises:
+            AlgorithmError: maps of a layer that does more than attend.
+        """
+        inputs = (x, t, *condition)
+        if not return_maps and replace is None:
+            return self._images(params, inputs)
+        layers = self._attending()
+        stored = for_layers(replace, list(layers))
+        with watched(layers, stored, common_lead(inputs, self.in_ndim)) as maps:
+            y = self._images(params, inputs)
+        return (y, maps) if return_maps else y
+
+    def _images(self, params: Params, inputs: tuple[Array, ...]) -> Array:
         net = self._net()
 
         def image(x: Array, t: Array, *given: Array) -> Array:
@@ -57,7 +92,7 @@ class DiffusersUNet:
             y = net.call(params, ops.transpose(x, (0, 3, 1, 2)), t, **options)[0]
             return ops.transpose(y, (0, 2, 3, 1))
 
-        return with_one_batch_axis(image, (x, t, *condition), self.in_ndim)
+        return with_one_batch_axis(image, inputs, self.in_ndim)
 
     def check(self, params: Params, *inputs: Array) -> None:
         """Refuses a module that draws random numbers or changes its buffers; see `from_torch`."""

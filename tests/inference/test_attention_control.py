@@ -72,7 +72,7 @@ def test_what_does_not_fit_is_refused_in_words(b, fitted, codes):
     with pytest.raises(ShapeError, match="3 columns_kept"):
         draw(b, fitted, AttentionControl(GUIDED, np.zeros(3, bool)), codes, OTHER)
     x, y = data(2)
-    with pytest.raises(AlgorithmError, match="whose `apply` takes no return_maps"):
+    with pytest.raises(AlgorithmError, match="which has no maps of a context"):
         two_modes(b).encode(x, {"condition": y}, method=NullTextInversion(GUIDED, keeps_maps=True))
     with pytest.raises(DeclarationError, match="booleans, one for each row"):
         AttentionControl(GUIDED, np.zeros(2))

@@ -268,6 +268,20 @@ def test_half_precision_is_refused():
         part.float()
 
 
+def test_gradient_checkpointing_is_refused(pipeline, fitted, text, live):
+    """Its second pass takes the module's own weights: after a step of a fit, no longer those."""
+    z = np.zeros((2, 4, 4, 4), "f")
+    pipeline.unet.enable_gradient_checkpointing()
+    try:
+        with pytest.raises(DeclarationError, match="gradient checkpointing in .'down_blocks.0"):
+            pg.fit(
+                fitted.prior, z, Denoising(), inputs={"condition": text.tokens(CAPTIONS)},
+                num_steps=1, seed=0, backend=live, progress_bar=False,
+            )  # fmt: skip
+    finally:
+        pipeline.unet.disable_gradient_checkpointing()
+
+
 def test_a_scheduler_without_an_inverse_is_refused(pipeline):
     config = pipeline.scheduler.config
     for kind in (pipelines.PNDMScheduler, pipelines.DDPMScheduler):
