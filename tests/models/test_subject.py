@@ -142,6 +142,23 @@ class TestFit:
         distance = learned.history["value/distance"]
         assert distance[0] == 0.0 and (distance[1:] > 0).all()
 
+    def test_a_step_of_a_fit_costs_the_same_for_any_number_of_the_samplers_steps(self, base):
+        jax = pytest.importorskip("jax")
+        b = pg.backends.resolve("jax")
+
+        def size(count):
+            subject = Subject(base, N, times=DDIM(count).times(base.model), draws=3)
+            batch = {"x": b.asarray(PICTURES[None])}
+            bound, params = pg.engine.bind.bind(
+                subject, b, data=batch, constants=INPUTS, is_once=True, num_data=1
+            )
+            loss, place = subject.step_loss(bound), b.asarray(np.array(1))
+            slope = jax.grad(lambda c: loss(params, c, place, batch, b.key(0))[0])
+            equations = jax.make_jaxpr(slope)(b.asarray(np.ones((N, K), np.float32))).eqns
+            return len(equations), sum(v.aval.size for e in equations for v in e.outvars)
+
+        assert size(2) == size(6)
+
     def test_the_steps_are_learned_from_the_noisiest_down(self, base, backend):
         times = DDIM(3).times(base.model)
         first = learn(Subject(base, N, weight=0.1), backend)
