@@ -127,12 +127,19 @@ class Subject(Model):
         params = tree_map(b.asarray, self.base.params["condition"])
         if self.anchor == "null":
             require(hasattr(net, "null"), self, "a condition net with a null", "base", "anchor")
-            return np.asarray(b.to_numpy(net.null(params)))[-self.num_tokens :]
+            context = np.asarray(b.to_numpy(net.null(params)))
+            self._require_room(len(context))
+            return context[-self.num_tokens :]
         require(hasattr(net, "tokens"), self, "'null' for a condition that is no text", "anchor")
         ids = net.tokens([self.anchor])
         context = np.asarray(b.to_numpy(net.apply(params, b.asarray(ids))))[0]
+        self._require_room(len(context))
         last = int(net.lengths(ids)[0]) - 1
         return np.repeat(context[last : last + 1], self.num_tokens, axis=0)
+
+    def _require_room(self, length: int) -> None:
+        fewer = f"fewer rows than the {length} of the base's context, so that a prompt has some"
+        require(self.num_tokens < length, self, fewer, "num_tokens")
 
     @property
     def anchors(self) -> np.ndarray:

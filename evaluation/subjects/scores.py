@@ -50,11 +50,7 @@ def prompt_fidelity(
         ShapeError: another number of prompts than of pictures.
         DataError, NonFiniteError: as `subject_fidelity`.
     """
-    if len(drawn) != len(prompts):
-        raise ShapeError(
-            f"prompt_fidelity: got {len(prompts)} prompts for {len(drawn)} pictures, expected one "
-            "for each; repeat a prompt for all its pictures."
-        )
+    _one_each("prompt_fidelity", drawn, prompts)
     a = _unit(image_features(drawn), "drawn")
     b = _unit(text_features(prompts), "prompts")
     return (a * b).sum(axis=1)
@@ -64,8 +60,10 @@ def diversity(drawn: Any, prompts: Sequence, features: Callable) -> Array:
     """[n] 1 - mean cosine of each picture with the others of its prompt.
 
     Raises:
+        ShapeError: another number of prompts than of pictures.
         DataError: a prompt with one picture; and as `subject_fidelity`.
     """
+    _one_each("diversity", drawn, prompts)
     a, groups = _unit(features(drawn), "drawn"), np.asarray(prompts)
     out = np.empty(len(a))
     for prompt in dict.fromkeys(prompts):
@@ -81,8 +79,24 @@ def diversity(drawn: Any, prompts: Sequence, features: Callable) -> Array:
 
 
 def leak(drawn: Any, scene: Any, classify: Callable) -> Array:
-    """[n] 1 where `classify` (pictures -> labels [n]) says the scene of the source pictures."""
-    return (np.asarray(classify(drawn)) == scene).astype(float)
+    """[n] 1 where `classify` (pictures -> labels [n]) says the scene of the source pictures.
+
+    Raises:
+        ShapeError: another number of labels than of pictures.
+        DataError: a scene of another kind than the labels, which none could be.
+    """
+    said, kind = np.asarray(classify(drawn)), np.asarray(scene).dtype.kind
+    if said.shape != (len(drawn),):
+        raise ShapeError(
+            f"leak: got labels of shape {list(said.shape)} for {len(drawn)} pictures, expected one "
+            "for each; take the argmax of scores."
+        )
+    if (kind in "US") != (said.dtype.kind in "US"):
+        raise DataError(
+            f"leak: got the scene {scene!r} for labels of type {said.dtype}, expected one of them; "
+            "give it as the classifier says it."
+        )
+    return (said == scene).astype(float)
 
 
 def crops(pictures: Any, masks: Any, size: int, background: float = 1.0) -> Array:
@@ -115,6 +129,15 @@ def crops(pictures: Any, masks: Any, size: int, background: float = 1.0) -> Arra
         frame[top : top + part.shape[0], left : left + part.shape[1]] = part
         out[i] = resize(frame, (size, size), order=1, mode="edge", anti_aliasing=side > size)
     return out
+
+
+def _one_each(who: str, drawn: Any, prompts: Any) -> None:
+    """Refuses another number of prompts than of pictures, with a ShapeError."""
+    if len(drawn) != len(prompts):
+        raise ShapeError(
+            f"{who}: got {len(prompts)} prompts for {len(drawn)} pictures, expected one for each; "
+            "repeat a prompt for all its pictures."
+        )
 
 
 def _unit(features: Any, what: str) -> Array:

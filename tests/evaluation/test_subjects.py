@@ -46,6 +46,16 @@ class TestScores:
         )
         np.testing.assert_allclose(found[[0, 3]], 1.0, atol=1e-6)
 
+    def test_prompts_and_labels_that_do_not_fit_the_pictures_are_refused(self):
+        a = np.ones((3, 2))
+        for score in (diversity, lambda *given: prompt_fidelity(*given, flat)):
+            with pytest.raises(errors.ShapeError, match="got 2 prompts for 3 pictures"):
+                score(a, ["p", "p"], flat)
+        with pytest.raises(errors.ShapeError, match=r"labels of shape \[3, 2\] for 3 pictures"):
+            leak(a, 1, lambda x: np.eye(3)[:, :2])
+        with pytest.raises(errors.DataError, match="the scene 'grass' for labels of type int"):
+            leak(a, "grass", lambda x: np.array([0, 1, 2]))
+
     def test_what_has_no_direction_is_refused(self):
         zero, some = np.zeros((2, 3)), np.ones((2, 3))
         with pytest.raises(errors.DataError, match="some that are 0"):

@@ -327,3 +327,7 @@ class TestBadInput:
         plain = dataclasses.replace(base.model, condition=None)
         with pytest.raises(errors.DeclarationError, match="a fitted Diffusion with a condition"):
             Subject(dataclasses.replace(base, model=plain), N)
+
+    def test_rows_that_leave_the_prompt_none(self, base):
+        with pytest.raises(errors.DeclarationError, match="fewer rows than the 4 of the base's"):
+            Subject(base, M)
