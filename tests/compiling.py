@@ -1,8 +1,8 @@
 r"""XLA compiles the tests' programs in a hurry: most run once or twice, and none for long.
 
 By XLA's own preset for that, without LLVM's optimisations, with fusions by its elder emitter, which
-needs no MLIR, and in one piece, not in one for each of 32 threads, a program is compiled in a
-seventh of the time. Compilation was most of what the tests cost.
+needs no MLIR, in one piece, not in one for each of 32 threads, and without XLA's look at its own
+work, a program is compiled in a seventh of the time. Compilation was most of what the tests cost.
 
 To compile as users' programs are compiled, since XLA heeds the last word of a flag:
 
@@ -23,6 +23,7 @@ HASTE = {
     "--xla_backend_optimization_level": "0",
     "--xla_llvm_disable_expensive_passes": "true",
     "--xla_cpu_use_fusion_emitters": "false",
+    "--xla_disable_hlo_passes": "hlo-verifier",
     "--xla_cpu_parallel_codegen_split_count": "1",
 }
 # No keys of a cache on disk that is not there, and no stack of Python beside every operation.

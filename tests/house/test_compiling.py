@@ -8,7 +8,7 @@ from probgen.backends import xla_flags
 HASTE = (
     "--xla_cpu_opt_preset=CPU_OPT_PRESET_FAST_COMPILE --xla_backend_optimization_level=0"
     " --xla_llvm_disable_expensive_passes=true --xla_cpu_use_fusion_emitters=false"
-    " --xla_cpu_parallel_codegen_split_count=1"
+    " --xla_disable_hlo_passes=hlo-verifier --xla_cpu_parallel_codegen_split_count=1"
 )
 
 
