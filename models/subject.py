@@ -308,7 +308,7 @@ class Subject(Model):
 
     def formula(self) -> str:
         return (
-            r"c_s \sim \mathcal{N}(a, \tfrac{1}{2 w} I),\qquad "
+            r"c_s \sim \mathcal{N}(a, \frac{1}{2 w} I),\qquad "
             r"\log \tilde p(x \mid c_s) = -\mathbb{E}\, \| M \odot (\epsilon - "
             r"\epsilon_\theta(x_t, t, [c, c_s])) \|^2"
         )

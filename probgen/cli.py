@@ -1,4 +1,4 @@
-"""The command line: `probgen demo`, `probgen evaluate` and `probgen doctor`.
+"""The command line: `probgen demo`, `probgen evaluate`, `probgen tune` and `probgen doctor`.
 
 What goes wrong on purpose (a `ProbgenError`) is one line on stderr and exit code 2, without a
 traceback; anything else is a bug and shows one. Progress bars appear on a terminal only.
@@ -100,6 +100,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     demo.set_defaults(run=_demo)
     _add_evaluate(commands)
+    _add_tune(commands)
 
     doctor = commands.add_parser(
         "doctor",
@@ -205,6 +206,101 @@ def _evaluate_command(chosen: argparse.Namespace) -> str:
     for option in ("background", "num_data", "particles", "seed", "chunk_size", "backend", "out"):
         value = getattr(chosen, option)
         words += [] if value is None else [f"--{option.replace('_', '-')}", str(value)]
+    return shlex.join(words)
+
+
+FOLDER = """\
+FOLDER holds PNG or JPEG pictures of one subject, which are cut to the middle and resized:
+  dog1.jpg     a picture
+  dog1_mask.png or masks/dog1.png   white where the subject is; of all pictures or of none
+  dog1.txt     its caption; else, with --word dog, "a dog"
+
+RUN is a folder from save_pretrained of a Diffusion with nets.TextEncoder as its condition, or of a
+VAE around one; or a Stable Diffusion as diffusers saves it (needs 'probgen[diffusers]').
+
+The error that is made small is a sum over elements, so the larger the pictures or latents, the
+larger the --weight that means the same; a larger one keeps scenes faithful to the prompt, a smaller
+one the subject to its pictures.
+"""
+
+
+def _add_tune(commands: Any) -> None:
+    tune = commands.add_parser(
+        "tune",
+        help="learns a subject from a few pictures of it, and draws it where prompts say",
+        description="Learns a subject from the pictures in FOLDER, as rows of context of the "
+        "frozen text-conditional diffusion in RUN, draws each --prompt with it and without it, and "
+        "writes the personalised model, the pictures, report.html and report.json.",
+        epilog=FOLDER,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    tune.add_argument("folder", metavar="FOLDER", help="pictures, masks and captions, see below")
+    tune.add_argument("--base", required=True, metavar="RUN", help="the model, see below")
+    tune.add_argument(
+        "--prompt", required=True, action="append", metavar="TEXT", dest="prompts",
+        help='what to draw, such as "a dog on grass"; give it again for more',
+    )  # fmt: skip
+    tune.add_argument(
+        "--word", metavar="NOUN", help="the subject's noun, which captions and prompts must have"
+    )
+    for option, kind, default, text in (
+        ("--num-tokens", int, 3, "rows of context that are the subject's"),
+        ("--weight", float, 0.03, "of the prior that holds these rows at the null text"),
+        ("--num-steps", int, 1000, "of learning"),
+        ("--learning-rate", float, 5e-3, "of Adam"),
+        ("--draws", int, 8, "of picture, step and noise in each step"),
+        ("--num-images", int, 4, "of each prompt"),
+        ("--guidance", float, 2.0, "of the prompt; 1 for none, 7.5 is usual for Stable Diffusion"),
+        ("--seed", int, 0, "of learning and drawing"),
+    ):
+        tune.add_argument(
+            option, default=default, type=kind, metavar="N", help=f"{text} (default: %(default)s)"
+        )
+    tune.add_argument(
+        "--sampler-steps", type=int, metavar="N",
+        help="of DDIM (default: 50, or all of a shorter chain)",
+    )  # fmt: skip
+    tune.add_argument(
+        "--stepwise", action="store_true", help="then also rows of each step of the sampler"
+    )
+    tune.add_argument("--no-mask", action="store_true", help="all of a picture counts")
+    tune.add_argument(
+        "--clip", metavar="DIR", help="a CLIP of transformers, for fidelity to subject and prompt"
+    )
+    tune.add_argument(
+        "--backend", default="auto", choices=("auto", "torch", "jax"),
+        help="what to run on (default: auto, the one that fitted RUN)",
+    )  # fmt: skip
+    tune.add_argument("--out", default="runs/tune", metavar="DIR", help="default: %(default)s")
+    tune.add_argument(
+        "--overwrite", action="store_true", help="replace what another such command left there"
+    )
+    tune.set_defaults(run=_tune)
+
+
+def _tune(chosen: argparse.Namespace) -> int:
+    from probgen.evaluation.subjects import tune
+
+    options = {k: v for k, v in vars(chosen).items() if k not in ("run", "command", "no_mask")}
+    folder, base, prompts = (options.pop(name) for name in ("folder", "base", "prompts"))
+    tune(
+        folder, base, tuple(prompts), masked=not chosen.no_mask, command=_tune_command(chosen),
+        say=say, **options,
+    )  # fmt: skip
+    return 0
+
+
+def _tune_command(chosen: argparse.Namespace) -> str:
+    """The command that was given, with every choice spelled out."""
+    words = ["probgen", "tune", chosen.folder, "--base", chosen.base]
+    for prompt in chosen.prompts:
+        words += ["--prompt", prompt]
+    skipped = ("run", "command", "folder", "base", "prompts", "overwrite")
+    for name, value in vars(chosen).items():
+        option = f"--{name.replace('_', '-')}"
+        if name in skipped or value is None or value is False:
+            continue
+        words += [option] if value is True else [option, str(value)]
     return shlex.join(words)
 
 

@@ -4,9 +4,11 @@
     print(compare_methods(scores, prompts).text())
 
 Scores are numbers a picture, over any feature function. Methods are compared prompt by prompt, and
-one is called better only where the paired difference is more than luck.
+one is called better only where the paired difference is more than luck. `tune` is what
+`probgen tune` calls: a folder of pictures and a base in; a subject, pictures and a page out.
 """
 
+from probgen.evaluation.subjects.command import tune
 from probgen.evaluation.subjects.compare import MethodTable, compare_methods
 from probgen.evaluation.subjects.monitor import SubjectMonitor
 from probgen.evaluation.subjects.scores import (
@@ -19,5 +21,5 @@ from probgen.evaluation.subjects.scores import (
 
 __all__ = [
     "MethodTable", "SubjectMonitor", "compare_methods", "crops", "diversity", "leak",
-    "prompt_fidelity", "subject_fidelity",
+    "prompt_fidelity", "subject_fidelity", "tune",
 ]  # fmt: skip

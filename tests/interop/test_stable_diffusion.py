@@ -1,14 +1,17 @@
 """A Stable Diffusion of random weights: its text, latents and pictures are diffusers'."""
 
+import json
 import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import probgen as pg
 from probgen import backends
 from probgen.errors import AlgorithmError, DataError, DeclarationError, ShapeError, SupportError
+from probgen.evaluation.subjects import tune
 from probgen.inference import DDIM, ELBO, SVI, DDIMInverse, Denoising
 from probgen.models import Subject, personalised
 from probgen.trees import tree_leaves, tree_map
@@ -196,6 +199,31 @@ def test_a_subject_is_learned_from_latents_and_drawn_in_pictures(fitted, text, l
     np.testing.assert_array_equal(pg.generate(same, 2, inputs=given, **ways)["x"], plain["x"])
     with pytest.raises(DataError, match="reach into the last 2 of 8 rows"):
         personalised(learned).model.check_rows({"condition": text.tokens("a photo of a dog on")})
+
+
+def test_a_folder_of_one_is_tuned_by_the_command(pipeline, live, tmp_path, monkeypatch):
+    """Pictures to latents and back; the page's program finds the model, whose modules are in no
+    file of ours."""
+    pipeline.save_pretrained(tmp_path / "sd")
+    (tmp_path / "dog").mkdir()
+    x = np.random.default_rng(3).integers(0, 256, (2, 8, 8, 3), np.uint8)
+    for i, each in enumerate(x):
+        Image.fromarray(each).save(tmp_path / "dog" / f"{i}.png")
+        cover = np.repeat(np.arange(8)[:, None] < 4, 8, axis=1)
+        Image.fromarray(cover).save(tmp_path / "dog" / f"{i}_mask.png")
+    monkeypatch.chdir(tmp_path)
+    tune("dog", "sd", ("a dog on",), word="dog", num_tokens=2, num_steps=1, draws=2, num_images=1,
+         sampler_steps=2, backend=live, out="out", progress_bar=False)  # fmt: skip
+    load = json.loads(Path("out/report.json").read_text())["sections"]["again"]["load"]
+    space: dict = {}
+    program = load.rpartition("\nx = ")[0].replace('"model"', '"out/model"')
+    exec(compile(program, "the page's", "exec"), space)
+    given = {"condition": space["ids"]}
+    ways = {"method": space["method"], "inputs": given, "seed": 0, "backend": live}
+    drawn = pg.generate(space["model"], 1, **ways, chunk_size=1)["x"]
+    found = np.asarray(Image.open("out/pictures/01-a-dog-on/with-the-subject-01.png")) / 255
+    np.testing.assert_allclose(drawn[0], found, atol=0.51 / 255)
+    assert space["method"] == pg.interop.sampler_of(pipeline.scheduler, 2, guidance_scale=2.0)
 
 
 def test_a_folder_is_the_pipeline(pipeline, fitted, tmp_path):
