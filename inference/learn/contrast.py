@@ -5,6 +5,13 @@
 f is p_0 exp(-E) where every site is observed, and exp(-E) alone where latents are left, or noise is
 what moves: then nothing of p_0 may be learned. A factor that reads latents (an energy of z) is
 taken at z ~ q(z | x) where data stand.
+
+In a joint fit a variational bound stands for the data's part, f of them only gives metrics; f of
+the draws has the laws of all sites that log Z depends on, so that of
+
+    grad log Z = E_p[grad log f]
+
+nothing is left out; the sites that no factor follows from integrate to one.
 """
 
 from __future__ import annotations
@@ -15,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from probgen.engine.bound import Bound
-from probgen.engine.dependence import require_contrast
+from probgen.engine.dependence import require_contrast, sites_of_constant
 from probgen.engine.spaces import total
 from probgen.errors import AlgorithmError
 from probgen.trees import tree_leaves
@@ -31,10 +38,11 @@ class Contrast:
         variables: the sites that data or chains give.
         left: those whose own density f leaves out.
         reads_latents: whether a factor reads latents, which a guide then draws; `settle` finds out.
+        is_joint: whether a bound stands for the data's part; `settle` then finds `left`.
     """
 
-    def __init__(self, bound: Bound, space: str):
-        self.bound = bound
+    def __init__(self, bound: Bound, space: str, is_joint: bool = False):
+        self.bound, self.is_joint = bound, is_joint
         sites = bound.structure.sites
         self.variables = tuple(n for n, s in sites.items() if s.kind == "sample" and not s.is_fixed)
         self.left = self.variables if bound.latents or space == "noise" else ()
@@ -62,7 +70,14 @@ class Contrast:
             params, self.inputs(batch), values, key=key, batch_size=size, condition=False
         )
         tilt, everything = total(sites, leave=self.variables), total(sites)
-        return (tilt if self.left else everything), -tilt, everything - tilt
+        return total(sites, leave=self.left), -tilt, everything - tilt
+
+    def log_base(self, params: Mapping, values: Mapping, key: Any) -> Array | None:
+        """What of log f is the base's, at values [n, *event]: [n], or None where nothing is."""
+        if self.left == self.variables:
+            return None
+        log_f, energy, _ = self.sums(params, values, {}, key)
+        return log_f + energy
 
     def base_draws(
         self, params: Mapping, key: Any, num_draws: int, batch: Mapping | None = None
@@ -93,6 +108,8 @@ class Contrast:
             AlgorithmError: by `engine.dependence.require_contrast`; a factor reads latents that
                 neither the data nor a guide give.
         """
+        if self.is_joint:
+            return self._settle_joint(params, batch)
         require_contrast(self.bound, params, batch, self.left, WHO)
         self.reads_latents = False
         if not self.left:
@@ -121,6 +138,12 @@ class Contrast:
                 f"tilt on='{self.bound.observed[0]}', or a VAE, which has an encoder."
             )
 
+    def _settle_joint(self, params: Mapping, batch: Mapping) -> None:
+        require_contrast(self.bound, params, batch, (), WHO)
+        within = sites_of_constant(self.bound, params, batch)
+        self.left = tuple(n for n in self.variables if n not in within)
+        self.reads_latents = not within.isdisjoint(self.bound.latents)
+
     def require_taught(self, loss: Any, params: Mapping, *args: Any) -> None:
         """Refuses nets that are not frozen and get no gradient from f at all.
 
@@ -143,7 +166,7 @@ class Contrast:
             raise AlgorithmError(
                 f"{WHO}: the nets {still} are not frozen and the factors teach "
                 "them nothing, expected a fitted base; fit it first and tilt the Fitted: "
-                "Tilted(fitted, energy=...)."
+                "Tilted(fitted, energy=...), or give bound=ELBO() to learn them with the energy."
             )
 
 
@@ -173,3 +196,26 @@ def require_energy(bound: Bound) -> None:
             f"the trainable nets {trainable}, expected an energy to learn: declare an EBM or a "
             "Tilted, or use pg.factor in a program."
         )
+
+
+def require_joint(bound: Bound) -> None:
+    """Refuses a model that has no bound, or whose log Z is not that of one datum.
+
+    Raises:
+        AlgorithmError: no latents, or no guide, or the datum has no density; a latent that all data
+            share.
+    """
+    if not bound.latents:
+        raise AlgorithmError(
+            f"{WHO}: got bound=ELBO() for {bound.model.name!r}, all of whose sites are observed, "
+            "expected latents; leave bound out: the log-likelihood itself is what is learned."
+        )
+    if bound.has_global_latents:
+        raise AlgorithmError(
+            f"{WHO}: got bound=ELBO() for {bound.model.name!r} with latents outside the data "
+            "plate, expected one log Z a datum; move them inside pg.data_plate()."
+        )
+    bound.require_guide(WHO)
+    bound.require_short(WHO)
+    bound.require_density_of_data(WHO)
+    bound.require_latents_drawn(WHO)

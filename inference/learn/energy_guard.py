@@ -20,6 +20,7 @@ from probgen.engine.learner import Judge
 from probgen.errors import AlgorithmError
 from probgen.inference.learn.contrast import WHO, Contrast
 from probgen.inference.learn.negative import weighed
+from probgen.inference.objectives.elbo import ELBO
 from probgen.language.declared import declaration
 from probgen.language.kinds import Many, NonNegative, Positive, Share
 from probgen.language.model import arguments
@@ -38,8 +39,9 @@ class EnergyGuard:
     at half the step.
 
     Args:
-        criterion: "gain", "log_likelihood" (base plus gain; for a base that is learned too), or
-            None: the last state is returned.
+        criterion: "gain", which in a joint fit (`bound=`) is the held-out bound less log Z, since
+            there the base moves; "log_likelihood" (base plus gain; for a base that is learned too),
+            or None: the last state is returned.
         max_drop: nats, or a quarter of the best where that is more, by which the criterion may fall
             below its best before the fit goes back.
         max_gap: nats between the mean energies of data and draws beyond which it goes back.
@@ -57,7 +59,7 @@ class EnergyGuard:
     min_share: Share = dataclasses.field(default=0.05, kw_only=True)
     gain_draws: Many = dataclasses.field(default=2000, kw_only=True)
 
-    def held_out(self, contrast: Contrast) -> Callable | None:
+    def held_out(self, contrast: Contrast, elbo: ELBO | None = None) -> Callable | None:
         """(bound, params, batch, key) -> held-out metrics; None where there is no log Z that all
         data share, or a base that draws nothing."""
         bound, ops = contrast.bound, contrast.bound.backend.ops
@@ -75,6 +77,8 @@ class EnergyGuard:
             found = {"energy_data": ops.mean(energy), "gain": gain, "importance_share": share}
             if contrast.has_density:
                 found["log_likelihood"] = ops.mean(log_base) + gain
+            if elbo is not None:
+                found["bound"] = elbo.evaluate(bound, params, batch, k_data)["elbo"] - log_z
             return found
 
         return measure
@@ -95,20 +99,22 @@ class EnergyGuard:
                 "constant, expected criterion='gain'."
             )
 
+        told = "bound" if contrast.is_joint else name
+
         def value(found: Mapping[str, float]) -> float | None:
             carried = found["importance_share"] * self.gain_draws >= CARRIERS
-            return found[name] if carried and np.isfinite(found[name]) else None
+            return found[told] if carried and np.isfinite(found[told]) else None
 
         def watch(found: Mapping[str, float], best: float) -> str | None:
-            if not found[name] < best - max(self.max_drop, abs(best) / 4):
+            if not found[told] < best - max(self.max_drop, abs(best) / 4):
                 return None
             return (
-                f"the {name.replace('_', '-')} on held-out data fell from {best:.3g} to "
-                f"{found[name]:.3g} nats: the density gets worse, whatever its samples look like; "
+                f"the {told.replace('_', '-')} on held-out data fell from {best:.3g} to "
+                f"{found[told]:.3g} nats: the density gets worse, whatever its samples look like; "
                 f"{advice}"
             )
 
-        return Judge(name, value, watch)
+        return Judge(told, value, watch)
 
     def watch(self, metrics: Mapping[str, np.ndarray], advice: str) -> str | None:
         """What of a chunk says that the energy blew up."""

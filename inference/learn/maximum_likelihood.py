@@ -8,6 +8,13 @@ and the second mean is taken over the ends of chains that target the model, or o
 of its base. Energies are nats; a lower energy is more probable. What is contrasted is in
 `contrast`, where chains start in `chain_starts`, the draws in `negative`.
 
+With latents and a guide, and a `bound`, what is ascended is a bound on log p(x), where p_0 is the
+model without its factors E:
+
+    E_q[log p(x | z) - E] - KL(q(z | x) || p_0) - log Z
+
+encoder, decoder and energy at once, the gradient of log Z again over draws of the model.
+
 Source: Hinton 2002; Tieleman 2008 (persistent chains); Nijkamp et al. 2019, arXiv:1904.09770.
 """
 
@@ -24,11 +31,13 @@ from probgen.engine.spaces import OwnSpace, space_name
 from probgen.engine.target import AnySampler
 from probgen.errors import AlgorithmError
 from probgen.inference.learn.chain_starts import AnyStart, size_of
-from probgen.inference.learn.contrast import WHO, Contrast, require_energy
+from probgen.inference.learn.contrast import WHO, Contrast, require_energy, require_joint
 from probgen.inference.learn.energy_guard import EnergyGuard, advice
 from probgen.inference.learn.fit_report import ChainReport
 from probgen.inference.learn.negative import ImportanceSampling, Negative, chains
 from probgen.inference.learn.regularizers import Regularizer, Seen
+from probgen.inference.objectives.collapse import unit_note
+from probgen.inference.objectives.elbo import ELBO
 from probgen.language.declared import declaration, require
 from probgen.language.optim import Adam, AnyOptimizer
 
@@ -52,12 +61,16 @@ class MaximumLikelihood:
             `ReplayBuffer(size, refresh, anneal)`. Chains that are kept are part of the state and of
             checkpoints, and go on with a `Fitted`.
         regularizers: such as `(EnergyMagnitude(0.02), GradientPenalty(0.1), SpectralPenalty(0.2))`.
+        bound: for a model with latents and a guide (a VAE whose prior is an EBM): `ELBO(...)`, and
+            all nets that are not frozen are learned together: those of the bound by it, those that
+            log Z depends on by the draws too. None: factors alone are contrasted.
         guard: what watches over the fit, says what goes wrong, and goes back to the best state by
             the gain on held-out data, where `fit` is given some; None: nothing does.
 
     Where every site is observed the whole unnormalised density is contrasted; where latents are
     left (a tilted VAE), only its factors are, which is exact when the base is frozen. An energy
-    that reads latents is taken at the guide's draws where data stand.
+    that reads latents is taken at the guide's draws where data stand. With `bound` nothing needs to
+    be frozen.
 
     Metrics: `energy_data`, `energy_samples` (minus the factors), `loss`, what of the log-likelihood
     is maximised, negated: with chains the gap of log p~ between draws and data, near 0 in
@@ -67,6 +80,9 @@ class MaximumLikelihood:
     `movement`, from start to end in standard deviations of the ends.
     Of importance sampling: `importance_share`. What is added to the loss is `regularizers`. On
     held-out data: `gain`, `log_likelihood`, `importance_share` (see `EnergyGuard`).
+    With `bound`: those of `ELBO`, of which `elbo` is the bound plus log Z, in nats + constant; with
+    importance sampling `loss` is minus the bound itself, by the estimate of log Z, in nats. On
+    held-out data `bound`, nats.
 
     `Fitted.report` says what the draws target: the temperature that step and noise imply, and
     whether that is the stated density; and the metrics at the end of the fit.
@@ -74,9 +90,10 @@ class MaximumLikelihood:
     Raises (when bound):
         AlgorithmError: the model has no factor (its density is normalised: `SVI(ELBO())` learns
             it without chains) or no free parameter to learn; the base is not
-            frozen though it has latents, or the end of a support is learned
+            frozen though it has latents and no `bound` is given, or the end of a support is learned
             (`engine.dependence.require_contrast`); a factor reads a latent that neither data nor a
-            guide give; gradient accumulation; chains that start at data in noise space; kept
+            guide give; a `bound` without latents, without a guide, or with latents that all data
+            share; gradient accumulation; chains that start at data in noise space; kept
             chains under inputs that differ from datum to datum.
         ShapeError: kept chains of a `Fitted` that are more or fewer than here.
     """
@@ -86,12 +103,15 @@ class MaximumLikelihood:
     optimizer: AnyOptimizer = dataclasses.field(default_factory=lambda: Adam(1e-4))
     init: AnyStart = dataclasses.field(default="base", kw_only=True)
     regularizers: tuple[Regularizer, ...] = dataclasses.field(default=(), kw_only=True)
+    bound: ELBO | None = dataclasses.field(default=None, kw_only=True)
     guard: EnergyGuard | None = dataclasses.field(default_factory=EnergyGuard, kw_only=True)
 
     def __post_init__(self) -> None:
         has_chains = not isinstance(self.sampler, ImportanceSampling)
         expected = "init='base': importance sampling draws from the base and has no chains"
         require(has_chains or self.init == "base", self, expected, "init")
+        plain = self.bound is None or type(self.bound) is ELBO
+        require(plain, self, "ELBO(...) itself, which keeps no state between updates", "bound")
 
     def bind(self, bound: Bound) -> Learner:
         """A learner of this contrast for `probgen.fit`."""
@@ -102,7 +122,9 @@ class MaximumLikelihood:
                 f"{WHO}: got gradient_accumulation={bound.accumulate}, expected 1: "
                 "chains and data are contrasted as one batch; lower batch_size instead."
             )
-        contrast = Contrast(bound, space_name(self.space))
+        if self.bound is not None:
+            require_joint(bound)
+        contrast = Contrast(bound, space_name(self.space), is_joint=self.bound is not None)
         negative = self._negative(bound, contrast)
         data = b.compile(contrast.data, num_calls=bound.num_steps)
 
@@ -118,10 +140,10 @@ class MaximumLikelihood:
             contrast.settle(params, batch, k_look)
             kept = negative.own(params, batch, k_own, extras)
             found = {**kept, OWN: self._kept("own", bound, params)}
-            if contrast.left:
+            if contrast.left or contrast.is_joint:
                 values, seen = b.compile(tried, num_calls=1)(params, batch, k_try)
                 draws = {"values": values, "log_base": None}
-                given = {"data": seen, "draws": draws, OWN: found[OWN]}
+                given = {"data": seen, "draws": draws, OWN: found[OWN], "count": 0.0}
                 contrast.require_taught(
                     lambda *args: loss(bound, *args)[0], params, batch, k_try, given
                 )
@@ -135,6 +157,7 @@ class MaximumLikelihood:
             regular = self._kept("refresh", bound, kept[OWN], params)
             seen = data if contrast.reads_latents else contrast.data
             given = {"data": seen(params, batch, k_data), "draws": draws, OWN: regular}
+            given["count"] = state["opt"]["count"]
             return given, {**moves, OWN: regular}, found
 
         def extras(bound: Bound, state: dict) -> dict:
@@ -145,8 +168,9 @@ class MaximumLikelihood:
 
         guard = EnergyGuard() if self.guard is None else self.guard
         learner = GradientLearner(
-            loss, self.optimizer, own=own, before=before, evaluate=guard.held_out(contrast),
-            cures=negative.cures, extras=extras, report=report,
+            loss, self.optimizer, own=own, before=before,
+            evaluate=guard.held_out(contrast, self.bound), cures=negative.cures, extras=extras,
+            report=report, note=None if self.bound is None else unit_note(bound),
         ).bind(bound)  # fmt: skip
 
         def renew(state: dict) -> dict:
@@ -181,8 +205,9 @@ class MaximumLikelihood:
         on_data, energy_data, _ = contrast.sums(params, data, batch, k_data)
         on_draws, energy, _ = contrast.sums(params, draws["values"], batch, k_samples)
         log_z, metrics = negative.value(on_draws, energy, draws["log_base"])
-        value = log_z - ops.mean(on_data)
-        metrics = {"energy_data": ops.mean(energy_data), "loss": value, **metrics}
+        value, found = self._on_data(bound, params, batch, given["count"], k_samples, on_data)
+        value = log_z + value
+        metrics = {**found, "energy_data": ops.mean(energy_data), "loss": value, **metrics}
 
         def energy_of(values: Mapping) -> Array:
             return contrast.sums(params, values, batch, k_data)[1]
@@ -196,6 +221,16 @@ class MaximumLikelihood:
         if self.regularizers:
             metrics["regularizers"] = added
         return value + added, metrics
+
+    def _on_data(
+        self, bound: Bound, params: Any, batch: Any, count: Any, key: Any, log_f: Array
+    ) -> tuple[Array, dict]:
+        """(what of the loss is the data's, metrics): minus the mean log f, or the bound's loss."""
+        if self.bound is None:
+            return -bound.backend.ops.mean(log_f), {}
+        key = bound.backend.split(key, 2)[1]
+        loss, (_, metrics) = self.bound.loss(bound, params, {}, count, batch, key)
+        return loss, metrics
 
     def _kept(self, what: str, bound: Bound, *args: Any) -> dict:
         """What the regularisers keep, by their place: `own(params)` or `refresh(kept, params)`."""

@@ -85,8 +85,7 @@ class ImportanceSampling:
         def drawn(params: Mapping, key: Any) -> dict:
             k_draw, k_at = bound.backend.split(key, 2)
             values = contrast.base_draws(params, k_draw, self.num_draws)
-            log_base = None if contrast.left else contrast.sums(params, values, {}, k_at)[2]
-            return {"values": values, "log_base": log_base}
+            return {"values": values, "log_base": contrast.log_base(params, values, k_at)}
 
         drawn = bound.backend.compile(drawn, num_calls=bound.num_steps)
 

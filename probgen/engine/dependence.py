@@ -56,13 +56,8 @@ def require_fixed_constant(bound: Bound, params: Mapping, batch: Mapping, who: s
     improper = bound.structure.improper
     if not (bound.structure.factors or improper) or not trainable:
         return
-    rows = _resized(bound, batch)
-    parents: dict[str, set[str]] = {}
-    for source, target in Experiment(bound, params, rows, is_thorough=True).edges():
-        parents.setdefault(target, set()).add(source)
     samples = {n for n, s in bound.structure.sites.items() if s.kind == "sample"}
-    for factor in [*bound.structure.factors, *improper]:
-        reach = _ancestors(factor, parents)
+    for factor, reach in _before_factors(bound, params, batch).items():
         learned = [n for n in trainable if n in reach]
         if learned and (samples & reach or factor in improper):
             what = "density of" if factor in improper else "factor"
@@ -70,9 +65,28 @@ def require_fixed_constant(bound: Bound, params: Mapping, batch: Mapping, who: s
                 f"{who}: log Z of {bound.model.name!r}, which carries the {what} {factor!r}, "
                 f"depends on the trainable nets {learned}, expected a constant: without it the "
                 "bound grows for ever and teaches nothing. MaximumLikelihood(Langevin(...)) learns "
-                "an energy from data; fit that part by itself first and build on the Fitted, whose "
-                "nets are frozen, or declare its distribution by pg.sample."
+                "an energy from data, and with bound=ELBO() encoder and decoder with it; or fit "
+                "that part by itself first and build on the Fitted, whose nets are frozen, or "
+                "declare its distribution by pg.sample."
             )
+
+
+def sites_of_constant(bound: Bound, params: Mapping, batch: Mapping) -> frozenset[str]:
+    """Sample sites whose laws log Z depends on: those that a factor reads, and what they follow
+    from. All others integrate to one, whatever these are."""
+    samples = {n for n, s in bound.structure.sites.items() if s.kind == "sample"}
+    reach = _before_factors(bound, params, batch)
+    return frozenset(samples & set(reach).union(*reach.values()))
+
+
+def _before_factors(bound: Bound, params: Mapping, batch: Mapping) -> dict[str, set[str]]:
+    """Of each factor, or site of no constant, all sites, nets and inputs that it follows from."""
+    rows = _resized(bound, batch)
+    parents: dict[str, set[str]] = {}
+    for source, target in Experiment(bound, params, rows, is_thorough=True).edges():
+        parents.setdefault(target, set()).add(source)
+    factors = [*bound.structure.factors, *bound.structure.improper]
+    return {factor: _ancestors(factor, parents) for factor in factors}
 
 
 def require_contrast(
@@ -112,7 +126,8 @@ def require_contrast(
                     f"but of {bound.model.name!r} the factors alone are contrasted, so that what "
                     "the base says of it would be missing from the gradient, expected a fitted "
                     "base; fit it first and build on the Fitted, whose nets are frozen, such as "
-                    "Tilted(fitted, energy=...), and give the energy a net of its own."
+                    "Tilted(fitted, energy=...), and give the energy a net of its own; or learn "
+                    "all of them at once where there is a guide, by bound=ELBO()."
                 )
             if site in moving:
                 raise AlgorithmError(

@@ -86,11 +86,11 @@ def test_the_page_on_latent_diffusion_runs():
     space = run_page("latent_diffusion", "torch")
     for samples in (space["samples"], space["others"]):
         assert samples["x"].shape == (50, 8, 8, 1) and samples["z"].shape == (50, 8)
-    same = [space[f].params["decoder"]["out"]["weight"] for f in ("first", "joint")]
-    np.testing.assert_array_equal(
-        space["fits"]["energy"].params["decoder"]["out"]["weight"], same[0]
-    )
-    assert np.abs(same[0] - same[1]).max() > 0 and space["log_z"].standard_error > 0
+    start = space["first"].params["decoder"]["out"]["weight"]
+    np.testing.assert_array_equal(space["fits"]["energy"].params["decoder"]["out"]["weight"], start)
+    for fitted in space["joint"].values():
+        assert np.abs(fitted.params["decoder"]["out"]["weight"] - start).max() > 0
+    assert set(space["joint"]) == {"energy", "diffusion"} and space["log_z"].standard_error > 0
 
 
 def test_the_page_on_subjects_runs():
