@@ -17,9 +17,11 @@ from probgen.inference import (
     ELBO,
     SVI,
     ControlledELBO,
+    EnergyLogLikelihood,
     ImportanceSampling,
     Langevin,
     MaximumLikelihood,
+    log_partition,
 )
 from probgen.models import EBM, VAE, likelihoods
 
@@ -46,8 +48,8 @@ class Bent:
         return params["a"] * z[..., 0] ** 2 + params["c"] * ops.tanh(2.0 * z[..., 0])
 
 
-def vae(prior):
-    return VAE(prior, nets.MLP((), out=(2,)), likelihoods.Normal(SCALE),
+def vae(prior, scale=SCALE):
+    return VAE(prior, nets.MLP((), out=(2,)), likelihoods.Normal(scale),
                nets.MLP((), 1, heads=("loc", "log_scale")))  # fmt: skip
 
 
@@ -187,3 +189,28 @@ def test_what_does_not_fit_is_said(b):
     ):
         with pytest.raises(AlgorithmError, match=match):
             joint.bind(bind(model, b, data={"x": data})[0])
+
+
+@pytest.mark.slow
+def test_a_joint_fit_raises_the_bound_of_a_bimodal_toy_over_the_frozen_one():
+    """On held-out data by `EnergyLogLikelihood`, on JAX: -1.38 nats for -1.58 of the frozen fit."""
+    rng = np.random.default_rng(1)
+    side = rng.choice([-1.0, 1.0], size=(2000, 1))
+    x = (side * np.array([1.0, 0.5]) + rng.normal(size=(2000, 2)) * 0.3).astype("f")
+
+    def fit(prior, learn, num_steps=600, **options):
+        return pg.fit(vae(prior, 0.3), x[:1500], learn, num_steps=num_steps, batch_size=256,
+                      seed=0, backend="jax", progress_bar=False, **options)  # fmt: skip
+
+    start = fit(LINE, SVI(ELBO(), pg.Adam(2e-2)), 400).params
+    prior = EBM(nets.MLPEnergy((16,), activation="silu"), LINE)
+    how = {"sampler": ImportanceSampling(2048), "optimizer": pg.Adam(pg.CosineDecay(1e-2, 600))}
+    frozen = fit(prior, MaximumLikelihood(**how), init=start, freeze=("encoder", "decoder"))
+    joint = fit(prior, MaximumLikelihood(**how, bound=ELBO()), init=start, validation=x[1500:])
+    found = {}
+    for name, fitted in (("frozen", frozen), ("joint", joint)):
+        log_z = log_partition(fitted, ImportanceSampling(50_000), seed=0)
+        measure = EnergyLogLikelihood(log_z, ELBO(20))
+        table = pg.evaluate(fitted, x[1500:], [measure], seed=0, progress_bar=False)
+        found[name] = table[measure.name]["estimate"].values.mean()
+    assert found["joint"] > found["frozen"] + 0.1, found
