@@ -299,6 +299,7 @@ class Diffusion(Model):
         """Ancestral sampling by one loop over the steps; the same chain as the program's."""
         b = bound.backend
         total = self.schedule.num_train_timesteps
+        self.check_times(np.arange(total))
         table = {k: b.asarray(v[::-1].copy()) for k, v in self.table().items()}
         keys = b.split(key, total + 1)
         x = b.normal(keys[0], (num_samples, *self.shape))

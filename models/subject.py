@@ -31,13 +31,14 @@ import probgen as pg
 from probgen import dist, nets, ops
 from probgen.data.checks import check_masks
 from probgen.engine.fitted import Fitted
-from probgen.errors import AlgorithmError
+from probgen.errors import AlgorithmError, NonFiniteError, ShapeError
 from probgen.language.declared import declaration, require
 from probgen.language.identity import identity
 from probgen.language.kinds import CountOrZero, Many, NonNegative, Positive, Text, Width
 from probgen.language.model import Model
 from probgen.models.diffusion import Diffusion
-from probgen.nets.subject import SubjectTokens, with_rows
+from probgen.models.masked_error import masked_error, place_of, strata
+from probgen.nets.subject import SubjectTokens
 from probgen.trees import tree_map
 
 Array = Any
@@ -98,9 +99,16 @@ class Subject(Model):
 
     is_normalized = False
 
+    @property
+    def random_sites(self) -> tuple[str, ...]:  # type: ignore[override]
+        return () if self.fixed_draws is not None else ("which", "time", "noise")
+
     def __post_init__(self) -> None:
         fits = isinstance(self.diffusion, Diffusion) and self.diffusion.condition is not None
         require(fits, self, "a fitted Diffusion with a condition", "base")
+        whole = self.times is None or all(float(t).is_integer() for t in self.times)
+        require(whole, self, "whole steps of the chain, as DDIM visits them", "times")
+        require(len(self.anchor.split()) == 1, self, "'null' or one word", "anchor")
         _ = self.condition  # times that do not fall are refused there
         _ = self.anchor_rows  # here, since a program cannot leave its run to compute them
 
@@ -159,10 +167,21 @@ class Subject(Model):
             # A fit makes one row of the one value that all pictures are.
             self.diffusion.check_rows({"x": x[0] if x.ndim > 1 + len(self.diffusion.shape) else x})
         if "condition" in rows:
-            self.condition.check_values(np.asarray(rows["condition"]))
+            self._check_captions(np.asarray(rows["condition"]))
         if rows.get("mask") is not None:
             number = len(rows["condition"]) if "condition" in rows else len(rows["mask"])
             check_masks(rows["mask"], (number, *self.diffusion.shape), "Subject")
+
+    def _check_captions(self, captions: np.ndarray) -> None:
+        """Refuses what is not one caption for each picture, or not what the net reads."""
+        net = self.condition
+        if net.in_ndim is not None and captions.ndim != net.in_ndim + 1:
+            raise ShapeError(
+                f"Subject: got captions of shape {list(captions.shape)}, expected one for each "
+                f"picture, {net.in_ndim} axes each and a first one for the pictures; repeat one "
+                "that all share, np.repeat(caption[None], len(pictures), 0)."
+            )
+        net.check_values(captions)
 
     @property
     def program(self) -> Any:
@@ -189,12 +208,8 @@ class Subject(Model):
         """The K draws: places in [0, 1) of picture and step, and the noise."""
         k, shape = self.draws, self.diffusion.shape
         if self.fixed_draws is not None:
-            rng = np.random.default_rng(self.fixed_draws)
-            # Strata of both, the pictures' in another order, so that few draws cover them evenly.
-            place = (np.arange(k) + rng.random((2, k))) / k
-            place[0] = rng.permutation(place[0])
-            drawn = (place[0], place[1], rng.standard_normal((k, *shape)))
-            return tuple(ops.asarray(v.astype(np.float32)) for v in drawn)
+            drawn = strata(k, shape, self.fixed_draws)
+            return tuple(ops.asarray(v) for v in drawn)
         unit = dist.Uniform(0.0, 1.0).expand([k]).to_event(1)
         noise = dist.Normal(0.0, 1.0).expand([k, *shape]).to_event(1 + len(shape))
         return pg.sample("which", unit), pg.sample("time", unit), pg.sample("noise", noise)
@@ -221,30 +236,13 @@ class Subject(Model):
             which, time: [K] in [0, 1), places of picture and step; noise: [K, *shape].
         """
         steps = self.steps
-        picture = _place(which, x.shape[0])
-        index = _place(time, len(steps))
+        picture = place_of(which, x.shape[0])
+        index = place_of(time, len(steps))
         if self.times is not None:
             c_s = ops.take(c_s, index)
-        return self.at_steps(ask, c_s, context, x, mask, picture, index, noise)
-
-    def at_steps(
-        self, ask: Callable, c_s: Array, context: Array, x: Array, mask: Array | None,
-        picture: Array, index: Array, noise: Array,
-    ) -> Array:  # fmt: skip
-        """`loss` of given pictures [K] and places in `steps` [K]; c_s [n, d] or [K, n, d]."""
-        steps, table = self.steps, self.diffusion.table()
-        lead = (-1, *(1 for _ in self.diffusion.shape))
-        row = {
-            k: ops.reshape(ops.take(ops.asarray_like(table[k][steps], x), index), lead)
-            for k in ("signal", "noise")
-        }
-        t = ops.take(ops.asarray_like(steps.astype(np.float32), x), index)
-        x_t = row["signal"] * ops.take(x, picture) + row["noise"] * noise
-        predicted = ask(x_t, t, with_rows(ops.take(context, picture), c_s))
-        error = noise - self.diffusion.noise_of(x_t, predicted, row)
-        if mask is not None:
-            error = error * ops.take(ops.cast(mask, "float32"), picture)
-        return ops.sum(error * error) / noise.shape[0]
+        return masked_error(
+            self.diffusion, self.steps, ask, c_s, context, x, mask, picture, index, noise
+        )
 
     def step_loss(self, bound: Any) -> Callable:
         """The objective of the rows of one step; see `capabilities.Stepwise`."""
@@ -260,7 +258,8 @@ class Subject(Model):
             picture = b.randint(k_picture, (self.draws,), 0, x.shape[0])
             noise = b.normal(k_noise, (self.draws, *self.diffusion.shape))
             index = ops.broadcast_to(place, (self.draws,))
-            denoising = self.at_steps(
+            denoising = masked_error(
+                self.diffusion, self.steps,
                 lambda *given: net.apply(params["denoiser"], *given),
                 ops.asarray_like(self.anchor_rows, offset) + offset,
                 context, x, given.get("mask"), picture, index, noise,
@@ -314,18 +313,18 @@ class Subject(Model):
         )
 
 
-def _place(u: Array, n: int) -> Array:
-    """Which of n an u in [0, 1) means."""
-    return ops.cast(ops.clip(ops.floor(u * n), 0, n - 1), "int32")
-
-
 def moved_offset(learned: Fitted) -> np.ndarray:
     """c_s - a of a fit, the guide's mean.
 
     Raises:
         AlgorithmError: it is 0 to the bit, so that nothing was learned.
+        NonFiniteError: it is NaN.
     """
     offset = np.asarray(learned.params[NET]["value"])
+    if not np.isfinite(offset).all():
+        raise NonFiniteError(
+            "Subject: got rows c_s that are NaN or infinite, expected finite numbers; fit it again."
+        )
     if not np.abs(offset).max() > 0:
         raise AlgorithmError(
             "Subject: got rows c_s that are their anchor to the bit, expected ones that a fit "

@@ -109,10 +109,15 @@ def crops(pictures: Any, masks: Any, size: int, background: float = 1.0) -> Arra
         background: value around the subject.
 
     Raises:
-        DataError: an empty mask: the subject was not found.
+        DataError: an empty mask: the subject was not found. ShapeError: masks of another size.
     """
     from skimage.transform import resize
 
+    if np.shape(masks) != (*np.shape(pictures)[:3], 1):
+        raise ShapeError(
+            f"crops: got masks of shape {list(np.shape(masks))} for pictures of "
+            f"{list(np.shape(pictures))}, expected {[*np.shape(pictures)[:3], 1]}, one for each."
+        )
     out = np.empty((len(pictures), size, size, np.shape(pictures)[-1]), np.float32)
     for i, (picture, mask) in enumerate(zip(pictures, np.asarray(masks) > 0.5, strict=True)):
         rows, columns = (np.flatnonzero(mask.any(axis=a)) for a in ((1, 2), (0, 2)))

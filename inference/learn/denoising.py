@@ -15,6 +15,8 @@ import logging
 from collections.abc import Mapping
 from typing import Any, Literal
 
+import numpy as np
+
 from probgen.engine.bound import Bound
 from probgen.engine.gradient import GradientLearner
 from probgen.engine.learner import Learner
@@ -80,6 +82,8 @@ class Denoising:
         part = diffused(bound, "Denoising")
         model: Any = part.model
         total, table = model.schedule.num_train_timesteps, model.table()
+        if hasattr(model, "check_times"):
+            model.check_times(np.linspace(0, total - 1, total + (self.time == "continuous")))
         if self.time == "continuous" and total < 2:
             raise AlgorithmError(
                 f"Denoising: got time='continuous' for {bound.model.name!r}, whose schedule has "

@@ -49,7 +49,8 @@ class StepwiseMAP:
 
     Raises (when bound):
         AlgorithmError: a model without `times`; a start of another base, number of rows or anchor;
-            another number of the fit's steps.
+            another number of the fit's steps; `ema_decay`, since the rows of a step would be
+            averaged with what stood there before them.
     """
 
     start: Fitted
@@ -92,7 +93,7 @@ class StepwiseMAP:
             params = {**state["params"], NET: {"value": table}}
             return {**state, "params": params, "row": row, "count": count + 1.0}, metrics
 
-        return Learner(init, update)
+        return Learner(init, update, can_average=False)
 
     def _check(self, model: Any, bound: Bound) -> None:
         if not isinstance(model, Stepwise) or model.times is None:

@@ -68,7 +68,7 @@ class DenoisingELBO:
     def device_function(self, bound: Bound) -> Callable:
         """The measure for one model: (params, batch, key) -> estimates."""
         b, ops = bound.backend, bound.backend.ops
-        model = require_diffusion(bound, "DenoisingELBO")
+        model = require_diffusion(bound, "DenoisingELBO", is_continuous=False)
         total, dim = model.schedule.num_train_timesteps, math.prod(model.shape)
         strata = _strata(total, self.num_steps)
         scale = total / len(strata)

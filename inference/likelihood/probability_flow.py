@@ -259,11 +259,14 @@ def _log_p(ops: Any, dim: int) -> Callable:
     return log_p
 
 
-def require_diffusion(bound: Bound, who: str) -> Any:
+def require_diffusion(bound: Bound, who: str, is_continuous: bool = True) -> Any:
     """The bound model, if it has a denoiser, a noise schedule and data for "x".
 
+    Args:
+        is_continuous: whether it is asked between steps too.
+
     Raises:
-        AlgorithmError: it is of another family.
+        AlgorithmError: it is of another family, or has a context at some steps alone.
     """
     model = capability(bound.model, Denoises)
     if model is None or "x" not in bound.observed:
@@ -272,4 +275,7 @@ def require_diffusion(bound: Bound, who: str) -> Any:
             "and noise schedule, expected a Diffusion with data for 'x'; for a model with a guide "
             "use IWAE."
         )
+    if hasattr(model, "check_times"):
+        total = len(model.table()["signal"])
+        model.check_times(np.linspace(0, total - 1, 2 * total - 1 if is_continuous else total))
     return model

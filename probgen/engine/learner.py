@@ -56,6 +56,7 @@ class Learner(NamedTuple):
             `bound.num_draws` says how many draws are asked for.
         judge: by which the best state is kept and returned, where there are held-out data; or None.
         renew: state -> the state with chains that start anew, when a fit goes back; or None.
+        can_average: False where a moving average of the parameters is none of what is learned.
         remarks: metrics of a chunk, or held-out ones -> sentences by name about what is not as it
             should be; the history keeps the first of each name, and the log says it.
     """
@@ -73,6 +74,7 @@ class Learner(NamedTuple):
     judge: Judge | None = None
     renew: Callable[[Tree], Tree] | None = None
     remarks: Callable[[Mapping], dict[str, str]] | None = None
+    can_average: bool = True
 
 
 class Algorithm(Protocol):

@@ -62,10 +62,13 @@ class Model(Viewed):
         is_normalized: False when the density is known up to a constant for a reason that its
             program does not show; a `pg.factor` in it is seen by itself (`Bound.is_normalized`).
         backend: the only backend that it runs on ("" when both do); "auto" means this one then.
+        random_sites: names of what is drawn anew in each step of a fit, by one law in program and
+            guide, so that the density is an estimate; no posterior is of them.
     """
 
     guide: Callable | None = None
     is_normalized: bool = True
+    random_sites: tuple[str, ...] = ()
 
     @property
     def backend(self) -> str:
@@ -165,6 +168,10 @@ class Guided(Model):
     @property
     def is_normalized(self) -> bool:  # type: ignore[override]
         return self.model.is_normalized
+
+    @property
+    def random_sites(self) -> tuple[str, ...]:  # type: ignore[override]
+        return self.model.random_sites
 
     def fitted_params(self) -> dict:
         return self.model.fitted_params()

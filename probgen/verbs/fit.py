@@ -183,6 +183,11 @@ def fit(
         held_out = _held_out(validation, names, example, bound, guide, check)
     learner = algorithm.bind(bound)
     starting.check_feed(learner, algorithm, source, gradient_accumulation)
+    if ema_decay is not None and not learner.can_average:
+        raise AlgorithmError(
+            f"{type(algorithm).__name__}: got ema_decay={ema_decay:g}, expected none: an average "
+            "over its steps is none of what it learns; leave ema_decay out."
+        )
     if guide is not None and guide.is_point and not hasattr(source, "chunks"):
         raise DataError(
             f"fit: got a stream of data for {guide!r}, expected data of a known size, at all of "

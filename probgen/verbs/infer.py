@@ -131,6 +131,12 @@ def infer(
         num_data=num_data,
     )  # fmt: skip
     bound.require_density_of_data("infer")
+    if declared.random_sites:
+        raise AlgorithmError(
+            f"infer: the density of {declared.name!r} is an estimate by the random draws "
+            f"{list(declared.random_sites)}, expected one that is the same at every call, since "
+            "chains would climb the noise too; of a Subject give fixed_draws=0, its draws' seed."
+        )
     if reads_guide:
         mean = "fitted.encode(data) gives the mean of what stands beside the chain, such as z"
         bound.require_short("infer, Guide", mean)

@@ -66,6 +66,8 @@ class TestScores:
             prompt_fidelity(np.ones((3, 2)), some, flat, flat)
         with pytest.raises(errors.DataError, match="one picture of the prompt"):
             diversity(some, ["p", "q"], flat)
+        with pytest.raises(errors.ShapeError, match="one for each"):
+            crops(np.ones((1, 4, 4, 3)), np.ones((1, 5, 4, 1)), 4)
         with pytest.raises(errors.DataError, match="mask 0, which is empty"):
             crops(np.ones((1, 4, 4, 3)), np.zeros((1, 4, 4, 1)), 4)
 

@@ -9,7 +9,16 @@ from shared_noise import share_noise
 import probgen as pg
 from probgen import errors, nets
 from probgen.evaluation.subjects import SubjectMonitor
-from probgen.inference import DDIM, ELBO, SVI, DDIMInverse, Langevin, StepwiseMAP
+from probgen.inference import (
+    DDIM,
+    ELBO,
+    SVI,
+    DDIMInverse,
+    Denoising,
+    DenoisingELBO,
+    Langevin,
+    StepwiseMAP,
+)
 from probgen.models import Diffusion, NoiseSchedule, Subject, personalised
 
 M, K, D, N = 4, 3, 2, 2  # rows of a context, their size, of a datum, learned rows
@@ -286,6 +295,32 @@ class TestBadInput:
         refused(base, "other values than 0 and 1", mask=0.5 * MASKS)
         refused(base, "one for each picture", errors.ShapeError, mask=MASKS[:2])
 
+    def test_one_caption_for_all(self, base):
+        refused(base, "one for each picture", errors.ShapeError, condition=CAPTIONS[0])
+
+    def test_what_would_be_no_posterior_no_average_and_no_context(self, base):
+        with pytest.raises(
+            errors.AlgorithmError, match=r"random draws \['which', 'time', 'noise'\]"
+        ):
+            pg.infer(Subject(base, N), {"x": PICTURES}, Langevin(1e-2), inputs=INPUTS, seed=0)
+        rows = {"subject": {"value": np.ones((N, K), np.float32)}}
+        first, stepwise = pg.Fitted(Subject(base, N), rows), Subject(base, N, times=(5.0, 2.0))
+        with pytest.raises(errors.AlgorithmError, match="leave ema_decay out"):
+            learn(stepwise, "auto", 20, algorithm=StepwiseMAP(first), ema_decay=0.9)
+        table = {"subject": {"value": np.ones((2, N, K), np.float32)}}
+        model = personalised(pg.Fitted(stepwise, table))
+        caption = {"condition": CAPTIONS}
+        said = "expected the 2 steps for which"
+        with pytest.raises(errors.AlgorithmError, match=said):
+            pg.generate(model, 3, inputs=caption, seed=0)
+        with pytest.raises(errors.AlgorithmError, match=said):
+            pg.evaluate(model, PICTURES, [DenoisingELBO()], inputs=caption, seed=0)
+        with pytest.raises(errors.AlgorithmError, match=said):
+            pg.fit(model, PICTURES, Denoising(), inputs=caption, num_steps=1, seed=0)
+        for wrong in ({"times": (4.5, 2.0)}, {"anchor": "two words"}):
+            with pytest.raises(errors.DeclarationError, match=next(iter(wrong))):
+                Subject(base, N, **wrong)
+
     def test_a_start_of_another_base(self, base):
         other = pg.Fitted(
             Subject(base_of(seed=1), N), {"subject": {"value": np.ones((N, K), np.float32)}}
@@ -299,6 +334,9 @@ class TestBadInput:
     def test_rows_that_did_not_move(self, base):
         still = pg.Fitted(Subject(base, N), {"subject": {"value": np.zeros((N, K), np.float32)}})
         with pytest.raises(errors.AlgorithmError, match="nothing was learned"):
+            personalised(still)
+        still.params["subject"]["value"][0] = np.nan
+        with pytest.raises(errors.NonFiniteError, match="NaN or infinite"):
             personalised(still)
 
     def test_prompts(self):
