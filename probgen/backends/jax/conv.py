@@ -15,8 +15,10 @@ import jax.numpy as jnp
 
 Array = Any
 
-# From this ratio of input to output channels on, shifting products is cheaper than shifting inputs.
-_FEW_OUTPUTS = 8
+# From this ratio of input to output channels on, shifting products is cheaper than shifting inputs;
+# of images whose neighbours would fill a cache, from a smaller one on.
+_FEW_OUTPUTS = 8  # of a transposed convolution's phases
+_FEW, _FEW_OF_LARGE, _LARGE = 4, 3, 150_000  # numbers of one image's neighbours
 
 
 def conv_by_slices(x: Array, weight: Array, stride: int, pads: tuple[int, int]) -> Array:
@@ -32,7 +34,8 @@ def conv_by_slices(x: Array, weight: Array, stride: int, pads: tuple[int, int]) 
         for size, p, k in zip(x.shape[1:3], pads, (kh, kw), strict=True)
     )
     x = jnp.pad(x, ((0, 0), (pads[0],) * 2, (pads[1],) * 2, (0, 0)))
-    if stride == 1 and _FEW_OUTPUTS * cout <= cin:
+    few = _FEW_OF_LARGE if ho * wo * kh * kw * cin > _LARGE else _FEW
+    if stride == 1 and few * cout <= cin:
         z = x @ weight.transpose(2, 0, 1, 3).reshape(cin, kh * kw * cout)
         rows = total([z[:, i : i + ho, :, i * kw * cout : (i + 1) * kw * cout] for i in range(kh)])
         return total([rows[:, :, j : j + wo, j * cout : (j + 1) * cout] for j in range(kw)])
