@@ -256,6 +256,7 @@ RESULTS = {
     "NativeModel", "Need", "Node", "OntoMatrix", "Posterior", "PrCurve", "PredictiveCheck",
     "RandomStep", "Record", "Results", "RocBand", "RocCurve", "SBC", "SampleQuality", "Section",
     "SetVerdict", "Shapes", "Symmetry", "VSBC", "Verdict", "MethodTable", "Paired",
+    "Fidelity", "Judge", "TextBase", "Tuned", "Tuning",
 }  # fmt: skip
 
 # ---- functions ----------------------------------------------------------------------------------

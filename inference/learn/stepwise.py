@@ -23,7 +23,7 @@ from probgen.errors import AlgorithmError
 from probgen.language.capabilities import Stepwise
 from probgen.language.declared import declaration
 from probgen.language.kinds import Many
-from probgen.language.model import family_of
+from probgen.language.model import capability
 from probgen.language.optim import Adam, AnyOptimizer
 from probgen.nets.layers import Parameter
 
@@ -59,8 +59,7 @@ class StepwiseMAP:
 
     def bind(self, bound: Bound) -> Learner:
         """A learner for `probgen.fit`."""
-        model: Any = family_of(bound.model)
-        self._check(model, bound)
+        model = self._checked(bound)
         b, optimizer = bound.backend, bound.optimizer(self.optimizer)
         ops, loss = b.ops, model.step_loss(bound)
         first = b.asarray(model.latent_of(self.start))
@@ -95,11 +94,13 @@ class StepwiseMAP:
 
         return Learner(init, update, can_average=False)
 
-    def _check(self, model: Any, bound: Bound) -> None:
-        if not isinstance(model, Stepwise) or model.times is None:
+    def _checked(self, bound: Bound) -> Any:
+        """The model, if it has a latent for each step, and the fit as many steps as they need."""
+        model: Any = capability(bound.model, Stepwise)
+        if model is None or model.times is None:
             raise AlgorithmError(
-                f"StepwiseMAP: got {model.name!r} with one latent for all steps, expected one for "
-                "each: dataclasses.replace(subject, times=DDIM(50).times(base.model))."
+                f"StepwiseMAP: got {bound.model.name!r} with one latent for all steps, expected one "
+                "for each: dataclasses.replace(subject, times=DDIM(50).times(base.model))."
             )
         wanted = self.steps * len(model.times)
         if bound.num_steps not in (None, wanted):
@@ -107,3 +108,4 @@ class StepwiseMAP:
                 f"StepwiseMAP: got num_steps={bound.num_steps} for {len(model.times)} steps of a "
                 f"sampler with {self.steps} each, expected num_steps={wanted}."
             )
+        return model

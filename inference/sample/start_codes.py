@@ -20,6 +20,7 @@ from probgen.engine.target import START, START_MAPS, START_NULLS
 from probgen.errors import AlgorithmError, DataError, ShapeError
 from probgen.language.capabilities import MapsAttention
 from probgen.language.declared import argument
+from probgen.language.model import capability
 
 Array = Any
 NULL, RESIDUAL, PIVOTS, MAPS = "null", "residual", "pivots", "maps/"
@@ -153,7 +154,7 @@ def require_maps(model: Any, who: str) -> None:
     Raises:
         AlgorithmError: it cannot.
     """
-    if not isinstance(model, MapsAttention):
+    if capability(model, MapsAttention) is None:
         raise AlgorithmError(
             f"{who}: the model {model.name!r} shows no maps of its condition (predict_with_maps), "
             "expected a Diffusion whose denoiser attends to it, such as nets.PatchTransformer."

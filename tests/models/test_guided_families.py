@@ -27,6 +27,7 @@ from probgen.models import (
     ImplicitDiffusion,
     NoiseSchedule,
     OneStep,
+    Subject,
     Tilted,
 )
 from probgen.models.likelihoods import Normal
@@ -42,11 +43,16 @@ implicit = ImplicitDiffusion(nets.LatentDenoiser(2, (4,), 4), (2,), 3, FEW)
 generator = Generator(UNIT, AFFINE, Normal())
 flow = GradientFlowGenerator(nets.MLPEnergy((4,), activation="softplus"), UNIT, num_steps=1)
 vae = VAE(UNIT, AFFINE, Normal(), encoder=nets.MLP((4,), 2, heads=("loc", "log_scale")))
+text = nets.ContextEmbedding((3, 2))
+told = Diffusion(nets.MLPDenoiser(2, (4,)), (2,), FEW, condition=text)
+rows = {"condition": text.init(np.random.default_rng(0), (3, 2))}
+subject = Subject(pg.Fitted(told, rows), 1)
 CASES = {
     capabilities.Ancestral: implicit, capabilities.HasMean: vae, capabilities.TakesBack: flow,
     capabilities.DrawsMean: generator, capabilities.HasPrior: vae,
     capabilities.Maximises: generator, capabilities.Denoises: diffusion,
-    capabilities.MakesPairs: implicit,
+    capabilities.MakesPairs: implicit, capabilities.MapsAttention: diffusion,
+    capabilities.Stepwise: subject,
 }  # fmt: skip
 
 

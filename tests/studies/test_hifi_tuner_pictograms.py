@@ -4,11 +4,10 @@
     PICTOGRAM_BASE=runs/pictogram_base make reproduce ...   keeps the base there, or reads it
     FIGURES=docs/figures make reproduce ...                 and draws the page's figure
 
-The base is some 25 minutes of one core, the rest ten. No score is trusted before the judge and the
-base have passed their gates.
+The base is some 40 minutes of one core, the rest five a seed. No score is trusted before the judge
+and the base have passed their gates: see the page for a shorter base that had not.
 """
 
-import dataclasses
 import functools
 import os
 from pathlib import Path
@@ -20,19 +19,18 @@ from probgen.evaluation.subjects import compare_methods
 from studies.hifi_tuner import pictogram_study as study
 from studies.hifi_tuner.figures import pictures_of
 from studies.hifi_tuner.judge import judge
-from studies.hifi_tuner.pictogram_base import Settings, pictogram_base
+from studies.hifi_tuner.pictogram_base import pictogram_base
 from studies.hifi_tuner.pictogram_study import TUNING
 from studies.hifi_tuner.study import dreambooth, learn, learn_steps
 
 pytestmark = pytest.mark.slow
 SEEDS = (0, 1, 2)
-SHORT = dataclasses.replace(Settings(), num_updates=5000, batch_size=32)
 
 
 @functools.cache
 def base():
     pytest.importorskip("torch")
-    return pictogram_base(os.environ.get("PICTOGRAM_BASE"), backend="torch", settings=SHORT)
+    return pictogram_base(os.environ.get("PICTOGRAM_BASE"), backend="torch")
 
 
 @functools.cache
@@ -71,7 +69,7 @@ def test_the_judge_and_the_base_pass_their_gates():
     accuracy, drawn = the_judge().accuracy, study.gate(base(), the_judge(), backend="torch")
     print(f"\njudge {accuracy}\nbase  {drawn}")
     assert min(accuracy.values()) > 0.9
-    assert drawn["noun"] > 0.9 and drawn["scene"] > 0.95 and drawn["rendition"] > 0.6
+    assert drawn["noun"] >= 0.95 and drawn["scene"] >= 0.98 and drawn["rendition"] >= 0.8
 
 
 def test_p1_to_p5():
@@ -87,7 +85,8 @@ def test_p1_to_p5():
 
 def test_p6_dreambooth_is_as_near_and_forgets_scenes():
     assert mean("DreamBooth", "similarity") >= mean("+ mask", "similarity") - 0.02
-    assert mean("DreamBooth", "leak") >= 0.6 > mean("DreamBooth, prior pictures", "leak")
+    assert mean("DreamBooth", "leak") >= 0.6
+    assert mean("DreamBooth, prior pictures", "leak") <= 0.4
 
 
 def test_the_table():
