@@ -99,8 +99,8 @@ class StepwiseMAP:
         model: Any = capability(bound.model, Stepwise)
         if model is None or model.times is None:
             raise AlgorithmError(
-                f"StepwiseMAP: got {bound.model.name!r} with one latent for all steps, expected one "
-                "for each: dataclasses.replace(subject, times=DDIM(50).times(base.model))."
+                f"StepwiseMAP: got {bound.model.name!r} with one latent for all steps, expected "
+                "one for each: dataclasses.replace(subject, times=DDIM(50).times(base.model))."
             )
         wanted = self.steps * len(model.times)
         if bound.num_steps not in (None, wanted):
