@@ -8,9 +8,9 @@ weights at random. By hand are an eager torch loop, the network in torch's own f
 jitted scan on JAX; captions are encoded once. All are held to one mean loss before the rows move.
 
 A third contest is the same on the latents of a small Stable Diffusion, brought in by
-`pg.from_diffusers`, against diffusers' network in a loop of its own, captions encoded once; theirs
-encodes them in each step, since what it learns goes through the encoder. It needs diffusers and
-transformers, and is left out without them.
+`pg.from_diffusers`, against diffusers' network in a loop of its own, captions encoded once (the
+script that diffusers ships encodes them in each step, since what it learns goes through the
+encoder). It needs diffusers, and is left out without it.
 """
 
 import functools
@@ -70,11 +70,8 @@ class Fit(NamedTuple):
     losses: list[np.ndarray]
 
 
-def declared(b: Any) -> Fit:
+def declared(base: pg.Fitted, x: Any, mask: Any, captions: Any, b: Any) -> Fit:
     """`pg.fit` of the declaration."""
-    base = pg.Fitted(MODEL, weights(), shapes={"x": SHAPE, "condition": (LENGTH,)},
-                     info={"backend": b.name})  # fmt: skip
-    x, mask, captions = pictures()
     losses: list[np.ndarray] = []
 
     class Kept(Held):
@@ -88,6 +85,13 @@ def declared(b: Any) -> Fit:
         progress_bar=False, callbacks=[callback],
     ))  # fmt: skip
     return Fit(held.advance, losses)
+
+
+def of_sprites(b: Any) -> Fit:
+    """Over the network of the study."""
+    base = pg.Fitted(MODEL, weights(), shapes={"x": SHAPE, "condition": (LENGTH,)},
+                     info={"backend": b.name})  # fmt: skip
+    return declared(base, *pictures(), b)
 
 
 def network(xp: Any, p: Any, x: Any, t: Any, context: Any, own: Any) -> Any:
@@ -305,25 +309,12 @@ def scheduler() -> Any:
     )  # fmt: skip
 
 
-def declared_latents(b: Any, device: str) -> Fit:
-    """`pg.fit` over the network that `from_diffusers` brings in."""
+def of_latents(b: Any, device: str) -> Fit:
+    """Over the network that `from_diffusers` brings in."""
     x, mask, rows, null = latents()
-    base = pg.from_diffusers(
-        small_unet().to(device), scheduler(), num_tokens=TOKENS, null=null
-    )  # fmt: skip
-    losses: list[np.ndarray] = []
-
-    class Kept(Held):
-        def on_chunk(self, progress: Any, metrics: Any) -> None:
-            losses.append(-np.asarray(metrics["log_prob/x"]))
-            super().on_chunk(progress, metrics)
-
-    held = Kept(lambda callback: pg.fit(
-        Subject(base, N, PRIOR, draws=DRAWS), {"x": x}, SVI(ELBO(), pg.Adam(RATE)),
-        inputs={"condition": rows, "mask": mask}, num_steps=NUM_STEPS, seed=0, backend=b,
-        progress_bar=False, callbacks=[callback],
-    ))  # fmt: skip
-    return Fit(held.advance, losses)
+    unet = small_unet().to(device)
+    base = pg.from_diffusers(unet, scheduler(), num_tokens=TOKENS, null=null)
+    return declared(base, x, mask, rows, b)
 
 
 def diffusers_loop(device: str) -> Fit:
@@ -372,7 +363,7 @@ def contests(setting: Setting, only: str = "") -> Iterator[Contest]:
             torch.manual_seed(0)
         who = "eager by hand" if kind == "torch" else "jit + scan by hand"
         peer = torch_loop(setting.device) if kind == "torch" else jax_loop()
-        fits = {"probgen": declared(b), who: peer}
+        fits = {"probgen": of_sprites(b), who: peer}
         yield contest(name, fits, 1 / 1.05)
     if only not in (name := "subject, diffusers"):
         return
@@ -383,7 +374,7 @@ def contests(setting: Setting, only: str = "") -> Iterator[Contest]:
     yield contest(
         name,
         {
-            "probgen": declared_latents(b, setting.device),
+            "probgen": of_latents(b, setting.device),
             "diffusers": diffusers_loop(setting.device),
         },
         1.0,

@@ -105,7 +105,8 @@ class Subject(Model):
 
     def __post_init__(self) -> None:
         fits = isinstance(self.diffusion, Diffusion) and self.diffusion.condition is not None
-        require(fits, self, "a fitted Diffusion with a condition", "base")
+        a_diffusion = "a fitted Diffusion with a condition (of a VAE around one, base=fitted.prior)"
+        require(fits, self, a_diffusion, "base")
         whole = self.times is None or all(float(t).is_integer() for t in self.times)
         require(whole, self, "whole steps of the chain, as DDIM visits them", "times")
         require(len(self.anchor.split()) == 1, self, "'null' or one word", "anchor")

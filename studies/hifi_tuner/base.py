@@ -10,6 +10,7 @@ Source: Wang et al. 2023, arXiv:2312.00079, for what is learned on top of it; nu
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -95,9 +96,18 @@ def sprite_base(
         SaveError: what lies in the folder is no saved fit.
     """
     settings = settings or Settings()
+
+    def learn() -> Fitted:
+        return learned(settings, sprites(settings.num_pictures, seed), seed, backend)
+
+    return kept(folder, learn)
+
+
+def kept(folder: str | Path | None, learn: Callable[[], Fitted]) -> Fitted:
+    """What lies in the folder, else what is learned, and written there; None keeps nothing."""
     if folder is not None and Path(folder).is_dir():
         return Fitted.from_pretrained(folder)
-    fitted = learned(settings, sprites(settings.num_pictures, seed), seed, backend)
+    fitted = learn()
     if folder is not None:
         fitted.save_pretrained(folder)
     return fitted

@@ -22,7 +22,7 @@ from probgen.engine.fitted import Fitted
 from probgen.language.declared import declaration
 from probgen.language.kinds import CountOrZero, Many, OpenShare, Positive, Width, Widths
 from probgen.models import Diffusion, NoiseSchedule
-from studies.hifi_tuner.base import learned
+from studies.hifi_tuner.base import kept, learned
 
 NOUNS = ("octopus", "penguin", "rocket", "teapot", "umbrella", "cactus", "crown", "fish")
 SCENES = ("sky", "night", "snow", "lawn")
@@ -100,9 +100,8 @@ def pictogram_base(
         SaveError: what lies in the folder is no saved fit.
     """
     settings = settings or Settings()
-    if folder is not None and Path(folder).is_dir():
-        return Fitted.from_pretrained(folder)
-    fitted = learned(settings, settings.pictures(settings.num_pictures, seed), seed, backend)
-    if folder is not None:
-        fitted.save_pretrained(folder)
-    return fitted
+
+    def learn() -> Fitted:
+        return learned(settings, settings.pictures(settings.num_pictures, seed), seed, backend)
+
+    return kept(folder, learn)
