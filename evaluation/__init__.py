@@ -1,6 +1,7 @@
 """Where a model meets its judges: statistics on results, tables, figures, the page that shows them.
 
     detection     do scores tell data apart? AUROC and the like, with intervals and tests
+    posteriors    do several ways to one posterior agree, and what did each cost?
     samples       how good is what a model produces?
     subjects      are pictures faithful to a subject, and to a prompt?
     calibration   is the inference right?
@@ -16,7 +17,9 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-_ROOMS = ("calibration", "demo", "detection", "figures", "page", "samples", "subjects")
+_ROOMS = (
+    "calibration", "demo", "detection", "figures", "page", "posteriors", "samples", "subjects",
+)  # fmt: skip
 
 __all__ = [*_ROOMS, "report"]
 

@@ -54,6 +54,8 @@ _NAMES = {
     "Learner": "probgen.engine.learner",
     "GradientLearner": "probgen.engine.gradient",
     "ProbgenError": "probgen.errors",
+    "compare": "probgen.evaluation.posteriors",
+    "divergences": "probgen.evaluation.calibration",
     "fit": "probgen.verbs.fit",
     "infer": "probgen.verbs.infer",
     "generate": "probgen.verbs.generate",

@@ -130,6 +130,7 @@ REGISTRY = [
     FITTED, evaluation.demo.Settings(), study.Settings(), self_adversarial.Settings(),
     self_adversarial_digits.Settings(), ddgan.Settings(), ddgan_digits.Settings(),
     evaluation.detection.Metric(), inference.Guide(),
+    evaluation.posteriors.FitThenDraw(inference.SVI(inference.ELBO())),
     evaluation.samples.features.Features("raw", np.asarray),
     # what pages are made of
     page.Paragraph("text"), page.Folded("line", ("text",)), page.Number("mean", 1.0),
@@ -257,6 +258,7 @@ RESULTS = {
     "RandomStep", "Record", "Results", "RocBand", "RocCurve", "SBC", "SampleQuality", "Section",
     "SetVerdict", "Shapes", "Symmetry", "VSBC", "Verdict", "MethodTable", "Paired",
     "Fidelity", "Judge", "TextBase", "Tuned", "Tuning",
+    "Divergences", "MethodResult", "Moments", "PosteriorComparison", "PosteriorDifference",
 }  # fmt: skip
 
 # ---- functions ----------------------------------------------------------------------------------
@@ -317,7 +319,7 @@ FUNCTIONS = {
     },
     "calibration": {
         "chi_square": {"values": np.arange(50) % 10, "num_draws": 9},
-        "diagnose": {"draws": np.zeros((2, 50))},
+        "diagnose": {"draws": np.zeros((2, 50))}, "divergences": {"draws": {}},
         "ecdf_test": {"values": np.arange(50) % 10, "num_draws": 9},
         "envelope": {"num_simulations": 50, "num_draws": 9}, "geweke": {**SIMULATED, "step": len},
         "geweke_model": {"model": VAE, "method": inference.HMC()},
@@ -327,5 +329,9 @@ FUNCTIONS = {
         "ranks": {"draws": X, "truth": X[:, 0]}, "sbc": {"model": VAE, "method": inference.NUTS()},
         "sbc_from": {**SIMULATED, "posterior_draws": len},
         "symmetry": {"probabilities": np.linspace(0, 1, 30)}, "vsbc": {"result": RANKED},
+    },
+    "posteriors": {
+        "compare": {"model": VAE, "data": X, "methods": {"guide": inference.Guide()}},
+        "moments": {"draws": {"a": np.zeros((2, 50))}},
     },
 }  # fmt: skip

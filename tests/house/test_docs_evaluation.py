@@ -29,5 +29,7 @@ def test_the_program_of_the_page_says_what_the_page_says(tmp_path, monkeypatch, 
     bits = -table["IWAE(500)"]["estimate"].values / (64 * np.log(2))
     np.testing.assert_allclose(space["bits"].value, bits)
     assert (tmp_path / "report" / "report.json").exists()
+    assert space["found"].differing("mean field")[1] == ["weights[0]", "weights[1]"]
     said = capsys.readouterr().out
+    assert "mean field: differs beyond Monte Carlo error" in said
     assert "bits/dim" in said and "FD[pca10]" in said and "simulations, 99 draws each" in said
