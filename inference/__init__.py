@@ -6,6 +6,7 @@ Scores of what is strange, other than the likelihood and its regret, are in `ood
 import importlib
 from typing import Any
 
+from probgen.engine.chain_watch import Until
 from probgen.engine.target import Kernel, Sampler, Target, climb, require_density, step_sizes
 from probgen.inference.learn.adversarial import Adversarial
 from probgen.inference.learn.auto_guides import (
@@ -135,6 +136,7 @@ __all__ = [
     "StepSetPoint",
     "Target",
     "UnnormalizedBound",
+    "Until",
     "UnnormalizedLogDensity",
     "bdmc",
     "bits_per_dim",

@@ -10,10 +10,13 @@ import contextlib
 import logging
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+
+BETWEEN = 1.0  # seconds between two texts that cost something to make
 
 
 class _Log(logging.LoggerAdapter):
@@ -48,16 +51,24 @@ class _Shown:
 def bar(
     total: int, initial: int = 0, wanted: bool = True, unit: str = "step"
 ) -> Iterator[Callable]:
-    """Gives `shown(count, metrics)`, which moves the bar and shows the main metric's mean."""
+    """Gives `shown(count, metrics, words)`, which moves the bar and shows the main metric's mean,
+    or what `words` says, which is asked only where somebody may see it."""
     if not wanted or not on_terminal():
-        yield lambda count, metrics=None: None
+        yield lambda count, metrics=None, words=None: None
         return
     from tqdm.auto import tqdm
 
     out = _Shown(sys.stderr)
+    told = -BETWEEN
     with tqdm(total=total, initial=initial, unit=unit, dynamic_ncols=True, file=out) as shown:
 
-        def move(count: int, metrics: dict[str, Any] | None = None) -> None:
+        def move(
+            count: int, metrics: dict[str, Any] | None = None, words: Callable | None = None
+        ) -> None:
+            nonlocal told
+            if words is not None and time.monotonic() - told > BETWEEN:
+                shown.set_postfix_str(words(), refresh=False)
+                told = time.monotonic()
             for name in ("elbo", "iwae", "loss"):
                 if metrics and name in metrics:
                     shown.set_postfix({name: f"{float(np.mean(metrics[name])):.4g}"})

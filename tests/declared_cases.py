@@ -103,7 +103,7 @@ REGISTRY = [
     inference.ImportanceSampling(), inference.ChainStart(), inference.PersistentChains(),
     inference.ReplayBuffer(), inference.Regularizer(), inference.EnergyMagnitude(),
     inference.GradientPenalty(), inference.SpectralPenalty(), inference.EnergyGuard(),
-    inference.NUTS(), inference.HMC(), inference.sample.mcmc.HamiltonianMethod(),
+    inference.Until(), inference.NUTS(), inference.HMC(), inference.sample.mcmc.HamiltonianMethod(),
     inference.Ancestral(), inference.DDIM(), inference.DDIMInverse(), inference.DPMSolver(),
     inference.PivotalInversion(), inference.NullTextInversion(),
     inference.AttentionControl(inference.DDIM(), np.array([True, False])),

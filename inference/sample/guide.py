@@ -119,7 +119,9 @@ class Guide:
                         tree_map(lambda v, rest=done - i * length: b.to_numpy(v)[:rest, None], kept)
                     )
                     pieces.pause(f"{done} of {self.num_samples} draws")
-                shown(done - i * length)
+                shown(done - i * length, words=pieces.words)
+                if pieces.suffice(i + 1):
+                    break
         return joined(pieces, 0)
 
 

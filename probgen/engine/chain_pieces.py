@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from probgen.backends.chains import Chains
+from probgen.engine.chain_watch import Until, Watch
 from probgen.engine.interrupt import Asked, asked_to_stop
 from probgen.errors import SaveError
 from probgen.records import store
@@ -30,7 +31,11 @@ class Pieces:
         state: of the sampler after the last piece, arrays by name; empty where pieces need none.
     """
 
-    def __init__(self, kept: ChunkStore | None = None, asked: Asked | None = None):
+    def __init__(
+        self, kept: ChunkStore | None = None, asked: Asked | None = None,
+        until: Until | None = None,
+    ):  # fmt: skip
+        self._watch = Watch(until)
         self.parts: list[Values] = []
         self.state: dict[str, np.ndarray] = {}
         self._kept, self._asked = kept, asked
@@ -66,6 +71,14 @@ class Pieces:
         config = {"kind": "pieces", "after": index + 1, "made": self._kept.identity}
         store.write_folder(self._kept.folder / "state", {"state": dict(state())}, config)
 
+    def suffice(self, count: int) -> bool:
+        """Whether the draws of the first `count` pieces are as many as were asked for."""
+        return not self._watch.short_of(self.parts[:count])
+
+    def words(self) -> str:
+        """What a bar shows of the chains so far."""
+        return self._watch.words(self.parts)
+
     def pause(self, done: str) -> None:
         """Ends the run where that was asked for.
 
@@ -83,14 +96,16 @@ class Pieces:
 
 
 def chains(
-    path: str | os.PathLike, made: Mapping[str, Any], sample: Callable[[Pieces], Chains]
-) -> Chains:
+    path: str | os.PathLike, made: Mapping[str, Any], sample: Callable[[Pieces], Chains],
+    until: Until | None = None,
+) -> Chains:  # fmt: skip
     """The chains at `path`, or those that `sample` gives, which are then kept there.
 
     Args:
         path: a folder.
         made: what the draws depend on (`provenance.of_posterior`).
         sample: the sampler, which goes on from the pieces that it gets.
+        until: when its chains are long enough.
 
     Raises:
         SaveError: it cannot be written, or holds something else; another run is writing there.
@@ -102,7 +117,7 @@ def chains(
             found = _read(kept)
         else:
             with asked_to_stop(True) as asked:
-                found = sample(Pieces(kept, asked))
+                found = sample(Pieces(kept, asked, until))
             config = {
                 "kind": "chains", "made": dict(made), "num_warmup": found.num_warmup,
                 "order": {"free": list(found.free), "stats": list(found.stats)},

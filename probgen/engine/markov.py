@@ -199,7 +199,9 @@ def draw_posterior(
                 part = {"free": free, "stats": stats} if len(index) else {}
                 pieces.add(part, partial(_arrays, b, state))
                 pieces.pause(f"{done} of {total} transitions of each chain")
-            shown((done - i * length) * n)
+            shown((done - i * length) * n, words=pieces.words)
+            if pieces.suffice(i + 1):
+                break
     return joined(pieces, sampler.num_warmup)
 
 

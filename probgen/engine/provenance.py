@@ -89,7 +89,7 @@ def of_evaluation(
 
 def of_posterior(
     model: Model, method: Any, backend: Backend, *, seed: int, rows: Mapping[str, np.ndarray],
-    constants: Mapping[str, Any], params: Any, num_data: int | None,
+    constants: Mapping[str, Any], params: Any, num_data: int | None, until: Any = None,
 ) -> dict[str, Any]:  # fmt: skip
     """What draws of chains are of: equal entries give equal draws.
 
@@ -107,7 +107,8 @@ def of_posterior(
         "observed data": content(rows),
         "inputs": of_inputs(constants),
         "parameters": content(flatten(tree_map(backend.to_numpy, params))),
-        **({} if num_data is None else {"num_data": num_data}),
+        "num_data": num_data,
+        "until": None if until is None else repr(until),
     }
 
 

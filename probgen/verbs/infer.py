@@ -27,6 +27,7 @@ from probgen.engine.bind import bind
 from probgen.engine.bound import Bound
 from probgen.engine.chain_pieces import Pieces
 from probgen.engine.chain_pieces import chains as kept_chains
+from probgen.engine.chain_watch import Until, lacking
 from probgen.engine.data_support import check_plain
 from probgen.engine.draws import check_draws, warn_outside
 from probgen.engine.explain import explain
@@ -41,6 +42,7 @@ from probgen.language.memory import ask
 from probgen.language.model import Model
 from probgen.language.program import DATA_PLATE
 from probgen.language.seeds import check_seed
+from probgen.progress import log
 from probgen.records import atomic, store
 
 
@@ -58,6 +60,7 @@ def infer(
     device: str = "auto",
     log_likelihood: bool = False,
     chunk_size: Count | None = None,
+    until: Until | None = None,
     path: PathLike | None = None,
     progress_bar: bool = True,
 ) -> Any:
@@ -83,6 +86,8 @@ def infer(
             share a discrete latent, which is summed out, that of each datum given the others.
         chunk_size: draws at a time when they are mapped to values and log likelihoods; None takes
             as many as memory easily holds. It changes no number.
+        until: `Until(rhat=1.01, ess=400)` ends chains of one sampler once they are long enough, at
+            the first of some twenty looks; the sampler's number of draws is then the most.
         path: a folder for the chains. Draws are kept beside it as they come, and the same call
             after a kill goes on from there, to the same draws, to the bit, where model, data,
             inputs, method and seed are the same by their content (`probgen.language.identity`). On
@@ -144,6 +149,8 @@ def infer(
     _check_names(bound)
     posterior = Posterior(bound, bound.num_rows)
     posterior.check()
+    if until is not None:
+        until.require_chains(method.num_chains)
     _ask(posterior, method, log_likelihood)
     # Everything that is an array is an argument, so that other data need no other program.
     everything = {**constants, **rows}
@@ -163,13 +170,13 @@ def infer(
             raise NonFiniteError(f"{str(error).rstrip('.')}{why}.") from error
 
     if path is None:
-        chains = sample(Pieces())
+        chains = sample(Pieces(until=until))
     else:
         made = provenance.of_posterior(
             declared, method, b, seed=seed, rows=rows, constants=constants, params=params,
-            num_data=num_data,
+            num_data=num_data, until=until,
         )  # fmt: skip
-        chains = kept_chains(path, made, sample)
+        chains = kept_chains(path, made, sample, until)
     seconds = time.perf_counter() - began
 
     def mapped(what: str) -> dict[str, np.ndarray]:
@@ -198,6 +205,13 @@ def infer(
         "sampling_time": seconds, "tuning_steps": chains.num_warmup,
         "inference_library": "probgen", "inference_library_version": probgen.__version__,
     }  # fmt: skip
+    if until is not None:
+        attributes |= {"until": repr(until), "lacks": lacking(until, chains.free)}
+        if attributes["lacks"]:
+            log.warning(
+                "infer: all %d draws of each chain do not suffice: %s; raise the sampler's number "
+                "of draws.", method.num_draws, attributes["lacks"],
+            )  # fmt: skip
     return _to_datatree(posterior, groups, attributes)
 
 

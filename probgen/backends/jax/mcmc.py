@@ -223,7 +223,9 @@ def run(
             part = {"free": free, "stats": stats} if keep else {}
             pieces.add(part, functools.partial(_arrays, state))
             pieces.pause(f"{done} of {whole} transitions of each chain")
-        shown(count * thinning * method.num_chains)
+        shown(count * thinning * method.num_chains, words=pieces.words)
+        if pieces.suffice(i + 1):
+            break
     found = jax.tree.map(
         lambda *x: np.ascontiguousarray(np.concatenate(x).swapaxes(0, 1)),
         *(part for part in pieces.parts if part),
