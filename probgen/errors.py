@@ -52,6 +52,10 @@ class NotByRow(AlgorithmError):
     """
 
 
+class WorkerError(ProbgenError):
+    """Work could not be sent to an executor's workers, or they are not fit for it."""
+
+
 class MissingSeed(ProbgenError):
     """Randomness was asked for without a seed."""
 

@@ -67,7 +67,9 @@ def make(root, backend):
     begun.add({})
     begun.add(DRAWS, lambda: {"0": np.ones(3), "1": np.arange(2, dtype=np.uint32)})
     chains(root / "draws" / "chains", MADE, lambda _: Chains(DRAWS["free"], DRAWS["stats"], 2))
-    in_chunks(root / "drawn" / "samples", lambda: MADE, 3, 3, lambda *_: SAMPLES)
+    in_chunks(
+        root / "drawn" / "samples", lambda: MADE, 3, 3, lambda p: ((n, SAMPLES) for n, _ in p)
+    )
     return {
         "run": root / "runs" / "run", "checkpoint": root / "fit" / "step-000000004",
         "evaluation": root / "tables" / "evaluation",

@@ -178,12 +178,15 @@ class HamiltonianMethod:
             "look at the scale of its prior, or lower the step size (a higher target_accept_prob)"
         )
 
-    def _given(self, posterior: Posterior, params: Any, rows: Any, key: Any) -> dict[str, Any]:
-        """Starting values by site, one a chain."""
+    def _given(
+        self, posterior: Posterior, params: Any, rows: Any, key: Any, chains: range
+    ) -> dict[str, Any]:
+        """Starting values by site, one for each of the chains."""
         given = self.init_strategy if isinstance(self.init_strategy, Mapping) else {}
         self._check_sites("init_strategy", list(given), posterior)
         who = type(self).__name__
-        return starting_values(posterior, given, self.num_chains, params, rows, key, who)
+        starts = starting_values(posterior, given, self.num_chains, params, rows, key, who)
+        return {n: v[chains.start : chains.stop] for n, v in starts.items()}
 
     def _check_sites(self, option: str, names: list[str], posterior: Posterior) -> None:
         for name in names:
@@ -209,11 +212,12 @@ class HamiltonianMethod:
                 f"{self.algorithm}: got step sizes by site, expected one number for pg.infer, "
                 "which learns the sites' scales as its mass matrix."
             )
-        given = self._given(posterior, params, rows, key)
+        chains = pieces.numbers(self.num_chains)
+        given = self._given(posterior, params, rows, key, chains)
         if not isinstance(self.dense_mass, bool):
             names = [n for block in self.dense_mass for n in block]
             self._check_sites("dense_mass", names, posterior)
-        total = self.num_chains * (self.num_warmup + self.num_draws * self.thinning)
+        total = len(chains) * (self.num_warmup + self.num_draws * self.thinning)
         with bar(total, wanted=progress_bar, unit="transition") as shown:
             return posterior.bound.backend.hmc(
                 posterior, self, params, rows, given, key, token, shown, pieces

@@ -8,7 +8,7 @@ is what it would have been, to the bit.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,9 @@ from probgen.errors import SaveError
 from probgen.records import store
 from probgen.records.chunks import ChunkStore, Values, named
 from probgen.records.entries import AGAIN, require_same
+from probgen.trees import tree_map
+
+TOGETHER, APART = "together", "each by itself"  # how they were run, which their rounding tells
 
 
 class Pieces:
@@ -29,13 +32,15 @@ class Pieces:
         parts: of each piece, {"free": draws on the real line, "stats": statistics} by name; empty
             for a piece of warm-up.
         state: of the sampler after the last piece, arrays by name; empty where pieces need none.
+        only: the number of the one chain that is run here, of those that others run elsewhere; None
+            for all of them. Its noise is its own, whoever runs it.
     """
 
     def __init__(
         self, kept: ChunkStore | None = None, asked: Asked | None = None,
-        until: Until | None = None,
+        until: Until | None = None, only: int | None = None,
     ):  # fmt: skip
-        self._watch = Watch(until)
+        self._watch, self.only = Watch(until), only
         self.parts: list[Values] = []
         self.state: dict[str, np.ndarray] = {}
         self._kept, self._asked = kept, asked
@@ -60,6 +65,10 @@ class Pieces:
         lengths = [{v.shape[:1] for v in part.values()} for part in whole]
         if any(f != types[0] for f in types) or any(len(n) != 1 or () in n for n in lengths):
             raise SaveError(f"{kept.folder}: holds pieces that do not fit together; it is damaged.")
+
+    def numbers(self, num_chains: int) -> range:
+        """The numbers of the chains that are run here."""
+        return range(num_chains) if self.only is None else range(self.only, self.only + 1)
 
     def add(self, part: Values, state: Callable[[], Mapping[str, np.ndarray]] = dict) -> None:
         """Takes the next piece, and what gives the state after it."""
@@ -111,20 +120,75 @@ def chains(
         SaveError: it cannot be written, or holds something else; another run is writing there.
         OtherRun: it holds chains of another posterior, method or seed.
     """
-    kept = ChunkStore(path, made)
+    kept = ChunkStore(path, {**made, "chains": TOGETHER})
     with kept.held():
         if store.check_place(kept.table, "chains"):
             found = _read(kept)
         else:
             with asked_to_stop(True) as asked:
                 found = sample(Pieces(kept, asked, until))
-            config = {
-                "kind": "chains", "made": dict(made), "num_warmup": found.num_warmup,
-                "order": {"free": list(found.free), "stats": list(found.stats)},
-            }  # fmt: skip
-            store.write_folder(kept.table, {"free": found.free, "stats": found.stats}, config)
+            _write(kept, found)
         kept.clear()
     return found
+
+
+def apart(
+    path: str | os.PathLike | None, made: Callable[[], Mapping[str, Any]], num_chains: int,
+    num_warmup: int, run: Callable[[Iterable], Iterator],
+) -> Chains:  # fmt: skip
+    """Chains that are run each by itself, and kept as they are done.
+
+    Args:
+        path: a folder, or None to keep nothing.
+        made: gives what the draws depend on.
+        run: of pieces (number, (number,)) each chain's number and its draws, "free" and "stats" by
+            name, in any order.
+
+    Raises:
+        SaveError, OtherRun: as of `chains`.
+    """
+    if path is None:
+        return _stacked(dict(run((i, (i,)) for i in range(num_chains))), num_warmup)
+    kept = ChunkStore(path, {**made(), "chains": APART})
+    with kept.held():
+        if store.check_place(kept.table, "chains"):
+            found = _read(kept)
+        else:
+            parts: dict[int, Values] = {}
+
+            def missing() -> Iterator[tuple[int, tuple]]:
+                for i in range(num_chains):
+                    part = kept.read(i, {})
+                    if part is None:
+                        yield i, (i,)
+                    else:
+                        parts[i] = part
+
+            with asked_to_stop(True) as asked:
+                for i, part in run(missing()):
+                    kept.write(i, {}, part)
+                    parts[i] = part
+                    asked.stop(
+                        f"infer: stopped after {len(parts)} of {num_chains} chains, which are kept "
+                        f"beside {kept.table}; the same call goes on from there."
+                    )
+            found = _stacked(parts, num_warmup)
+            _write(kept, found)
+        kept.clear()
+    return found
+
+
+def _stacked(parts: Mapping[int, Values], num_warmup: int) -> Chains:
+    found = tree_map(lambda *x: np.stack(x), *(parts[i] for i in sorted(parts)))
+    return Chains(found["free"], found["stats"], num_warmup)
+
+
+def _write(kept: ChunkStore, found: Chains) -> None:
+    config = {
+        "kind": "chains", "made": kept.identity, "num_warmup": found.num_warmup,
+        "order": {"free": list(found.free), "stats": list(found.stats)},
+    }  # fmt: skip
+    store.write_folder(kept.table, {"free": found.free, "stats": found.stats}, config)
 
 
 def _read(kept: ChunkStore) -> Chains:

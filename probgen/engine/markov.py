@@ -176,8 +176,10 @@ def draw_posterior(
     if isinstance(sampler, RunsPosterior):
         return sampler.draws(posterior, params, rows, key, token, progress_bar, pieces)
     b, n, total = posterior.bound.backend, sampler.num_chains, transitions(sampler)
+    if pieces.only is not None:  # chains that move together share noise, so that one has its own
+        n, key = 1, b.fold_in(key, pieces.only)
     length = -(-total // NUM_PIECES)
-    made = _Compiled(posterior, sampler, length, token)
+    made = _Compiled(posterior, sampler, n, length, token)
     begin = b.fold_in(key, 0)
 
     def attempt(i: int) -> Start:
@@ -218,13 +220,13 @@ class _Compiled:
     """The compiled functions of one posterior and sampler; holds no data. Where posterior and
     sampler can be told by their content, what was compiled before is not even traced again."""
 
-    def __init__(self, posterior: Posterior, sampler: Sampler, length: int, token: Any):
+    def __init__(self, posterior: Posterior, sampler: Sampler, n: int, length: int, token: Any):
         b = posterior.bound.backend
         self.posterior, self.target = posterior, posterior.target()
-        self.num_chains, self.length = sampler.num_chains, length
+        self.num_chains, self.length = n, length
         calls = transitions(sampler)
         self.kernel = judging(b, sampler.kernel(b, self.target, calls), calls)
-        name = token and (token, _content(sampler), length)
+        name = token and (token, _content(sampler), n, length)
         self.attempt, self.begin, self.piece = (
             b.compile(fn, over="steps", token=name and name[1] and (*name, fn.__name__))
             for fn in (self._attempt, self._begin, self._piece)

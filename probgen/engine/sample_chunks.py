@@ -7,7 +7,7 @@ As for `evaluate`, chunks lie in `<path>.chunks` under an identity, and go when 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -23,14 +23,15 @@ GROUPS = {"values": 0, "stats": 0, "chain": 1}  # which axis of their arrays is 
 
 def in_chunks(
     path: str | os.PathLike | None, made: Callable[[], Mapping[str, Any]], num_samples: int,
-    chunk_size: int, draw: Callable[[int, int], Values],
+    chunk_size: int, draws: Callable[[Iterable], Iterator],
 ) -> Values:  # fmt: skip
     """All samples, by group and name.
 
     Args:
         path: a folder, or None to keep nothing.
         made: gives what the samples depend on (`provenance.of_samples`).
-        draw: (first, stop) -> those samples: "values", "stats" [n, ...]; "chain" [steps, n, ...].
+        draws: of pieces (first, (first, stop)) each one's first and samples, in any order:
+            "values", "stats" [n, ...]; "chain" [steps, n, ...].
 
     Raises:
         SaveError: it cannot be written, or holds something else; another run is writing there.
@@ -39,25 +40,38 @@ def in_chunks(
     """
     spans = [(i, min(i + chunk_size, num_samples)) for i in range(0, num_samples, chunk_size)]
     if path is None:
-        return _joined([draw(*span) for span in spans])
+        return _joined(dict(draws((span[0], span) for span in spans)))
     kept = ChunkStore(path, made())
     with kept.held():
         if store.check_place(kept.table, "samples"):
             found = _read(kept)
         else:
-            parts = []
-            with asked_to_stop(True) as asked:
-                for first, stop in spans:
-                    part = kept.read(first, {})
+            parts: dict[int, Values] = {}
+
+            def size(first: int) -> int:
+                return min(chunk_size, num_samples - first)
+
+            def done(first: int, part: Values) -> None:
+                _check(part, size(first), f"{kept.folder}: chunk {first}")
+                parts[first] = part
+                count = sum(map(size, parts))
+                asked.stop(
+                    f"generate: stopped after {count} of {num_samples} samples, which are kept "
+                    f"beside {kept.table}; the same call goes on from there."
+                )
+
+            def missing() -> Iterator[tuple[int, tuple]]:
+                for span in spans:
+                    part = kept.read(span[0], {})
                     if part is None:
-                        part = draw(first, stop)
-                        kept.write(first, {}, part)
-                    _check(part, stop - first, f"{kept.folder}: chunk {first}")
-                    parts.append(part)
-                    asked.stop(
-                        f"generate: stopped after {stop} of {num_samples} samples, which are kept "
-                        f"beside {kept.table}; the same call goes on from there."
-                    )
+                        yield span[0], span
+                    else:
+                        done(span[0], part)
+
+            with asked_to_stop(True) as asked:
+                for first, part in draws(missing()):
+                    kept.write(first, {}, part)
+                    done(first, part)
             found = _joined(parts)
             config = {
                 "kind": "samples", "made": kept.identity,
@@ -68,7 +82,8 @@ def in_chunks(
     return found
 
 
-def _joined(parts: list[Values]) -> Values:
+def _joined(found: dict[int, Values]) -> Values:
+    parts = [found[first] for first in sorted(found)]
     return {
         group: {n: np.concatenate([p[group][n] for p in parts], axis) for n in parts[0][group]}
         for group, axis in GROUPS.items()

@@ -24,9 +24,14 @@ def require_same(
     Raises:
         OtherRun: an entry of `wanted` is another one in `found`.
     """
-    differs = [f"{k}{_difference(found.get(k), v)}" for k, v in wanted.items() if found.get(k) != v]
+    differs = differences(found, wanted)
     if differs:
         raise OtherRun(f"{place}: was made with another {', another '.join(differs)}; {cure}.")
+
+
+def differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """The entries of `wanted` that are others in `found`, each with what is not the same."""
+    return [f"{k}{_difference(found.get(k), v)}" for k, v in wanted.items() if found.get(k) != v]
 
 
 def changes(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,11 @@ from probgen.backends.protocol import Backend
 from probgen.data.sources import ArraySource, LazySource, as_source
 from probgen.engine import provenance
 from probgen.engine.batches import merge_inputs
-from probgen.engine.data_support import SupportCheck
-from probgen.engine.explain import explain
 from probgen.engine.fitted import AnyFitted
 from probgen.engine.interrupt import asked_to_stop
-from probgen.engine.measure import EvaluationContext, Measure, check_finite
+from probgen.engine.measure import Measure
 from probgen.engine.once import one_value
+from probgen.engine.workers import Pool, each
 from probgen.errors import AlgorithmError, DataError
 from probgen.language.content import RowsMark
 from probgen.language.declared import checked
@@ -30,6 +29,7 @@ from probgen.records import atomic, store
 from probgen.records.chunks import ChunkStore
 from probgen.records.entries import AGAIN, require_same
 from probgen.records.evaluation import Evaluation, check_name
+from probgen.verbs.scoring import Scorer, Scoring, Values
 
 CHUNK = 100
 
@@ -47,6 +47,7 @@ def evaluate(
     path: PathLike | None = None,
     backend: str | Backend = "auto",
     device: str = "auto",
+    executor: Pool | None = None,
     progress_bar: bool = True,
 ) -> Evaluation:
     """Measures each datum, in chunks of `chunk_size`, so that memory does not grow with the data.
@@ -70,13 +71,20 @@ def evaluate(
             The table is there when the call returns, and a further call of the same returns it. One
             call at a time writes there; Ctrl-C and SIGTERM keep the chunk that runs, and say so.
         backend, device: those of the fit by default.
+        executor: any `concurrent.futures.Executor`, such as Dask's `client.get_executor()`, whose
+            workers score chunks; or a function that makes one, which is asked again where a pool
+            ends with a worker that is killed. No number changes: on machines and threads alike the
+            table is the same to the bit. A device of "auto" is each worker's own.
 
     Raises:
         MissingSeed, DataError, SupportError, AlgorithmError: what was got, expected, and the cure.
         NonFiniteError: a measure gave NaN for a datum (says which).
         SaveError: `path` cannot be written, or holds something else, or chunks or the table of
             another evaluation (says what differs).
-        DeclarationError: a `path`, and a model or measure that cannot be told by its content.
+        DeclarationError: a `path` or an executor, and a model or measure that cannot be told by its
+            content.
+        WorkerError: workers of another probgen or model; work that cannot be pickled; a pool that
+            broke.
         KeyboardInterrupt, Terminated: after Ctrl-C or SIGTERM.
     """
     seed = check_seed(seed, "evaluate")
@@ -110,60 +118,80 @@ def evaluate(
         return {**rows, **{k: v[first:stop] for k, v in per_datum.items()}}
 
     chunk_size = min(chunk_size, size)
-    key = b.key(seed)
-    context = EvaluationContext(
-        fitted, b, key, read(0, 1), num_data=size, chunk_size=chunk_size, names=names,
-        is_once=once is not None,
+    scoring = Scoring(
+        fitted, chosen, seed, b.name if isinstance(backend, str) else b, device, size, chunk_size,
+        names, read(0, 1), once is not None,
     )  # fmt: skip
-    bound, params = context.bound, context.params
-    bound.require_rows("evaluate")
-    check = SupportCheck(bound, params, key)
+    scorer = Scorer(scoring, b)
     seen = RowsMark()
     made = {} if path is None else provenance.of_evaluation(fitted, chosen, seed, b)
     kept = None if path is None else ChunkStore(path, {**made, "chunk_size": chunk_size})
+    table = _Columns(size)
 
-    def why(rows: dict, index: int) -> str:
-        row = {k: b.asarray(v[index : index + 1]) for k, v in rows.items()}
-        return explain(bound, params, row, key)
-
-    functions: list[Callable] = []
-    parts: list[dict[str, dict[str, np.ndarray]]] = []
-    with contextlib.closing(context), kept.held() if kept else contextlib.nullcontext():
+    with contextlib.closing(scorer), kept.held() if kept else contextlib.nullcontext():
         if kept and store.check_place(kept.table, "evaluation"):
             for first in range(0, size, chunk_size):
                 seen.add(read(first, min(first + chunk_size, size)))
-            table = _finished(kept.table, {**made, "data": seen.digest()})
+            found = _finished(kept.table, {**made, "data": seen.digest()})
             kept.clear()  # of a process that was killed before it did
-            return table
+            return found
         with (
             asked_to_stop(kept is not None) as asked,
             bar(size, wanted=progress_bar, unit="datum") as shown,
         ):
-            for first in range(0, size, chunk_size):
-                stop = min(first + chunk_size, size)
-                rows = read(first, stop)
-                seen.add(rows)
-                values = kept.read(first, rows) if kept else None
-                if values is None:
-                    check({k: b.asarray(v) for k, v in rows.items()})
-                    # Reference data are only gone through when something is to be computed.
-                    functions = functions or [context.function(m) for m in chosen]
-                    values = _measure(chosen, functions, rows, np.arange(first, stop), why)
-                    if kept:
-                        kept.write(first, rows, values)
-                parts.append(values)
-                shown(stop - first)
+            sent: dict[int, dict[str, np.ndarray]] = {}
+
+            def missing() -> Iterator[tuple[int, tuple]]:
+                for first in range(0, size, chunk_size):
+                    rows = read(first, min(first + chunk_size, size))
+                    seen.add(rows)
+                    values = kept.read(first, rows) if kept else None
+                    if values is None:
+                        sent[first] = rows
+                        yield first, (first, rows)
+                    else:
+                        done(first, values)
+
+            def done(first: int, values: Values) -> None:
+                shown(table.put(first, values))
                 asked.stop(
-                    f"evaluate: stopped after {stop} of {size} data, which are kept beside {path}; "
-                    "the same again goes on from there."
+                    f"evaluate: stopped after {table.filled} of {size} data, which are kept beside "
+                    f"{path}; the same again goes on from there."
                 )
+
+            for first, values in each(executor, scoring, scorer, missing()):
+                rows = sent.pop(first)
+                if kept:
+                    kept.write(first, rows, values)
+                done(first, values)
         info = {"backend": b.name, "seed": seed, "made": made, "data": seen.digest(), **b.info()}
+        bound = scorer.bound
         more = [n for n in bound.observed if fitted.shapes and n not in fitted.shapes]
-        table = _table(chosen, parts, info, [*_joint(more), *bound.left_out])
+        out = _table(chosen, table.values, info, [*_joint(more), *bound.left_out])
         if kept:
-            table.save(kept.table)
+            out.save(kept.table)
             kept.clear()
-    return table
+    return out
+
+
+class _Columns:
+    """Values of all data by measure and quantity, filled chunk by chunk in any order."""
+
+    def __init__(self, size: int):
+        self.size, self.filled = size, 0
+        self.values: Values = {}
+
+    def put(self, first: int, values: Values) -> int:
+        """Takes the values of the chunk that begins at `first`; gives how many data it has."""
+        for name, group in values.items():
+            columns = self.values.setdefault(name, {})
+            for quantity, v in group.items():
+                if quantity not in columns:
+                    columns[quantity] = np.empty((self.size, *v.shape[1:]), v.dtype)
+                columns[quantity][first : first + len(v)] = v
+                count = len(v)
+        self.filled += count
+        return count
 
 
 def _checked(measures: Any) -> list[Measure]:
@@ -204,22 +232,8 @@ def _require_one_value(chosen: list[Measure], model: str, once: dict[str, np.nda
         )
 
 
-def _measure(
-    chosen: list[Measure], functions: list[Callable], rows: dict, ids: np.ndarray, why: Callable
-) -> dict[str, dict[str, np.ndarray]]:
-    values = {}
-    for measure, function in zip(chosen, functions, strict=True):
-        out = function(rows, ids)
-        check_finite(measure.name, out["estimate"], int(ids[0]), lambda i: why(rows, i))
-        values[measure.name] = out
-    return values
-
-
-def _table(chosen: list[Measure], parts: list, info: dict, common: list[str]) -> Evaluation:
-    values = {
-        m.name: {q: np.concatenate([p[m.name][q] for p in parts]) for q in parts[0][m.name]}
-        for m in chosen
-    }
+def _table(chosen: list[Measure], values: Values, info: dict, common: list[str]) -> Evaluation:
+    values = {m.name: values[m.name] for m in chosen}
     values |= {m.name: m.settle(values[m.name]) for m in chosen if hasattr(m, "settle")}
     said = {
         m.name: [*common, *(m.warnings(values[m.name]) if hasattr(m, "warnings") else [])]

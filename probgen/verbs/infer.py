@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,24 +19,20 @@ import probgen
 from probgen.backends import resolve
 from probgen.backends.chains import Chains
 from probgen.backends.protocol import Backend
-from probgen.data.checks import on_device
 from probgen.data.sources import as_whole
 from probgen.engine import provenance
 from probgen.engine.auto_guide import require_settled
 from probgen.engine.batches import merge_inputs
-from probgen.engine.bind import bind
 from probgen.engine.bound import Bound
-from probgen.engine.chain_pieces import Pieces
+from probgen.engine.chain_pieces import Pieces, apart
 from probgen.engine.chain_pieces import chains as kept_chains
 from probgen.engine.chain_watch import Until, lacking
-from probgen.engine.data_support import check_plain
 from probgen.engine.draws import check_draws, warn_outside
-from probgen.engine.explain import explain
 from probgen.engine.fitted import AnyModel, Fitted
-from probgen.engine.markov import draw_posterior
 from probgen.engine.posterior import Posterior
 from probgen.engine.target import AnySampler, Sampler
-from probgen.errors import AlgorithmError, DeclarationError, NonFiniteError
+from probgen.engine.workers import Pool, each
+from probgen.errors import AlgorithmError, DeclarationError
 from probgen.language.declared import checked
 from probgen.language.kinds import Count, Inputs, Names, PathLike
 from probgen.language.memory import ask
@@ -44,6 +41,7 @@ from probgen.language.program import DATA_PLATE
 from probgen.language.seeds import check_seed
 from probgen.progress import log
 from probgen.records import atomic, store
+from probgen.verbs.sampling import Sampling, Walker
 
 
 @checked
@@ -62,6 +60,7 @@ def infer(
     chunk_size: Count | None = None,
     until: Until | None = None,
     path: PathLike | None = None,
+    executor: Pool | None = None,
     progress_bar: bool = True,
 ) -> Any:
     """Draws from p(latents | data), by Markov chains or by the model's guide.
@@ -95,6 +94,13 @@ def infer(
             and an unfinished one begins again; all else goes on from the last of some twenty
             pieces.
             The chains stand there when the call returns, and a further call of the same reads them.
+        executor: whose workers run the chains, each by itself, whole; see `evaluate`. Chains of
+            NUTS and HMC have their own noise in any case, so that they are those of the call
+            without an executor: to the bit on torch, where they never run side by side, and on JAX
+            to the rounding of sums over one chain in place of many, which a long trajectory may
+            turn into another one of the same law. Chains of other samplers share noise and step
+            size where they run together, and have their own here: other draws of the same law. With
+            a `path` whole chains are kept.
         progress_bar: shows one on a terminal.
 
     Returns:
@@ -115,6 +121,7 @@ def infer(
         DataError, UnknownName, ShapeError: data or inputs that do not fit the program.
         SaveError: `path` cannot be written, or holds something else, or chains of another call
             (says what differs); another process is writing there.
+        WorkerError: of the executor's workers; see `evaluate`.
         KeyboardInterrupt, Terminated: Ctrl-C or SIGTERM; with a `path` after the piece that runs.
 
     Warns: draws of a chain where the density is 0 or no number: how many, and what to do.
@@ -131,10 +138,12 @@ def infer(
     shared, per_datum = merge_inputs(declared, arrays, inputs)
     constants = {**constants, **shared}
     rows = {**arrays, **per_datum}
-    bound, params = bind(
-        declared, b, data=rows, constants=constants, params=given, seed=seed, whole=True,
-        num_data=num_data,
+    sampling = Sampling(
+        declared, method, given, constants, rows, num_data, seed,
+        b.name if isinstance(backend, str) else b, device,
     )  # fmt: skip
+    walker = Walker(sampling, b)
+    bound, params, posterior = walker.bound, walker.params, walker.posterior
     bound.require_density_of_data("infer")
     if declared.random_sites:
         raise AlgorithmError(
@@ -147,40 +156,38 @@ def infer(
         bound.require_short("infer, Guide", mean)
     _check_nets(bound, given, reads_guide)
     _check_names(bound)
-    posterior = Posterior(bound, bound.num_rows)
     posterior.check()
     if until is not None:
         until.require_chains(method.num_chains)
-    _ask(posterior, method, log_likelihood)
-    # Everything that is an array is an argument, so that other data need no other program.
-    everything = {**constants, **rows}
-    placed = on_device(b, {k: v for k, v in everything.items() if isinstance(v, np.ndarray)})
-    key = b.key(seed)
-    check_plain(bound, params, rows, key)
-    began = time.perf_counter()
-    token = posterior.token(params, placed, key)
-
-    def sample(pieces: Pieces) -> Chains:
-        try:
-            return draw_posterior(
-                method, posterior, params, placed, key, token, progress_bar, pieces
+        if executor is not None:
+            raise AlgorithmError(
+                f"infer: got until={until!r} with an executor, expected one of them: chains that "
+                "workers run, each by itself, are not looked at together before they end."
             )
-        except NonFiniteError as error:
-            why = explain(bound, params, placed, key, posterior.num_rows)
-            raise NonFiniteError(f"{str(error).rstrip('.')}{why}.") from error
+    _ask(posterior, method, log_likelihood)
+    walker.place()
+    began = time.perf_counter()
 
-    if path is None:
-        chains = sample(Pieces(until=until))
-    else:
-        made = provenance.of_posterior(
+    def made() -> dict[str, Any]:
+        return provenance.of_posterior(
             declared, method, b, seed=seed, rows=rows, constants=constants, params=params,
             num_data=num_data, until=until,
         )  # fmt: skip
-        chains = kept_chains(path, made, sample, until)
+
+    def run(pieces: Pieces) -> Chains:
+        return walker.run(pieces, progress_bar)
+
+    if executor is not None:
+        spread = partial(each, executor, sampling, walker)
+        chains = apart(path, made, method.num_chains, method.num_warmup, spread)
+    elif path is None:
+        chains = run(Pieces(until=until))
+    else:
+        chains = kept_chains(path, made(), run, until)
     seconds = time.perf_counter() - began
 
     def mapped(what: str) -> dict[str, np.ndarray]:
-        return posterior.map_draws(what, chains, params, placed, token, chunk_size)
+        return posterior.map_draws(what, chains, params, walker.placed, walker.token, chunk_size)
 
     values = mapped("values")
     drawn = {n: v for n, v in values.items() if n in bound.structure.sites}

@@ -76,6 +76,9 @@ class JaxBackend:
     def __identity__(self) -> str:
         return self.name
 
+    def __reduce__(self) -> tuple:
+        return JaxBackend, (self.device,)
+
     def __repr__(self) -> str:
         return f"JaxBackend(device={self.device!r})"
 

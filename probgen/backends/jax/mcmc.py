@@ -116,10 +116,10 @@ class _Sampler:
         return HMC(**options, trajectory_length=m.trajectory_length, num_steps=m.num_steps)
 
     def begin(
-        self, strategy: str, key: Any, params: Any, rows: Any, given: Any
+        self, strategy: str, key: Any, params: Any, rows: Any, given: Any, chains: Any
     ) -> tuple[Start, Any]:
-        """Starting points, tried until each chain has a good one, and the kernel's state there."""
-        chains = jnp.arange(self.method.num_chains)
+        """Starting points, tried until each of the chains (by their numbers) has a good one, and
+        the kernel's state there."""
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, chains)
 
         def one(key: Any, given: Any, attempt: Any) -> tuple[Start, ParamInfo]:
@@ -207,7 +207,8 @@ def run(
         functools.partial(sampler.begin, strategy), device, name and (name, "begin", strategy)
     )
     chunk = Compiled(sampler.chunk, device, name and (name, "chunk"))
-    start, state = begin(key, params, rows, given)
+    numbers = pieces.numbers(method.num_chains)
+    start, state = begin(key, params, rows, given, jnp.asarray(numbers))
     posterior.check_start(jax.tree.map(np.asarray, start))
     if pieces.state:
         state = _restored(state, pieces.state)
@@ -223,7 +224,7 @@ def run(
             part = {"free": free, "stats": stats} if keep else {}
             pieces.add(part, functools.partial(_arrays, state))
             pieces.pause(f"{done} of {whole} transitions of each chain")
-        shown(count * thinning * method.num_chains, words=pieces.words)
+        shown(count * thinning * len(numbers), words=pieces.words)
         if pieces.suffice(i + 1):
             break
     found = jax.tree.map(

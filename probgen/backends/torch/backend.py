@@ -85,6 +85,9 @@ class TorchBackend:
     def __identity__(self) -> str:
         return self.name
 
+    def __reduce__(self) -> tuple:
+        return TorchBackend, (self.device, self.policy)
+
     def __repr__(self) -> str:
         return f"TorchBackend(device={self.device!r}, compile={self.policy!r})"
 

@@ -165,7 +165,7 @@ def run(
     """Draws of `method` (see `probgen.inference.sample.mcmc`) from the posterior."""
     b = posterior.bound.backend
     strategy = method.init_strategy if isinstance(method.init_strategy, str) else "init_to_uniform"
-    chain_keys = [keys.fold_in(key, i) for i in range(method.num_chains)]
+    chain_keys = [keys.fold_in(key, i) for i in pieces.numbers(method.num_chains)]
 
     def point(key: keys.Key, chain: int) -> Any:
         own = {n: v[chain] for n, v in given.items()}
@@ -195,7 +195,7 @@ def run(
 
     def moved(count: int) -> None:
         shown(count)
-        pieces.pause(f"{len(pieces.parts)} of {method.num_chains} chains")
+        pieces.pause(f"{len(pieces.parts)} of {len(chain_keys)} chains")
 
     for i, k in enumerate(chain_keys):
         if i < len(pieces.parts):
