@@ -24,8 +24,9 @@ from probgen.language.program import ROW
 from probgen.verbs.fit import fit
 from probgen.verbs.infer import infer
 
-GUIDE_STEPS = 5000  # of the fit that a guide alone stands for
+GUIDE_STEPS = 2000  # of the fit that a guide alone stands for
 GUIDE_RATE = 0.02  # of its Adam, which falls to nothing by half a cosine
+GUIDE_PARTICLES = 8
 
 
 @declaration
@@ -60,7 +61,7 @@ class Ran(NamedTuple):
 def of_guide(guide: AutoGuide) -> FitThenDraw:
     """What a guide alone stands for: SVI by all data, the step size falling to nothing."""
     optimizer = Adam(CosineDecay(GUIDE_RATE, GUIDE_STEPS))
-    return FitThenDraw(SVI(ELBO(), optimizer), guide=guide)
+    return FitThenDraw(SVI(ELBO(num_particles=GUIDE_PARTICLES), optimizer), guide=guide)
 
 
 def named(methods: Any) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from probgen.engine.measure import EvaluationContext, Function, Values
 from probgen.errors import AlgorithmError
 from probgen.inference.likelihood import guide_terms
 from probgen.inference.objectives.kl_weights import KLWeight
+from probgen.inference.objectives.side_by_side import terms_side_by_side
 from probgen.inference.objectives.terms import Terms, compute, log_weights, per_datum
 from probgen.language.declared import declaration
 from probgen.language.kinds import Many, NonNegative
@@ -32,7 +33,8 @@ class ELBO:
     """The evidence lower bound, with an optional weight on its KL.
 
     Args:
-        num_particles: draws of the latents per datum and step.
+        num_particles: draws of the latents per datum and step; of latents that all data share, runs
+            of the program side by side.
         analytic_kl: closed form of each KL where one is known; False estimates all by the draw.
         kl_weight: beta: a number, or a schedule of `probgen.inference`
             (`LinearWarmup`, `CyclicalWarmup`, `SigmoidWarmup`). The loss is
@@ -105,13 +107,10 @@ class ELBO:
 def draw_terms(loss: ELBO, bound: Bound, params: Mapping, batch: Mapping, key: Any) -> Terms:
     """The terms of a bound by the loss's own number of draws and kind of KL."""
     k = loss.num_particles if loss.num_particles > 1 else None
+    options: dict[str, Any] = {"num_particles": k, "analytic_kl": loss.analytic_kl}
     if k is not None and bound.has_global_latents:
-        raise AlgorithmError(
-            f"ELBO(num_particles={k}): the model {bound.model.name!r} has latents outside the "
-            "data plate, for which particles are not vectorised; use num_particles=1 and a larger "
-            "number of steps."
-        )
-    return compute(bound, params, batch, key, num_particles=k, analytic_kl=loss.analytic_kl)
+        return terms_side_by_side(bound, params, batch, key, **options)
+    return compute(bound, params, batch, key, **options)
 
 
 def weighted_loss(
