@@ -58,7 +58,7 @@ def compare(
         model, data, inputs, seed, backend, device: as of `pg.infer`; all methods share them.
         methods: by name, or a list: samplers of `pg.infer` (`NUTS()`, `HMC()`, `Langevin(...)`);
             automatic guides, each fitted by 2,000 steps of SVI with 8 particles; or
-            `FitThenDraw(...)` for any algorithm of `pg.fit`, such as `EM`, and any sampler after it.
+            `FitThenDraw(...)` for any algorithm of `pg.fit`, such as `EM`, and a sampler after it.
         reference: name of the method that the others are held against; or draws of another run, a
             DataTree or arrays [chain, draw, ...] by site; or exact pairs (mean, sd) by site. None:
             of the chains those of the largest effective sample size.
