@@ -49,7 +49,7 @@ def mean(runs, name):
 def students(settings, steps):
     pytest.importorskip("jax")
     found = [mixture.distil(settings, steps, seed, "jax") for seed in SEEDS]
-    title = f"mixture {settings.weight:g}, levels {settings.times}"
+    title = f"mixture {settings.weight:g}, levels {settings.times}, {settings.activation}"
     show(title, {f"K = {steps}": found}, ("right", "half", "kl", "raw", "raw_kl"))
     return found
 
@@ -60,9 +60,15 @@ def test_many_steps_find_the_other_mode_of_a_mixture_and_one_does_not(settings):
     for found in students(settings, 16):
         assert abs(found.right - (1 - settings.weight)) < wide
         assert found.kl < 0.3
-    # Adam makes much of a gradient that all but vanishes: one seed of three gets there after all.
-    lost = [found for found in students(settings, 1) if found.right < 0.02 and found.kl > 10]
-    assert len(lost) >= 2
+    for found in students(settings, 1):
+        assert found.right < 0.02 and found.kl > 10
+
+
+def test_one_step_gets_there_from_some_starts_of_a_net_with_silu_is_reported():
+    """At thrice the length from more of them: it is late, not lost."""
+    for num_steps in (2000, 6000):
+        silu = dataclasses.replace(EVEN, activation="silu", num_steps=num_steps)
+        assert all(np.isfinite(found.right) for found in students(silu, 1))
 
 
 def test_a_mixture_on_torch_at_half_of_the_length():
