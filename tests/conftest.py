@@ -120,8 +120,17 @@ def pytest_configure(config: pytest.Config) -> None:
     # Tracing makes objects by the million, few of them in rings: looking for those less often saves
     # a twentieth of all time.
     gc.set_threshold(20_000, 50, 100)
+    gc.disable()  # what modules make stays
     # What a test writes need not outlive a power cut: waiting for the disk was a twentieth too.
     os.fsync = lambda handle: None
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """JAX, if a test has imported it, writes many programs down in one context. What modules made
+    is no garbage, and not looked through again."""
+    compiling.keep_contexts()
+    gc.freeze()
+    gc.enable()
 
 
 _watch = memory.Watch()

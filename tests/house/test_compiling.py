@@ -1,5 +1,8 @@
 """The flags by which the tests' programs are compiled in a hurry give way to the user's."""
 
+import sys
+import threading
+
 import compiling
 import pytest
 
@@ -38,3 +41,28 @@ def test_a_flag_that_jaxlib_does_not_know_is_left_out(monkeypatch):
         **compiling.JAX,
         "JAX_ENABLE_COMPILATION_CACHE": "true",
     }
+
+
+def test_a_context_serves_one_thread_for_a_while(monkeypatch):
+    monkeypatch.setattr(compiling, "PROGRAMS", 3)
+    make, other = compiling.kept(object), []
+    first, *rest = [make() for _ in range(7)]
+    assert [one is first for one in rest] == [True, True, False, False, False, False]
+    assert rest[2] is rest[4] and rest[5] not in rest[:5]
+    thread = threading.Thread(target=lambda: other.append(make()))
+    thread.start()
+    thread.join()
+    assert other[0] not in [first, *rest]
+
+
+def test_jax_writes_its_programs_down_in_one_context():
+    """If a name of JAX's moves, tests take a fifteenth longer: then this says so."""
+    jax = pytest.importorskip("jax")
+    compiling.keep_contexts()
+    mlir = sys.modules["jax._src.interpreters.mlir"]
+    make = mlir.make_ir_context
+    compiling.keep_contexts()
+    assert mlir.make_ir_context is make
+    make.own.left = 0
+    lowered = jax.jit(lambda x: 3 * x).lower(2.0)
+    assert make.own.left == compiling.PROGRAMS - 1 and lowered.compile()(2.0) == 6.0
