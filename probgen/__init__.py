@@ -60,6 +60,7 @@ _NAMES = {
     "infer": "probgen.verbs.infer",
     "generate": "probgen.verbs.generate",
     "evaluate": "probgen.verbs.evaluate",
+    "merge": "probgen.verbs.tables",
     "Evaluation": "probgen.records.evaluation",
     "Fitted": "probgen.engine.fitted",
     "History": "probgen.records.history",

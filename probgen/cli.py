@@ -1,4 +1,4 @@
-"""The command line: `probgen demo`, `probgen evaluate`, `probgen tune` and `probgen doctor`.
+"""The command line: `probgen demo`, `evaluate`, `merge`, `tune` and `doctor`.
 
 What goes wrong on purpose (a `ProbgenError`) is one line on stderr and exit code 2, without a
 traceback; anything else is a bug and shows one. Progress bars appear on a terminal only.
@@ -100,6 +100,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     demo.set_defaults(run=_demo)
     _add_evaluate(commands)
+    _add_merge(commands)
     _add_tune(commands)
 
     doctor = commands.add_parser(
@@ -173,7 +174,34 @@ def _add_evaluate(commands: Any) -> None:
         action="store_true",
         help="replace the report of another evaluation that stands there",
     )
+    evaluate.add_argument(
+        "--shard", metavar="I/N",
+        help="measure the I-th of N parts of the data alone, for job arrays; no report: see merge",
+    )  # fmt: skip
     evaluate.set_defaults(run=_evaluate)
+
+
+def _add_merge(commands: Any) -> None:
+    merge = commands.add_parser(
+        "merge",
+        help="makes one table of the shards of an evaluation",
+        description="Makes the table of all data of the parts that `probgen evaluate --shard I/N` "
+        "measured. Shards that are missing, given twice, or of another evaluation are named. The "
+        "same evaluate command without --shard then finds the table and writes the report.",
+    )
+    merge.add_argument(
+        "folders", nargs="+", metavar="DIR",
+        help="the --out of the shards, whose table then stands there; or single shards",
+    )  # fmt: skip
+    merge.add_argument("--out", metavar="DIR", help="of the table, for single shards")
+    merge.set_defaults(run=_merge)
+
+
+def _merge(chosen: argparse.Namespace) -> int:
+    from probgen.evaluation.page import merged
+
+    merged(chosen.folders, out=chosen.out, say=say)
+    return 0
 
 
 def _evaluate(chosen: argparse.Namespace) -> int:
@@ -192,6 +220,7 @@ def _evaluate(chosen: argparse.Namespace) -> int:
         chunk_size=chosen.chunk_size,
         out=chosen.out,
         overwrite=chosen.overwrite,
+        shard=chosen.shard,
         command=_evaluate_command(chosen),
         say=say,
     )

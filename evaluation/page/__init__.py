@@ -34,6 +34,7 @@ from probgen.evaluation.page.section_blocks import (
     likelihood_blocks,
     verdict_blocks,
 )
+from probgen.evaluation.page.shards import merged
 from probgen.evaluation.page.text import with_error
 from probgen.evaluation.page.verdict import SetVerdict, limits, summary, verdicts
 
@@ -60,6 +61,7 @@ __all__ = [
     "image_blocks",
     "likelihood_blocks",
     "limits",
+    "merged",
     "report",
     "run",
     "sections",

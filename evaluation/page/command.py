@@ -21,7 +21,7 @@ from probgen.errors import AlgorithmError, DataError, OtherRun, SaveError, Unkno
 from probgen.evaluation.detection.records import counted
 from probgen.evaluation.detection.scores import count_distinct
 from probgen.evaluation.page.evaluation_page import report
-from probgen.evaluation.page.folder import PAGE, TABLE, claim, clear, refused
+from probgen.evaluation.page.folder import PAGE, SHARDS, TABLE, claim, clear, refused
 from probgen.evaluation.page.sentences import Loaded, Need, as_pictures, load, need_of
 from probgen.inference import ELBO, IWAE, LikelihoodRegret
 from probgen.inference.ood import (
@@ -60,6 +60,7 @@ def run(
     chunk_size: Count = 100,
     out: PathLike | None = None,
     overwrite: bool = False,
+    shard: str | None = None,
     command: str | None = None,
     say: Callable[[str], None] = logging.getLogger("probgen").info,
     progress_bar: bool = True,
@@ -79,11 +80,14 @@ def run(
         chunk_size: data at a time.
         out: a folder; `<run_folder>-evaluation` by default.
         overwrite: replace the page and the table of another evaluation that stand there.
+        shard: "3/8" measures the third of eight parts of the data alone, into `out`/shards, and
+            writes no page; `merged` then makes the table of all parts, which the same call without
+            a shard finds.
         command: what the page says to type for the same again.
         say: gets a line of text after each part.
 
     Returns:
-        The path of the page.
+        The path of the page, or of the part.
 
     Raises:
         ProbgenError: a run, a file or a word that is not there, data that the model cannot take,
@@ -123,6 +127,14 @@ def run(
         "measures": [repr(m) for m in chosen], "particles": particles,
         "background": None if background is None else str(background), "chunk_size": chunk_size,
     }  # fmt: skip
+    if shard is not None:
+        place = folder / SHARDS / shard.strip().replace("/", "-of-")
+        pg.evaluate(
+            fitted, {site: np.concatenate([s.values for s in sets])}, chosen, seed=seed,
+            chunk_size=chunk_size, path=place, backend=b, shard=shard, progress_bar=progress_bar,
+        )  # fmt: skip
+        say(f"wrote    {place}; probgen merge {folder} makes the table once all shards are there")
+        return place
     claim(folder, run_folder, {**settings, "level": LEVEL, "seed": seed}, overwrite=overwrite)
     x = np.concatenate([s.values for s in sets])  # all in one table: a measure is compiled once
 

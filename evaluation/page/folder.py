@@ -16,7 +16,7 @@ from probgen.errors import OtherRun, SaveError
 from probgen.evaluation.page.text import plain
 from probgen.records import atomic, reading
 
-PAGE, TABLE = "report.html", "table"
+PAGE, TABLE, SHARDS = "report.html", "table", "shards"
 
 
 def claim(

@@ -30,6 +30,7 @@ from probgen.records.chunks import ChunkStore
 from probgen.records.entries import AGAIN, require_same
 from probgen.records.evaluation import Evaluation, check_name
 from probgen.verbs.scoring import Scorer, Scoring, Values
+from probgen.verbs.tables import Columns, Part, settled
 
 CHUNK = 100
 
@@ -48,6 +49,7 @@ def evaluate(
     backend: str | Backend = "auto",
     device: str = "auto",
     executor: Pool | None = None,
+    shard: str | None = None,
     progress_bar: bool = True,
 ) -> Evaluation:
     """Measures each datum, in chunks of `chunk_size`, so that memory does not grow with the data.
@@ -75,6 +77,9 @@ def evaluate(
             workers score chunks; or a function that makes one, which is asked again where a pool
             ends with a worker that is killed. No number changes: on machines and threads alike the
             table is the same to the bit. A device of "auto" is each worker's own.
+        shard: "3/8" scores the third of eight parts of the data, for job arrays, and needs a `path`
+            of its own; the parts are cut between chunks. Its table is a part, whose intervals are
+            not yet judged by all data; `pg.merge` makes the whole of all parts.
 
     Raises:
         MissingSeed, DataError, SupportError, AlgorithmError: what was got, expected, and the cure.
@@ -83,6 +88,7 @@ def evaluate(
             another evaluation (says what differs).
         DeclarationError: a `path` or an executor, and a model or measure that cannot be told by its
             content.
+        DeclarationError: a `shard` that is no part, or more parts than there are chunks.
         WorkerError: workers of another probgen or model; work that cannot be pickled; a pool that
             broke.
         KeyboardInterrupt, Terminated: after Ctrl-C or SIGTERM.
@@ -123,28 +129,31 @@ def evaluate(
         names, read(0, 1), once is not None,
     )  # fmt: skip
     scorer = Scorer(scoring, b)
-    seen = RowsMark()
+    part = None if shard is None else Part.of(shard, size, chunk_size, path)
+    here = range(size) if part is None else part.rows
+    spans = [range(i, min(i + chunk_size, here.stop)) for i in here[::chunk_size]]
     made = {} if path is None else provenance.of_evaluation(fitted, chosen, seed, b)
+    made |= {} if part is None else part.entry()
     kept = None if path is None else ChunkStore(path, {**made, "chunk_size": chunk_size})
-    table = _Columns(size)
+    seen, table = RowsMark(), Columns(here)
 
     with contextlib.closing(scorer), kept.held() if kept else contextlib.nullcontext():
         if kept and store.check_place(kept.table, "evaluation"):
-            for first in range(0, size, chunk_size):
-                seen.add(read(first, min(first + chunk_size, size)))
+            for span in spans:
+                seen.add(read(span.start, span.stop), span.start)
             found = _finished(kept.table, {**made, "data": seen.digest()})
             kept.clear()  # of a process that was killed before it did
             return found
         with (
             asked_to_stop(kept is not None) as asked,
-            bar(size, wanted=progress_bar, unit="datum") as shown,
+            bar(len(here), wanted=progress_bar, unit="datum") as shown,
         ):
             sent: dict[int, dict[str, np.ndarray]] = {}
 
             def missing() -> Iterator[tuple[int, tuple]]:
-                for first in range(0, size, chunk_size):
-                    rows = read(first, min(first + chunk_size, size))
-                    seen.add(rows)
+                for span in spans:
+                    first, rows = span.start, read(span.start, span.stop)
+                    seen.add(rows, first)
                     values = kept.read(first, rows) if kept else None
                     if values is None:
                         sent[first] = rows
@@ -155,8 +164,8 @@ def evaluate(
             def done(first: int, values: Values) -> None:
                 shown(table.put(first, values))
                 asked.stop(
-                    f"evaluate: stopped after {table.filled} of {size} data, which are kept beside "
-                    f"{path}; the same again goes on from there."
+                    f"evaluate: stopped after {table.filled} of {len(here)} data, which are kept "
+                    f"beside {path}; the same again goes on from there."
                 )
 
             for first, values in each(executor, scoring, scorer, missing()):
@@ -167,31 +176,15 @@ def evaluate(
         info = {"backend": b.name, "seed": seed, "made": made, "data": seen.digest(), **b.info()}
         bound = scorer.bound
         more = [n for n in bound.observed if fitted.shapes and n not in fitted.shapes]
-        out = _table(chosen, table.values, info, [*_joint(more), *bound.left_out])
+        common = [*_joint(more), *bound.left_out]
+        if part is None:
+            out = settled(chosen, table.values, info, common)
+        else:
+            out = part.table(chosen, table.values, info, common)
         if kept:
             out.save(kept.table)
             kept.clear()
     return out
-
-
-class _Columns:
-    """Values of all data by measure and quantity, filled chunk by chunk in any order."""
-
-    def __init__(self, size: int):
-        self.size, self.filled = size, 0
-        self.values: Values = {}
-
-    def put(self, first: int, values: Values) -> int:
-        """Takes the values of the chunk that begins at `first`; gives how many data it has."""
-        for name, group in values.items():
-            columns = self.values.setdefault(name, {})
-            for quantity, v in group.items():
-                if quantity not in columns:
-                    columns[quantity] = np.empty((self.size, *v.shape[1:]), v.dtype)
-                columns[quantity][first : first + len(v)] = v
-                count = len(v)
-        self.filled += count
-        return count
 
 
 def _checked(measures: Any) -> list[Measure]:
@@ -230,23 +223,6 @@ def _require_one_value(chosen: list[Measure], model: str, once: dict[str, np.nda
             "ELBO or IWAE, whose one number is log p(data); what compares data, or holds each "
             "against the others, needs rows of them, in `with pg.data_plate():`."
         )
-
-
-def _table(chosen: list[Measure], values: Values, info: dict, common: list[str]) -> Evaluation:
-    values = {m.name: values[m.name] for m in chosen}
-    values |= {m.name: m.settle(values[m.name]) for m in chosen if hasattr(m, "settle")}
-    said = {
-        m.name: [*common, *(m.warnings(values[m.name]) if hasattr(m, "warnings") else [])]
-        for m in chosen
-    }
-    return Evaluation.from_values(
-        values,
-        units={m.name: m.unit for m in chosen},
-        larger_is_stranger={m.name: m.larger_is_stranger for m in chosen},
-        warnings=said,
-        shared_error={m.name: getattr(m, "shared_error", False) for m in chosen},
-        info=info,
-    )
 
 
 def _joint(more: list[str]) -> list[str]:

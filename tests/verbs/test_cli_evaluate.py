@@ -69,6 +69,41 @@ def evaluate(place, *words_, out="out"):
 # --- the command -----------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("undrawn")
+def test_shards_of_a_job_array_are_merged_and_then_found(place, capsys):
+    """The table of all shards is that of the command without one, which then has only to draw."""
+    words_ = ["--measures", "nll", "elbo", "--chunk-size", "8"]
+    for shard in ("3/3", "1/3"):
+        assert evaluate(place, *words_, "--shard", shard, out="array") == 0
+    capsys.readouterr()
+    assert cli.main(["merge", str(place / "array")]) == 2
+    assert "lacks 1 of 3 parts (2)" in capsys.readouterr().err
+    assert evaluate(place, *words_, "--shard", "2/3", out="array") == 0
+    assert cli.main(["merge", str(place / "array")]) == 0
+    assert "30 data of 3 shards" in capsys.readouterr().out
+    assert evaluate(place, *words_, out="array") == 0
+    assert "kept from" in capsys.readouterr().out
+    assert evaluate(place, *words_, out="one") == 0
+    one, array = (pg.Evaluation.load(place / name / "table") for name in ("one", "array"))
+    assert one.info == array.info and one.warnings == array.warnings
+    for name in one:
+        np.testing.assert_array_equal(one[name]["estimate"], array[name]["estimate"])
+
+
+@pytest.mark.parametrize(
+    ("words_", "text"),
+    [
+        (["--shard", "4/3"], "expected I/N with I from 1 to N"),
+        (["--shard", "1/9"], "9 shards of 30 data in 1 chunks"),
+    ],
+)
+def test_shards_that_are_none_are_refused(place, capsys, words_, text):
+    assert evaluate(place, "--measures", "elbo", *words_, out="none") == 2
+    assert text in capsys.readouterr().err
+    assert cli.main(["merge", str(place / "model")]) == 2
+    assert "holds no shards" in capsys.readouterr().err
+
+
 def test_the_command_writes_a_page_a_json_and_a_table(place, capsys, request):
     words_ = ["--ood", "inverted:" + str(place / "held_out.npz"), "--ood", "noise", "letters",
               "--measures", "nll", "complexity", "ratio", "--background", str(place / "rough"),
