@@ -57,6 +57,40 @@ class Backend(Protocol):
     def ops(self) -> Any:
         """The array functions of `probgen.ops` for this framework."""
 
+    # ---- more than one device
+
+    @property
+    def num_devices(self) -> int:
+        """Over how many devices a batch is spread."""
+
+    @property
+    def num_processes(self) -> int:
+        """In how many processes."""
+
+    @property
+    def process(self) -> int:
+        """Which of them this is; 0, the first one, writes files."""
+
+    def over(self, devices: int | str, num_rows: int, shard_parameters: bool = False) -> Backend:
+        """The same backend over so many devices, "all" that there are, for batches of `num_rows`.
+
+        Algorithms see the whole batch on it: shapes, keys and numbers are those of one device, up
+        to the order of sums. Every process makes the same calls.
+
+        Raises:
+            BackendError: there are not so many, or the processes are not that many.
+        """
+
+    def spread(self, tree: Tree) -> Tree:
+        """A tree with one row a datum of the batch, its rows on the devices that they belong to:
+        what that saves is time."""
+
+    def share(self, data: bytes) -> bytes:
+        """What the first process gives, in all of them."""
+
+    def gather(self, numbers: Any) -> Any:
+        """[processes, ...] int32 what each process gives, all of one shape."""
+
     # ---- arrays and trees
 
     def asarray(self, x: Any, dtype: str | None = None) -> Array:

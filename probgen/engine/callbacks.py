@@ -20,7 +20,8 @@ from probgen.language.kinds import Count, NonNegative, PathLike, Text
 class Callback:
     """Base of callbacks: override what you need.
 
-    `fit` hands over `progress`, with `step`, `num_steps`, `history` and `params()` (numpy).
+    `fit` hands over `progress`, with `step`, `num_steps`, `history`, `params()` (numpy) and, for
+    what is done once by a fit in several processes, `is_first`.
     """
 
     def on_start(self, progress: Any) -> None:
@@ -92,6 +93,8 @@ class TensorBoard(Callback):
         self._writer: Any = None
 
     def on_start(self, progress: Any) -> None:
+        if not progress.is_first:
+            return
         try:
             from tensorboard.compat.proto.event_pb2 import Event
             from tensorboard.compat.proto.summary_pb2 import Summary
@@ -105,6 +108,8 @@ class TensorBoard(Callback):
         self._writer = EventFileWriter(str(self.log_dir))
 
     def _write(self, step: int, metrics: dict[str, float], prefix: str) -> None:
+        if self._writer is None:
+            return
         values = [
             self._summary.Value(tag=f"{prefix}/{k}", simple_value=float(v))
             for k, v in metrics.items()

@@ -22,6 +22,7 @@ from probgen.engine.explain import explain
 from probgen.engine.guard import Guard, Problem, lower_step
 from probgen.engine.interrupt import asked_to_stop
 from probgen.engine.learner import Learner, all_params
+from probgen.engine.together import largest
 from probgen.errors import AlgorithmError, DivergedError, NonFiniteError
 from probgen.progress import bar, log
 from probgen.records.checkpoint import Checkpoints
@@ -41,6 +42,11 @@ class Progress:
     history: History
     _state: Any
     _backend: Backend
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process is the one that writes files, of a fit in several."""
+        return self._backend.process == 0
 
     def params(self) -> dict:
         """A copy of the current parameters, numpy (of their moving average when one is kept)."""
@@ -127,12 +133,14 @@ class Loop:
                     except DivergedError as error:
                         state, stopped = self._given_up(error, step, history), True
                     progress._state = state
-                if any(stop):
+                if largest(b, int(any(stop))):
                     stopped = True
                     history.events.append(f"step {step}: a callback stopped the fit")
                 if ended:
                     history.events.append(f"step {step}: the data ended")
                 shown(count, metrics)
+                if self.checkpoints is not None:
+                    asked.signal = largest(b, asked.signal or 0) or None
                 if self.checkpoints is not None and (
                     asked or stopped or last or _crossed(before, step, self.checkpoint_every)
                 ):

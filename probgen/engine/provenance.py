@@ -64,7 +64,8 @@ def beside_fit(backend: Backend, initial: Any) -> dict[str, str]:
     they are others in each process, and a state that was kept takes their place.
     """
     start = content(flatten(tree_map(backend.to_numpy, initial)))
-    return {"version of probgen": __version__, "starting parameters": start}
+    more = {} if backend.num_devices == 1 else {"number of devices": str(backend.num_devices)}
+    return {"version of probgen": __version__, "starting parameters": start, **more}
 
 
 def of_evaluation(

@@ -194,7 +194,8 @@ class ParameterUpdates:
             keys = b.split(key, k)
 
             def step(carry: Any, i: int) -> Any:
-                out = once(trainable, frozen, extra, tree_map(lambda x: x[i], parts), keys[i])
+                part = b.spread(tree_map(lambda x: x[i], parts))
+                out = once(trainable, frozen, extra, part, keys[i])
                 return out if carry is None else tree_map(lambda a, c: a + c, carry, out)
 
             total = None

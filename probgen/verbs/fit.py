@@ -17,7 +17,7 @@ import numpy as np
 from probgen.backends import resolve
 from probgen.backends.protocol import Backend
 from probgen.data.sources import ArraySource, as_arrays, as_source
-from probgen.engine import provenance, starting
+from probgen.engine import provenance, starting, together
 from probgen.engine.auto_guide import automatic
 from probgen.engine.batches import BatchFeed, NoData, merge_inputs
 from probgen.engine.bind import bind
@@ -67,6 +67,8 @@ def fit(
     seed: int | None = None,
     backend: str | Backend = "auto",
     device: str = "auto",
+    devices: Count | Literal["all"] | None = None,
+    shard_parameters: bool = False,
     init: Mapping[str, Any] | None = None,
     freeze: Names = None,
     inputs: Inputs = None,
@@ -97,6 +99,13 @@ def fit(
             batches yields; None: all of them; a number larger than the data is refused.
         seed: an integer of at least 0; same seed, same backend, same machine: same result.
         backend, device: "auto", "torch" or "jax", or a loaded backend; "cpu", "cuda:0".
+        devices: over how many devices each batch is spread, `batch_size` rows in all; "all": those
+            that there are. On JAX the devices of this process, or of all that `jax.distributed`
+            joined; on torch one a process of `torchrun`. The numbers are those of one device, up to
+            rounding. None: one device. Callbacks run in every process (`progress.is_first`), files
+            are written by the first.
+        shard_parameters: splits large parameters, and what the optimiser keeps of them, over the
+            devices, for models that do not fit one; else each device has all.
         init: parameters to start from, by net; nets that it does not name start as they would. One
             tree of arrays a net, of the form of `fitted.params[net]`.
         freeze: names of nets that stay as they start, or of parts all of whose nets do ("prior").
@@ -131,8 +140,9 @@ def fit(
     Raises:
         MissingSeed, DataError, ShapeError, SupportError, UnknownName, AlgorithmError, SaveError,
         NonFiniteError, DivergedError (by the algorithm's own watch), DeclarationError (a
-        `checkpoint`, and a model or algorithm that cannot be told by its content): each says what
-        was got, what was expected and what to do.
+        `checkpoint`, and a model or algorithm that cannot be told by its content), BackendError
+        (`devices` that are not there, or do not divide a batch, or whose processes run another
+        fit): each says what was got, what was expected and what to do.
         KeyboardInterrupt, Terminated: after Ctrl-C or SIGTERM.
     """
     seed = check_seed(seed, "fit")
@@ -159,6 +169,14 @@ def fit(
         raise AlgorithmError(
             f"gradient_accumulation: got {gradient_accumulation} for batches of {size}, expected "
             "a positive divisor of the batch size."
+        )
+    if devices is not None:
+        b = b.over(devices, size, shard_parameters)
+        together.require_divisible(size, b)
+    elif shard_parameters:
+        raise AlgorithmError(
+            "fit: got shard_parameters=True and devices=None, expected several devices to split "
+            'parameters over; give devices="all".'
         )
     example = source.example()
     bound, initial = bind(
@@ -202,19 +220,24 @@ def fit(
     state = {"learner": learner.init(b.copy(initial), k_init, feed.first(), b.copy(found))}
     if ema_decay is not None:
         state["ema"] = b.copy(state["learner"]["params"])
-    folder = None
-    if root is not None:
+    folder: checkpoints.Checkpoints | None = None
+    if root is not None or b.num_processes > 1:
         identity = provenance.of_fit(
             declared, algorithm, b, source=source, seed=seed, constants=constants, given=params,
             held_out=held_out, ema_decay=ema_decay, accumulate=gradient_accumulation,
             freeze=freeze or (), extras=extras,
         )  # fmt: skip
-        folder = checkpoints.Checkpoints(root, identity, provenance.beside_fit(b, initial))
+        beside = provenance.beside_fit(b, initial)
+        first = provenance.content({n: b.to_numpy(v) for n, v in feed.first().items()})
+        settings = {"number of steps": total, "checkpoint": root, "first batch": first}
+        together.agree(b, {**identity, **beside, **settings})
+        if root is not None:
+            folder = checkpoints_of(root, identity, beside, b)
     every = eval_every or getattr(source, "steps_per_epoch", None) or 1000
     loop = Loop(
         bound, learner, feed, root_key, total, ema_decay, held_out,
         every, max(size, 1), tuple(callbacks),
-        folder, checkpoint_every, max_retries, progress_bar,
+        folder, checkpoint_every, max_retries, progress_bar and not b.process,
     )  # fmt: skip
     began = time.perf_counter()
     with contextlib.nullcontext() if folder is None else folder.held():
@@ -262,6 +285,13 @@ def _start(model: Any, backend: Any, device: str) -> tuple[Backend, Model, Any, 
     if isinstance(model, Fitted):
         return model.resolve(backend, device), model.model, model.params, model.extras
     return resolve(backend, device, prefer=model.backend), model, None, None
+
+
+def checkpoints_of(root: Any, identity: Any, beside: Any, b: Backend) -> checkpoints.Checkpoints:
+    """The checkpoints of a fit in one process, or in several."""
+    if b.num_processes == 1:
+        return checkpoints.Checkpoints(root, identity, beside)
+    return together.SharedCheckpoints(root, identity, beside, b)
 
 
 def _extras(learner: Learner, state: Any, backend: Backend) -> dict:

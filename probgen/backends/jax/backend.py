@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
@@ -11,11 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as numpyro_dist
-import optax
 
 from probgen.backends.jax import draws, mcmc, probe, rows
 from probgen.backends.jax import ops as jax_ops
 from probgen.backends.jax.compile import Compiled, fingerprint
+from probgen.backends.jax.devices import OneDevice, mesh_of, placing
 from probgen.backends.jax.distributions import (
     has_moving_support,
     is_inside,
@@ -30,13 +31,13 @@ from probgen.backends.jax.lowering import (
     read_arguments,
     run_program,
 )
+from probgen.backends.jax.optimizers import optimizer
 from probgen.backends.jax.sums import total
 from probgen.backends.lowering import edges, gaussian_kl, held_integers
-from probgen.backends.optimizer_steps import moment_bounds
 from probgen.backends.protocol import Optimizer, Site
 from probgen.errors import BackendError, NotByRow
 from probgen.language import optim
-from probgen.trees import tree_leaves, tree_like, tree_map
+from probgen.trees import tree_leaves, tree_map
 
 ROOM = 200  # steps; `engine.loop` asks for no more at once
 
@@ -55,6 +56,7 @@ class JaxBackend:
         self._device = self._find(device)
         platform = "cuda" if self._device.platform == "gpu" else self._device.platform
         self.device = platform if platform == "cpu" else f"{platform}:{self._device.id}"
+        self._places = OneDevice(self._device)
         if platform == "cpu":
             probe.warn_of_unsafe_sums()
 
@@ -82,6 +84,35 @@ class JaxBackend:
     def __repr__(self) -> str:
         return f"JaxBackend(device={self.device!r})"
 
+    # ---- more than one device
+
+    def over(self, devices: int | str, num_rows: int, shard_parameters: bool = False) -> JaxBackend:
+        out = copy.copy(self)
+        out._places = mesh_of(self._device, devices, num_rows, shard_parameters)
+        return out
+
+    @property
+    def num_devices(self) -> int:
+        return self._places.num_devices
+
+    @property
+    def num_processes(self) -> int:
+        return self._places.num_processes
+
+    @property
+    def process(self) -> int:
+        return self._places.process
+
+    def spread(self, tree: Any) -> Any:
+        leaves = tree_leaves(tree)
+        return self._places.spread(tree, num_rows=leaves[0].shape[0]) if leaves else tree
+
+    def share(self, data: bytes) -> bytes:
+        return self._places.share(data)
+
+    def gather(self, numbers: np.ndarray) -> np.ndarray:
+        return self._places.gather(numbers)
+
     # ---- arrays
 
     def asarray(self, x: Any, dtype: str | None = None) -> jax.Array:
@@ -95,10 +126,10 @@ class JaxBackend:
             out = held_integers(out, np.int32, "JAX") if is_host else out.astype(np.int32)
         if isinstance(out, jax.core.Tracer):
             return out
-        return jax.device_put(out, self._device)
+        return self._places.put(out)
 
     def to_numpy(self, x: Any) -> np.ndarray:
-        return np.asarray(x)
+        return self._places.read(x)
 
     def copy(self, tree: Any) -> Any:
         return tree  # arrays are immutable and no buffer is donated
@@ -113,7 +144,7 @@ class JaxBackend:
     # ---- randomness
 
     def key(self, seed: int) -> Any:
-        return jax.device_put(jax.random.key(int(seed) & 0xFFFFFFFF), self._device)
+        return self._places.key(int(seed) & 0xFFFFFFFF)
 
     def split(self, key: Any, num: int = 2) -> Any:
         if key.ndim:
@@ -166,7 +197,7 @@ class JaxBackend:
             fn = _by_row(fn)
         elif over == "leading":
             fn = _over_leading(fn)
-        return Compiled(fn, self.device, token)
+        return Compiled(fn, self.device + self._places.mark, token)
 
     # ---- loops
 
@@ -183,6 +214,8 @@ class JaxBackend:
         change its numbers.
         """
 
+        places = self._places
+
         def whole(state: Any, batches: Any, indices: Any, key: Any, start: Any, count: Any) -> Any:
             items = batches if indices is None else indices
 
@@ -190,7 +223,9 @@ class JaxBackend:
             def step(i: Any, state: Any) -> Any:
                 item = jax.tree.map(lambda x: x[i], items)
                 batch = item if indices is None else {k: v[item] for k, v in batches.items()}
-                return update(state, batch, jax.random.fold_in(key, start + i))
+                key_i = jax.random.fold_in(key, start + i)
+                state, metrics = update(state, places.spread(batch), key_i)
+                return places.kept(state), places.everywhere(metrics)
 
             room = jax.tree.leaves(items)[0].shape[0]
             form = jax.eval_shape(step, jnp.int32(0), state)[1]
@@ -219,10 +254,13 @@ class JaxBackend:
                 }
             # Arrays that were never placed would compile a second time when they come back placed.
             if state is not placed:  # as what a chunk gave is
-                state = jax.device_put(state, self._device)
-            placed, metrics = chunk(
-                state, batches, indices, key, jnp.int32(start), jnp.int32(count)
-            )
+                state = places.put(state)
+            token = placing.set(places.spread)
+            try:
+                at = np.int32(start), np.int32(count)
+                placed, metrics = chunk(state, batches, indices, key, *at)
+            finally:
+                placing.reset(token)
             return placed, tree_map(lambda m: np.asarray(m)[:count], metrics)
 
         return run
@@ -353,7 +391,7 @@ class JaxBackend:
     # ---- optimisers and reports
 
     def optimizer(self, declaration: optim.OptimizerDeclaration) -> Optimizer:
-        return _optimizer(declaration)
+        return optimizer(declaration, self._places.put)
 
     def versions(self) -> dict[str, str]:
         return {"jax": jax.__version__, "numpyro": numpyro.__version__}
@@ -387,64 +425,8 @@ def _over_leading(fn: Callable) -> Callable:
     return lambda tree, *rest: jax.vmap(lambda item: fn(item, *rest))(tree)
 
 
-def _clip_by_moment(declaration: Any, grads: Any, moments: Any) -> Any:
-    """The gradient within the bounds of the Adam moments in a chain's state."""
-    is_adam = lambda s: isinstance(s, optax.ScaleByAdamState)  # noqa: E731
-    adam = next(filter(is_adam, jax.tree.leaves(moments, is_leaf=is_adam)))
-    high = moment_bounds(declaration, adam.count * 1.0, tree_leaves(adam.nu))
-    return jax.tree.map(lambda g, c: jnp.clip(g, -c, c), grads, tree_like(grads, high))
-
-
 def room_for(indices: np.ndarray) -> int:
     """Steps for which a loop over rows to look up, [steps, batch], is compiled: as many for every
     short run, which then share a program, where the rows that none reads are few."""
     steps, size = len(indices), indices[:1].size
     return max(steps, ROOM) if ROOM * size <= 2**20 else steps
-
-
-def _at_zero(init: Callable, params: Any) -> Any:
-    """`init(params)`, all zeros: numpy's, since JAX compiles a program for zeros of each shape."""
-    leaves, traced = jax.tree.leaves(params), jax.core.Tracer
-    if not leaves or any(isinstance(x, traced) or not isinstance(x, jax.Array) for x in leaves):
-        return init(params)
-    form, device = jax.eval_shape(init, params), next(iter(leaves[0].devices()))
-    return jax.tree.map(lambda f: jax.device_put(np.zeros(f.shape, f.dtype), device), form)
-
-
-def _optimizer(declaration: optim.OptimizerDeclaration) -> Optimizer:
-    parts = []
-    if declaration.clip_norm is not None:
-        parts.append(optax.clip_by_global_norm(declaration.clip_norm))
-    if isinstance(declaration, optim.Adam):
-        if declaration.weight_decay and not declaration.decoupled:
-            parts.append(optax.add_decayed_weights(declaration.weight_decay))
-        parts.append(optax.scale_by_adam(b1=declaration.b1, b2=declaration.b2, eps=declaration.eps))
-        if declaration.weight_decay and declaration.decoupled:
-            parts.append(optax.add_decayed_weights(declaration.weight_decay))
-    elif isinstance(declaration, optim.SGD):
-        if declaration.weight_decay:
-            parts.append(optax.add_decayed_weights(declaration.weight_decay))
-        if declaration.momentum:
-            parts.append(optax.trace(declaration.momentum, declaration.nesterov))
-    chain = optax.chain(*parts) if parts else optax.identity()
-
-    def init(params: Any) -> dict:
-        return {
-            "count": jnp.zeros(()),
-            "step_scale": jnp.ones(()),
-            "moments": _at_zero(chain.init, params),
-        }
-
-    def update(grads: Any, state: dict, params: Any) -> tuple[Any, dict]:
-        if getattr(declaration, "clip_by_moment", None) is not None:
-            grads = _clip_by_moment(declaration, grads, state["moments"])
-        direction, moments = chain.update(grads, state["moments"], params)
-        rate = declaration.learning_rate_at(state["count"]) * state["step_scale"]
-        new = jax.tree.map(lambda p, d: p - rate * d, params, direction)
-        return new, {
-            "count": state["count"] + 1.0,
-            "step_scale": state["step_scale"],
-            "moments": moments,
-        }
-
-    return Optimizer(init, update)

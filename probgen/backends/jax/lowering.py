@@ -14,6 +14,7 @@ import numpyro.distributions as numpyro_dist
 
 from probgen.backends import constants
 from probgen.backends.jax import ops as jax_ops
+from probgen.backends.jax.devices import placing
 from probgen.backends.jax.distributions import (
     BERNOULLI,
     OWN,
@@ -39,7 +40,7 @@ from probgen.backends.turns import numpyro_turn
 from probgen.backends.written import stand_in
 from probgen.errors import AlgorithmError
 from probgen.language import domains
-from probgen.language.program import NO_BIJECTION, Run, running
+from probgen.language.program import DATA_PLATE, NO_BIJECTION, Run, running
 
 
 class Lowering(BaseLowering):
@@ -116,7 +117,9 @@ class Lowering(BaseLowering):
             axis = self.data_axis(name, fn, found, len(shape))
             rest = shape[:axis] + shape[axis + 1 :]
             return jax.vmap(lambda k: jax.random.normal(k, rest), out_axes=axis)(key)
-        return jax.random.normal(key, shape)
+        place = self.run.active.get(DATA_PLATE)  # type: ignore[union-attr]
+        eps = jax.random.normal(key, shape)
+        return eps if place is None else placing.get()(eps, len(batch) + place[0])
 
     def drawn_series(self, name: str, fn: Any, length: int, batch: tuple[int, ...]) -> Series:
         self.needed_noise(name, fn, None)

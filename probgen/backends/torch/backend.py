@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -12,7 +13,7 @@ import torch
 from probgen.backends import keys
 from probgen.backends.lowering import edges, gaussian_kl, held_integers
 from probgen.backends.protocol import Optimizer, Site
-from probgen.backends.torch import mcmc, optimizers, random, rows
+from probgen.backends.torch import mcmc, optimizers, processes, random, rows
 from probgen.backends.torch import ops as torch_ops
 from probgen.backends.torch.calculus import value_and_grad
 from probgen.backends.torch.compile import Compiled, Seen, cond
@@ -29,6 +30,8 @@ from probgen.backends.torch.lowering import (
     read_arguments,
     run_program,
 )
+from probgen.backends.torch.split import Split, World, spread
+from probgen.backends.torch.steps import count_of, stack, steps, take
 from probgen.backends.turns import pyro_turn
 from probgen.errors import BackendError, NotByRow
 from probgen.language import optim
@@ -61,6 +64,7 @@ class TorchBackend:
         self.policy = compile
         self.device = self._device(device)
         self._seen = Seen()
+        self._world = World(0, 1, "", 0)
 
     @staticmethod
     def _device(device: str) -> str:
@@ -91,6 +95,42 @@ class TorchBackend:
     def __repr__(self) -> str:
         return f"TorchBackend(device={self.device!r}, compile={self.policy!r})"
 
+    # ---- more than one device
+
+    def over(
+        self, devices: int | str, num_rows: int, shard_parameters: bool = False
+    ) -> TorchBackend:
+        if shard_parameters:
+            raise BackendError(
+                "shard_parameters: got True on torch, expected False: there each process keeps all "
+                'parameters; backend="jax" splits them.'
+            )
+        out = copy.copy(self)
+        out._world, out.device = processes.world_of(self.device, devices, num_rows)
+        return out
+
+    @property
+    def num_devices(self) -> int:
+        return self._world.size
+
+    @property
+    def num_processes(self) -> int:
+        return self._world.size
+
+    @property
+    def process(self) -> int:
+        return self._world.rank
+
+    def spread(self, tree: Any) -> Any:
+        leaves = tree_leaves(tree)
+        return spread(tree, num_rows=leaves[0].shape[0]) if leaves else tree
+
+    def share(self, data: bytes) -> bytes:
+        return processes.share(self._world, self.device, data)
+
+    def gather(self, numbers: np.ndarray) -> np.ndarray:
+        return processes.gather(self._world, self.device, numbers)
+
     # ---- arrays
 
     def asarray(self, x: Any, dtype: str | None = None) -> torch.Tensor:
@@ -107,6 +147,8 @@ class TorchBackend:
         return out.to(torch.get_default_dtype()) if is_float else out
 
     def to_numpy(self, x: Any) -> np.ndarray:
+        if isinstance(x, Split):
+            x = x.whole()
         return x.detach().cpu().numpy() if isinstance(x, torch.Tensor) else np.asarray(x)
 
     def copy(self, tree: Any) -> Any:
@@ -146,13 +188,13 @@ class TorchBackend:
         return rows.rows_at_once(self.device, num_parameters)
 
     def normal(self, key: keys.Key, shape: tuple[int, ...]) -> torch.Tensor:
-        return random.noise("normal", key, shape, self.device)
+        return spread(random.noise("normal", key, shape, self.device))
 
     def uniform(self, key: keys.Key, shape: tuple[int, ...]) -> torch.Tensor:
-        return random.noise("uniform", key, shape, self.device)
+        return spread(random.noise("uniform", key, shape, self.device))
 
     def randint(self, key: keys.Key, shape: tuple[int, ...], low: int, high: int) -> torch.Tensor:
-        return random.noise("randint", key, shape, self.device, low, high)
+        return spread(random.noise("randint", key, shape, self.device, low, high))
 
     # ---- calculus
 
@@ -217,8 +259,8 @@ class TorchBackend:
                     return batched(tree, *rest)
                 except (RuntimeError, NotImplementedError) as error:
                     log.info("torch: vmap cannot batch this function (%s); one by one", error)
-                one.times = _length(tree)
-                return _stack([one(_take(tree, i), *rest) for i in range(one.times)])
+                one.times = count_of(tree)
+                return stack([one(take(tree, i), *rest) for i in range(one.times)])
 
         return run
 
@@ -226,32 +268,19 @@ class TorchBackend:
 
     def scan(self, step: Callable, carry: Any, xs: Any = None, length: int | None = None) -> Any:
         """`jax.lax.scan` as a Python loop: (carry, x) -> (carry, y); the ys are stacked."""
-        count = _length(xs) if xs is not None else length or 0
+        count = count_of(xs) if xs is not None else length or 0
         ys = []
         for i in range(count):
-            carry, y = step(carry, None if xs is None else _take(xs, i))
+            carry, y = step(carry, None if xs is None else take(xs, i))
             ys.append(y)
-        return carry, _stack(ys)
+        return carry, stack(ys)
 
     cond = staticmethod(cond)
 
     def run_steps(self, update: Callable) -> Callable:
         """Runs `update(state, batch, key)` for a chunk of steps; see `probgen.engine.loop`."""
 
-        def run(state: Any, batches: Any, indices: Any, key: keys.Key, start: int) -> Any:
-            metrics = []
-            rows = None if indices is None else torch.as_tensor(indices, device=self.device)
-            count = _length(batches) if rows is None else len(rows)
-            for i in range(count):
-                if rows is None:
-                    batch = _take(batches, i)
-                else:
-                    batch = {k: v.index_select(0, rows[i]) for k, v in batches.items()}
-                state, m = update(state, batch, keys.fold_in(key, start + i))
-                metrics.append(m)
-            return state, tree_map(self.to_numpy, _stack(metrics))
-
-        return run
+        return steps(update, self._world, self.device)
 
     # ---- programs
 
@@ -381,30 +410,3 @@ class TorchBackend:
             "device": self.device, **self.versions(), "routes": sorted(self._seen.routes),
             "fallbacks": list(self._seen.reasons), "sums": "torch",
         }  # fmt: skip
-
-
-def _is_keys(tree: Any) -> bool:
-    """A list of keys is one batch of them, as `split` gives it, not a container."""
-    return isinstance(tree, list) and bool(tree) and isinstance(tree[0], keys.Key)
-
-
-def _length(tree: Any) -> int:
-    while isinstance(tree, dict | tuple) or (isinstance(tree, list) and not _is_keys(tree)):
-        tree = next(iter(tree.values() if isinstance(tree, dict) else tree))
-    return len(tree)
-
-
-def _take(tree: Any, i: int) -> Any:
-    """Row i of every array of a tree, and the i-th of a batch of keys."""
-    if _is_keys(tree) or isinstance(tree, torch.Tensor):
-        return tree[i]
-    if isinstance(tree, dict):
-        return {k: _take(v, i) for k, v in tree.items()}
-    items = [_take(v, i) for v in tree]
-    return type(tree)(*items) if hasattr(tree, "_fields") else type(tree)(items)
-
-
-def _stack(items: list) -> Any:
-    if not items or items[0] is None:
-        return None
-    return tree_map(lambda *a: torch.stack([torch.as_tensor(x) for x in a]), *items)

@@ -25,6 +25,7 @@ from probgen.backends.torch.direct import directly
 from probgen.backends.torch.record import Recorder
 from probgen.backends.torch.routes import tracing
 from probgen.backends.torch.simplify import fold, lift, simplify
+from probgen.backends.torch.split import Place, Split, placed, sharing, summed
 from probgen.errors import DeclarationError, NotByRow, ProbgenError
 from probgen.language.identity import contents
 from probgen.progress import log
@@ -39,7 +40,10 @@ GRAPH_FROM = 8  # and below which even tracing is not
 def flatten(value: Any, tensors: list, keys: list, spec: list) -> None:
     """Appends tensors and keys found in `value`; `spec` gets everything that a graph depends on."""
     kind = type(value)
-    if kind is torch.Tensor or isinstance(value, torch.Tensor):
+    if kind is Split:
+        tensors.append(value.local)
+        spec.append((value.axis, value.shape, value.dtype))
+    elif kind is torch.Tensor or isinstance(value, torch.Tensor):
         tensors.append(value)
         spec.append((value.shape, value.dtype))
     elif kind is dict:
@@ -58,6 +62,8 @@ def flatten(value: Any, tensors: list, keys: list, spec: list) -> None:
 
 
 def _rebuild(value: Any, tensors: Any, keys: Any) -> Any:
+    if isinstance(value, Split):
+        return Split(next(tensors), value.axis, value.world)
     if isinstance(value, torch.Tensor):
         return next(tensors)
     if isinstance(value, Key):
@@ -120,6 +126,8 @@ class Graph:
         with torch.no_grad(), recorder:
             output = self._run(fn, _rebuild(args, iter(copies), iter(marked)), plan)
             leaves = [torch.as_tensor(leaf) for leaf in tree_leaves(output)]
+        self.places, self.world = [Place.of(leaf) for leaf in leaves], sharing.get()
+        leaves = [leaf.local if isinstance(leaf, Split) else leaf for leaf in leaves]
         self.build_output = _builder(output)
         self.slots = plan.slots
         plan.check()
@@ -180,6 +188,8 @@ class Graph:
                 out = self.run(*inputs)
         finally:
             torch._C._set_grad_enabled(had_grad)
+        if self.world is not None:
+            out = placed(out, self.places, self.world)
         return self.build_output(iter(out))
 
 
@@ -264,7 +274,8 @@ class Compiled:
             return self.fn(*args)
         tensors: list = []
         keys: list = []
-        spec: list = [torch.is_autocast_enabled(self._kind), torch.get_default_dtype()]
+        world = sharing.get()
+        spec: list = [torch.is_autocast_enabled(self._kind), torch.get_default_dtype(), world]
         flatten(args, tensors, keys, spec)
         signature = tuple(spec)
         built = self.graphs.get(signature)
@@ -274,7 +285,7 @@ class Compiled:
             return built.graph(tensors, keys, self.device, built.constants)
         if built.refusal:
             raise NotByRow(built.refusal)
-        return self.fn(*args)
+        return self.fn(*args) if world is None else summed(self.fn(*args))
 
     def _find(self, args: tuple, signature: tuple) -> Built:
         wanted = self._wanted()

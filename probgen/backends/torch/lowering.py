@@ -38,11 +38,12 @@ from probgen.backends.torch.distributions import (
     noise_map,
     onto,
 )
+from probgen.backends.torch.split import spread
 from probgen.backends.turns import pyro_turn
 from probgen.backends.written import stand_in
 from probgen.errors import AlgorithmError
 from probgen.language import domains
-from probgen.language.program import NO_BIJECTION, Run, running
+from probgen.language.program import DATA_PLATE, NO_BIJECTION, Run, running
 
 
 class Lowering(BaseLowering):
@@ -127,6 +128,9 @@ class Lowering(BaseLowering):
         if axis:
             shape.insert(0, shape.pop(axis))
         eps = random.noise("normal", key, tuple(shape), self.device)
+        place = self.run.active.get(DATA_PLATE)  # type: ignore[union-attr]
+        if place is not None and not by_row:
+            return spread(eps, len(batch) + place[0])
         return eps.movedim(0, axis) if axis else eps
 
     def drawn_series(self, name: str, fn: Any, length: int, batch: tuple[int, ...]) -> Series:

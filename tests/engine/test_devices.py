@@ -1,0 +1,143 @@
+"""`fit(..., devices=)`: many devices compute what one computes with the same batch, to rounding."""
+
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import children
+import numpy as np
+import parallel_run
+import pytest
+from fit_cases import binary_data, coins, quick, svi
+from parallel_cases import CASES, assert_same, fitted, numbers
+
+import probgen as pg
+from probgen.errors import AlgorithmError, BackendError
+
+QUICK_TORCH = [
+    "free bits", "in parts", "global latents", "replay buffer", "denoising", "adversarial",
+    "em by chains", "a drift",
+]  # fmt: skip
+QUICK_JAX = ["denoising", "a user's em"]
+CHECKS = (parallel_run.resumes_on_another_number, parallel_run.refuses_another_fit_elsewhere)
+
+
+def run_all(function, *runs, folder, seconds=900):
+    """Processes side by side; the first error of one of them is the test's."""
+    said = [folder / f"said-{i}" for i in range(len(runs))]
+    processes = [
+        children.start(function, *run, said=place) for run, place in zip(runs, said, strict=True)
+    ]
+    for process in processes:
+        process.join(timeout=seconds)
+    errors = [children.error(place) for place in said]
+    for process in processes:
+        process.kill()
+    assert not any(errors), "\n".join(errors)
+    assert [p.exitcode for p in processes] == [0] * len(runs)
+
+
+def two_of_gloo(folder, names, checks=()):
+    runs = [(rank, str(folder), names, checks) for rank in (0, 1)]
+    run_all(parallel_run.gloo, *runs, folder=folder)
+
+
+def test_two_processes_of_torch_compute_what_one_does(tmp_path):
+    pytest.importorskip("torch")
+    two_of_gloo(tmp_path, QUICK_TORCH, CHECKS)
+
+
+def test_four_devices_of_xla_compute_what_one_does(tmp_path):
+    pytest.importorskip("jax")
+    checks = (parallel_run.resumes_on_another_number,)
+    run_all(parallel_run.xla, (4, str(tmp_path), QUICK_JAX, checks), folder=tmp_path)
+
+
+@pytest.mark.slow
+def test_so_does_every_learner_on_torch(tmp_path):
+    pytest.importorskip("torch")
+    two_of_gloo(tmp_path, sorted(set(CASES) - set(QUICK_TORCH)))
+
+
+@pytest.mark.slow
+def test_so_does_every_learner_on_jax(tmp_path):
+    pytest.importorskip("jax")
+    names = sorted(set(CASES) - set(QUICK_JAX))
+    checks = (parallel_run.keeps_parameters_in_pieces,)
+    run_all(parallel_run.xla, (4, str(tmp_path), names, checks), folder=tmp_path)
+
+
+@pytest.mark.slow
+def test_two_processes_of_jax_compute_what_one_does(tmp_path):
+    pytest.importorskip("jax")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    names = ["free bits", "persistent chains", "em by chains", "distillation"]
+    runs = [(rank, port, str(tmp_path), names, CHECKS) for rank in (0, 1)]
+    run_all(parallel_run.jax_process, *runs, folder=tmp_path)
+    from floats import float64
+
+    b = quick("jax")
+    with float64(b):
+        for name in names:
+            one = numbers(fitted(name, b))
+            for rank in (0, 1):
+                assert_same(one, dict(np.load(tmp_path / f"{name}-{rank}.npz")), name)
+
+
+@pytest.mark.slow
+def test_a_killed_process_costs_a_checkpoint_and_torchrun_goes_on(tmp_path):
+    """SIGKILL of one of two processes at a random moment; the agent starts both again."""
+    pytest.importorskip("torch")
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+        "--max-restarts", "2", parallel_run.__file__, str(tmp_path),
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (tmp_path / "count").read_text() == "1"
+    from floats import float64
+
+    b = quick("torch")
+    with float64(b):
+        whole = parallel_run.vae(b, 60)
+    assert_same(numbers(whole), numbers(pg.Fitted.from_pretrained(tmp_path / "out")), "restarted")
+
+
+@pytest.mark.gpu
+def test_several_gpus_compute_what_one_does():
+    """NCCL under torchrun, and a mesh of real devices."""
+    torch = pytest.importorskip("torch")
+    if torch.cuda.device_count() < 2:
+        pytest.skip(f"{torch.cuda.device_count()} GPU here, expected two or more")
+    program = Path(__file__).parents[1] / "parallel_gpus.py"
+    for start in (["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"], []):
+        command = [sys.executable, *start, str(program), "torch" if start else "jax"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
+        assert done.returncode == 0, done.stderr[-3000:]
+
+
+# ---- one process ----
+
+
+def fit(b, **options):
+    settings = {"num_steps": 2, "batch_size": 8, "seed": 0, "progress_bar": False, **options}
+    return pg.fit(coins, binary_data(), svi(), backend=b, **settings)
+
+
+def test_one_device_by_number_is_one_device(backend_name):
+    b = quick(backend_name)
+    assert_same(numbers(fit(b)), numbers(fit(b, devices=1)), "one")
+
+
+def test_more_devices_than_there_are_is_said_with_what_makes_them(backend_name):
+    cure = {"torch": "torchrun --nproc-per-node", "jax": "xla_force_host_platform_device_count"}
+    with pytest.raises(BackendError, match=f"devices: got 64.*{cure[backend_name]}"):
+        fit(quick(backend_name), devices=64)
+
+
+def test_parameters_are_split_over_several_devices_alone(backend_name):
+    with pytest.raises(AlgorithmError, match="shard_parameters=True and devices=None, expected"):
+        fit(quick(backend_name), shard_parameters=True)

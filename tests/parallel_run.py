@@ -1,0 +1,179 @@
+"""Processes for test_devices.py: two of Gloo, one of four XLA devices, two of jax.distributed.
+
+Each function is the whole of a process; what goes wrong in it is its error.
+"""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+from fit_cases import binary_data, small_vae, svi
+from parallel_cases import ROWS, assert_same, fitted, numbers
+
+import probgen as pg
+from probgen import backends
+from probgen.errors import BackendError
+
+
+def gloo(rank, folder, names, checks):
+    """One of two processes."""
+    b = _torch(rank, folder)
+    for name in names:
+        many = numbers(fitted(name, b, devices="all"))
+        if rank == 0:
+            assert_same(numbers(fitted(name, b)), many, name)
+    for check in checks:
+        check(b, folder)
+
+
+def _torch(rank, folder):
+    import torch
+    import torch.distributed as dist
+
+    torch.set_default_dtype(torch.float64)
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2)
+    return backends.load("torch", "cpu", compile="graph")
+
+
+def xla(num, folder, names, checks):
+    """One process of so many devices of the host."""
+    os.environ["XLA_FLAGS"] = (
+        f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={num}"
+    )
+    import compiling
+    import jax
+
+    compiling.hasten()
+    jax.config.update("jax_enable_x64", True)
+    b = backends.load("jax", "cpu")
+    assert len(jax.devices()) == num
+    for name in names:
+        assert_same(numbers(fitted(name, b)), numbers(fitted(name, b, devices="all")), name)
+    for check in checks:
+        check(b, folder)
+
+
+def jax_process(rank, port, folder, names, checks):
+    """One of two processes of jax.distributed, with a device each."""
+    import compiling
+    import jax
+
+    compiling.hasten()
+    jax.config.update("jax_enable_x64", True)
+    jax.distributed.initialize(f"127.0.0.1:{port}", 2, rank)
+    b = backends.load("jax", "cpu")
+    for name in names:
+        many = numbers(fitted(name, b, devices="all"))
+        np.savez(Path(folder) / f"{name}-{rank}.npz", **many)
+    for check in checks:
+        check(b, folder)
+    jax.distributed.shutdown()
+
+
+# ---- checks, in each process ----
+
+
+def vae(b, steps, **options):
+    settings = {"batch_size": ROWS, "seed": 1, "progress_bar": False, "checkpoint_every": 2}
+    return pg.fit(
+        small_vae(), binary_data(40), svi(), num_steps=steps, backend=b, **{**settings, **options}
+    )
+
+
+def resumes_on_another_number(b, folder):
+    """Three steps on all devices, the rest on one, and the other way round."""
+    place = Path(folder)
+    vae(b, 3, devices="all", checkpoint=place / "all")
+    wrote = sorted(p.name for p in (place / "all").glob("step-*"))
+    assert wrote == ["step-000000002", "step-000000003"], wrote
+    mine = place / f"one{b.over('all', ROWS).process}"
+    vae(b, 3, checkpoint=mine)
+    whole = numbers(vae(b, 6))
+    assert_same(whole, numbers(vae(b, 6, devices="all", checkpoint=place / "all")), "all to all")
+    if b.over("all", ROWS).process == 0:
+        assert_same(whole, numbers(vae(b, 6, checkpoint=mine)), "one to one")
+        again = vae(b, 8, checkpoint=place / "all")
+        assert_same(numbers(vae(b, 8)), numbers(again), "all to one")
+
+
+def keeps_parameters_in_pieces(b, folder):
+    """Large parameters split over the devices, of which there are checkpoints too."""
+    model = small_vae(hidden=(160, 160))
+
+    def fit(**options):
+        return pg.fit(
+            model, binary_data(40), svi(clip_norm=0.5), num_steps=3, batch_size=ROWS, seed=1,
+            backend=b, progress_bar=False, **options,
+        )  # fmt: skip
+
+    place = Path(folder) / "pieces"
+    found = fit(devices="all", shard_parameters=True, checkpoint=place)
+    assert_same(numbers(fit()), numbers(found), "in pieces")
+    if b.over("all", ROWS).process == 0:
+        assert_same(numbers(found), numbers(fit(checkpoint=place)), "gathered")
+
+
+def refuses_another_fit_elsewhere(b, folder):
+    """Processes that do not run the same fit, or do not share a batch alike."""
+    rank = b.over("all", ROWS).process
+    for options, words in [
+        ({"seed": rank}, "got another seed, .* in the processes \\[1\\]"),
+        ({"num": 40 + rank}, "another data.* in the processes \\[1\\]"),
+    ]:
+        num = options.pop("num", 40)
+        raises(
+            words, pg.fit, small_vae(), binary_data(num), svi(), num_steps=1, batch_size=ROWS,
+            backend=b, devices="all", **{"seed": 0, **options},
+        )  # fmt: skip
+    raises("got batch_size=7 on 2 devices, expected a multiple", vae, b, 1, devices=2, batch_size=7)
+    raises("devices: got 3", vae, b, 1, devices=3)
+
+
+def raises(words, fn, *args, **options):
+    import re
+
+    try:
+        fn(*args, **options)
+    except BackendError as error:
+        assert re.search(words, str(error)), error
+    else:
+        raise AssertionError(f"no error: {words}")
+
+
+# ---- killed ----
+
+
+class Dies(pg.Callback):
+    """Kills its process once, at a moment of its own."""
+
+    def __init__(self, seconds):
+        self.end = time.monotonic() + seconds
+
+    def on_chunk(self, progress, metrics):
+        time.sleep(0.02)
+        if time.monotonic() > self.end:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def under_torchrun(folder):
+    """A program that torchrun starts, and starts again after one of its processes was killed."""
+    import torch
+
+    torch.set_default_dtype(torch.float64)
+    is_doomed = os.environ["TORCHELASTIC_RESTART_COUNT"] == "0" and os.environ["RANK"] == "1"
+    rng = np.random.default_rng()  # another moment every time
+    callbacks = [Dies(rng.uniform(0.1, 0.8) if is_doomed else 1e9)]
+    b = backends.load("torch", "cpu", compile="graph")
+    out = vae(b, 60, devices="all", checkpoint=Path(folder) / "kept", callbacks=callbacks)
+    if b.over("all", ROWS).process == 0:
+        out.save_pretrained(Path(folder) / "out")
+        (Path(folder) / "count").write_text(os.environ["TORCHELASTIC_RESTART_COUNT"])
+
+
+if __name__ == "__main__":
+    import sys
+
+    under_torchrun(sys.argv[1])
