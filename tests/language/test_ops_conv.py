@@ -89,8 +89,38 @@ def test_convolution_has_second_derivatives(lib):
     np.testing.assert_allclose(0.5 * v @ hessian @ v, float(energy(x)), rtol=1e-4)
 
 
-def test_the_cases_meet_both_orders_of_a_jax_convolution():
-    pytest.importorskip("jax")
-    from probgen.backends.jax import conv
+@pytest.mark.parametrize("axes", [(0, 0), (0, None), (None, 0)])
+def test_mapped_convolutions_on_jax_have_the_derivatives_of_their_slices(axes):
+    """Value, gradient and Hessian-vector product, mapped over images, weights or both, in a loop;
+    of a kernel in the image, and of one that reaches beyond it."""
+    jax = pytest.importorskip("jax")
+    from probgen.backends.jax.conv import conv_by_slices
+    from probgen.backends.jax.convolve import convolve
 
-    assert conv._FEW_OUTPUTS * 2 <= 16
+    def everything(conv, x, w, u, v, pads):
+        def loss(x, w):
+            return jax.numpy.sin(conv(x, w, 1, pads)).sum()
+
+        slope = jax.grad(loss, (0, 1))
+        return loss(x, w), *jax.jvp(slope, (x, w), (u, v))
+
+    def looped(conv, pads):
+        def step(carry, args):
+            return carry, jax.vmap(lambda *a: everything(conv, *a, pads), axes * 2)(*args)
+
+        return lambda *args: jax.lax.scan(step, 0, jax.tree.map(lambda a: a[None], args))[1]
+
+    def case(h, k, pads, cin, cout):
+        sizes = ((2, h, h + 1, cin), (k, k, cin, cout))
+        shapes = [s if at is None else (2, *s) for s, at in zip(sizes, axes, strict=True)] * 2
+        return pads, [0.3 * normal(*s) for s in shapes]
+
+    cases = [case(5, 3, (1, 1), 9, 8), case(2, 3, (2, 1), 3, 40)]
+
+    def run(conv):
+        return [jax.jit(looped(conv, pads))(*args) for pads, args in cases]
+
+    for ours, slices in zip(
+        *map(jax.tree.leaves, map(run, (convolve, conv_by_slices))), strict=True
+    ):
+        same(ours, slices, 1e-4, 1e-4)

@@ -1,8 +1,8 @@
 """`probgen.ops` on JAX: the same names in jax.numpy, and a convolution by platform.
 
 Everything runs under jit, vmap, grad and scan. Documentation of each function is in
-`probgen/language/ops.py`. XLA's CPU convolution is slow inside `lax.scan` (jax issue 12868), so on
-CPU convolutions are those of `conv.py`; on an accelerator they are `lax.conv_general_dilated`.
+`probgen/language/ops.py`. XLA's own convolution has slow gradients on a CPU, so that there it is
+`convolve.py`'s; on an accelerator it is `lax.conv_general_dilated`.
 """
 
 # ruff: noqa: D103 - one text documents both backends, in probgen/language/ops.py.
@@ -18,7 +18,8 @@ import jax.scipy.special
 import numpy as np
 from jax import lax
 
-from probgen.backends.jax.conv import conv_by_slices, conv_transpose_by_phases, total
+from probgen.backends.jax.conv import total
+from probgen.backends.jax.convolve import LAYOUT, convolve, convolve_transposed
 from probgen.backends.jax.odes import solve_ode as solve_ode
 
 Array = Any
@@ -295,8 +296,6 @@ grad = jax.grad
 
 # ---- images, channel-last ------------------------------------------------------------------------
 
-_LAYOUT = ("NHWC", "HWIO", "NHWC")
-
 
 def _on_cpu() -> bool:
     """Whether the trace at hand is for the CPU; either form of a convolution is right anywhere."""
@@ -314,19 +313,19 @@ def conv(x: Any, weight: Any, stride: int = 1, padding: int | None = None) -> Ar
     x, weight = _pull(x, weight)
     pads = _padding(weight, padding)
     if _on_cpu():
-        return conv_by_slices(x, weight, stride, pads)
+        return convolve(x, weight, stride, pads)
     sides = [(p, p) for p in pads]
-    return lax.conv_general_dilated(x, weight, (stride,) * 2, sides, dimension_numbers=_LAYOUT)
+    return lax.conv_general_dilated(x, weight, (stride,) * 2, sides, dimension_numbers=LAYOUT)
 
 
 def conv_transpose(x: Any, weight: Any, stride: int = 1, padding: int | None = None) -> Array:
     x, weight = _pull(x, weight)
     pads = _padding(weight, padding)
     if _on_cpu():
-        return conv_transpose_by_phases(x, weight, stride, pads)
+        return convolve_transposed(x, weight, stride, pads)
     sides = [(k - 1 - p, k - 1 - p) for k, p in zip(weight.shape[:2], pads, strict=True)]
     return lax.conv_general_dilated(
-        x, weight[::-1, ::-1], (1, 1), sides, lhs_dilation=(stride,) * 2, dimension_numbers=_LAYOUT
+        x, weight[::-1, ::-1], (1, 1), sides, lhs_dilation=(stride,) * 2, dimension_numbers=LAYOUT
     )
 
 
