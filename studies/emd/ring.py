@@ -39,7 +39,7 @@ class Settings:
 
     hidden: tuple[Width, ...] = (96, 96, 96)
     teacher_steps: Count = 6000
-    num_steps: Count = 2000
+    num_steps: Count = 4000
     batch_size: Many = 128
     learning_rate: Positive = 1e-3
     times: tuple[Share, Share] = (0.05, 0.9)

@@ -4,9 +4,8 @@
     make reproduce NAME=emd ARGS="-k mixture"        a part: mixture, ring or digits
     FIGURES=docs/figures make reproduce NAME=emd     and draws the page's figure
 
-Three seeds: mixtures on JAX at the sheet's length, and one shorter run on torch; digits on
-JAX, rings on torch. The laws of the learner are in `tests/inference/test_em_distillation.py`, with
-the linear-Gaussian checks (A1).
+Three seeds on JAX at the sheet's lengths, and one shorter run of a mixture on torch. The laws of
+the learner are in `tests/inference/test_em_distillation.py`, with the linear-Gaussian checks (A1).
 """
 
 import dataclasses
@@ -97,13 +96,13 @@ def test_cancellation_takes_the_mixtures_gradient_noise_away(steps):
 
 @functools.cache
 def ring_runs():
-    pytest.importorskip("torch")
+    pytest.importorskip("jax")
     settings, found = ring.Settings(), {"teacher, 50 steps": [], "K = 1": [], "K = 8": []}
     for seed in SEEDS:
-        teacher = ring.learn_teacher(settings, seed, "torch")
-        found["teacher, 50 steps"].append(ring.of_teacher(settings, teacher, seed, "torch"))
+        teacher = ring.learn_teacher(settings, seed, "jax")
+        found["teacher, 50 steps"].append(ring.of_teacher(settings, teacher, seed, "jax"))
         for steps in (1, 8):
-            drawn = ring.distil(settings, teacher, steps, seed, "torch")[1]
+            drawn = ring.distil(settings, teacher, steps, seed, "jax")[1]
             found[f"K = {steps}"].append(drawn)
     show("ring", found, ("precision", "half", "raw", "covered", "tv"))
     return found
