@@ -1,0 +1,111 @@
+"""Posteriors in posteriordb's shape: chains of both backends held to exact references.
+
+    make reproduce NAME=posteriors                          all, both backends, and their table
+    make reproduce NAME=posteriors ARGS="-k 'jax and gp'"   one of them
+
+Acceptance is posteriordb's: each scalar's mean within 0.1 reference standard deviations, beyond two
+Monte Carlo errors; standard deviations within a tenth likewise; R-hat below 1.01; no divergence
+that Stan does not have. The suite's own test holds the declarations to native programs, at two
+points.
+"""
+
+import functools
+import time
+
+import numpy as np
+import pytest
+from floats import float64
+
+import probgen as pg
+from probgen.engine.bind import bind
+from probgen.engine.posterior import Posterior as Density
+from probgen.evaluation.posteriors import PosteriorDifference, moments
+from studies.posteriors.models import POSTERIORS
+from studies.posteriors.reference import load
+
+MEAN, SD, RHAT = 0.1, 0.1, 1.01
+ERRORS = 2  # Monte Carlo errors that a difference may have on top
+ROUGH = {"lotka_volterra": 5e-3}  # nats: of six steps of Runge and Kutta's a year
+
+
+def log_joints(posterior, b):
+    """[2] log p(latents, data) of the declaration at its two points, in float64."""
+    rows = {n: np.asarray(v, float) for n, v in {**posterior.data, **posterior.inputs}.items()}
+    bound, params = bind(posterior.model, b, data=rows, whole=True)
+    density = Density(bound, bound.num_rows)
+    rows = {n: b.asarray(v) for n, v in rows.items()}
+
+    def one(point):
+        found = density.point(params, rows, given=point, key=b.key(0))
+        return sum(found.site_log_prob.values())
+
+    run = b.compile(one, num_calls=2)
+    points = [{n: b.asarray(np.asarray(v, float)) for n, v in p.items()} for p in posterior.points]
+    return np.array([float(run(p)) for p in points])
+
+
+@functools.cache
+def native_log_joints(name):
+    """The same of the NumPyro program."""
+    jax = pytest.importorskip("jax")
+    from numpyro.infer.util import log_density
+
+    from studies.posteriors.native import NATIVE
+
+    posterior = POSTERIORS[name]
+    rows = {n: np.asarray(v, float) for n, v in {**posterior.data, **posterior.inputs}.items()}
+    with jax.enable_x64(True):
+        run = jax.jit(lambda point: log_density(NATIVE[name], (), rows, point)[0])
+        return np.array([run(dict(p)) for p in posterior.points])
+
+
+@pytest.fixture(scope="module")
+def live(backend_name):
+    """Two points do not earn back a graph of a hundred moments on torch."""
+    options = {"compile": "live"} if backend_name == "torch" else {}
+    return pg.backends.load(backend_name, "cpu", **options)
+
+
+@pytest.mark.parametrize("name", POSTERIORS)
+def test_a_declared_posterior_is_the_native_one_up_to_its_constant(live, name):
+    b = live
+    with float64(b):
+        ours = log_joints(POSTERIORS[name], b)
+    native = native_log_joints(name)
+    np.testing.assert_allclose(np.diff(ours), np.diff(native), rtol=1e-5, atol=ROUGH.get(name, 0))
+
+
+@pytest.fixture(scope="module")
+def table():
+    """Prints the rows of the tests that ran."""
+    rows = []
+    yield rows
+    head = "posterior | backend | scalars | worst mean | worst sd | R-hat | ESS | diverged | CPU s"
+    print(f"\n\n| {head} |", "| --- " * 9 + "|", *rows, sep="\n")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", POSTERIORS)
+def test_chains_have_the_moments_of_the_reference(backend_name, name, table):
+    posterior, truth = POSTERIORS[name], load(name)
+    began = time.process_time()
+    draws = pg.infer(
+        posterior.model, posterior.data, posterior.method, inputs=posterior.inputs, seed=0,
+        backend=backend_name, progress_bar=False,
+    )  # fmt: skip
+    seconds = time.process_time() - began
+    found = moments({n: draws.posterior[n].values for n in posterior.sites}).of(truth.names)
+    off = PosteriorDifference.between(found, truth)
+    diverged = int(draws.sample_stats.diverging.sum())
+    i, j = off.worst_mean, off.worst_sd
+    table.append(
+        f"| {name} | {backend_name} | {len(found.names)} | {off.mean[i]:+.3f} ± "
+        f"{off.mean_error[i]:.3f} ({truth.names[i]}) | {off.sd_ratio[j]:.3f} ± "
+        f"{off.sd_error[j]:.3f} ({truth.names[j]}) | {found.rhat.max():.4f} | "
+        f"{found.ess.min():.0f} | {diverged} | {seconds:.0f} |"
+    )
+    print("\n" + table[-1])
+    assert (np.abs(off.mean) < MEAN + ERRORS * off.mean_error).all()
+    assert (np.abs(off.sd_ratio - 1) < SD + ERRORS * off.sd_error).all()
+    assert found.rhat.max() < RHAT
+    assert posterior.stan_diverges or not diverged
