@@ -73,10 +73,10 @@ def _table(measures: Sequence[Measure], values: Values, said: dict, info: dict) 
 
 
 class Part(NamedTuple):
-    """The `number`-th of `count` parts of `size` data: those of `rows`."""
+    """The `number`-th of `total` parts of `size` data: those of `rows`."""
 
     number: int
-    count: int
+    total: int
     size: int
     rows: range
 
@@ -110,7 +110,7 @@ class Part(NamedTuple):
 
     def entry(self) -> dict[str, str]:
         """What tells it from other parts, for the identity of its chunks."""
-        return {"shard": f"{self.number}/{self.count} of {self.size} data"}
+        return {"shard": f"{self.number}/{self.total} of {self.size} data"}
 
     def table(
         self, measures: Sequence[Measure], values: Values, info: dict, common: list[str]
@@ -118,11 +118,11 @@ class Part(NamedTuple):
         """The part by itself, with all that `merge` needs."""
         first, stop = self.rows.start, self.rows.stop
         text = (
-            f"part {self.number} of {self.count}, data {first} to {stop - 1} of {self.size}: its "
+            f"part {self.number} of {self.total}, data {first} to {stop - 1} of {self.size}: its "
             "standard errors are not yet judged by all data; pg.merge puts the parts together."
         )
         info |= {
-            "part": [self.number, self.count, first, self.size], "common": common,
+            "part": [self.number, self.total, first, self.size], "common": common,
             "declared": [_encoded(m) for m in measures],
         }  # fmt: skip
         values = {m.name: values[m.name] for m in measures}

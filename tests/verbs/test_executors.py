@@ -9,6 +9,7 @@ import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
+import children
 import numpy as np
 import pytest
 from executor_cases import Ends, Fragile, Spoilt, evaluate, pool, same, vae
@@ -238,3 +239,41 @@ def test_work_that_cannot_be_sent_is_refused(b):
 def test_an_error_of_a_worker_is_the_error_of_the_call(b, executor):
     with pytest.raises(NonFiniteError, match="spoilt is NaN for 1 data, the first is datum 9"):
         evaluate(b, [Spoilt()], executor=executor)
+
+
+# ---- pools of other libraries -------------------------------------------------------------------
+
+
+def test_loky_goes_on_with_another_pool(tmp_path):
+    """Its reusable executor is made anew where it broke."""
+    loky = pytest.importorskip("loky", reason="needs loky: pip install 'probgen[cluster]'")
+
+    def make():
+        return loky.get_reusable_executor(max_workers=2, context=children.FORKS)
+
+    ends, b = Ends(tmp_path / "ended"), quick("torch")
+    table = evaluate(b, [Noisy(), ends], executor=make)
+    make().shutdown()
+    same(table, evaluate(b, [Noisy(), ends]))
+
+
+# Of a nanny that starts a worker anew, and of tornado's loops.
+@pytest.mark.filterwarnings("default")
+def test_dask_does_the_work_of_a_killed_worker_again(tmp_path):
+    distributed = pytest.importorskip(
+        "distributed", reason="needs distributed: pip install 'probgen[cluster]'"
+    )
+    import dask
+
+    ends, b = Ends(tmp_path / "ended"), quick("torch")
+    how = {"distributed.worker.multiprocessing-method": "forkserver"}
+    with (
+        dask.config.set(how),
+        distributed.LocalCluster(
+            n_workers=2, threads_per_worker=1, dashboard_address=None, worker_dashboard_address=None
+        ) as cluster,
+        distributed.Client(cluster) as client,
+    ):
+        table = evaluate(b, [Noisy(), ends], executor=client.get_executor())
+    same(table, evaluate(b, [Noisy(), ends]))
+    assert set(ends.scored()) == {0, 2, 4, 6, 8, 10}
