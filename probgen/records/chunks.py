@@ -10,15 +10,15 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from probgen.errors import SaveError
 from probgen.language.content import content
-from probgen.records import atomic, store
+from probgen.records import places, store
 from probgen.records.entries import AGAIN, require_same
+from probgen.records.places import Place
 
 Values = dict[str, dict[str, np.ndarray]]
 
@@ -29,13 +29,17 @@ class ChunkStore:
     Args:
         table: where the finished table will stand.
         identity: what must be the same for a chunk to count; JSON data.
+        measures: what a table says of each, for who reads it while it grows.
 
     Raises (when a chunk is read):
         SaveError: the folder holds chunks of another evaluation, or a damaged one.
     """
 
-    def __init__(self, table: str | os.PathLike, identity: Mapping[str, Any]):
-        self.table = atomic.at(table)
+    def __init__(
+        self, table: str | os.PathLike, identity: Mapping[str, Any],
+        measures: list[dict[str, Any]] | None = None,
+    ):  # fmt: skip
+        self.table, self.measures = places.at(table), measures
         self.folder = self.table.with_name(f"{self.table.name}.chunks")
         self.identity = dict(identity)
 
@@ -46,10 +50,15 @@ class ChunkStore:
         Raises:
             SaveError: it may not be written, or another run is writing there.
         """
-        with atomic.held(self.table), atomic.held(self.folder):
+        with places.held(self.table), places.held(self.folder):
             yield self
 
-    def _place(self, start: int) -> Path:
+    def starts(self) -> list[int]:
+        """The data at which the chunks that are there begin."""
+        names = [n for n in places.names(self.folder) if n.startswith("chunk-")]
+        return [int(n.removeprefix("chunk-")) for n in names if n[6:].isdigit()]
+
+    def _place(self, start: int) -> Place:
         return self.folder / f"chunk-{start:010d}"
 
     def read(self, start: int, rows: Mapping[str, np.ndarray]) -> Values | None:
@@ -69,6 +78,7 @@ class ChunkStore:
         """Keeps the values of one chunk."""
         config = {
             "kind": "chunk", "names": list(values), "data": content(rows), "made": self.identity,
+            **({} if self.measures is None else {"measures": self.measures}),
         }  # fmt: skip
         store.write_folder(self._place(start), {"values": named(values)}, config)
 
@@ -77,7 +87,36 @@ class ChunkStore:
 
     def clear(self) -> None:
         """Removes the chunks: the table holds them all."""
-        atomic.remove(self.folder)
+        places.remove(self.folder)
+
+    def so_far(self) -> tuple[Values, np.ndarray, dict]:
+        """(values of the chunks that are there, the numbers of their data, the last one's config),
+        for who reads while another writes.
+
+        Raises:
+            SaveError: there are none, or chunks of two evaluations.
+        """
+        parts: list[Values] = []
+        ids: list[np.ndarray] = []
+        config: dict[str, Any] = {}
+        for start in self.starts():
+            arrays, last = store.read_folder(self._place(start), "chunk")
+            if config:
+                require_same(self._place(start), last["made"], config["made"], AGAIN)
+            config = last
+            parts.append(grouped(arrays["values"], config["names"], str(self.folder)))
+            check_estimates(parts[-1], None, str(self.folder))
+            ids.append(start + np.arange(len(parts[-1][config["names"][0]]["estimate"])))
+        if "measures" not in config:
+            raise SaveError(
+                f"{self.table}: has no table and no chunk of one yet, expected what pg.evaluate "
+                "writes at its path; wait for the first chunk, or look for the path."
+            )
+        values = {
+            name: {q: np.concatenate([p[name][q] for p in parts]) for q in parts[0][name]}
+            for name in config["names"]
+        }
+        return values, np.concatenate(ids), config
 
 
 def named(values: Mapping[str, Mapping[str, Any]]) -> dict[str, np.ndarray]:

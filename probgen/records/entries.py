@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from probgen.errors import OtherRun
@@ -17,7 +16,7 @@ _HASH = re.compile(r"\b([0-9a-f]{8})[0-9a-f]{56}\b")
 
 
 def require_same(
-    place: Path, found: Mapping[str, Any], wanted: Mapping[str, Any], cure: str
+    place: Any, found: Mapping[str, Any], wanted: Mapping[str, Any], cure: str
 ) -> None:
     """Refuses what was made of something else, and says in what it differs.
 

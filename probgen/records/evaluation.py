@@ -22,8 +22,8 @@ from probgen.errors import DataError, SaveError, UnknownName
 from probgen.language.content import content
 from probgen.language.dist import did_you_mean
 from probgen.language.viewed import Plotted
-from probgen.records import atomic, store
-from probgen.records.chunks import check_estimates, grouped, named
+from probgen.records import atomic, places, store
+from probgen.records.chunks import ChunkStore, check_estimates, grouped, named
 
 Values = dict[str, np.ndarray]
 _WHOLE = "of the whole table"
@@ -359,24 +359,45 @@ class Evaluation(Plotted):
         store.write_folder(path, {"table": named(values)}, config)
 
     @classmethod
-    def load(cls, path: str | os.PathLike) -> Evaluation:
-        """Reads what `save` wrote.
+    def load(cls, path: str | os.PathLike, *, partial: bool = False) -> Evaluation:
+        """Reads what `save` wrote, or what `pg.evaluate` has written at its `path` so far.
+
+        Args:
+            path: the folder, or its address.
+            partial: take the chunks that are there where the table is not there yet. "datum" then
+                has the numbers of the data, and standard errors are not yet judged by all of them.
 
         Raises:
             SaveError: missing, damaged, truncated or foreign folder.
         """
+        place = places.at(path)
+        if partial and not places.stands(place):
+            try:
+                values, ids, config = ChunkStore(path, {}).so_far()
+            except SaveError:
+                if places.stands(place):  # finished meanwhile
+                    return cls.load(path)
+                raise
+            said = f"{len(ids)} data so far: standard errors are not yet judged by all data."
+            measures = [{**m, "warnings": [said]} for m in config["measures"]]
+            found = cls._read(path, values, measures, {"made": config["made"]})
+            tree = {n: found[n].assign_coords(datum=ids) for n in found.names}
+            return cls(xarray.DataTree.from_dict(tree), found.info)
         arrays, config = store.read_folder(path, "evaluation")
-        measures = {m["name"]: m for m in config["measures"]}
         values = grouped(arrays["table"], [m["name"] for m in config["measures"]], str(path))
         check_estimates(values, None, str(path))
+        return cls._read(path, values, config["measures"], config["info"])
+
+    @classmethod
+    def _read(cls, path: Any, values: Any, measures: list[dict], info: Any) -> Evaluation:
         try:
             return cls.from_values(
                 values,
-                units={n: m["unit"] for n, m in measures.items()},
-                larger_is_stranger={n: m["larger_is_stranger"] for n, m in measures.items()},
-                warnings={n: m["warnings"] for n, m in measures.items()},
-                shared_error={n: m.get("shared_error", False) for n, m in measures.items()},
-                info=config["info"],
+                units={m["name"]: m["unit"] for m in measures},
+                larger_is_stranger={m["name"]: m["larger_is_stranger"] for m in measures},
+                warnings={m["name"]: m["warnings"] for m in measures},
+                shared_error={m["name"]: m.get("shared_error", False) for m in measures},
+                info=info,
             )
         except (DataError, ValueError) as error:
             raise SaveError(f"{path}: its table cannot be read ({error}).") from error

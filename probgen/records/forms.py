@@ -55,6 +55,10 @@ class Kind(NamedTuple):
 
 
 Anything = object
+MEASURE = Fields(
+    {"name": str, "unit": str, "larger_is_stranger": bool, "warnings": [str]},
+    {"shared_error": bool},
+)
 KINDS = {
     "run": Kind(
         "a fitted model",
@@ -70,15 +74,12 @@ KINDS = {
     ),
     "evaluation": Kind(
         "a table of measures",
-        Fields({"info": dict, "measures": [Fields(
-            {"name": str, "unit": str, "larger_is_stranger": bool, "warnings": [str]},
-            {"shared_error": bool},
-        )]}),
+        Fields({"info": dict, "measures": [MEASURE]}),
         frozenset({"table"}), since=2,
     ),
     "chunk": Kind(
         "a chunk of an evaluation",
-        Fields({"names": [str], "data": str, "made": dict}),
+        Fields({"names": [str], "data": str, "made": dict}, {"measures": [MEASURE]}),
         frozenset({"values"}), since=2,
     ),
     "pieces": Kind(

@@ -18,13 +18,14 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from probgen.errors import SaveError
-from probgen.records import atomic, forms, reading
+from probgen.records import atomic, forms, places, reading
+from probgen.records.places import Address, Place
 from probgen.trees import tree_items, tree_like
 
 
 def write_folder(
-    path: str | os.PathLike, arrays: Mapping[str, Mapping[str, np.ndarray]], config: dict
-) -> Path:
+    path: str | os.PathLike | Address, arrays: Mapping[str, Mapping[str, np.ndarray]], config: dict
+) -> Place:
     """Writes {file name: {array name: array}} and a config, all or nothing (see `records.atomic`).
 
     Raises:
@@ -32,7 +33,13 @@ def write_folder(
             something that is not ours, or of another kind, stands at `path`; what stood there is
             untouched.
     """
-    target = atomic.at(path)
+    target = places.at(path)
+    if isinstance(target, Address):
+        check_place(target, config.get("kind"))
+        with places.beside(target) as local:
+            write_folder(local, arrays, config)
+            target.send(local)
+        return target
 
     def make(fresh: Path) -> None:
         fresh.mkdir()
@@ -55,25 +62,34 @@ def write_folder(
     return target
 
 
-def check_place(path: str | os.PathLike, kind: Any) -> bool:
+def check_place(path: str | os.PathLike | Address, kind: Any) -> bool:
     """Whether something of this kind stands at `path`; False where there is nothing yet.
 
     Raises:
         SaveError: something stands there that a save of this kind may not replace.
     """
-    target = atomic.at(path)
-    if target.exists() and not is_ours(target):
+    target = places.at(path)
+    if isinstance(target, Address):
+        names = target.names()
+        is_left = all(n.endswith(".safetensors") for n in names)  # of a run that was killed
+        held = target.header() if places.CONFIG in names else {}
+        ours = is_left if not held else held.get("format") == reading.FORMAT
+    else:
+        ours = is_ours(target) or not target.exists()
+        there = ours and (target / places.CONFIG).exists()
+        held = reading.read_header(target) if there else {}
+    if not ours:
         raise SaveError(
             f"{target}: got a place that holds something else, expected a new folder, an empty one "
             "or a run folder of probgen; choose another path."
         )
-    if not (target / "config.json").exists():
+    if not held:
         return False
-    held = reading.read_header(target).get("kind")
-    if held != kind:
+    if held.get("kind") != kind:
+        found = forms.says(held.get("kind"))
         raise SaveError(
-            f"{target}: got a place that holds {forms.says(held)}, expected a new folder or one "
-            f"that holds {forms.says(kind)}; choose another path."
+            f"{target}: got a place that holds {found}, expected a new folder or one that holds "
+            f"{forms.says(kind)}; choose another path."
         )
     return True
 
@@ -93,14 +109,17 @@ def is_ours(folder: Path) -> bool:
 
 
 def read_folder(
-    path: str | os.PathLike, kind: str
+    path: str | os.PathLike | Address, kind: str
 ) -> tuple[dict[str, dict[str, np.ndarray]], dict]:
     """The arrays and the config of a folder of that kind that `write_folder` made.
 
     Raises:
         SaveError: missing, truncated, damaged, of another kind, or not written by probgen.
     """
-    folder = atomic.standing(atomic.at(path))
+    place = places.at(path)
+    if isinstance(place, Address):
+        return places.through(place, lambda local: read_folder(local, kind))
+    folder = atomic.standing(place)
     if not folder.is_dir():
         raise SaveError(f"{folder}: no such folder, expected one that probgen has written.")
     config = reading.read_header(folder)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,12 +24,12 @@ from probgen.language.declared import checked
 from probgen.language.kinds import Count, Inputs, Names, PathLike
 from probgen.language.seeds import check_seed
 from probgen.progress import bar
-from probgen.records import atomic, store
+from probgen.records import places, store
 from probgen.records.chunks import ChunkStore
 from probgen.records.entries import AGAIN, require_same
 from probgen.records.evaluation import Evaluation, check_name
 from probgen.verbs.scoring import Scorer, Scoring, Values
-from probgen.verbs.tables import Columns, Part, settled
+from probgen.verbs.tables import Columns, Part, described, settled
 
 CHUNK = 100
 
@@ -67,7 +66,9 @@ def evaluate(
         inputs: further arguments of the program or the guide.
         names: of the entries of the data, as in `fit`.
         chunk_size: data at a time.
-        path: a folder for the table. Finished chunks are written beside it as they come; the same
+        path: a folder for the table, or an address of fsspec's such as "s3://bucket/scores" (the
+            extra `cluster`; it has no lock). `Evaluation.load(path, partial=True)` reads what is
+            there so far. Finished chunks are written beside it as they come; the same
             call after a kill (with the same `chunk_size`) reads them and goes on, where model,
             measures, inputs and data are the same by their content (`probgen.language.identity`).
             The table is there when the call returns, and a further call of the same returns it. One
@@ -96,7 +97,7 @@ def evaluate(
     seed = check_seed(seed, "evaluate")
     chosen = _checked(measures)
     if path is not None:
-        path = atomic.at(path)
+        path = places.at(path)
         store.check_place(path, "evaluation")
     b = fitted.resolve(backend, device)
     known = {**fitted.constants, **(inputs or {})}
@@ -134,7 +135,8 @@ def evaluate(
     spans = [range(i, min(i + chunk_size, here.stop)) for i in here[::chunk_size]]
     made = {} if path is None else provenance.of_evaluation(fitted, chosen, seed, b)
     made |= {} if part is None else part.entry()
-    kept = None if path is None else ChunkStore(path, {**made, "chunk_size": chunk_size})
+    of = {**made, "chunk_size": chunk_size}
+    kept = None if path is None else ChunkStore(path, of, described(chosen))
     seen, table = RowsMark(), Columns(here)
 
     with contextlib.closing(scorer), kept.held() if kept else contextlib.nullcontext():
@@ -235,7 +237,7 @@ def _joint(more: list[str]) -> list[str]:
     ]
 
 
-def _finished(path: Path, made: dict[str, Any]) -> Evaluation:
+def _finished(path: Any, made: dict[str, Any]) -> Evaluation:
     """The table that stands at `path`, if it is the one that was asked for."""
     table = Evaluation.load(path)
     found = {**table.info.get("made", {}), "data": table.info.get("data")}

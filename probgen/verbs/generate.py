@@ -106,9 +106,10 @@ def generate(
             give other draws.
         return_chain: also keep the sampler's values along the way, in `Samples.chain`; of a
             diffusion's sampler after each call of the network.
-        path: a folder for the samples. Chunks are kept beside it as they come, and the same call
-            after a kill goes on from there, to the same samples, to the bit; the samples stand
-            there when the call returns, and a further call of the same reads them.
+        path: a folder for the samples, or an address (see `evaluate`). Chunks are kept beside it as
+            they come, and the same call after a kill goes on from there, to the same samples, to
+            the bit; the samples stand there when the call returns, and a further call of the same
+            reads them.
         backend, device: those of the fit by default.
         executor: whose workers draw chunks, to the same samples, to the bit; see `evaluate`.
 

@@ -40,7 +40,7 @@ from probgen.language.model import Model
 from probgen.language.program import DATA_PLATE
 from probgen.language.seeds import check_seed
 from probgen.progress import log
-from probgen.records import atomic, store
+from probgen.records import places, store
 from probgen.verbs.sampling import Sampling, Walker
 
 
@@ -87,12 +87,12 @@ def infer(
             as many as memory easily holds. It changes no number.
         until: `Until(rhat=1.01, ess=400)` ends chains of one sampler once they are long enough, at
             the first of some twenty looks; the sampler's number of draws is then the most.
-        path: a folder for the chains. Draws are kept beside it as they come, and the same call
-            after a kill goes on from there, to the same draws, to the bit, where model, data,
-            inputs, method and seed are the same by their content (`probgen.language.identity`). On
-            torch, whose NUTS and HMC run one chain after another, their finished chains are kept
-            and an unfinished one begins again; all else goes on from the last of some twenty
-            pieces.
+        path: a folder for the chains, or an address (see `evaluate`). Draws are kept beside it as
+            they come, and the same call after a kill goes on from there, to the same draws, to the
+            bit, where model, data, inputs, method and seed are the same by their content
+            (`probgen.language.identity`). On torch, whose NUTS and HMC run one chain after another,
+            their finished chains are kept and an unfinished one begins again; all else goes on from
+            the last of some twenty pieces.
             The chains stand there when the call returns, and a further call of the same reads them.
         executor: whose workers run the chains, each by itself, whole; see `evaluate`. Chains of
             NUTS and HMC have their own noise in any case, so that they are those of the call
@@ -128,7 +128,7 @@ def infer(
     """
     seed = check_seed(seed, "infer")
     if path is not None:
-        path = atomic.at(path)
+        path = places.at(path)
         store.check_place(path, "chains")
     b, declared, given, constants = _start(model, backend, device)
     if reads_guide := getattr(method, "reads_guide", False):

@@ -19,7 +19,7 @@ from probgen.language.content import RowsMark
 from probgen.language.declared import checked
 from probgen.language.identity import identity
 from probgen.language.kinds import PathLike
-from probgen.records import atomic, store
+from probgen.records import places, store
 from probgen.records.codec import decode, encode
 from probgen.records.entries import AGAIN, differences, require_same
 from probgen.records.evaluation import Evaluation
@@ -70,6 +70,15 @@ def _table(measures: Sequence[Measure], values: Values, said: dict, info: dict) 
         shared_error={m.name: getattr(m, "shared_error", False) for m in measures},
         info=info,
     )
+
+
+def described(measures: Sequence[Measure]) -> list[dict[str, Any]]:
+    """What a table says of its measures before there is one."""
+    return [
+        {"name": m.name, "unit": m.unit, "larger_is_stranger": bool(m.larger_is_stranger),
+         "warnings": [], "shared_error": bool(getattr(m, "shared_error", False))}
+        for m in measures
+    ]  # fmt: skip
 
 
 class Part(NamedTuple):
@@ -158,34 +167,34 @@ def merge(
         DeclarationError: measures that must be given, or that are others than the parts'.
         SaveError: a folder that cannot be read or written, or holds another table.
     """
-    places = list(parts)
-    if path is not None:
-        path = atomic.at(path)
-        store.check_place(path, "evaluation")
-    if not places:
+    given = list(parts)
+    place = None if path is None else places.at(path)
+    if place is not None:
+        store.check_place(place, "evaluation")
+    if not given:
         raise DataError("merge: got no part, expected what evaluate(..., shard='I/N') made.")
-    infos = [_part_of(place).info for place in places]  # of each no more than that
+    infos = [_part_of(each).info for each in given]  # of each no more than that
     first = infos[0]
-    for info, place in zip(infos[1:], places[1:], strict=True):
-        _require_alike(first, info, place)
-    _require_all([info["part"] for info in infos], places)
+    for info, each in zip(infos[1:], given[1:], strict=True):
+        _require_alike(first, info, each)
+    _require_all([info["part"] for info in infos], given)
     chosen = _measures(first, measures)
     columns, mark = Columns(range(first["part"][3])), RowsMark()
-    for place in places:
-        table = _part_of(place)
+    for each in given:
+        table = _part_of(each)
         columns.put(table.info["part"][2], {n: _arrays(table, n) for n in table})
         mark.join(table.info["data"])
     made = {k: v for k, v in first["made"].items() if k != "shard"}
     info = {k: v for k, v in first.items() if k not in ("part", "common", "declared")}
     info |= {"made": made, "data": mark.digest()}
     out = settled(chosen, columns.values, info, first["common"])
-    if path is not None:
-        with atomic.held(path):
-            if store.check_place(path, "evaluation"):
-                there = Evaluation.load(path).info
+    if place is not None:
+        with places.held(place):
+            if store.check_place(place, "evaluation"):
+                there = Evaluation.load(place).info
                 found = {**there.get("made", {}), "data": there.get("data")}
-                require_same(path, found, {**made, "data": info["data"]}, AGAIN)
-            out.save(path)
+                require_same(place, found, {**made, "data": info["data"]}, AGAIN)
+            out.save(place)
     return out
 
 
