@@ -4,9 +4,9 @@
     make reproduce NAME=ddgan ARGS="-k latent"         a part
     FIGURES=docs/figures make reproduce NAME=ddgan     and draws the page's figure
 
-Three seeds at full length on torch, whose steps of so small nets are the cheaper ones on a CPU, and
-a shorter run on JAX. The exact laws are in `tests/models/test_implicit_diffusion.py` and
-`tests/inference/test_adversarial.py`.
+Three seeds at full length on torch; on JAX the chain by marginals, and one seed more. Digits run on
+torch live, which spares minutes of compiling. The exact laws are in
+`tests/models/test_implicit_diffusion.py` and `tests/inference/test_adversarial.py`.
 """
 
 import dataclasses
@@ -76,7 +76,7 @@ def chains(kind: str, backend: str = "torch"):
 
 @functools.cache
 def pictures(seed: int):
-    found = digits.run(digits.Settings(), seed, "torch")
+    found = digits.run(digits.Settings(), seed, load("torch", "cpu", compile="live"))
     print(f"\n{digits.table([found])}")
     return found
 
@@ -108,15 +108,16 @@ def test_ddgan_one_step_with_r1_is_reported():
 
 @pytest.mark.slow
 def test_ddgan_by_marginals_is_reported():
-    assert all(np.isfinite(r.good) for r in chains("marginals"))
+    assert all(np.isfinite(r.good) for r in chains("marginals", "jax"))
 
 
 @pytest.mark.slow
-def test_ddgan_latent_steps_on_jax_at_a_third_of_the_length():
+def test_ddgan_latent_steps_find_all_modes_on_jax():
+    """At full length: at a third of it HQ was .21."""
     pytest.importorskip("jax")
-    found = run(dataclasses.replace(FULL, num_updates=5000), 0, "jax", name="latent, JAX, 5,000")
+    found = run(FULL, 0, "jax", name="latent, JAX")
     print(f"\n{table([found])}")
-    assert found.hit >= 23 and found.kl <= 0.2 and found.good >= 0.3
+    assert found.hit == 25 and found.kl <= 0.06 and found.good >= 0.5
 
 
 @pytest.mark.slow
