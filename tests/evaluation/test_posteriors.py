@@ -7,6 +7,7 @@ w ~ N(0, I),  y ~ N(X w, 1/4):    w | y ~ N(S X'y / s^2, S),  S = (I + X'X / s^2
 import numpy as np
 import pytest
 from scipy import stats
+from scipy.signal import lfilter
 
 import probgen as pg
 from probgen import dist
@@ -117,6 +118,20 @@ def test_z_tests_hold_their_level_and_find_a_shift():
     off = PosteriorDifference.between(moments({"a": draws}), reference)
     assert np.flatnonzero(off.p_mean < 0.01).tolist() == [7] and off.worst_mean == 7
     assert np.flatnonzero(off.p_sd < 0.01).tolist() == [9] and off.worst_sd == 9
+
+
+def test_the_error_of_an_sd_is_that_of_its_square():
+    """x_t = phi x_{t-1} + noise: n (1 - phi) / (1 + phi) effective draws of the mean, n (1 - phi^2)
+    / (1 + phi^2) of the square, and a relative error of the sd of (2 n_eff)^-1/2."""
+    phi, shape = -0.5, (4, 5000)
+    noise = np.random.default_rng(0).normal(size=shape)
+    x = lfilter([1.0], [1.0, -phi], noise, axis=1)[:, 50:]
+    found = moments({"x": x})
+    n = x.size
+    mean = (n * (1 - phi) / (1 + phi)) ** -0.5
+    square = (2 * n * (1 - phi**2) / (1 + phi**2)) ** -0.5
+    assert found.mean_error[0] / found.sd[0] == pytest.approx(mean, rel=0.15)
+    assert found.sd_error[0] / found.sd[0] == pytest.approx(square, rel=0.15)
 
 
 def test_what_does_not_fit_is_refused_before_anything_runs():
