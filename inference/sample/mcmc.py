@@ -1,11 +1,12 @@
-"""Native NUTS and HMC: Pyro's kernels on torch, NumPyro's on JAX, under NumPyro's argument names.
+"""NUTS and HMC: probgen's own on torch, NumPyro's on JAX, or by name; NumPyro's argument names.
 
 Both simulate Hamiltonian dynamics on the unconstrained latents u with momentum r ~ N(0, M),
 
     H(u, r) = -log p(u | data) + r' M^-1 r / 2,
 
 and accept so that p(u | data) is kept exactly. Step size and mass matrix M are learned during
-warm-up only. Declarations live here; the kernels run in `probgen/backends`.
+warm-up only. Declarations live here; our own chains run in `hamiltonian_chains`, the libraries'
+kernels in `probgen/backends`.
 
 Sources: Neal 2011, "MCMC using Hamiltonian dynamics"; Hoffman & Gelman 2014, arXiv:1111.4246;
 Betancourt 2017, arXiv:1701.02434 (multinomial NUTS).
@@ -15,8 +16,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 
@@ -26,7 +28,11 @@ from probgen.engine.chain_pieces import Pieces
 from probgen.engine.posterior import Posterior
 from probgen.engine.target import Kernel, Target
 from probgen.errors import AlgorithmError, DeclarationError, UnknownName
+from probgen.inference.sample.fixed_time import fixed_time
 from probgen.inference.sample.hamiltonian import fixed_length, hamiltonian, of_chains
+from probgen.inference.sample.hamiltonian_chains import draw_chains
+from probgen.inference.sample.machine import Machine
+from probgen.inference.sample.no_u_turn import no_u_turn
 from probgen.inference.sample.starts import starting_values
 from probgen.language.declared import declaration, require
 from probgen.language.dist import did_you_mean
@@ -90,7 +96,7 @@ class HamiltonianMethod:
     Args:
         num_warmup: transitions that adapt step size and mass matrix, and are thrown away.
         num_samples: transitions after that, per chain.
-        num_chains: independent chains; vectorised on JAX, one after another on torch.
+        num_chains: independent chains, side by side (by engine="pyro" one after another).
         thinning: every `thinning`-th transition is kept: num_samples // thinning draws.
         step_size: of the leapfrog integrator, where adaptation starts; by site only where all
             chains move at once (HMC in `generate` and learners): `infer` learns scales by the mass
@@ -105,7 +111,11 @@ class HamiltonianMethod:
             line), or starting values by site, the rest uniform: one for all chains, or
             [num_chains, ...], one for each.
         find_heuristic_step_size: search for a step size at the start of each adaptation window;
-            None is the native kernel's default: Pyro does, NumPyro does not.
+            None is the engine's default: ours and Pyro search, NumPyro does not.
+        mass_rank: a mass matrix of low rank: the variances, and this many directions along which
+            coordinates are correlated; by engine="probgen" alone.
+        engine: whose chains run: "probgen" (the default on torch), or those of the library that
+            are the reference, "pyro" on torch, "numpyro" (the default) on JAX.
 
     Raises:
         UnknownName: an option of another library (names the right one).
@@ -125,6 +135,8 @@ class HamiltonianMethod:
     target_accept_prob: OpenShare = 0.8
     init_strategy: Annotated[str, one_of(STRATEGIES)] | Mapping = "init_to_uniform"
     find_heuristic_step_size: bool | None = None
+    mass_rank: Many | None = None
+    engine: Literal["probgen", "pyro", "numpyro"] | None = None
 
     def __new__(cls, *args: Any, **options: Any) -> Any:
         """Refuses what is not an option of ours, before the dataclass would with a TypeError."""
@@ -149,6 +161,8 @@ class HamiltonianMethod:
     def __post_init__(self) -> None:
         expected = "at most num_samples, to keep a draw"
         require(self.thinning <= self.num_samples, self, expected, "thinning", "num_samples")
+        either = self.mass_rank is None or self.dense_mass is False
+        require(either, self, "one form of the mass matrix", "mass_rank", "dense_mass")
 
     @property
     def num_draws(self) -> int:
@@ -156,7 +170,7 @@ class HamiltonianMethod:
         return self.num_samples // self.thinning
 
     def kernel(self, backend: Backend, target: Target, num_calls: int | None = None) -> Kernel:
-        """Refused where no kernel moves many chains at once: `infer` runs the native one.
+        """Refused where no kernel moves many chains at once: `infer` runs its own chains.
 
         Raises:
             AlgorithmError: for NUTS, whose trajectories end each at another time.
@@ -206,7 +220,11 @@ class HamiltonianMethod:
         self, posterior: Posterior, params: Any, rows: Any, key: Any, token: Any,
         progress_bar: bool, pieces: Pieces,
     ) -> Chains:  # fmt: skip
-        """Runs the backend's kernel; for `pg.infer`."""
+        """Runs the engine's chains; for `pg.infer`.
+
+        Raises:
+            AlgorithmError: the backend has no such engine, or the engine no such option.
+        """
         if isinstance(self.step_size, Mapping):
             raise AlgorithmError(
                 f"{self.algorithm}: got step sizes by site, expected one number for pg.infer, "
@@ -217,10 +235,30 @@ class HamiltonianMethod:
         if not isinstance(self.dense_mass, bool):
             names = [n for block in self.dense_mass for n in block]
             self._check_sites("dense_mass", names, posterior)
+        b = posterior.bound.backend
+        engine = self.engine or b.hmc_engines[0]
+        self._check_engine(engine, b)
         total = len(chains) * (self.num_warmup + self.num_draws * self.thinning)
         with bar(total, wanted=progress_bar, unit="transition") as shown:
-            return posterior.bound.backend.hmc(
-                posterior, self, params, rows, given, key, token, shown, pieces
+            run = partial(draw_chains, machine=self._machine) if engine == "probgen" else b.hmc
+            return run(
+                posterior, self, params=params, rows=rows, given=given, key=key, token=token,
+                shown=shown, pieces=pieces,
+            )  # fmt: skip
+
+    def _machine(self, ops: Any, climb: Callable) -> Machine:
+        raise NotImplementedError
+
+    def _check_engine(self, engine: str, b: Backend) -> None:
+        if engine not in b.hmc_engines:
+            raise AlgorithmError(
+                f"{self.algorithm}: got engine={engine!r} on {b.name}, expected one of "
+                f"{', '.join(map(repr, b.hmc_engines))} there."
+            )
+        if self.mass_rank is not None and engine != "probgen":
+            raise AlgorithmError(
+                f"{self.algorithm}: got mass_rank={self.mass_rank} with the engine {engine!r}, "
+                "which has no mass matrix of low rank, expected engine='probgen', or dense_mass=."
             )
 
 
@@ -236,8 +274,8 @@ class NUTS(HamiltonianMethod):
     `sample_stats`, of both backends: `lp`, `energy`, `diverging`, `acceptance_rate` (mean over the
     trajectory), `n_steps`, `tree_depth`, `reached_max_treedepth`, `step_size`. With thinning they
     belong to the kept transition, except `diverging`, which is true when any since the last kept
-    one diverged. `energy` is H at the accepted point on JAX and at the start of the trajectory on
-    torch, whose kernel does not keep the other.
+    one diverged. `energy` is H at the accepted point (by engine="pyro", which does not keep that,
+    at the start of the trajectory).
 
     Source: Hoffman & Gelman 2014, arXiv:1111.4246; Betancourt 2017, arXiv:1701.02434.
     """
@@ -247,11 +285,14 @@ class NUTS(HamiltonianMethod):
 
     max_tree_depth: Annotated[int, between(1, 20)] = 10
 
+    def _machine(self, ops: Any, climb: Callable) -> Machine:
+        return no_u_turn(ops, climb, self.max_tree_depth)
+
     def draws(
         self, posterior: Posterior, params: Any, rows: Any, key: Any, token: Any,
         progress_bar: bool, pieces: Pieces,
     ) -> Chains:  # fmt: skip
-        """Runs the backend's kernel, and adds what the number of leapfrogs says of the tree."""
+        """Runs the engine's chains, and adds what the number of leapfrogs says of the tree."""
         out = super().draws(posterior, params, rows, key, token, progress_bar, pieces)
         # A tree of depth d that was not cut short has 2^d - 1 new nodes.
         depth = np.floor(np.log2(np.maximum(out.stats["n_steps"], 1))).astype(np.int64) + 1
@@ -269,7 +310,7 @@ class HMC(HamiltonianMethod):
         num_steps: a fixed number of leapfrog steps instead, whatever the step size.
         jitter: where all chains move at once (`generate`, learners): each transition of a chain has
             a step size of its own, uniform within this share around the common one, so that no
-            trajectory is a period of the target's; 0 is none. `infer`'s native kernel has none.
+            trajectory is a period of the target's; 0 is none. `infer` has none.
         preconditioner: there, M, the diagonal of the inverse mass matrix: a number or array, or one
             by site, such as variances, so that all coordinates move alike. `infer` learns its own.
 
@@ -292,6 +333,9 @@ class HMC(HamiltonianMethod):
         require(not both, self, "one of them", "trajectory_length", "num_steps")
         if self.num_steps is None and self.trajectory_length is None:
             object.__setattr__(self, "trajectory_length", 2 * math.pi)
+
+    def _machine(self, ops: Any, climb: Callable) -> Machine:
+        return fixed_time(ops, climb, self.num_steps)
 
     def kernel(self, backend: Backend, target: Target, num_calls: int | None = None) -> Kernel:
         """All chains at once, with one step size, which the first `num_warmup`
@@ -317,7 +361,7 @@ class HMC(HamiltonianMethod):
         self, posterior: Posterior, params: Any, rows: Any, key: Any, token: Any,
         progress_bar: bool, pieces: Pieces,
     ) -> Chains:  # fmt: skip
-        """Runs the backend's kernel, whose trajectories all have one length."""
+        """Runs the engine's chains, whose trajectories all have one length."""
         if self.jitter:
             raise AlgorithmError(
                 f"HMC: got jitter={self.jitter:g} for pg.infer, expected 0, since the backends' "

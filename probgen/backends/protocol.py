@@ -190,6 +190,14 @@ class Backend(Protocol):
     ) -> tuple[Tree, Tree]:
         """(carry, x) -> (carry, y) over the leading axis of xs; the ys are stacked."""
 
+    def each(self, fn: Callable) -> Callable:
+        """`fn(x, *rest)` at each x along a leading axis: side by side where that can be, else one
+        after another."""
+
+    def loop(self, step: Callable, num_calls: int | None = None, token: Any = None) -> Callable:
+        """(carry, xs, *args) -> (carry, ys): `scan` of step(carry, x, *args), compiled, for steps
+        so small that the way to them costs more than they do; `num_calls` says how many."""
+
     def cond(self, pred: Array, if_true: Callable, if_false: Callable, *args: Any) -> Tree:
         """if_true(*args) where the scalar `pred` holds, else if_false(*args), of one form.
 
@@ -285,11 +293,16 @@ class Backend(Protocol):
 
     # ---- native samplers
 
+    hmc_engines: tuple[str, ...]  # who runs NUTS and HMC of `infer`, the default first
+
     def unconstrained(self, program: Callable, params: Mapping, **options: Any) -> Any:
         """Runs a program with its latents on the real line; see the backends' `mcmc` files."""
 
-    def hmc(self, posterior: Any, method: Any, *args: Any) -> Any:
-        """The framework's own NUTS or HMC."""
+    def hmc(
+        self, posterior: Any, method: Any, params: Any, rows: Any, given: Any, key: Any,
+        token: Any, shown: Callable, pieces: Any,
+    ) -> Any:  # fmt: skip
+        """The library's NUTS or HMC, the reference of ours."""
 
     def fingerprint(self, fn: Callable, *args: Any) -> Any:
         """A token of what `fn` computes at these shapes, for `compile`; None where none helps."""

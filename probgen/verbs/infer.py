@@ -71,8 +71,8 @@ def infer(
             a program that is itself the density, or observes by `obs=`. All are one batch, so a
             site in further plates, [*plates, data, *event], or outside the data plate, [*event],
             may be observed too.
-        method: a sampler: `NUTS(num_warmup=500, num_samples=1000, num_chains=4)` and `HMC`, the
-            backend's own; `Langevin`, plain or with metropolis=True; `Guide(num_samples=1000)`, the
+        method: a sampler: `NUTS(num_warmup=500, num_samples=1000, num_chains=4)` and `HMC`;
+            `Langevin`, plain or with metropolis=True; `Guide(num_samples=1000)`, the
             model's own guide, for a `Fitted`.
         inputs: what the program conditions on; arrays as long as the data have one row a datum.
         names: which entries of a data set observe which sites.
@@ -90,15 +90,13 @@ def infer(
         path: a folder for the chains, or an address (see `evaluate`). Draws are kept beside it as
             they come, and the same call after a kill goes on from there, to the same draws, to the
             bit, where model, data, inputs, method and seed are the same by their content
-            (`probgen.language.identity`). On torch, whose NUTS and HMC run one chain after another,
-            their finished chains are kept and an unfinished one begins again; all else goes on from
-            the last of some twenty pieces.
+            (`probgen.language.identity`): from the last of some twenty pieces of warm-up and twenty
+            of draws (by Pyro's engine, whose chains run one after another, of its finished chains).
             The chains stand there when the call returns, and a further call of the same reads them.
         executor: whose workers run the chains, each by itself, whole; see `evaluate`. Chains of
             NUTS and HMC have their own noise in any case, so that they are those of the call
-            without an executor: to the bit on torch, where they never run side by side, and on JAX
-            to the rounding of sums over one chain in place of many, which a long trajectory may
-            turn into another one of the same law. Chains of other samplers share noise and step
+            without an executor, to the rounding of sums over one chain in place of many, which a
+            long trajectory may turn into another one of the same law. Chains of other samplers share noise and step
             size where they run together, and have their own here: other draws of the same law. With
             a `path` whole chains are kept.
         progress_bar: shows one on a terminal.

@@ -25,12 +25,8 @@ from probgen.backends.jax.distributions import (
     normal_base,
     unexpanded,
 )
-from probgen.backends.jax.lowering import (
-    Lowering,
-    probe_program,
-    read_arguments,
-    run_program,
-)
+from probgen.backends.jax.loops import each, looped
+from probgen.backends.jax.lowering import Lowering, probe_program, read_arguments, run_program
 from probgen.backends.jax.optimizers import optimizer
 from probgen.backends.jax.sums import total
 from probgen.backends.lowering import edges, gaussian_kl, held_integers
@@ -50,6 +46,7 @@ class JaxBackend:
     """
 
     name = "jax"
+    hmc_engines: tuple[str, ...] = ("numpyro", "probgen")
     ops, total = jax_ops, staticmethod(total)
 
     def __init__(self, device: str = "auto"):
@@ -203,6 +200,11 @@ class JaxBackend:
 
     def scan(self, step: Callable, carry: Any, xs: Any = None, length: int | None = None) -> Any:
         return jax.lax.scan(step, carry, xs, length=length)
+
+    each = staticmethod(each)
+
+    def loop(self, step: Callable, num_calls: int | None = None, token: Any = None) -> Compiled:
+        return Compiled(looped(step), self.device, token)
 
     cond = staticmethod(jax.lax.cond)
 

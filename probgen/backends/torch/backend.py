@@ -13,7 +13,7 @@ import torch
 from probgen.backends import keys
 from probgen.backends.lowering import edges, gaussian_kl, held_integers
 from probgen.backends.protocol import Optimizer, Site
-from probgen.backends.torch import mcmc, optimizers, processes, random, rows
+from probgen.backends.torch import loops, mcmc, optimizers, processes, random, rows
 from probgen.backends.torch import ops as torch_ops
 from probgen.backends.torch.calculus import value_and_grad
 from probgen.backends.torch.compile import Compiled, Seen, cond
@@ -56,6 +56,7 @@ class TorchBackend:
     """
 
     name = "torch"
+    hmc_engines: tuple[str, ...] = ("probgen", "pyro")
     ops = torch_ops
 
     def __init__(self, device: str = "auto", compile: str = "auto"):
@@ -274,6 +275,19 @@ class TorchBackend:
             carry, y = step(carry, None if xs is None else take(xs, i))
             ys.append(y)
         return carry, stack(ys)
+
+    def each(self, fn: Callable) -> Callable:
+        def run(x: Any, *rest: Any) -> Any:
+            try:
+                return torch.func.vmap(lambda item: fn(item, *rest))(x)
+            except (RuntimeError, NotImplementedError) as error:
+                log.info("torch: vmap cannot batch this function (%s); one by one", error)
+            return stack([fn(take(x, i), *rest) for i in range(count_of(x))])
+
+        return run
+
+    def loop(self, step: Callable, num_calls: int | None = None, token: Any = None) -> Callable:
+        return loops.loop(self._compiled, step, num_calls)
 
     cond = staticmethod(cond)
 
