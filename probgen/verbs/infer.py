@@ -96,9 +96,9 @@ def infer(
         executor: whose workers run the chains, each by itself, whole; see `evaluate`. Chains of
             NUTS and HMC have their own noise in any case, so that they are those of the call
             without an executor, to the rounding of sums over one chain in place of many, which a
-            long trajectory may turn into another one of the same law. Chains of other samplers share noise and step
-            size where they run together, and have their own here: other draws of the same law. With
-            a `path` whole chains are kept.
+            long trajectory may turn into another one of the same law. Chains of other samplers
+            share noise and step size where they run together, and have their own here: other draws
+            of the same law. With a `path` whole chains are kept.
         progress_bar: shows one on a terminal.
 
     Returns:

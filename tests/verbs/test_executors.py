@@ -63,7 +63,7 @@ def infer(b, method, **options):
 
 
 def test_chains_of_hmc_are_those_of_one_process(backend_name, request, tmp_path):
-    """To the bit on torch, to rounding on JAX, which sums over one chain in place of two."""
+    """To rounding: sums are over one chain in place of two."""
     b, method = quick(backend_name), HMC(**SIZES, num_steps=2)
     # What XLA compiles takes seconds, in this process and in each of the pool's.
     there = request.getfixturevalue("executor") if b.name == "torch" else Fragile()
@@ -73,7 +73,7 @@ def test_chains_of_hmc_are_those_of_one_process(backend_name, request, tmp_path)
     for group in ("posterior", "sample_stats"):
         for name, v in whole[group].data_vars.items():
             one, other = found[group][name].values, v.values
-            np.testing.assert_allclose(one, other, rtol=0 if b.name == "torch" else 1e-3)
+            np.testing.assert_allclose(one, other, rtol=1e-3)
             np.testing.assert_array_equal(one, again[group][name].values)
     with pytest.raises(OtherRun, match="another chains"):
         infer(b, method, path=tmp_path / "c")

@@ -105,7 +105,10 @@ class Graph:
     Attributes:
         constants: the tensors that the function closes over, which are inputs of the graph too;
             whoever makes a graph takes them out of it (`take_constants`).
+        code: by inductor, what it made: inputs -> outputs, for `replay.py`.
     """
+
+    code: Any = None
 
     def __init__(self, fn: Callable, args: tuple, route: str, device: str):
         # Draws while planning and tracing are thrown away; the caller's random state stays.
@@ -154,15 +157,18 @@ class Graph:
             tracing.reset(token)
             random.planner.reset(plan_token)
 
-    @staticmethod
-    def _inductor(module: torch.fx.GraphModule, example: list[torch.Tensor]) -> Callable:
-        from torch._inductor import compile as inductor
+    def _inductor(self, module: torch.fx.GraphModule, example: list[torch.Tensor]) -> Callable:
         from torch._inductor import config
+        from torch._inductor.compile_fx import compile_fx, compile_fx_inner
+
+        def inner(*args: Any, **kwargs: Any) -> Any:
+            self.code = compile_fx_inner(*args, **kwargs)
+            return self.code
 
         # The sizes that it would assert at every call are the signature that a graph is found by.
         with warnings.catch_warnings(), config.patch(fallback_random=True, size_asserts=False):
             warnings.simplefilter("ignore")  # inductor's own deprecations, not ours to act on
-            return inductor(module, example)
+            return compile_fx(module, example, inner_compile=inner)
 
     def take_constants(self) -> list[torch.Tensor]:
         """The constants, which the graph no longer holds."""
@@ -272,6 +278,19 @@ class Compiled:
     def __call__(self, *args: Any) -> Any:
         if tracing.get() or torch._C._functorch.peek_interpreter_stack() is not None:
             return self.fn(*args)
+        built, tensors, keys = self.built(*args)
+        if built.graph is not None:
+            return built.graph(tensors, keys, self.device, built.constants)
+        if built.refusal:
+            raise NotByRow(built.refusal)
+        return self.fn(*args) if sharing.get() is None else summed(self.fn(*args))
+
+    def wants_inductor(self) -> bool:
+        """Whether its graphs are to be compiled."""
+        return self._wanted() == "inductor"
+
+    def built(self, *args: Any) -> tuple[Built, list[torch.Tensor], list[Key]]:
+        """What the function is at such arguments, and their tensors and keys in its order."""
         tensors: list = []
         keys: list = []
         world = sharing.get()
@@ -281,11 +300,7 @@ class Compiled:
         built = self.graphs.get(signature)
         if built is None:
             built = self.graphs[signature] = self._find(args, signature)
-        if built.graph is not None:
-            return built.graph(tensors, keys, self.device, built.constants)
-        if built.refusal:
-            raise NotByRow(built.refusal)
-        return self.fn(*args) if world is None else summed(self.fn(*args))
+        return built, tensors, keys
 
     def _find(self, args: tuple, signature: tuple) -> Built:
         wanted = self._wanted()
