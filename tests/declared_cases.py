@@ -258,6 +258,7 @@ RESULTS = {
     "RandomStep", "Record", "Results", "RocBand", "RocCurve", "SBC", "SampleQuality", "Section",
     "SetVerdict", "Shapes", "Symmetry", "VSBC", "Verdict", "MethodTable", "Paired",
     "Fidelity", "Judge", "TextBase", "Tuned", "Tuning",
+    "Drawing", "Sampling", "Scoring",
     "Divergences", "MethodResult", "Moments", "PosteriorComparison", "PosteriorDifference",
 }  # fmt: skip
 
@@ -299,7 +300,7 @@ FUNCTIONS = {
         "count_distinct": {"values": X}, "detection_blocks": {"gathered": TABLES},
         "gather": {"in_table": TABLE}, "histogram_blocks": {"gathered": TABLES},
         "image_blocks": {"gathered": TABLES}, "likelihood_blocks": {"gathered": TABLES},
-        "limits": {"table": FOUND},
+        "limits": {"table": FOUND}, "merged": {"folders": ["none"]},
         "report": {"fitted": FITTED, "in_table": TABLE, "path": "page.html"},
         "run": {"run_folder": "none", "data_word": "digits"}, "sections": {"gathered": TABLES},
         "split_table": {"table": TABLE, "sizes": {"x": 4}, "measures": ()},

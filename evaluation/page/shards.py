@@ -15,7 +15,7 @@ from probgen.language.kinds import PathLike
 
 @checked(where="merge")
 def merged(
-    folders: Sequence[PathLike],
+    folders: Sequence[str],
     *,
     out: PathLike | None = None,
     say: Callable[[str], None] = logging.getLogger("probgen").info,
