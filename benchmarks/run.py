@@ -32,6 +32,7 @@ ROWS = {
     "importance": "importance",
     "again": "again",
     "together": "together",
+    "devices": "devices",
 }
 
 

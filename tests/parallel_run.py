@@ -15,6 +15,7 @@ from parallel_cases import ROWS, assert_same, fitted, numbers
 import probgen as pg
 from probgen import backends
 from probgen.errors import BackendError
+from probgen.trees import tree_leaves
 
 
 def gloo(rank, folder, names, checks):
@@ -103,14 +104,23 @@ def keeps_parameters_in_pieces(b, folder):
     """Large parameters split over the devices, of which there are checkpoints too."""
     model = small_vae(hidden=(160, 160))
 
+    class Cut(pg.Callback):
+        largest = 0
+
+        def on_chunk(self, progress, metrics):
+            for x in tree_leaves(progress._state):
+                here = x.addressable_shards[0].data if b.name == "jax" else getattr(x, "local", x)
+                self.largest = max(self.largest, int(np.prod(here.shape)))
+
     def fit(**options):
         return pg.fit(
             model, binary_data(40), svi(clip_norm=0.5), num_steps=3, batch_size=ROWS, seed=1,
             backend=b, progress_bar=False, **options,
         )  # fmt: skip
 
-    place = Path(folder) / "pieces"
-    found = fit(devices="all", shard_parameters=True, checkpoint=place)
+    place, look = Path(folder) / "pieces", Cut()
+    found = fit(devices="all", shard_parameters=True, checkpoint=place, callbacks=[look])
+    assert look.largest < 160 * 160, "all parameters in full"
     assert_same(numbers(fit()), numbers(found), "in pieces")
     if b.over("all", ROWS).process == 0:
         assert_same(numbers(found), numbers(fit(checkpoint=place)), "gathered")

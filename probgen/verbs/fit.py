@@ -271,6 +271,7 @@ def fit(
     info = {
         "backend": b.name, "seed": seed, "num_steps": step, "num_data": source.size,
         "seconds": round(time.perf_counter() - began, 3), **b.info(),
+        **({} if devices is None else {"devices": b.num_devices, "process": b.process}),
     }  # fmt: skip
     return Fitted(
         declared, params, history, report, info,

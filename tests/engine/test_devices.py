@@ -57,7 +57,8 @@ def test_four_devices_of_xla_compute_what_one_does(tmp_path):
 @pytest.mark.slow
 def test_so_does_every_learner_on_torch(tmp_path):
     pytest.importorskip("torch")
-    two_of_gloo(tmp_path, sorted(set(CASES) - set(QUICK_TORCH)))
+    checks = (parallel_run.keeps_parameters_in_pieces,)
+    two_of_gloo(tmp_path, sorted(set(CASES) - set(QUICK_TORCH)), checks)
 
 
 @pytest.mark.slow

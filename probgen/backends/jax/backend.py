@@ -60,11 +60,11 @@ class JaxBackend:
     @staticmethod
     def _find(device: str) -> Any:
         if device == "auto":
-            return jax.devices()[0]
+            return jax.local_devices()[0]
         platform, _, index = device.partition(":")
         platform = {"gpu": "cuda"}.get(platform, platform)
         try:
-            devices = jax.devices(platform)
+            devices = jax.local_devices(backend=platform)
             return devices[int(index or 0)]
         except (RuntimeError, IndexError, ValueError) as error:
             raise BackendError(

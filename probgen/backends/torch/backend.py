@@ -65,7 +65,7 @@ class TorchBackend:
         self.policy = compile
         self.device = self._device(device)
         self._seen = Seen()
-        self._world = World(0, 1, "", 0)
+        self._world, self._is_cut = World(0, 1, "", 0), False
 
     @staticmethod
     def _device(device: str) -> str:
@@ -101,12 +101,8 @@ class TorchBackend:
     def over(
         self, devices: int | str, num_rows: int, shard_parameters: bool = False
     ) -> TorchBackend:
-        if shard_parameters:
-            raise BackendError(
-                "shard_parameters: got True on torch, expected False: there each process keeps all "
-                'parameters; backend="jax" splits them.'
-            )
         out = copy.copy(self)
+        out._is_cut = shard_parameters
         out._world, out.device = processes.world_of(self.device, devices, num_rows)
         return out
 
@@ -294,7 +290,7 @@ class TorchBackend:
     def run_steps(self, update: Callable) -> Callable:
         """Runs `update(state, batch, key)` for a chunk of steps; see `probgen.engine.loop`."""
 
-        return steps(update, self._world, self.device)
+        return steps(update, self._world, self.device, self._is_cut)
 
     # ---- programs
 

@@ -25,7 +25,7 @@ from probgen.backends.torch.direct import directly
 from probgen.backends.torch.record import Recorder
 from probgen.backends.torch.routes import tracing
 from probgen.backends.torch.simplify import fold, lift, simplify
-from probgen.backends.torch.split import Place, Split, placed, sharing, summed
+from probgen.backends.torch.split import Piece, Place, Split, placed, sharing, summed, together
 from probgen.errors import DeclarationError, NotByRow, ProbgenError
 from probgen.language.identity import contents
 from probgen.progress import log
@@ -42,9 +42,9 @@ def flatten(value: Any, tensors: list, keys: list, spec: list) -> None:
     kind = type(value)
     if kind is Split:
         tensors.append(value.local)
-        spec.append((value.axis, value.shape, value.dtype))
+        spec.append((value.axis, value.world.outer, value.shape, value.dtype))
     elif kind is torch.Tensor or isinstance(value, torch.Tensor):
-        tensors.append(value)
+        tensors.append(value.whole() if kind is Piece else value)
         spec.append((value.shape, value.dtype))
     elif kind is dict:
         spec.append(tuple(value))
@@ -62,7 +62,7 @@ def flatten(value: Any, tensors: list, keys: list, spec: list) -> None:
 
 
 def _rebuild(value: Any, tensors: Any, keys: Any) -> Any:
-    if isinstance(value, Split):
+    if type(value) is Split:
         return Split(next(tensors), value.axis, value.world)
     if isinstance(value, torch.Tensor):
         return next(tensors)
@@ -294,6 +294,8 @@ class Compiled:
         tensors: list = []
         keys: list = []
         world = sharing.get()
+        if world is not None:  # once, also for a function that runs live
+            args = together(args)
         spec: list = [torch.is_autocast_enabled(self._kind), torch.get_default_dtype(), world]
         flatten(args, tensors, keys, spec)
         signature = tuple(spec)

@@ -8,6 +8,7 @@ import torch
 
 from probgen.backends.optimizer_steps import moment_bounds
 from probgen.backends.protocol import Optimizer
+from probgen.backends.torch.split import Piece
 from probgen.language import optim
 from probgen.trees import tree_leaves, tree_map
 
@@ -38,6 +39,7 @@ def optimizer(declaration: optim.OptimizerDeclaration, device: str) -> Optimizer
                 norms = torch._foreach_norm(gs)
                 norm = torch.linalg.vector_norm(torch.stack(norms))
                 gs = torch._foreach_mul(gs, torch.clamp(declaration.clip_norm / norm, max=1.0))
+            ps, gs, *ms = _own(ps, gs, *ms)
             lr = declaration.learning_rate_at(state["count"]) * state["step_scale"]
             if isinstance(declaration, optim.Adam):
                 _adam(declaration, ps, gs, ms, state["count"], lr)
@@ -48,10 +50,24 @@ def optimizer(declaration: optim.OptimizerDeclaration, device: str) -> Optimizer
     return Optimizer(init, update)
 
 
+def _own(ps: list, *others: list) -> list[list]:
+    """The pieces of parameters that this process has, and of what goes with them."""
+    cut = {i: p for i, p in enumerate(ps) if isinstance(p, Piece)}
+    if not cut:
+        return [ps, *others]
+
+    def part(i: int, x: Any) -> Any:
+        if i not in cut or isinstance(x, Piece):
+            return getattr(x, "local", x)
+        return cut[i].world.part(x, cut[i].axis or 0).contiguous()
+
+    return [[part(i, x) for i, x in enumerate(xs)] for xs in (ps, *others)]
+
+
 def _laid_out_like(p: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
     """The gradient with its parameter's strides: fused kernels walk both by memory, not by index,
     and a convolution's gradient often comes in another order."""
-    return g if g.stride() == p.stride() else torch.empty_like(p).copy_(g)
+    return g if isinstance(p, Piece) or g.stride() == p.stride() else torch.empty_like(p).copy_(g)
 
 
 def _adam(d: optim.Adam, ps: list, gs: list, ms: list, count: Any, lr: Any) -> None:

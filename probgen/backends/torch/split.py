@@ -23,6 +23,7 @@ from probgen.trees import tree_leaves, tree_like, tree_map
 Rule = Callable[[Any, tuple, dict], Any]
 _calls: Any = torch.ops._c10d_functional
 _rules: dict[Any, Rule] = {}
+SMALL = 2**14  # numbers of an array of a state that each process keeps in full
 POINTWISE = "pointwise"  # the rule of what torch says is elementwise
 
 
@@ -33,15 +34,21 @@ class World(NamedTuple):
         rank, size: which of them this is, of how many.
         group: the name of their group.
         num_rows: of a batch.
+        outer: how often the batch stands along an axis, one after another (particles of all data,
+            flattened for a product): each process has its part of each of them.
     """
 
     rank: int
     size: int
     group: str
     num_rows: int
+    outer: int = 1
 
     def part(self, x: torch.Tensor, axis: int) -> torch.Tensor:
         """This process's part of a plain tensor."""
+        if self.outer > 1:
+            one = self._replace(outer=1)
+            return one.part(x.unflatten(axis, (self.outer, -1)), axis + 1).flatten(axis, axis + 1)
         width = x.shape[axis] // self.size
         return x.narrow(axis, self.rank * width, width)
 
@@ -55,9 +62,8 @@ class World(NamedTuple):
         given = (x.to(torch.uint8) if is_bool else x).contiguous()
         out = _calls.all_gather_into_tensor(given, self.size, self.group)
         out = _calls.wait_tensor(out).view(self.size, *x.shape)
-        shape = [*x.shape]
-        shape[axis] *= self.size
-        out = out.movedim(0, axis).reshape(shape)
+        out = out.movedim(0, axis).unflatten(axis + 1, (self.outer, -1))
+        out = out.transpose(axis, axis + 1).flatten(axis, axis + 2)
         return out.to(torch.bool) if is_bool else out
 
 
@@ -88,6 +94,8 @@ class Split(torch.Tensor):
         out = torch.Tensor._make_wrapper_subclass(
             cls, shape, strides=strides, dtype=local.dtype, device=local.device
         )
+        if axis is None and world.outer > 1:
+            world = world._replace(outer=1)
         out.local, out.axis, out.world = local, axis, world
         return out
 
@@ -107,11 +115,12 @@ class Split(torch.Tensor):
         cls, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        rule = rule_of(func)
+        rule, given = rule_of(func), splits_in((args, kwargs))
+        if len({s.world.outer for s in given if s.axis is not None}) > 1:
+            rule = None
         out = NotImplemented if rule is None else rule(func, args, kwargs)
         if out is not NotImplemented:
             return out
-        given = splits_in((args, kwargs))
         if rule is not None and len({s.axis is None for s in given}) == 2:
             args, kwargs = _whole((args, kwargs), terms_alone=True)
             return func(*args, **kwargs)
@@ -124,6 +133,38 @@ class Split(torch.Tensor):
             self.local.copy_(self.world.part(whole, self.axis))
         else:
             self.local.copy_(whole * float(self.world.rank == 0))
+
+
+class Piece(Split):
+    """This process's piece of a parameter, of an optimiser's moment, or of another large array of a
+    state, between its uses: whatever computes with it puts it together, and optimisers alone, which
+    go number by number, move the piece (`optimizers.py`)."""
+
+    @classmethod
+    def __torch_dispatch__(
+        cls, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in _ALIKE and isinstance(args[0], Piece):
+            x = args[0]
+            return Piece(func(x.local, *args[1:], **kwargs), x.axis, x.world)
+        return _on_whole(func, args, kwargs)
+
+
+_ALIKE = {torch.ops.aten.detach.default, torch.ops.aten.clone.default,
+          torch.ops.aten.zeros_like.default}  # fmt: skip
+
+
+def in_pieces(tree: Any, world: World) -> Any:
+    """A state with its large arrays in pieces, along the first axis that can be cut."""
+
+    def one(x: Any) -> Any:
+        if isinstance(x, Piece) or not isinstance(x, torch.Tensor) or x.numel() < SMALL:
+            return x
+        axis = next((i for i, n in enumerate(x.shape) if n % world.size == 0), None)
+        return x if axis is None else Piece(world.part(x, axis).contiguous(), axis, world)
+
+    return tree_map(one, tree)
 
 
 def _on_whole(func: Any, args: tuple, kwargs: dict) -> Any:
@@ -206,33 +247,40 @@ def add_up(terms: list[torch.Tensor], world: World) -> list[torch.Tensor]:
     for kind in dict.fromkeys(x.dtype for x in terms):
         places = [i for i, x in enumerate(terms) if x.dtype is kind]
         flat = torch.cat([terms[i].reshape(-1) for i in places])
-        parts = world.summed(flat).split([terms[i].numel() for i in places])
+        flat = _calls.wait_tensor(_calls.all_reduce_(flat, "sum", world.group))  # ours alone
+        parts = flat.split([terms[i].numel() for i in places])
         for i, part in zip(places, parts, strict=True):
             out[i] = part.view(terms[i].shape)
     return out
 
 
 def wholes(tree: Any) -> Any:
-    """A tree of plain tensors."""
-    return tree_map(lambda x: x.whole() if isinstance(x, Split) else x, summed(tree))
+    """A tree of plain tensors, but for pieces of parameters."""
+    return tree_map(lambda x: x.whole() if type(x) is Split else x, summed(tree))
+
+
+def together(tree: Any) -> Any:
+    """A tree of arguments with its pieces of parameters put together."""
+    return tree_map(lambda x: x.whole() if isinstance(x, Piece) else x, tree)
 
 
 class Place(NamedTuple):
-    """How an output of a graph lies: axis as of `Split`, or plain."""
+    """How an output of a graph lies: axis and outer as of a `Split`, or plain."""
 
-    axis: int | None
     is_split: bool
+    axis: int | None = None
+    outer: int = 1
 
     @staticmethod
     def of(x: Any) -> Place:
-        return Place(x.axis, True) if isinstance(x, Split) else Place(None, False)
+        return Place(True, x.axis, x.world.outer) if isinstance(x, Split) else Place(False)
 
 
 def placed(outputs: list[torch.Tensor], places: list[Place], world: World) -> list:
     """Outputs of a graph as what they stand for, the sums among them done."""
     terms = [i for i, p in enumerate(places) if p.is_split and p.axis is None]
     out = [
-        Split(x, p.axis, world) if p.is_split and p.axis is not None else x
+        x if p.axis is None else Split(x, p.axis, world._replace(outer=p.outer))
         for x, p in zip(outputs, places, strict=True)
     ]
     if terms:

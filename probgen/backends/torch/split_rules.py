@@ -205,7 +205,7 @@ def batched(func: Any, args: tuple, kwargs: dict) -> Any:
 
 @rule("view", "_unsafe_view", "reshape")
 def view(func: Any, args: tuple, kwargs: dict) -> Any:
-    """Where the rows are the first axis of those that are put together or taken apart."""
+    """Axes put together or taken apart, as long as rows stay together."""
     x, size = args[0], [*args[1]]
     if not isinstance(x, Split) or len(args) != 2:
         return NotImplemented
@@ -214,18 +214,20 @@ def view(func: Any, args: tuple, kwargs: dict) -> Any:
     if -1 in size:
         known = math.prod(s for s in size if s != -1)
         size[size.index(-1)] = math.prod(x.shape) // max(known, 1)
-    before, place, axis = math.prod(x.shape[: x.axis]), 1, 0
-    while axis < len(size) and (place < before or size[axis] == 1):
+    # So many numbers of axes in front, each of which has all the rows.
+    world, before = x.world, math.prod(x.shape[: x.axis]) * x.world.outer
+    rows = x.shape[x.axis] // world.outer
+    axis, place = 0, 1
+    while axis < len(size) and place * size[axis] <= before:
         place, axis = place * size[axis], axis + 1
-    if axis == len(size) or place != before or size[axis] % x.world.size:
+    if axis == len(size) or before % place or size[axis] % (before // place):
         return NotImplemented
-    size[axis] //= x.world.size
-    local = x.local
-    try:
-        out = func(local, size)
-    except RuntimeError:  # the part is not laid out as the whole is
-        out = local.reshape(size)
-    return Split(out, axis, x.world)
+    outer = before // place
+    new = size[axis] // outer
+    if new % world.size or (new % rows and rows % new):
+        return NotImplemented
+    size[axis] //= world.size
+    return Split(x.local.reshape(size), axis, world._replace(outer=outer))
 
 
 @rule("permute", "transpose.int", "t", "unsqueeze", "squeeze.dim", "squeeze.dims")

@@ -8,12 +8,13 @@ from typing import Any
 import torch
 
 from probgen.backends import keys
-from probgen.backends.torch.split import Split, World, sharing, spread, wholes
+from probgen.backends.torch.split import Split, World, in_pieces, sharing, spread, wholes
 from probgen.trees import tree_map
 
 
-def steps(update: Callable, world: World, device: str) -> Callable:
-    """See `Backend.run_steps`; with several processes each reads its rows of a batch."""
+def steps(update: Callable, world: World, device: str, is_cut: bool = False) -> Callable:
+    """See `Backend.run_steps`; with several processes each reads its rows of a batch,
+    and where `is_cut` keeps a piece of each large array of the state."""
     shared = world if world.size > 1 else None
 
     def step(state: Any, batches: Any, rows: Any, i: int, key: keys.Key) -> Any:
@@ -25,12 +26,17 @@ def steps(update: Callable, world: World, device: str) -> Callable:
             if shared is not None:
                 batch = {k: Split(v, 0, world) for k, v in batch.items()}
         new, metrics = update(state, batch, key)
-        return (new, metrics) if shared is None else (wholes(new), wholes(metrics))
+        if shared is None:
+            return new, metrics
+        new = wholes(new)
+        return in_pieces(new, shared) if is_cut else new, wholes(metrics)
 
     def run(state: Any, batches: Any, indices: Any, key: keys.Key, start: int) -> Any:
         metrics = []
         rows = None if indices is None else torch.as_tensor(indices, device=device)
         count = count_of(batches) if rows is None else len(rows)
+        if shared is not None and is_cut:
+            state = in_pieces(state, shared)
         token = sharing.set(shared)
         try:
             for i in range(count):

@@ -1,0 +1,149 @@
+"""A step over two processes against a step of one with half the batch: what sharing costs.
+
+The VAE of 784-400-20 units, or of convolutions, 256 images a step over two processes (Gloo; on JAX
+`jax.distributed`), and 128 in one. Both fits are held in the first of the two processes, which
+times them by turns by its own CPU clock, all threads of it: what it computes, sends and receives,
+and not how long it waits for the other, which on one machine waits for the same cores. The target is
+the convolutional one's; that of dense layers sends 2.6 MB of gradients after a few ms of work, and
+shows what sending costs. `python benchmarks/devices.py BACKEND KIND` prints ratios of pairs of
+blocks by the wall clock too.
+"""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+AT_LEAST = 1 / 1.15
+
+
+def serve(backend: str, kind: str, rank: int, port: int) -> None:
+    """The first process: times blocks as it is asked on stdin; the second goes along."""
+    sys.path.insert(0, str(HERE))
+    import fitting
+
+    import probgen as pg
+    from probgen import backends
+    from probgen.inference import ELBO, SVI
+
+    if backend == "jax":
+        import jax
+
+        jax.distributed.initialize(f"127.0.0.1:{port}", 2, rank)
+    else:
+        import torch
+
+        torch.set_num_threads(1)
+        where = f"tcp://127.0.0.1:{port}"
+        torch.distributed.init_process_group("gloo", where, rank=rank, world_size=2)
+    b = backends.load(backend, "cpu")
+
+    def fit(rows: int, callbacks: list, **options: Any) -> Any:
+        return pg.fit(
+            *(fitting.vae(kind), fitting.images(), SVI(ELBO(), pg.Adam(1e-3))),
+            num_steps=fitting.NUM_STEPS, batch_size=rows, seed=0, backend=b, progress_bar=False,
+            callbacks=callbacks, **options,
+        )  # fmt: skip
+
+    if rank:
+        fit(2 * fitting.BATCH, [], devices="all")
+        return
+    held = {
+        "two": fitting.Held(lambda c: fit(2 * fitting.BATCH, [c], devices="all")),
+        "half": fitting.Held(lambda c: fit(fitting.BATCH, [c])),
+    }
+    for line in sys.stdin:
+        cpu, wall = time.process_time(), time.perf_counter()
+        held[line.strip()].advance()
+        spent = time.process_time() - cpu, time.perf_counter() - wall, fitting.STEPS
+        print("spent", json.dumps(spent), flush=True)
+
+
+class Pair:
+    """The two processes."""
+
+    def __init__(self, backend: str, kind: str):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        command = [sys.executable, __file__, backend, kind]
+        pipe = subprocess.PIPE
+        self.second, self.first = (
+            subprocess.Popen([*command, str(r), str(port)], stdin=pipe, stdout=pipe, text=True,
+                             env={**os.environ, "PYTHONUNBUFFERED": "1"})
+            for r in (1, 0)
+        )  # fmt: skip
+
+    def block(self, name: str) -> tuple[float, float, int]:
+        """(seconds of CPU, seconds, steps) of a block."""
+        self.first.stdin.write(f"{name}\n")
+        self.first.stdin.flush()
+        for line in self.first.stdout:
+            if line.startswith("spent "):
+                return tuple(json.loads(line[6:]))
+        raise RuntimeError("the first process ended")
+
+    def end(self) -> None:
+        for process in (self.first, self.second):
+            process.kill()
+            process.wait()
+
+
+def contests(setting: Any, only: str = "") -> Iterator[Any]:
+    from harness import Agreement, Contest, Side, Target, Timed
+
+    from probgen import backends
+
+    def same() -> Agreement:
+        """That the numbers are those of one process is a test: tests/engine/test_devices.py."""
+        return Agreement("not compared here", 0.0, 0.0)
+
+    for backend in ("jax", "torch"):
+        for kind in ("mlp", "conv"):
+            name = f"a step over two processes, {kind}, {backend}"
+            if only not in name or not backends.available()[backend]:
+                continue
+            pair = Pair(backend, kind)
+
+            def side(which: str, pair: Pair = pair) -> Side:
+                def block() -> Timed:
+                    cpu, _, steps = pair.block(which)
+                    return Timed(steps, cpu)
+
+                return Side(block)
+
+            ours, peer = "two processes", "one, half the batch"
+            target = Target(ours, peer, AT_LEAST if kind == "conv" else None, same)
+            yield Contest(name, "steps", {ours: side("two"), peer: side("half")}, [target])
+            pair.end()
+
+
+def main(backend: str, kind: str) -> None:
+    """Ratios of nine pairs of blocks, by the CPU clock and by the wall's."""
+    pair = Pair(backend, kind)
+    for which in ("two", "half"):
+        pair.block(which)
+    ratios = []
+    for i in range(9):
+        order = ("two", "half") if i % 2 else ("half", "two")
+        found = {which: pair.block(which) for which in order}
+        ratios.append([found["two"][k] / found["half"][k] for k in (0, 1)])
+        print([round(r, 3) for r in ratios[-1]], round(found["half"][0] / found["half"][2], 5))
+    pair.end()
+    for k, clock in enumerate(("cpu", "wall")):
+        values = sorted(r[k] for r in ratios)
+        print(clock, "median", round(values[4], 3), "from", round(values[0], 3), "to",
+              round(values[-1], 3))  # fmt: skip
+
+
+if __name__ == "__main__":
+    if len(sys.argv) == 3:
+        main(*sys.argv[1:])
+    else:
+        serve(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))
