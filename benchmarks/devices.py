@@ -3,9 +3,9 @@
 The VAE of 784-400-20 units, or of convolutions, 256 images a step over two processes (Gloo; on JAX
 `jax.distributed`), and 128 in one. Both fits are held in the first of the two processes, which
 times them by turns by its own CPU clock, all threads of it: what it computes, sends and receives,
-and not how long it waits for the other, which on one machine waits for the same cores. The target is
-the convolutional one's; that of dense layers sends 2.6 MB of gradients after a few ms of work, and
-shows what sending costs. `python benchmarks/devices.py BACKEND KIND` prints ratios of pairs of
+and not how long it waits for the other, which on one machine waits for the same cores. The target
+is the convolutional one's; that of dense layers sends 2.6 MB of gradients after a few ms of work,
+and shows what sending costs. `python benchmarks/devices.py BACKEND KIND` prints ratios of pairs of
 blocks by the wall clock too.
 """
 

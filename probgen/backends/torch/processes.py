@@ -36,7 +36,11 @@ def world_of(device: str, devices: int | str, num_rows: int) -> tuple[World, str
         kind = "nccl" if device.startswith("cuda") else "gloo"
         if kind == "nccl":
             torch.cuda.set_device(_own(device))
-        dist.init_process_group(kind)
+        # Processes that torchrun starts again find what those before them left in its store.
+        store, rank, size = next(dist.rendezvous("env://"))
+        start = f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+        store = dist.PrefixStore(start, store)
+        dist.init_process_group(kind, store=store, rank=rank, world_size=size)
     size = dist.get_world_size() if dist.is_initialized() else 1
     if devices not in ("all", size):
         raise BackendError(
