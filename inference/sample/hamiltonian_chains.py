@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from probgen.backends.chains import Chains, Start, find_start
+from probgen.backends.protocol import Loop
 from probgen.engine.chain_pieces import Pieces
 from probgen.engine.markov import joined
 from probgen.engine.posterior import Posterior
@@ -29,7 +30,7 @@ from probgen.trees import tree_map
 Array = Any
 NUM_PIECES = 20  # about how many pieces each of warm-up and draws comes in
 LEAPFROGS = 8  # of a usual transition, to judge whether compilation pays
-BLOCK = 32  # leapfrogs between two looks at how far the chains are
+NOISY = 128  # leapfrogs whose noise is drawn at a time, at most
 NOISE = 2**20  # numbers that are drawn at a time, at most
 REASONABLE = math.log(0.8)  # the log acceptance that the search for a step size crosses
 _ADAPTED = ("log_factor", "averaged", "error", "count")
@@ -78,7 +79,7 @@ class Compiled(NamedTuple):
     begin: Callable
     noise_of_one: Callable
     noise: Callable
-    block: Callable
+    loop: Loop
 
 
 def draw_chains(
@@ -206,16 +207,16 @@ def _compiled(
         return (state, sizes), told
 
     per_step = num_chains * (layout.dim + 3)
-    blocks = min(max(1, NOISE // (per_step * BLOCK)), 4)
     calls = (method.num_warmup + method.num_draws * method.thinning) * LEAPFROGS
 
     def drawing(num: int) -> Callable:
         return b.compile(partial(noise, num), over="steps", token=name and (name, "noise", num))
 
+    loop = b.loop(step, num_calls=calls, token=name and (name, "loop"))
+    rows = loop.steps * min(max(1, NOISE // (per_step * loop.steps)), max(1, NOISY // loop.steps))
     return Compiled(
         b.compile(begin, num_calls=NUM_PIECES, token=name and (name, "begin")),
-        drawing(1), drawing(blocks * BLOCK),
-        b.loop(step, num_calls=calls, token=name and (name, "block")),
+        drawing(1), drawing(rows), loop,
     )  # fmt: skip
 
 
@@ -325,9 +326,9 @@ class _Chains:
         while counts.min() < piece.num:
             if noise is None or step == len(noise.normal):
                 noise, at, step = run.noise(b.fold_in(key, at)), at + 1, 0
-            rows = Noise(*(v[step : step + BLOCK] for v in noise))
-            carry, told = run.block(carry, rows, scale, length, *self.args)
-            step += BLOCK
+            rows = Noise(*(v[step : step + run.loop.steps] for v in noise))
+            carry, told = run.loop.run(carry, rows, scale, length, *self.args)
+            step += run.loop.steps
             told = {n: b.to_numpy(v) for n, v in told.items()}
             where = np.nonzero(told["done"])
             counts += np.bincount(where[1], minlength=self.num)

@@ -47,6 +47,13 @@ class Optimizer(NamedTuple):
     update: Callable[[Tree, Tree, Tree], tuple[Tree, Tree]]
 
 
+class Loop(NamedTuple):
+    """run(carry, xs, *args) -> (carry, ys), best for so many steps at a time."""
+
+    run: Callable
+    steps: int
+
+
 class Backend(Protocol):
     """One framework behind the words that algorithms use."""
 
@@ -194,9 +201,9 @@ class Backend(Protocol):
         """`fn(x, *rest)` at each x along a leading axis: side by side where that can be, else one
         after another."""
 
-    def loop(self, step: Callable, num_calls: int | None = None, token: Any = None) -> Callable:
-        """(carry, xs, *args) -> (carry, ys): `scan` of step(carry, x, *args), compiled, for steps
-        so small that the way to them costs more than they do; `num_calls` says how many."""
+    def loop(self, step: Callable, num_calls: int | None = None, token: Any = None) -> Loop:
+        """`scan` of step(carry, x, *args), compiled, for steps so small that the way to them costs
+        more than they do; `num_calls` says how many. The carry given is not to be used again."""
 
     def cond(self, pred: Array, if_true: Callable, if_false: Callable, *args: Any) -> Tree:
         """if_true(*args) where the scalar `pred` holds, else if_false(*args), of one form.

@@ -25,12 +25,12 @@ from probgen.backends.jax.distributions import (
     normal_base,
     unexpanded,
 )
-from probgen.backends.jax.loops import each, looped
+from probgen.backends.jax.loops import AT_ONCE, each, looped
 from probgen.backends.jax.lowering import Lowering, probe_program, read_arguments, run_program
 from probgen.backends.jax.optimizers import optimizer
 from probgen.backends.jax.sums import total
 from probgen.backends.lowering import edges, gaussian_kl, held_integers
-from probgen.backends.protocol import Optimizer, Site
+from probgen.backends.protocol import Loop, Optimizer, Site
 from probgen.errors import BackendError, NotByRow
 from probgen.language import optim
 from probgen.trees import tree_leaves, tree_map
@@ -203,8 +203,8 @@ class JaxBackend:
 
     each = staticmethod(each)
 
-    def loop(self, step: Callable, num_calls: int | None = None, token: Any = None) -> Compiled:
-        return Compiled(looped(step), self.device, token)
+    def loop(self, step: Callable, num_calls: int | None = None, token: Any = None) -> Loop:
+        return Loop(Compiled(looped(step), self.device, token), AT_ONCE)
 
     cond = staticmethod(jax.lax.cond)
 

@@ -7,6 +7,8 @@ from typing import Any
 
 import jax
 
+AT_ONCE = 32  # steps, of which those past the last one wanted are thrown away
+
 
 def each(fn: Callable) -> Callable:
     """`fn(x, *rest)` at each x along a leading axis."""

@@ -12,7 +12,7 @@ import torch
 
 from probgen.backends import keys
 from probgen.backends.lowering import edges, gaussian_kl, held_integers
-from probgen.backends.protocol import Optimizer, Site
+from probgen.backends.protocol import Loop, Optimizer, Site
 from probgen.backends.torch import loops, mcmc, optimizers, processes, random, rows
 from probgen.backends.torch import ops as torch_ops
 from probgen.backends.torch.calculus import value_and_grad
@@ -282,7 +282,7 @@ class TorchBackend:
 
         return run
 
-    def loop(self, step: Callable, num_calls: int | None = None, token: Any = None) -> Callable:
+    def loop(self, step: Callable, num_calls: int | None = None, token: Any = None) -> Loop:
         return loops.loop(self._compiled, step, num_calls)
 
     cond = staticmethod(cond)

@@ -13,25 +13,26 @@ from typing import Any
 
 import torch
 
+from probgen.backends.protocol import Loop
 from probgen.backends.torch.compile import Compiled
 from probgen.backends.torch.replay import NotReplayed, Replay
 from probgen.progress import log
 from probgen.trees import tree_leaves, tree_map
 
 EARNED = 3  # steps of a loop, large graphs, pay for their compilation as a third of them would
+AT_ONCE = {"inductor": 64, "graph": 8}  # steps; those past the last one wanted are thrown away
+SMALL = 2**16  # numbers of an argument that are copied to where the kernels look for them
 
 
-def loop(compiled: Callable[..., Compiled], step: Callable, num_calls: int | None) -> Callable:
-    """(carry, xs, *args) -> (carry, ys); `compiled(fn, num_calls)` is the backend's `compile`."""
+def loop(compiled: Callable[..., Compiled], step: Callable, num_calls: int | None) -> Loop:
+    """See `Backend.loop`; `compiled(fn, num_calls)` is the backend's `compile`."""
     calls = None if num_calls is None else num_calls // EARNED
     one, inplace = compiled(step, calls), compiled(_inplace(step), calls)
-    kept: list[_Buffers] = []
+    buffers = _Buffers(inplace, step) if inplace.wants_inductor() else None
 
     def run(carry: Any, xs: Any, *args: Any) -> tuple[Any, Any]:
-        if inplace.wants_inductor() and not (kept and kept[0].failed):
-            if not kept:
-                kept.append(_Buffers(inplace, step))
-            done = kept[0].run(carry, xs, args)
+        if buffers is not None and not buffers.failed:
+            done = buffers.run(carry, xs, args)
             if done is not None:
                 return done
         told = []
@@ -40,7 +41,7 @@ def loop(compiled: Callable[..., Compiled], step: Callable, num_calls: int | Non
             told.append(y)
         return carry, tree_map(lambda *ys: torch.stack(ys), *told)
 
-    return run
+    return Loop(run, AT_ONCE["graph" if buffers is None else "inductor"])
 
 
 def _length(xs: Any) -> int:
@@ -64,57 +65,65 @@ def _inplace(step: Callable) -> Callable:
 
 
 class _Buffers:
-    """What one loop works in: its carry, rows, count and told rows, and the launches on them."""
+    """What one loop works in: its carry, rows, arguments, count and told rows, and the launches on
+    them. Large arguments are used where they are."""
 
     def __init__(self, inplace: Compiled, step: Callable):
         self.inplace, self.step = inplace, step
         self.failed = False
         self.replay: Replay | None = None
         self.shapes: list = []
-        self.args: list = []
+        self.given: list[torch.Tensor] = []  # of `args`, as they came last
 
     def run(self, carry: Any, xs: Any, args: tuple) -> tuple[Any, Any] | None:
         """The scan, or None where it cannot be replayed."""
+        rows, given = tree_leaves(xs), tree_leaves(args)
         with torch.no_grad():
-            if not self._is_bound(xs, args) and not self._bind(carry, xs, args):
+            if not self._is_bound(rows, given) and not self._bind(carry, xs, args):
                 return None
             assert self.replay is not None
-            for kept, v in zip(tree_leaves((self.carry, self.xs)), tree_leaves((carry, xs)),
-                               strict=True):  # fmt: skip
-                if kept is not v:
+            if carry is not self.carry:
+                for kept, v in zip(self.state, tree_leaves(carry), strict=True):
                     kept.copy_(v)
+            for kept, v in zip(self.rows, rows, strict=True):
+                kept.copy_(v)
+            for kept, v, last in zip(self.args, given, self.given, strict=True):
+                if v is not last:
+                    kept.copy_(v)
+            self.given = given
             self.at.zero_()
-            self.replay.run(_length(xs))
+            self.replay.run(len(rows[0]))
             return self.carry, tree_map(torch.clone, self.ys)
 
-    def _is_bound(self, xs: Any, args: tuple) -> bool:
-        shapes, now = [tuple(v.shape) for v in tree_leaves(xs)], tree_leaves(args)
+    def _is_bound(self, rows: list, given: list) -> bool:
         return (
-            shapes == self.shapes
-            and len(now) == len(self.args)
-            and all(a is b for a, b in zip(now, self.args, strict=True))
+            [v.shape for v in rows] == self.shapes
+            and len(given) == len(self.given)
+            and all(
+                a is b or (a.numel() <= SMALL and a.shape == b.shape and a.dtype == b.dtype)
+                for a, b in zip(given, self.given, strict=True)
+            )
         )
 
     def _bind(self, carry: Any, xs: Any, args: tuple) -> bool:
-        """Writes down the launches on buffers of our own and on `args` as they are."""
-        given, args = args, tree_map(lambda v: v.contiguous(), args)
-        fresh = tree_map(lambda v: v.detach().clone().contiguous(), (carry, xs))
-        _, y = self.step(fresh[0], tree_map(lambda v: v[0], fresh[1]), *args)
-        num = _length(xs)
-        ys = tree_map(lambda v: v.new_zeros((num, *v.shape)), y)
-        at = torch.zeros(1, dtype=torch.int64, device=tree_leaves(xs)[0].device)
-        built, tensors, _ = self.inplace.built(*fresh, at, ys, args)
+        """Makes the buffers, and writes down the launches on them."""
+        copy = lambda v: v.detach().clone(memory_format=torch.contiguous_format)  # noqa: E731
+        self.carry, fresh = tree_map(copy, (carry, xs))
+        self.given = tree_leaves(args)
+        args = tree_map(lambda v: copy(v) if v.numel() <= SMALL else v.contiguous(), args)
+        _, y = self.step(self.carry, tree_map(lambda v: v[0], fresh), *args)
+        self.ys = tree_map(lambda v: v.new_zeros((_length(xs), *v.shape)), y)
+        self.at = torch.zeros(1, dtype=torch.int64, device=tree_leaves(xs)[0].device)
+        self.state, self.rows, self.args = map(tree_leaves, (self.carry, fresh, args))
+        self.shapes = [v.shape for v in self.rows]
+        built, tensors, _ = self.inplace.built(self.carry, fresh, self.at, self.ys, args)
         graph = built.graph
         try:
             if graph is None or graph.code is None or graph.slots:
                 raise NotReplayed(f"the route is {built.route}")
-            inputs = [*tensors, *built.constants]
-            written = tree_leaves((fresh[0], at, ys))
-            self.replay = Replay(graph.code, graph.run, inputs, written)
+            written = [*self.state, self.at, *tree_leaves(self.ys)]
+            self.replay = Replay(graph.code, graph.run, [*tensors, *built.constants], written)
         except NotReplayed as error:
             log.info("torch: a loop calls its steps (%s)", error)
             self.failed = True
-            return False
-        (self.carry, self.xs), self.ys, self.at = fresh, ys, at
-        self.shapes, self.args = [tuple(v.shape) for v in tree_leaves(xs)], tree_leaves(given)
-        return True
+        return not self.failed
