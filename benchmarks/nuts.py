@@ -1,8 +1,9 @@
-"""Second and later runs of NUTS at the same shapes on JAX, against NumPyro's `MCMC.run` as used.
+"""Second and later runs of NUTS at the same shapes, against `MCMC.run` of NumPyro and Pyro as used.
 
 A run is 500 transitions of warm-up and 1,000 draws of 4 vectorised chains; its rate is the smallest
 bulk effective sample size over coordinates, per second of everything that the call does. Each run
-has its own seed. NumPyro compiles in every `run()` without a progress bar; we do not.
+has its own seed. NumPyro compiles in every `run()` without a progress bar; we do not. Of Pyro a run
+is one chain of 150 and 200 transitions, since it takes as long as a dozen of ours.
 """
 
 import time
@@ -44,6 +45,30 @@ def numpyro_logistic_regression(covariates: Any, y: Any) -> None:
         numpyro.sample("y", nd.Bernoulli(logits=covariates @ weights), obs=y)
 
 
+def pyro_eight_schools(scale: Any, y: Any) -> None:
+    import pyro
+    import pyro.distributions as pd
+
+    mu = pyro.sample("mu", pd.Normal(0.0, 5.0))
+    tau = pyro.sample("tau", pd.HalfCauchy(5.0))
+    with pyro.plate("schools", len(y)):
+        theta = pyro.sample("theta", pd.Normal(0.0, 1.0))
+        pyro.sample("y", pd.Normal(mu + tau * theta, scale), obs=y)
+
+
+def pyro_logistic_regression(covariates: Any, y: Any) -> None:
+    import pyro
+    import pyro.distributions as pd
+
+    weights = pyro.sample("weights", pd.Normal(0.0, 1.0).expand([20]).to_event(1))
+    with pyro.plate("data", len(y)):
+        pyro.sample("y", pd.Bernoulli(logits=covariates @ weights), obs=y)
+
+
+PYRO_TWINS: dict[str, Callable] = {
+    "eight schools": pyro_eight_schools,
+    "logistic 1000 x 20": pyro_logistic_regression,
+}
 TWINS: dict[str, Callable] = {
     "eight schools": numpyro_eight_schools,
     "logistic 1000 x 20": numpyro_logistic_regression,
@@ -72,10 +97,12 @@ class Sampler:
         return Timed(min(float(ess(v).min()) for v in self.last.values()), seconds)
 
 
-def declared(name: str, setting: Setting, lengths: dict[str, int]) -> Callable[[int], Draws]:
+def declared(
+    name: str, setting: Setting, lengths: dict[str, int], backend: str = "jax"
+) -> Callable[[int], Draws]:
     model, arrays = POSTERIORS[name]
     data, inputs = split(arrays)
-    b = backends.load("jax", setting.device)
+    b = backends.load(backend, setting.device)
 
     def draw(seed: int) -> Draws:
         tree = pg.infer(
@@ -94,6 +121,22 @@ def as_used(name: str, setting: Setting, lengths: dict[str, int]) -> Callable[[i
     def draw(seed: int) -> Draws:
         mcmc.run(jax.random.key(seed), **arrays)
         return {n: np.asarray(v) for n, v in mcmc.get_samples(group_by_chain=True).items()}
+
+    return draw
+
+
+def pyro_as_used(name: str, lengths: dict[str, int]) -> Callable[[int], Draws]:
+    import pyro
+    import torch
+
+    arrays = {k: torch.from_numpy(v) for k, v in POSTERIORS[name][1].items()}
+    sizes = {"num_samples": lengths["num_samples"], "warmup_steps": lengths["num_warmup"]}
+
+    def draw(seed: int) -> Draws:
+        pyro.set_rng_seed(seed)
+        mcmc = pyro.infer.MCMC(pyro.infer.NUTS(PYRO_TWINS[name]), disable_progbar=True, **sizes)
+        mcmc.run(**arrays)
+        return {n: v.numpy() for n, v in mcmc.get_samples(group_by_chain=True).items()}
 
     return draw
 
@@ -124,3 +167,20 @@ def contests(setting: Setting, only: str = "") -> Iterator[Contest]:
             "probgen", "NumPyro MCMC.run", 10.0, lambda a=ours, b=peer: same_posterior(a, b)
         )
         yield Contest(row, "effective draws", sides, [target])
+    for name in PYRO_TWINS:
+        row = f"NUTS, later runs, {name}, torch"
+        if only not in row:
+            continue
+        shorter = {"num_warmup": 150, "num_samples": 200}
+        ours = Sampler(declared(name, setting, lengths, "torch"), clock)
+        other = Sampler(declared(name, setting, lengths), clock)
+        peer = Sampler(pyro_as_used(name, lengths if setting.tiny else shorter), clock)
+        sides = {
+            "probgen": Side(ours.block), "Pyro MCMC.run": Side(peer.block),
+            "probgen on JAX": Side(other.block),
+        }  # fmt: skip
+        targets = [
+            Target("probgen", to, share, lambda a=ours, b=by: same_posterior(a, b))
+            for to, share, by in (("Pyro MCMC.run", 25.0, peer), ("probgen on JAX", 0.5, other))
+        ]
+        yield Contest(row, "effective draws", sides, targets)
