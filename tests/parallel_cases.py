@@ -30,11 +30,19 @@ from probgen.inference import (
     ReplayBuffer,
     SpectralPenalty,
 )
-from probgen.models import EBM, GaussianMixture, Generator, OneStep, likelihoods
+from probgen.models import (
+    EBM,
+    VAE,
+    GaussianMixture,
+    Generator,
+    OneStep,
+    likelihoods,
+)
 from probgen.records.store import flatten
 
 ROWS = 8
 X = np.random.default_rng(0).normal(size=(40, 2)).astype(np.float32)
+PICTURES = (np.random.default_rng(2).random((24, 8, 8, 1)) < 0.3).astype(np.float32)
 NORMAL = dist.Normal(0.0, 1.0).expand([2]).to_event(1)
 ENERGY = EBM(nets.MLPEnergy((4,)), NORMAL)
 
@@ -110,6 +118,13 @@ CASES = {
             small_teacher(), ADAM, ADAM, num_steps=2, gamma_z=0.01, score_steps=2, weighting="l1",
             check_every=2,
         ), {},
+    ),
+    "convolutions": lambda: (
+        VAE(
+            latent=NORMAL, decoder=nets.ConvDecoder(channels=(4, 2), out=(8, 8, 1)),
+            likelihood=dist.Bernoulli,
+            encoder=nets.ConvEncoder(channels=(2, 4), out=2, heads=("loc", "log_scale")),
+        ), PICTURES, SVI(ELBO(), ADAM), {"num_steps": 3},
     ),
     "a drift": lambda: (affine, None, follow(lambda x: -x), {}),
 }  # fmt: skip

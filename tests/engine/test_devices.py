@@ -17,7 +17,7 @@ from probgen.errors import AlgorithmError, BackendError
 
 QUICK_TORCH = [
     "free bits", "in parts", "global latents", "replay buffer", "denoising", "adversarial",
-    "em by chains", "a drift",
+    "em by chains", "iwae", "convolutions", "a drift",
 ]  # fmt: skip
 QUICK_JAX = ["denoising", "a user's em"]
 CHECKS = (parallel_run.resumes_on_another_number, parallel_run.refuses_another_fit_elsewhere)
