@@ -166,8 +166,8 @@ def evaluate(
             def done(first: int, values: Values) -> None:
                 shown(table.put(first, values))
                 asked.stop(
-                    f"evaluate: stopped after {table.filled} of {len(here)} data, which are kept "
-                    f"beside {path}; the same again goes on from there."
+                    f"evaluate: stopped after {table.is_filled.sum()} of {len(here)} data, which "
+                    f"are kept beside {path}; the same again goes on from there."
                 )
 
             for first, values in each(executor, scoring, scorer, missing()):
@@ -180,9 +180,9 @@ def evaluate(
         more = [n for n in bound.observed if fitted.shapes and n not in fitted.shapes]
         common = [*_joint(more), *bound.left_out]
         if part is None:
-            out = settled(chosen, table.values, info, common)
+            out = settled(chosen, table.whole(), info, common)
         else:
-            out = part.table(chosen, table.values, info, common)
+            out = part.table(chosen, table.whole(), info, common)
         if kept:
             out.save(kept.table)
             kept.clear()

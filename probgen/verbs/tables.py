@@ -31,7 +31,7 @@ class Columns:
     """Values of a range of data by measure and quantity, filled chunk by chunk in any order."""
 
     def __init__(self, rows: range):
-        self.rows, self.filled = rows, 0
+        self.rows, self.is_filled = rows, np.zeros(len(rows), bool)
         self.values: Values = {}
 
     def put(self, first: int, values: Mapping[str, Mapping[str, np.ndarray]]) -> int:
@@ -44,8 +44,14 @@ class Columns:
                     columns[quantity] = np.empty((len(self.rows), *v.shape[1:]), v.dtype)
                 count = len(v)
                 columns[quantity][at : at + count] = v
-        self.filled += count
+        assert not self.is_filled[at : at + count].any(), f"data from {first} on came twice"
+        self.is_filled[at : at + count] = True
         return count
+
+    def whole(self) -> Values:
+        """All values, once every datum has its own."""
+        assert self.is_filled.all(), f"values of {(~self.is_filled).sum()} data never came"
+        return self.values
 
 
 def settled(
@@ -187,7 +193,7 @@ def merge(
     made = {k: v for k, v in first["made"].items() if k != "shard"}
     info = {k: v for k, v in first.items() if k not in ("part", "common", "declared")}
     info |= {"made": made, "data": mark.digest()}
-    out = settled(chosen, columns.values, info, first["common"])
+    out = settled(chosen, columns.whole(), info, first["common"])
     if place is not None:
         with places.held(place):
             if store.check_place(place, "evaluation"):
