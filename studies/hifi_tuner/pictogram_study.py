@@ -1,4 +1,4 @@
-"""The flat octopus, which the base never saw, from five pictures on one lawn: checks P1 to P6.
+"""The flat octopus, which the base never saw, from five pictures on one lawn: checks P1 to P8.
 
 Scores by a `Judge`, of a class-only prompt and of prompts with the other three scenes:
 
@@ -15,13 +15,16 @@ from typing import Any
 
 import numpy as np
 
+import probgen as pg
 from probgen.data import Pictograms
 from probgen.engine.fitted import Fitted
 from probgen.evaluation.subjects import subject_fidelity
+from probgen.inference import PivotalInversion, ReferenceGuided
 from probgen.models import personalised
+from studies.hifi_tuner.guiding import WINDOWS, tokens
 from studies.hifi_tuner.judge import HEADS, Judge, composites
 from studies.hifi_tuner.pictogram_base import SCENES, SUBJECT
-from studies.hifi_tuner.study import Tuning, draw
+from studies.hifi_tuner.study import Tuning, draw, sampler
 
 NOUN, RENDITION = SUBJECT
 SCENE = "lawn"
@@ -94,6 +97,29 @@ def of_rows(
     return scored(
         personalised(learned), judge, tuning, distance=distance, seed=seed, backend=backend
     )
+
+
+def led(
+    base: Fitted, rows: Fitted, tuning: Tuning = TUNING, *, seed: int = 0, backend: Any = "auto"
+) -> dict[str, float]:
+    """Masked mean squared error to a source picture, where it stands there, of draws with learned
+    rows in the other scenes: not led, and led by it with 1 and with 10 inner steps."""
+    given, ddim, model = sources(), sampler(base, tuning), personalised(rows)
+    of = np.arange(2 * len(UNSEEN)) % len(given["x"])
+    x, mask = np.clip(given["x"][of], -1, 1), given["mask"][of].astype(np.float32)
+    inside = np.broadcast_to(mask > 0, x.shape)
+    asked = tokens(model, [f"a {NOUN} on {s}" for s in UNSEEN for _ in range(2)])
+    pivots = base.encode(
+        x, tokens(base, [f"a {NOUN} on {SCENE}"] * len(x)), method=PivotalInversion(ddim)
+    )["pivots"]
+    found = {}
+    for inner in (0, 1, 10):
+        way = ReferenceGuided(ddim, pivots, mask, *WINDOWS[0], inner)
+        drawn = pg.generate(
+            model, len(x), method=way, inputs=asked, seed=seed + 300, backend=backend
+        )["x"]
+        found[f"J = {inner}"] = float(((drawn - x) ** 2)[inside].mean())
+    return found
 
 
 def gate(base: Fitted, judge: Judge, *, seed: int = 0, backend: Any = "auto") -> dict[str, float]:
