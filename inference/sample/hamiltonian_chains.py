@@ -322,18 +322,27 @@ class _Chains:
             b.asarray(state["base"]), Learned(*(b.asarray(state[n]) for n in _ADAPTED)), window
         )
         carry, found, counts = (begun, sizes), [], np.zeros(self.num, int)
-        noise, at, step = None, 2, 0
+        noise, at, step, taken = None, 2, 0, 0
         while counts.min() < piece.num:
             if noise is None or step == len(noise.normal):
                 noise, at, step = run.noise(b.fold_in(key, at)), at + 1, 0
-            rows = Noise(*(v[step : step + run.loop.steps] for v in noise))
+            size = self.steps(taken, counts.min(), piece.num)
+            rows = Noise(*(v[step : step + size] for v in noise))
             carry, told = run.loop.run(carry, rows, scale, length, *self.args)
-            step += run.loop.steps
+            step, taken = step + len(rows.normal), taken + len(rows.normal)
             told = {n: b.to_numpy(v) for n, v in told.items()}
             where = np.nonzero(told["done"])
             counts += np.bincount(where[1], minlength=self.num)
             found.append((where[1], {n: v[where] for n, v in told.items() if n != "done"}))
         return _by_chain(found, self.num, piece.num)
+
+    def steps(self, taken: int, made: int, wanted: int) -> int:
+        """How many to take next, of a chain that made so many transitions by those taken: which
+        noise a step has does not hang on it."""
+        most = self.run.loop.steps
+        if not self.run.loop.elastic or not made:
+            return most
+        return min(most, max(2, math.ceil((wanted - made) * taken / made)))
 
     def begin(self, x: np.ndarray, size: np.ndarray, scale: Mapping, key: Any) -> tuple:
         """`Compiled.begin` at numpy's arrays, with the noise of a key."""

@@ -48,10 +48,12 @@ class Optimizer(NamedTuple):
 
 
 class Loop(NamedTuple):
-    """run(carry, xs, *args) -> (carry, ys), best for so many steps at a time."""
+    """run(carry, xs, *args) -> (carry, ys), best for so many steps at a time; fewer cost less only
+    where it is `elastic`, and not a further compilation."""
 
     run: Callable
     steps: int
+    elastic: bool = False
 
 
 class Backend(Protocol):

@@ -21,15 +21,15 @@ def by_hand(a, c, xs, rate, table):
 
 
 def held(b):
-    """Two calls, the second from where the first ended with other rows and another rate, and one
-    of another table: each is the scan."""
+    """Calls from where the last one ended, with other rows, fewer of them, another rate, another
+    table: each is the scan."""
     rng = np.random.default_rng(0)
     loop = b.loop(step, num_calls=10**6).run
     table, other = (rng.normal(size=(3, 3)).astype(np.float32) for _ in range(2))
     (a, c), carry = np.zeros((2, 4, 3), np.float32), None
     carry = (b.asarray(a), b.asarray(c))
-    for rate, tab in ((0.5, table), (0.25, table), (0.25, other)):
-        xs = rng.normal(size=(6, 4, 3)).astype(np.float32)
+    for rate, tab, num in ((0.5, table, 6), (0.25, table, 4), (0.25, other, 6)):
+        xs = rng.normal(size=(num, 4, 3)).astype(np.float32)
         args = b.asarray(np.float32(rate)), b.asarray(tab)
         carry, ys = loop(carry, b.asarray(xs), *args)
         (a, c), (sums, kept) = by_hand(a, c, xs, rate, tab)

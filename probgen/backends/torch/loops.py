@@ -41,7 +41,7 @@ def loop(compiled: Callable[..., Compiled], step: Callable, num_calls: int | Non
             told.append(y)
         return carry, tree_map(lambda *ys: torch.stack(ys), *told)
 
-    return Loop(run, AT_ONCE["graph" if buffers is None else "inductor"])
+    return Loop(run, AT_ONCE["graph" if buffers is None else "inductor"], elastic=True)
 
 
 def _length(xs: Any) -> int:
@@ -85,19 +85,21 @@ class _Buffers:
             if carry is not self.carry:
                 for kept, v in zip(self.state, tree_leaves(carry), strict=True):
                     kept.copy_(v)
+            count = len(rows[0])
             for kept, v in zip(self.rows, rows, strict=True):
-                kept.copy_(v)
+                kept[:count].copy_(v)
             for kept, v, last in zip(self.args, given, self.given, strict=True):
                 if v is not last:
                     kept.copy_(v)
             self.given = given
             self.at.zero_()
-            self.replay.run(len(rows[0]))
-            return self.carry, tree_map(torch.clone, self.ys)
+            self.replay.run(count)
+            return self.carry, tree_map(lambda v: v[:count].clone(), self.ys)
 
     def _is_bound(self, rows: list, given: list) -> bool:
         return (
-            [v.shape for v in rows] == self.shapes
+            [v.shape[1:] for v in rows] == self.shapes
+            and len(rows[0]) <= len(self.rows[0])
             and len(given) == len(self.given)
             and all(
                 a is b or (a.numel() <= SMALL and a.shape == b.shape and a.dtype == b.dtype)
@@ -115,7 +117,7 @@ class _Buffers:
         self.ys = tree_map(lambda v: v.new_zeros((_length(xs), *v.shape)), y)
         self.at = torch.zeros(1, dtype=torch.int64, device=tree_leaves(xs)[0].device)
         self.state, self.rows, self.args = map(tree_leaves, (self.carry, fresh, args))
-        self.shapes = [v.shape for v in self.rows]
+        self.shapes = [v.shape[1:] for v in self.rows]
         built, tensors, _ = self.inplace.built(self.carry, fresh, self.at, self.ys, args)
         graph = built.graph
         try:
