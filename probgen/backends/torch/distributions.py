@@ -13,6 +13,7 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from pyro.distributions.transforms import biject_to
 from torch.distributions import constraints
+from torch.distributions.transforms import IndependentTransform
 
 from probgen.backends.lowering import (
     composed,
@@ -24,6 +25,7 @@ from probgen.backends.lowering import (
     own_classes,
 )
 from probgen.backends.series import SeriesOf
+from probgen.backends.torch.correlation import CorrCholesky
 from probgen.backends.written import Law, Written
 from probgen.language import densities, discretized, matrices
 from probgen.language.constraints import Constraint, constraint
@@ -221,10 +223,14 @@ NOISE_MAPS = noise_maps(_classes)
 
 
 def onto(support: Any) -> Any:
-    """The map from the real line onto a constraint, Pyro's or, of what it has none for, ours."""
-    base = support
+    """The map from the real line onto a constraint, Pyro's or, of what it has none for or none that
+    a graph takes, ours."""
+    base, depth = support, 0
     while isinstance(base, constraints.independent):
+        depth += base.reinterpreted_batch_ndims
         base = base.base_constraint
+    if base is constraints.corr_cholesky:
+        return IndependentTransform(CorrCholesky(), depth) if depth else CorrCholesky()
     for word in matrices.WORDS:
         if base is getattr(constraints, word):
             return matrices.OntoMatrix(word)
