@@ -259,7 +259,7 @@ RESULTS = {
     "SetVerdict", "Shapes", "Symmetry", "VSBC", "Verdict", "MethodTable", "Paired",
     "Fidelity", "Judge", "TextBase", "Tuned", "Tuning",
     "Drawing", "Sampling", "Scoring",
-    "Divergences", "MethodResult", "Moments", "PosteriorComparison", "PosteriorDifference",
+    "Divergences", "Mass", "MethodResult", "Moments", "PosteriorComparison", "PosteriorDifference",
 }  # fmt: skip
 
 # ---- functions ----------------------------------------------------------------------------------

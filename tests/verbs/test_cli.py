@@ -239,6 +239,6 @@ def test_doctor_reports_a_compiler_that_does_not_work(monkeypatch):
     def broken(*args, **options):
         raise RuntimeError("g++ not found")
 
-    monkeypatch.setattr("torch._inductor.compile", broken)
+    monkeypatch.setattr("torch._inductor.compile_fx.compile_fx", broken)
     works, text = probe.compiles()
     assert not works and "g++ not found" in text and "apt-get install g++" in text
