@@ -40,7 +40,7 @@ class Settings:
     judge: Widths = (16, 32, 32)
     r1: NonNegative = 0.05
     r1_every: Many = 5
-    num_updates: Count = 4000
+    num_updates: Count = 8000
     batch_size: Many = 64
     learning_rate: Positive = 4e-4
     ema_decay: OpenShare = 0.998

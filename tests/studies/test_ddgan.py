@@ -4,8 +4,8 @@
     make reproduce NAME=ddgan ARGS="-k latent"         a part
     FIGURES=docs/figures make reproduce NAME=ddgan     and draws the page's figure
 
-Three seeds at full length on torch; on JAX the chain by marginals, and one seed more. Digits run on
-torch live, which spares minutes of compiling. The exact laws are in
+Three seeds at full length on torch; on JAX the chain by marginals, one seed more, and digits, where
+the U-Net compiles in a minute. The exact laws are in
 `tests/models/test_implicit_diffusion.py` and `tests/inference/test_adversarial.py`.
 """
 
@@ -76,7 +76,7 @@ def chains(kind: str, backend: str = "torch"):
 
 @functools.cache
 def pictures(seed: int):
-    found = digits.run(digits.Settings(), seed, load("torch", "cpu", compile="live"))
+    found = digits.run(digits.Settings(), seed, "jax")
     print(f"\n{digits.table([found])}")
     return found
 
@@ -123,7 +123,7 @@ def test_ddgan_latent_steps_find_all_modes_on_jax():
 @pytest.mark.slow
 def test_ddgan_on_digits():
     """All ten classes, none below 3 %, by a classifier that knows 95 % of held-out digits."""
-    pytest.importorskip("torch")
+    pytest.importorskip("jax")
     assert digit_classifier("digits").accuracy >= 0.95
     found = [pictures(seed) for seed in SEEDS]
     assert float(np.mean([r.least for r in found])) >= 0.03
