@@ -247,7 +247,7 @@ class HamiltonianMethod:
             )  # fmt: skip
 
     def _machine(self, ops: Any, climb: Callable) -> Machine:
-        raise NotImplementedError
+        raise NotImplementedError  # abstract: NUTS and HMC define it
 
     def _check_engine(self, engine: str, b: Backend) -> None:
         if engine not in b.hmc_engines:
