@@ -26,6 +26,21 @@ from probgen.nets.base import Array, Key, Params, Shape, draw_weight, one_shape
 from probgen.nets.layers import Dense, Embedding
 
 
+def check_numbered(values: np.ndarray, last: int, who: str, what: str, cure: str) -> None:
+    """Refuses rows that are numbered 0 ... last otherwise.
+
+    Raises:
+        DataError: fractions or texts, or a number outside.
+    """
+    if values.dtype.kind not in "iu":
+        got = f"of type {values.dtype}, expected whole numbers,"
+    elif values.size and not (values.min() >= 0 and values.max() <= last):
+        got = f"from {values.min()} to {values.max()}, expected"
+    else:
+        return
+    raise DataError(f"{who}: got {what} {got} 0 ... {last}; {cure}.")
+
+
 @declaration
 class ClassEmbedding:
     """A class 0 ... num_classes - 1 [...] -> its learned tokens [..., num_tokens, dim].
@@ -70,17 +85,8 @@ class ClassEmbedding:
 
     def check_values(self, values: np.ndarray) -> None:
         """Refuses what is no class."""
-        if values.dtype.kind not in "iu":
-            raise DataError(
-                f"ClassEmbedding: got classes of type {values.dtype}, expected whole numbers, "
-                f"0 ... {self.num_classes - 1}; give them as integers, y.astype(int)."
-            )
-        if values.size and not (values.min() >= 0 and values.max() < self.num_classes):
-            raise DataError(
-                f"ClassEmbedding: got classes from {values.min()} to {values.max()}, expected "
-                f"0 ... {self.num_classes - 1}; count them from 0, or declare "
-                f"num_classes={values.max() + 1}."
-            )
+        last = self.num_classes - 1
+        check_numbered(values, last, "ClassEmbedding", "classes", "count them from 0")
 
     def out_shape(self, *shapes: Shape) -> Shape:
         return (self.num_tokens, self.dim)

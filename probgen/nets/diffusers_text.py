@@ -21,6 +21,7 @@ from probgen.language.declared import declaration
 from probgen.language.kinds import having
 from probgen.nets.adapters import TorchNet, require_pure, with_one_batch_axis
 from probgen.nets.base import Array, Key, Params, Shape, one_shape
+from probgen.nets.conditions import check_numbered
 from probgen.trees import tree_leaves
 
 UNBOUNDED = 10**6  # a tokenizer without a length has a number such as 1e30
@@ -136,23 +137,15 @@ class DiffusersTextEncoder:
         require_pure(self.module, lambda: self.apply(params, *inputs))
 
     def check_values(self, values: np.ndarray) -> None:
-        """Refuses what are no token ids.
-
-        Raises:
-            DataError: texts, fractions, or ids outside the vocabulary.
-        """
-        last = int(self.module.config.vocab_size) - 1
-        if values.dtype.kind not in "iu":
-            raise DataError(
-                f"DiffusersTextEncoder: got token ids of type {values.dtype}, expected whole "
-                f"numbers, 0 ... {last}; make them of captions by `tokens(captions)`."
-            )
-        if values.size and not (values.min() >= 0 and values.max() <= last):
-            raise DataError(
-                f"DiffusersTextEncoder: got token ids from {values.min()} to {values.max()}, "
-                f"expected 0 ... {last}; make them of captions by this encoder's "
-                "`tokens(captions)`."
-            )
+        """Refuses what are no token ids: texts, fractions, or ids outside the vocabulary."""
+        cure = "make them of captions by this encoder's `tokens(captions)`"
+        check_numbered(
+            values,
+            int(self.module.config.vocab_size) - 1,
+            "DiffusersTextEncoder",
+            "token ids",
+            cure,
+        )
 
     def __identity__(self) -> dict[str, Any]:
         return {**self._net().__identity__(), "null": self.tokens("")}

@@ -31,6 +31,7 @@ from probgen.nets.base import (
     numbered,
     one_shape,
 )
+from probgen.nets.conditions import check_numbered
 from probgen.nets.layers import Embedding
 from probgen.nets.norms import LayerNorm
 from probgen.nets.transformer import TransformerLayer
@@ -186,23 +187,9 @@ class TextEncoder:
         return self.apply(params, ops.cast(ids, "int32"))
 
     def check_values(self, values: np.ndarray) -> None:
-        """Refuses what are no token ids.
-
-        Raises:
-            DataError: texts, fractions, or ids outside the vocabulary.
-        """
-        last = len(self.all_words) - 1
-        if values.dtype.kind not in "iu":
-            raise DataError(
-                f"TextEncoder: got token ids of type {values.dtype}, expected whole numbers, "
-                f"0 ... {last}; make them of captions by `tokens(captions)`."
-            )
-        if values.size and not (values.min() >= 0 and values.max() <= last):
-            raise DataError(
-                f"TextEncoder: got token ids from {values.min()} to {values.max()}, expected "
-                f"0 ... {last}, the vocabulary with {PAD} and {START}; make them of captions by "
-                "this encoder's `tokens(captions)`."
-            )
+        """Refuses what are no token ids: texts, fractions, or ids outside the vocabulary."""
+        cure = "make them of captions by this encoder's `tokens(captions)`"
+        check_numbered(values, len(self.all_words) - 1, "TextEncoder", "token ids", cure)
 
     def out_shape(self, *shapes: Shape) -> Shape:
         return (self.length, self.dim)
