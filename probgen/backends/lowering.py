@@ -288,13 +288,6 @@ def in_support(fn: Any, value: Any, wrappers: Any, theirs: Callable[[], Any]) ->
         return None
 
 
-def edges(fn: Any) -> tuple[float, ...]:
-    """Values where a distribution's density may be infinite or zero, as its arguments have it."""
-    while not hasattr(fn, "density") and hasattr(fn, "base_dist"):
-        fn = fn.base_dist
-    return densities.TABLE[fn.density].edges if hasattr(fn, "density") else ()
-
-
 class NumpyMet(TypeError):
     """A value of the run was asked for as a numpy array."""
 
@@ -395,22 +388,6 @@ def declarations(run: Run) -> dict[str, Deferred]:
     """Site -> its declaration, of a run; a native program's sites have none."""
     found = {n: s.get("distribution") for n, s in run.sites.items()}
     return {n: d for n, d in found.items() if isinstance(d, Deferred)}
-
-
-def gaussian_kl(q: Any, p: Any, base: Callable, ops: Any) -> Any:
-    """KL(q || p) of independent Gaussians, [*batch], nats; None for anything else.
-
-    The libraries' takes log (q.scale / p.scale)^2, which is a number for a scale below 0.
-    """
-    a, c, ndim = base(q), base(p), len(q.event_shape)
-    if a is None or c is None or len(p.event_shape) != ndim:
-        return None
-    ratio, distance = a.scale / c.scale, (a.loc - c.loc) / c.scale
-    logs = ops.log(a.scale) - ops.log(c.scale)
-    each = 0.5 * (ratio * ratio + distance * distance - 1.0) - logs
-    shapes = ((*x.batch_shape, *x.event_shape) for x in (q, p))
-    each = ops.broadcast_to(each, np.broadcast_shapes(*shapes))
-    return ops.sum(each, axis=tuple(range(-ndim, 0))) if ndim else each
 
 
 def plain_log_prob(fn: Any, value: Any) -> Any:

@@ -13,24 +13,18 @@ import numpy as np
 import numpyro
 import numpyro.distributions as numpyro_dist
 
-from probgen.backends.jax import draws, mcmc, probe, rows
+from probgen.backends.jax import distributions, draws, mcmc, probe, rows
 from probgen.backends.jax import ops as jax_ops
 from probgen.backends.jax.compile import Compiled, fingerprint
 from probgen.backends.jax.devices import OneDevice, mesh_of, placing
-from probgen.backends.jax.distributions import (
-    has_moving_support,
-    is_inside,
-    like_multivariate,
-    noise_map,
-    normal_base,
-    unexpanded,
-)
+from probgen.backends.jax.distributions import like_multivariate, unexpanded
 from probgen.backends.jax.loops import AT_ONCE, each, looped
 from probgen.backends.jax.lowering import Lowering, probe_program, read_arguments, run_program
 from probgen.backends.jax.optimizers import optimizer
 from probgen.backends.jax.sums import total
-from probgen.backends.lowering import edges, gaussian_kl, held_integers
+from probgen.backends.lowering import held_integers
 from probgen.backends.protocol import Loop, Optimizer, Site
+from probgen.backends.questions import DistributionQuestions
 from probgen.errors import BackendError, NotByRow
 from probgen.language import optim
 from probgen.trees import tree_leaves, tree_map
@@ -38,7 +32,7 @@ from probgen.trees import tree_leaves, tree_map
 ROOM = 200  # steps; `engine.loop` asks for no more at once
 
 
-class JaxBackend:
+class JaxBackend(DistributionQuestions):
     """NumPyro on JAX. Whole chunks of steps are one jitted `lax.scan`.
 
     Args:
@@ -46,6 +40,7 @@ class JaxBackend:
     """
 
     name = "jax"
+    laws = distributions
     hmc_engines: tuple[str, ...] = ("numpyro", "probgen")
     ops, total = jax_ops, staticmethod(total)
 
@@ -308,7 +303,7 @@ class JaxBackend:
 
     def kl_divergence(self, q: Any, p: Any) -> jax.Array | None:
         """KL(q || p) where NumPyro has the closed form, [*batch]; None where it has not."""
-        closed = gaussian_kl(q, p, normal_base, jax_ops)
+        closed = self.gaussian_kl(q, p)
         if closed is not None:
             return closed
         try:
@@ -320,14 +315,6 @@ class JaxBackend:
     def log_prob(self, fn: Any, value: Any) -> jax.Array:
         """[*batch] log density of a value, nats."""
         return fn.log_prob(value)
-
-    def gaussian(self, fn: Any) -> Any:
-        """(loc, scale), [*batch, *event], of independent Gaussians; None for anything else."""
-        base = normal_base(fn)
-        if base is None:
-            return None
-        shape = (*fn.batch_shape, *fn.event_shape)
-        return jnp.broadcast_to(base.loc, shape), jnp.broadcast_to(base.scale, shape)
 
     def event_units(self, fn: Any) -> tuple[Any, int]:
         """The distribution with its last event axis back in the batch, and how many were taken."""
@@ -344,39 +331,11 @@ class JaxBackend:
             return (inner.to_event(left) if left else inner), 1
         return fn, 0
 
-    def in_support(self, fn: Any, value: Any) -> Any:
-        """[*batch] whether a value lies in the support; None when it cannot be told."""
-        return is_inside(fn, value)
-
-    def edges(self, fn: Any) -> tuple[float, ...]:
-        """Values where the density may be infinite or zero, as the arguments have it."""
-        return edges(fn)
-
-    def support_name(self, fn: Any) -> str:
-        return str(fn.support)
-
-    def is_discrete(self, fn: Any) -> bool:
-        return bool(fn.support.is_discrete)
-
-    def is_reparametrised(self, fn: Any) -> bool:
-        return noise_map(fn) is not None or bool(fn.has_rsample)
-
-    def noise_shape(self, fn: Any) -> tuple[int, ...] | None:
-        found = noise_map(fn)
-        return None if found is None else found.shape
-
-    def mean(self, fn: Any) -> jax.Array:
-        return fn.mean
-
     # ---- native samplers
 
     def unconstrained(self, program: Callable, params: Mapping, **options: Any) -> Any:
         """Runs a program with its latents on the real line; see `mcmc.unconstrained`."""
         return mcmc.unconstrained(program, params, **options)
-
-    def has_moving_support(self, fn: Any) -> bool:
-        """Whether the support's bounds are computed in this run, perhaps from latents."""
-        return has_moving_support(fn)
 
     def fingerprint(self, fn: Callable, *args: Any) -> Any:
         """What identifies the computation of `fn` at these shapes, on this device."""

@@ -11,19 +11,14 @@ import pyro
 import torch
 
 from probgen.backends import keys
-from probgen.backends.lowering import edges, gaussian_kl, held_integers
+from probgen.backends.lowering import held_integers
 from probgen.backends.protocol import Loop, Optimizer, Site
-from probgen.backends.torch import loops, mcmc, optimizers, processes, random, rows
+from probgen.backends.questions import DistributionQuestions
+from probgen.backends.torch import distributions, loops, mcmc, optimizers, processes, random, rows
 from probgen.backends.torch import ops as torch_ops
 from probgen.backends.torch.calculus import value_and_grad
 from probgen.backends.torch.compile import Compiled, Seen, cond
-from probgen.backends.torch.distributions import (
-    has_moving_support,
-    is_inside,
-    like_multivariate,
-    noise_map,
-    normal_base,
-)
+from probgen.backends.torch.distributions import like_multivariate
 from probgen.backends.torch.lowering import (
     Lowering,
     probe_program,
@@ -46,7 +41,7 @@ def has_cuda() -> bool:
     return torch.cuda.is_available()
 
 
-class TorchBackend:
+class TorchBackend(DistributionQuestions):
     """Pyro on PyTorch.
 
     Args:
@@ -56,6 +51,7 @@ class TorchBackend:
     """
 
     name = "torch"
+    laws = distributions
     hmc_engines: tuple[str, ...] = ("probgen", "pyro")
     ops = torch_ops
 
@@ -331,7 +327,7 @@ class TorchBackend:
 
     def kl_divergence(self, q: Any, p: Any) -> torch.Tensor | None:
         """KL(q || p) where torch has the closed form, [*batch]; None where it has not."""
-        closed = gaussian_kl(q, p, normal_base, torch_ops)
+        closed = self.gaussian_kl(q, p)
         if closed is not None:
             return closed
         try:
@@ -345,14 +341,6 @@ class TorchBackend:
         with pyro_turn, pyro.validation_enabled(False):
             return fn.log_prob(value)
 
-    def gaussian(self, fn: Any) -> Any:
-        """(loc, scale), [*batch, *event], of independent Gaussians; None for anything else."""
-        base = normal_base(fn)
-        if base is None:
-            return None
-        shape = (*fn.batch_shape, *fn.event_shape)
-        return base.loc.expand(shape), base.scale.expand(shape)
-
     def event_units(self, fn: Any) -> tuple[Any, int]:
         """The distribution with its last event axis back in the batch, and how many were taken."""
         if isinstance(fn, torch.distributions.Independent):
@@ -361,39 +349,11 @@ class TorchBackend:
             return (inner.to_event(left) if left else inner), 1
         return fn, 0
 
-    def in_support(self, fn: Any, value: Any) -> Any:
-        """[*batch] whether a value lies in the support; None when it cannot be told."""
-        return is_inside(fn, value)
-
-    def edges(self, fn: Any) -> tuple[float, ...]:
-        """Values where the density may be infinite or zero, as the arguments have it."""
-        return edges(fn)
-
-    def support_name(self, fn: Any) -> str:
-        return str(fn.support)
-
-    def is_discrete(self, fn: Any) -> bool:
-        return bool(fn.support.is_discrete)
-
-    def is_reparametrised(self, fn: Any) -> bool:
-        return noise_map(fn) is not None or bool(fn.has_rsample)
-
-    def noise_shape(self, fn: Any) -> tuple[int, ...] | None:
-        found = noise_map(fn)
-        return None if found is None else found.shape
-
-    def mean(self, fn: Any) -> torch.Tensor:
-        return fn.mean
-
     # ---- native samplers
 
     def unconstrained(self, program: Callable, params: Mapping, **options: Any) -> Any:
         """Runs a program with its latents on the real line; see `mcmc.unconstrained`."""
         return mcmc.unconstrained(self.device, program, params, **options)
-
-    def has_moving_support(self, fn: Any) -> bool:
-        """Whether the support's bounds are computed in this run, perhaps from latents."""
-        return has_moving_support(fn)
 
     def fingerprint(self, fn: Callable, *args: Any) -> Any:
         """None: graphs are known by the content of what they were traced from; see `compile`."""
