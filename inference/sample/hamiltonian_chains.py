@@ -11,75 +11,25 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from probgen.backends.chains import Chains, Start, find_start
-from probgen.backends.protocol import Loop
+from probgen.backends.layout import Layout
 from probgen.engine.chain_pieces import Pieces
 from probgen.engine.markov import joined
 from probgen.engine.posterior import Posterior
 from probgen.errors import NonFiniteError, SaveError
-from probgen.inference.sample.adaptation import Learned, learned
-from probgen.inference.sample.machine import Machine, Noise, Place, choose
+from probgen.inference.sample.adaptation import Learned
+from probgen.inference.sample.hamiltonian_plan import Piece, plan
+from probgen.inference.sample.hamiltonian_steps import Compiled, Sizes, compiled, starting
+from probgen.inference.sample.machine import Noise
 from probgen.inference.sample.mass import Mass
-from probgen.inference.sample.warmup import windows
 from probgen.trees import tree_map
 
-Array = Any
-NUM_PIECES = 20  # about how many pieces each of warm-up and draws comes in
-LEAPFROGS = 8  # of a usual transition, to judge whether compilation pays
-NOISY = 128  # leapfrogs whose noise is drawn at a time, at most
-NOISE = 2**20  # numbers that are drawn at a time, at most
 REASONABLE = math.log(0.8)  # the log acceptance that the search for a step size crosses
 _ADAPTED = ("log_factor", "averaged", "error", "count")
-
-
-class Layout:
-    """Sites as one flat vector: those of dense blocks first, one block after another."""
-
-    def __init__(self, shapes: Mapping[str, tuple[int, ...]], dense_mass: Any, rank: int):
-        whole = tuple(sorted(shapes))
-        blocks = dense_mass if not isinstance(dense_mass, bool) else [whole] if dense_mass else []
-        taken = [n for block in blocks for n in block]
-        self.shapes = shapes
-        self.names = (*taken, *(n for n in whole if n not in taken))
-        sizes = {n: math.prod(shapes[n]) for n in shapes}
-        self.dim = sum(sizes.values())
-        self.mass = Mass(self.dim, tuple(sum(sizes[n] for n in b) for b in blocks), rank)
-
-    def pack(self, free: Mapping[str, np.ndarray]) -> np.ndarray:
-        """[chain, d] of arrays [chain, ...]."""
-        return np.concatenate([free[n].reshape(len(free[n]), -1) for n in self.names], axis=1)
-
-    def unpack(self, x: Array, reshape: Callable) -> dict[str, Array]:
-        """Sites [..., *shape] of vectors [..., d]."""
-        out, start = {}, 0
-        for n in self.names:
-            size = math.prod(self.shapes[n])
-            part = x[..., start : start + size]
-            out[n] = reshape(part, (*x.shape[:-1], *self.shapes[n]))
-            start += size
-        return out
-
-
-class Sizes(NamedTuple):
-    """Of each chain: the step size that a window starts from, what it learns (a factor on it), and
-    how many transitions do, [] (0: none)."""
-
-    base: Array
-    factor: Learned
-    window: Array
-
-
-class Compiled(NamedTuple):
-    """What a run computes, without data: see `_compiled`."""
-
-    begin: Callable
-    noise_of_one: Callable
-    noise: Callable
-    loop: Loop
 
 
 def draw_chains(
@@ -100,18 +50,19 @@ def draw_chains(
     name = token and (token, method.algorithm, repr(method))
     numbers = pieces.numbers(method.num_chains)
     name = name and (name, len(numbers))
-    start = _starting(posterior, method, params, rows, given, b.fold_in(key, 0), numbers, name)
+    start = starting(posterior, method, params, rows, given, b.fold_in(key, 0), numbers, name)
     shapes = {n: v.shape[1:] for n, v in start(0)[0].items()}
-    layout = Layout(shapes, method.dense_mass, method.mass_rank or 0)
-    run = _compiled(posterior, layout, method, machine, len(numbers), name)
-    chains = _Chains(b, layout, method, run, (params, rows), b.fold_in(key, 1), numbers)
+    layout = Layout(shapes, method.dense_mass)
+    mass = Mass(layout.dim, layout.block_sizes, method.mass_rank or 0)
+    run = compiled(posterior, layout, mass, method, machine, len(numbers), name)
+    chains = _Chains(b, layout, mass, method, run, (params, rows), b.fold_in(key, 1), numbers)
     x = find_start(posterior, partial(chains.attempt, start))
     state = chains.first(layout.pack(x))
     if pieces.state:
         state = _restored(state, pieces.state)
-    plan, done = _plan(method), 0
+    done = 0
     whole = method.num_warmup + method.num_draws * method.thinning
-    for i, piece in enumerate(plan):
+    for i, piece in enumerate(plan(method)):
         done += piece.num
         if i >= len(pieces.parts):
             state, part = chains.piece(i, piece, state)
@@ -123,137 +74,15 @@ def draw_chains(
     return joined(pieces, method.num_warmup)
 
 
-class Piece(NamedTuple):
-    """Transitions that are made at a time: the number of the first one in its phase, how many, how
-    long the window is whose step size they learn (0: none), whether it starts and ends with them,
-    whether its draws give a mass matrix, and whether the draws are kept."""
-
-    start: int
-    num: int
-    window: int
-    is_first: bool
-    is_last: bool
-    is_slow: bool
-    is_kept: bool
-
-
-def _plan(method: Any) -> list[Piece]:
-    plan = []
-    length = max(1, -(-method.num_warmup // NUM_PIECES))
-    for size, is_slow in windows(method.num_warmup):
-        for at in range(0, size, length):
-            end = min(at + length, size)
-            plan.append(Piece(at, end - at, size, at == 0, end == size, is_slow, False))
-    # Thinning changes nothing but what is kept.
-    total, length = method.num_draws * method.thinning, -(-method.num_samples // NUM_PIECES)
-    for at in range(0, total, length):
-        plan.append(Piece(at, min(length, total - at), 0, False, False, False, True))
-    return plan
-
-
-def _compiled(
-    posterior: Posterior, layout: Layout, method: Any, machine: Callable, num_chains: int,
-    name: Any,
-) -> Compiled:  # fmt: skip
-    b = posterior.bound.backend
-    ops = b.ops
-
-    def density(x: Array, params: Any, rows: Any) -> Array:
-        return posterior.point(params, rows, layout.unpack(x, ops.reshape)).log_density
-
-    each = b.each(density)
-
-    def summed(x: Array, params: Any, rows: Any) -> tuple[Array, Array]:
-        value = each(x, params, rows)
-        return ops.sum(value), value
-
-    gradient = b.value_and_grad(summed, has_aux=True)
-
-    def climb(x: Array, params: Any, rows: Any) -> tuple[Array, Array]:
-        (_, value), grad = gradient(x, params, rows)
-        return value, grad
-
-    made: Machine = machine(ops, climb)
-    goal, adapts = method.target_accept_prob, method.adapt_step_size
-
-    def begin(x: Array, noise: Noise, size: Array, scale: Any, length: Array, *args: Any) -> tuple:
-        """(state, log density and its gradient at x, gain of a leapfrog from there)."""
-        roots = layout.mass.root(ops, scale)
-        value, grad = climb(x, *args)
-        place = Place(x, roots[1](grad), value, value)
-        state = made.begin(place, noise, length)
-        _, told = made.step(state, noise, size, roots, length, *args)
-        return state, value, grad, ops.log(told["acceptance_rate"])
-
-    def noise(num: int, key: Any) -> Noise:
-        """[step, chain, ...] of `num` steps, each chain's from its own key."""
-        k_normal, k_uniform = b.split(key, 2)
-        drawn = (
-            b.normal(k_normal, (num_chains, num, layout.dim)),
-            b.uniform(k_uniform, (num_chains, num, 3)),
-        )
-        return Noise(*(ops.transpose(v, (1, 0, 2)) for v in drawn))
-
-    def step(carry: tuple, noise: Noise, scale: Any, length: Array, *args: Any) -> tuple:
-        state, sizes = carry
-        size = sizes.base * ops.exp(sizes.factor.log_factor)
-        state, told = made.step(state, noise, size, layout.mass.root(ops, scale), length, *args)
-        if adapts:
-            new = learned(
-                ops, sizes.factor, told["acceptance_rate"], goal=goal, num_warmup=sizes.window
-            )
-            sizes = sizes._replace(factor=choose(ops, told["done"], new, sizes.factor))
-        told = {**told, "step_size": size, **sizes.factor._asdict()}
-        return (state, sizes), told
-
-    per_step = num_chains * (layout.dim + 3)
-    calls = (method.num_warmup + method.num_draws * method.thinning) * LEAPFROGS
-
-    def drawing(num: int) -> Callable:
-        return b.compile(partial(noise, num), over="steps", token=name and (name, "noise", num))
-
-    loop = b.loop(step, num_calls=calls, token=name and (name, "loop"))
-    rows = loop.steps * min(max(1, NOISE // (per_step * loop.steps)), max(1, NOISY // loop.steps))
-    return Compiled(
-        b.compile(begin, num_calls=NUM_PIECES, token=name and (name, "begin")),
-        drawing(1), drawing(rows), loop,
-    )  # fmt: skip
-
-
-def _starting(
-    posterior: Posterior, method: Any, params: Any, rows: Any, given: Mapping, key: Any,
-    numbers: range, name: Any,
-) -> Callable:  # fmt: skip
-    """i -> (latents on the real line, log densities of sites, counts of values outside their
-    supports) at the i-th try of a start, numpy, [chain, ...] by site."""
-    b = posterior.bound.backend
-    strategy = method.init_strategy if isinstance(method.init_strategy, str) else "init_to_uniform"
-
-    def point(params: Any, rows: Any, key: Any, given: Any) -> tuple:
-        p = posterior.point(params, rows, key=key, given=given, strategy=strategy)
-        return p.free, p.site_log_prob, p.outside
-
-    compiled = b.compile(point, num_calls=1, token=name and (name, "point", strategy))
-
-    def start(i: int) -> tuple:
-        tried = []
-        for at, chain in enumerate(numbers):
-            own = {n: v[at] for n, v in given.items()}
-            k = b.fold_in(b.fold_in(key, chain), i)
-            tried.append(tree_map(b.to_numpy, compiled(params, rows, k, own)))
-        return tree_map(lambda *v: np.stack(v), *tried)
-
-    return start
-
-
 class _Chains:
     """One run: what it computes, with its data."""
 
     def __init__(
-        self, backend: Any, layout: Layout, method: Any, run: Compiled, args: tuple, key: Any,
-        numbers: range,
+        self, backend: Any, layout: Layout, mass: Mass, method: Any, run: Compiled, args: tuple,
+        key: Any, numbers: range,
     ):  # fmt: skip
-        self.b, self.layout, self.method, self.run, self.args = backend, layout, method, run, args
+        self.b, self.layout, self.mass = backend, layout, mass
+        self.method, self.run, self.args = method, run, args
         self.num = len(numbers)
         self.key = backend.row_keys(key, np.asarray(numbers))
 
@@ -261,7 +90,7 @@ class _Chains:
         """The i-th try of a start for each chain."""
         free, each, outside = start(i)
         b, x = self.b, self.layout.pack(free)
-        _, value, grad, _ = self.begin(x, np.ones(self.num), self.layout.mass.unit(self.num), 0)
+        _, value, grad, _ = self.begin(x, np.ones(self.num), self.mass.unit(self.num), 0)
         ok = np.isfinite(b.to_numpy(value)) & np.isfinite(b.to_numpy(grad)).all(1)
         for count in outside.values():
             ok = ok & (count == 0)
@@ -271,7 +100,7 @@ class _Chains:
         """The state before the first piece; names of the mass matrix have "mass_" before them."""
         state = {"x": x, "base": np.full(self.num, float(self.method.step_size))}
         state |= {n: np.zeros(self.num) for n in (*_ADAPTED, "diverged")}
-        state |= {f"mass_{n}": v for n, v in self.layout.mass.unit(self.num).items()}
+        state |= {f"mass_{n}": v for n, v in self.mass.unit(self.num).items()}
         state["window"] = np.zeros((0, self.num, self.layout.dim))
         like = self.b.to_numpy(self.b.asarray(np.zeros(1))).dtype
         return {n: v.astype(like) for n, v in state.items()}
@@ -296,7 +125,7 @@ class _Chains:
             state["base"] = state["base"] * np.exp(state["log_factor"])
             state |= {n: np.zeros_like(state["base"]) for n in _ADAPTED}
             if piece.is_slow and method.adapt_mass_matrix and piece.window > 1:
-                for n, v in self.layout.mass.learned(state["window"]).items():
+                for n, v in self.mass.learned(state["window"]).items():
                     state[f"mass_{n}"] = v.astype(state["x"].dtype)
         if not piece.is_kept:
             return state, {}
