@@ -32,6 +32,7 @@ DRAWS = {
     "free": {"z": np.arange(6.0, dtype=np.float32).reshape(3, 2), "prior/z": np.ones((3, 2, 2))},
     "stats": {"lp": np.zeros((3, 2)), "diverging": np.zeros((3, 2), bool)},
 }
+CHAINS = Chains(DRAWS["free"], DRAWS["stats"], 2, {"step_size": np.float32([0.5, 0.25, 1.0])})
 SAMPLES = {
     "values": {"z": np.arange(6.0, dtype=np.float32).reshape(3, 2), "prior/z": np.ones((3, 2, 2))},
     "stats": {"diverged": np.zeros(3, bool)}, "chain": {"z": np.ones((2, 3, 2), np.float32)},
@@ -66,7 +67,7 @@ def make(root, backend):
     begun = Pieces(ChunkStore(root / "begun", MADE))
     begun.add({})
     begun.add(DRAWS, lambda: {"0": np.ones(3), "1": np.arange(2, dtype=np.uint32)})
-    chains(root / "draws" / "chains", MADE, lambda _: Chains(DRAWS["free"], DRAWS["stats"], 2))
+    chains(root / "draws" / "chains", MADE, lambda _: CHAINS)
     in_chunks(
         root / "drawn" / "samples", lambda: MADE, 3, 3, lambda p: ((n, SAMPLES) for n, _ in p)
     )
@@ -102,7 +103,7 @@ def read(kind, folder):
         return {f"{n}/{q}": v.values for n in table for q, v in table[n].data_vars.items()}
     if kind == "chains":
         found = chains(folder, MADE, None)
-        return {**found.free, **found.stats}
+        return {**found.free, **found.stats, **found.learned}
     if kind == "samples":
         return flatten(in_chunks(folder, lambda: MADE, 3, 3, None))
     if kind == "pieces":

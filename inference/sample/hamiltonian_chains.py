@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from probgen.backends.chains import Chains, Start, find_start
+from probgen.backends.chains import Chains, Start, WarmStart, find_start
 from probgen.backends.layout import Layout
 from probgen.engine.chain_pieces import Pieces
 from probgen.engine.markov import joined
@@ -48,16 +48,16 @@ def draw_chains(
     """
     b = posterior.bound.backend
     name = token and (token, method.algorithm, repr(method))
-    numbers = pieces.numbers(method.num_chains)
+    numbers, warm = pieces.numbers(method.num_chains), pieces.warm
     name = name and (name, len(numbers))
-    start = starting(posterior, method, params, rows, given, b.fold_in(key, 0), numbers, name)
+    start = starting(posterior, method, params, rows, given, b.fold_in(key, 0), numbers, name, warm)
     shapes = {n: v.shape[1:] for n, v in start(0)[0].items()}
     layout = Layout(shapes, method.dense_mass)
     mass = Mass(layout.dim, layout.block_sizes, method.mass_rank or 0)
     run = compiled(posterior, layout, mass, method, machine, len(numbers), name)
     chains = _Chains(b, layout, mass, method, run, (params, rows), b.fold_in(key, 1), numbers)
-    x = find_start(posterior, partial(chains.attempt, start))
-    state = chains.first(layout.pack(x))
+    x = find_start(posterior, partial(chains.attempt, start), warm is not None)
+    state = chains.first(layout.pack(x), warm)
     if pieces.state:
         state = _restored(state, pieces.state)
     done = 0
@@ -71,7 +71,8 @@ def draw_chains(
         shown(piece.num * len(numbers), words=pieces.words)
         if pieces.suffice(i + 1):
             break
-    return joined(pieces, method.num_warmup)
+    learned = {"step_size": state["base"], **mass.inverse(_scale(state))}
+    return joined(pieces, method.num_warmup)._replace(learned=learned)
 
 
 class _Chains:
@@ -96,11 +97,14 @@ class _Chains:
             ok = ok & (count == 0)
         return Start(free, ok, each, outside)
 
-    def first(self, x: np.ndarray) -> dict[str, np.ndarray]:
+    def first(self, x: np.ndarray, warm: WarmStart | None) -> dict[str, np.ndarray]:
         """The state before the first piece; names of the mass matrix have "mass_" before them."""
-        state = {"x": x, "base": np.full(self.num, float(self.method.step_size))}
+        size, scale = np.full(self.num, float(self.method.step_size)), self.mass.unit(self.num)
+        if warm is not None:
+            size, scale = warm.learned["step_size"], self.mass.of_inverse(warm.learned)
+        state = {"x": x, "base": size}
         state |= {n: np.zeros(self.num) for n in (*_ADAPTED, "diverged")}
-        state |= {f"mass_{n}": v for n, v in self.mass.unit(self.num).items()}
+        state |= {f"mass_{n}": v for n, v in scale.items()}
         state["window"] = np.zeros((0, self.num, self.layout.dim))
         like = self.b.to_numpy(self.b.asarray(np.zeros(1))).dtype
         return {n: v.astype(like) for n, v in state.items()}

@@ -6,14 +6,15 @@ and mass matrices are its arguments, so that one compilation serves a run and th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from probgen.backends.chains import WarmStart
 from probgen.backends.layout import Layout
-from probgen.backends.protocol import Loop
+from probgen.backends.protocol import Backend, Loop
 from probgen.engine.posterior import Posterior
 from probgen.inference.sample.adaptation import Learned, learned
 from probgen.inference.sample.hamiltonian_plan import NUM_PIECES
@@ -117,10 +118,16 @@ def compiled(
 
 def starting(
     posterior: Posterior, method: Any, params: Any, rows: Any, given: Mapping, key: Any,
-    numbers: range, name: Any,
+    numbers: range, name: Any, warm: WarmStart | None = None,
 ) -> Callable:  # fmt: skip
     """i -> (latents on the real line, log densities of sites, counts of values outside their
-    supports) at the i-th try of a start, numpy, [chain, ...] by site."""
+    supports) at the i-th try of a start, numpy, [chain, ...] by site.
+
+    Args:
+        given: values by site to start from, [chain, ...]; the others start by the strategy.
+        numbers: of the chains.
+        warm: where the chains go on from instead.
+    """
     b = posterior.bound.backend
     strategy = method.init_strategy if isinstance(method.init_strategy, str) else "init_to_uniform"
 
@@ -128,6 +135,16 @@ def starting(
         p = posterior.point(params, rows, key=key, given=given, strategy=strategy)
         return p.free, p.site_log_prob, p.outside
 
+    def told(params: Any, rows: Any, free: Any) -> tuple:
+        p = posterior.point(params, rows, free)
+        return p.free, p.site_log_prob, p.outside
+
+    if warm is not None:
+        again = b.compile(told, num_calls=1, token=name and (name, "told"))
+        return lambda i: _stacked(
+            b, (again(params, rows, {n: b.asarray(v[at]) for n, v in warm.free.items()})
+                for at in range(len(numbers)))
+        )  # fmt: skip
     compiled = b.compile(point, num_calls=1, token=name and (name, "point", strategy))
 
     def start(i: int) -> tuple:
@@ -135,7 +152,11 @@ def starting(
         for at, chain in enumerate(numbers):
             own = {n: v[at] for n, v in given.items()}
             k = b.fold_in(b.fold_in(key, chain), i)
-            tried.append(tree_map(b.to_numpy, compiled(params, rows, k, own)))
-        return tree_map(lambda *v: np.stack(v), *tried)
+            tried.append(compiled(params, rows, k, own))
+        return _stacked(b, tried)
 
     return start
+
+
+def _stacked(b: Backend, each: Iterable[Any]) -> Any:
+    return tree_map(lambda *v: np.stack([b.to_numpy(x) for x in v]), *each)

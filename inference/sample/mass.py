@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 Array = Any
+LOW_RANK = ("directions", "gains")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +66,24 @@ class Mass:
         if self.rank:
             found |= _directions(draws / found["diagonal"], self.rank)
         return found
+
+    def inverse(self, root: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """M^-1 of its root, float64, as `WarmStart` has it; `of_inverse` goes back."""
+        exact = {n: v.astype(np.float64) for n, v in root.items()}
+        blocks = [exact[f"block_{i}"] for i in range(len(self.blocks))]
+        full = [v @ v.swapaxes(1, 2) for v in blocks]
+        diagonal = [(v**2).sum(2) for v in blocks] + [exact["diagonal"] ** 2]
+        found = {"inv_metric": np.concatenate(diagonal, axis=1)}
+        found |= {f"inv_metric_block_{i}": v for i, v in enumerate(full)}
+        return found | {f"inv_metric_{n}": root[n] for n in LOW_RANK if n in root}
+
+    def of_inverse(self, learned: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The root of M^-1; where that came of a float32 root, the same to the bit."""
+        names = [f"block_{i}" for i in range(len(self.blocks))]
+        root = {n: np.linalg.cholesky(learned[f"inv_metric_{n}"].astype(float)) for n in names}
+        rest = learned["inv_metric"][:, sum(self.blocks) :]
+        root["diagonal"] = np.sqrt(rest.astype(np.float64))
+        return root | ({n: learned[f"inv_metric_{n}"] for n in LOW_RANK} if self.rank else {})
 
     def root(self, ops: Any, arrays: Mapping[str, Array]) -> tuple[Any, Any]:
         """(v -> A v, v -> A' v) of vectors [chain, d]."""

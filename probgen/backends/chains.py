@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -25,7 +26,7 @@ class LogDensity(Protocol):
     ) -> Any:  # fmt: skip
         """Log density and all sites at `free`."""
 
-    def check_start(self, start: Start) -> None:
+    def check_start(self, start: Start, is_warm: bool = False) -> None:
         """Refuses starting points of which one is not good."""
 
 
@@ -36,11 +37,53 @@ class Chains(NamedTuple):
         free: draws on the real line, [chain, draw, ...] by site name.
         stats: [chain, draw] by ArviZ's names for them.
         num_warmup: transitions before the first draw.
+        learned: what moves each chain at its end, see `WarmStart`; empty where nothing is learned.
     """
 
     free: dict[str, np.ndarray]
     stats: dict[str, np.ndarray]
     num_warmup: int
+    learned: Mapping[str, np.ndarray] = MappingProxyType({})
+
+
+class WarmStart(NamedTuple):
+    """Where chains go on from, numpy, with the chains in front.
+
+    Attributes:
+        free: positions on the real line, [chain, ...] by site name.
+        learned: "step_size" [chain] and the inverse mass matrix M^-1 in the order of `Layout`:
+            "inv_metric" [chain, d], its diagonal, and "inv_metric_block_0"... [chain, n, n] of its
+            dense blocks. One of low rank is S (I + U diag(g) U')^2 S with S^2 in "inv_metric", U in
+            "inv_metric_directions" [chain, d, k] and g in "inv_metric_gains" [chain, k]. Empty
+            where positions are all there is.
+        blocks: the names of sites in each dense block.
+        transitions: how many each chain has made until there.
+    """
+
+    free: dict[str, np.ndarray]
+    learned: dict[str, np.ndarray]
+    blocks: tuple[tuple[str, ...], ...]
+    transitions: int
+
+    @property
+    def num_chains(self) -> int:
+        """How many chains there are."""
+        return len(next(iter(self.free.values())))
+
+    @property
+    def rank(self) -> int:
+        """Of a mass matrix of low rank; 0 of any other."""
+        return (
+            self.learned["inv_metric_gains"].shape[1] if "inv_metric_gains" in self.learned else 0
+        )
+
+    def of(self, numbers: range) -> WarmStart:
+        """That of some of the chains."""
+        rows = slice(numbers.start, numbers.stop)
+        return self._replace(
+            free={n: v[rows] for n, v in self.free.items()},
+            learned={n: v[rows] for n, v in self.learned.items()},
+        )
 
 
 class Start(NamedTuple):
@@ -55,10 +98,13 @@ class Start(NamedTuple):
     outside: dict[str, np.ndarray]
 
 
-def find_start(posterior: LogDensity, attempt: Callable[[int], Start]) -> dict[str, np.ndarray]:
-    """Starting points, tried until each chain has a good one; `attempt(i)` makes the i-th try."""
+def find_start(
+    posterior: LogDensity, attempt: Callable[[int], Start], is_warm: bool = False
+) -> dict[str, np.ndarray]:
+    """Starting points, tried until each chain has a good one; `attempt(i)` makes the i-th try, of
+    which a warm start has one."""
     best = attempt(0)
-    for i in range(1, NUM_STARTS):
+    for i in range(1, 1 if is_warm else NUM_STARTS):
         if best.ok.all():
             break
         good = best.ok
@@ -67,5 +113,5 @@ def find_start(posterior: LogDensity, attempt: Callable[[int], Start]) -> dict[s
             best,
             attempt(i),
         )
-    posterior.check_start(best)
+    posterior.check_start(best, is_warm)
     return best.free

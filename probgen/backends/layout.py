@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -36,6 +36,21 @@ class Layout:
     def block_sizes(self) -> tuple[int, ...]:
         """How many numbers each dense block has."""
         return tuple(sum(self._sizes[n] for n in block) for block in self.blocks)
+
+    def metric(self, parts: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+        """An inverse mass matrix as `WarmStart` has it, of its dense blocks [..., n, n] and of the
+        diagonal of the rest, [..., m], if there is a rest."""
+        rest = parts[len(self.blocks) :]
+        blocks = parts[: len(self.blocks)]
+        found = [np.diagonal(v, axis1=-2, axis2=-1) for v in blocks]
+        named = {f"inv_metric_block_{i}": v for i, v in enumerate(blocks)}
+        return {"inv_metric": np.concatenate([*found, *rest], axis=-1), **named}
+
+    def metric_parts(self, learned: Mapping[str, Array]) -> list[Array]:
+        """The parts of which `metric` makes it."""
+        dense = sum(self.block_sizes)
+        blocks = [learned[f"inv_metric_block_{i}"] for i in range(len(self.blocks))]
+        return [*blocks, learned["inv_metric"][..., dense:]] if dense < self.dim else blocks
 
     def pack(self, free: Mapping[str, np.ndarray]) -> np.ndarray:
         """[chain, d] of arrays [chain, ...]."""

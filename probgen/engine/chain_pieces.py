@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from probgen.backends.chains import Chains
+from probgen.backends.chains import Chains, WarmStart
 from probgen.engine.chain_watch import Until, Watch
 from probgen.engine.interrupt import Asked, asked_to_stop
 from probgen.errors import SaveError
@@ -22,6 +22,7 @@ from probgen.records.chunks import ChunkStore, Values, named
 from probgen.records.entries import AGAIN, require_same
 from probgen.trees import tree_map
 
+_GROUPS = ("free", "stats", "learned")  # of `Chains`, as they stand on disk
 TOGETHER, APART = "together", "each by itself"  # how they were run, which their rounding tells
 
 
@@ -34,6 +35,7 @@ class Pieces:
         state: of the sampler after the last piece, arrays by name; empty where pieces need none.
         only: the number of the one chain that is run here, of those that others run elsewhere; None
             for all of them. Its noise is its own, whoever runs it.
+        warm: where the chains that are run here go on from; None where they start anew.
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class Pieces:
         until: Until | None = None, only: int | None = None,
     ):  # fmt: skip
         self._watch, self.only = Watch(until), only
+        self.warm: WarmStart | None = None
         self.parts: list[Values] = []
         self.state: dict[str, np.ndarray] = {}
         self._kept, self._asked = kept, asked
@@ -141,8 +144,8 @@ def apart(
     Args:
         path: a folder, or None to keep nothing.
         made: gives what the draws depend on.
-        run: of pieces (number, (number,)) each chain's number and its draws, "free" and "stats" by
-            name, in any order.
+        run: of pieces (number, (number,)) each chain's number and its draws, "free", "stats" and
+            what it "learned" by name, in any order.
 
     Raises:
         SaveError, OtherRun: as of `chains`.
@@ -180,26 +183,30 @@ def apart(
 
 def _stacked(parts: Mapping[int, Values], num_warmup: int) -> Chains:
     found = tree_map(lambda *x: np.stack(x), *(parts[i] for i in sorted(parts)))
-    return Chains(found["free"], found["stats"], num_warmup)
+    return Chains(found["free"], found["stats"], num_warmup, found.get("learned", {}))
 
 
 def _write(kept: ChunkStore, found: Chains) -> None:
     config = {
         "kind": "chains", "made": kept.identity, "num_warmup": found.num_warmup,
-        "order": {"free": list(found.free), "stats": list(found.stats)},
+        "order": {g: list(getattr(found, g)) for g in _GROUPS},
     }  # fmt: skip
-    store.write_folder(kept.table, {"free": found.free, "stats": found.stats}, config)
+    arrays = {g: dict(getattr(found, g)) for g in _GROUPS}
+    store.write_folder(kept.table, {g: v for g, v in arrays.items() if v}, config)
 
 
 def _read(kept: ChunkStore) -> Chains:
     arrays, config = store.read_folder(kept.table, "chains")
     require_same(kept.table, config["made"], kept.identity, AGAIN)
     groups = []
-    for group in ("free", "stats"):
-        names = config["order"][group]
-        if sorted(names) != sorted(arrays[group]):
+    for group in _GROUPS:
+        names = config["order"].get(group, [])
+        if sorted(names) != sorted(arrays.get(group, {})):
             raise SaveError(f"{kept.table}: lists {names} of {group}, and holds others; damaged.")
         groups.append({n: arrays[group][n] for n in names})
-    if len({v.shape[:2] for group in groups for v in group.values()}) != 1:
+    free, stats, learned = groups
+    lengths = {v.shape[:2] for group in (free, stats) for v in group.values()}
+    num_chains = {v.shape[:1] for group in groups for v in group.values()}
+    if len(lengths) != 1 or len(num_chains) != 1:
         raise SaveError(f"{kept.table}: holds chains of different lengths; it is damaged.")
-    return Chains(groups[0], groups[1], config["num_warmup"])
+    return Chains(free, stats, config["num_warmup"], learned)

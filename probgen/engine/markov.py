@@ -173,9 +173,10 @@ def draw_posterior(
     Raises:
         SupportError, NonFiniteError: no good start (`Posterior.check_start`).
     """
+    b, warm = posterior.bound.backend, pieces.warm
     if isinstance(sampler, RunsPosterior):
         return sampler.draws(posterior, params, rows, key, token, progress_bar, pieces)
-    b, n, total = posterior.bound.backend, sampler.num_chains, transitions(sampler)
+    n, total = sampler.num_chains, transitions(sampler)
     if pieces.only is not None:  # chains that move together share noise, so that one has its own
         n, key = 1, b.fold_in(key, pieces.only)
     length = -(-total // NUM_PIECES)
@@ -183,9 +184,13 @@ def draw_posterior(
     begin = b.fold_in(key, 0)
 
     def attempt(i: int) -> Start:
-        return b.tree_map(b.to_numpy, made.attempt(params, rows, b.fold_in(begin, i)))
+        if warm is None:
+            found = made.attempt(params, rows, b.fold_in(begin, i))
+        else:
+            found = made.judge(b.tree_map(b.asarray, warm.free), params, rows)
+        return b.tree_map(b.to_numpy, found)
 
-    start = find_start(posterior, attempt)
+    start = find_start(posterior, attempt, warm is not None)
     state = made.begin(tree_map(b.asarray, start), params, rows)
     if pieces.state:
         state = _restored(b, state, pieces.state)
@@ -227,9 +232,9 @@ class _Compiled:
         calls = transitions(sampler)
         self.kernel = judging(b, sampler.kernel(b, self.target, calls), calls)
         name = token and (token, _content(sampler), n, length)
-        self.attempt, self.begin, self.piece = (
+        self.attempt, self.judge, self.begin, self.piece = (
             b.compile(fn, over="steps", token=name and name[1] and (*name, fn.__name__))
-            for fn in (self._attempt, self._begin, self._piece)
+            for fn in (self._attempt, self._judge, self._begin, self._piece)
         )
 
     def _begin(self, x: Tree, params: Any, rows: Any) -> Any:
@@ -238,6 +243,9 @@ class _Compiled:
 
     def _attempt(self, params: Any, rows: Any, key: Any) -> Start:
         """Starting points, and whether they are good."""
+        return self._judge(self.target.init(params, rows, key, self.num_chains), params, rows)
+
+    def _judge(self, x: Tree, params: Any, rows: Any) -> Start:
         b, posterior = self.posterior.bound.backend, self.posterior
         ops = b.ops
 
@@ -245,7 +253,6 @@ class _Compiled:
             at = posterior.points(x, params, rows)
             return ops.sum(at.log_density), (at.log_density, at.site_log_prob, at.outside)
 
-        x = self.target.init(params, rows, key, self.num_chains)
         (_, (value, each, outside)), grad = b.value_and_grad(summed, has_aux=True)(x, params, rows)
         ok = ops.isfinite(value)
         for g in grad.values():

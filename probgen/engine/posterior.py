@@ -249,6 +249,16 @@ class Posterior:
         )
         return one(dict(x), params, rows)
 
+    def free_shapes(self, params: Any, rows: Any, key: Any, token: Any) -> dict[str, tuple]:
+        """Of each latent on the real line."""
+        b = self.bound.backend
+
+        def feasible(params: Any, rows: Any, key: Any) -> dict[str, Array]:
+            return self.point(params, rows, key=key, strategy="init_to_feasible").free
+
+        found = b.compile(feasible, num_calls=1, token=token and (token, "feasible"))
+        return {n: tuple(v.shape) for n, v in found(params, rows, key).items()}
+
     def target(self) -> Target:
         """What a sampler's kernel climbs: n chains of all latents on the real line, which start
         uniform in (-2, 2) there."""
@@ -277,8 +287,8 @@ class Posterior:
         # Plates are opened from the right: the outermost is an array's last plate axis.
         return (*(sizes[p] for p in site.plates[::-1]), *site.event_shape)
 
-    def check_start(self, start: Start) -> None:
-        """Refuses starting points of which one is not good.
+    def check_start(self, start: Start, is_warm: bool = False) -> None:
+        """Refuses starting points of which one is not good; a warm start's are no tries.
 
         Raises:
             SupportError: data lie outside the support of their site, wherever the chains start, or
@@ -300,6 +310,12 @@ class Posterior:
                     "the other latents are; give one: "
                     f"init_strategy={{{site!r}: value}}."
                 )
+            if is_warm:
+                raise SupportError(
+                    f"data {site!r}: {count} values lie outside the support of {info.family} "
+                    f"({info.mass}), where chain {chain} of warm_start stands, expected data that "
+                    "are possible there; leave warm_start out."
+                )
             raise SupportError(
                 f"data {site!r}: {count} values lie outside the support of {info.family} "
                 f"({info.mass}), at {NUM_STARTS} starting points of {name!r}. "
@@ -308,6 +324,12 @@ class Posterior:
             )
         bad = sorted(n for n, v in start.site_log_prob.items() if not np.isfinite(v[chain]))
         what = f"log probability of {', '.join(map(repr, bad))}" if bad else "gradient"
+        if is_warm:
+            raise NonFiniteError(
+                f"infer: chain {chain} of {name!r} cannot go on from warm_start: the {what} is NaN "
+                "or infinite there, expected a finite log density; leave warm_start out where data "
+                "or model have changed that much."
+            )
         raise NonFiniteError(
             f"infer: chain {chain} of {name!r} found no start: the {what} is NaN or infinite at "
             f"{NUM_STARTS} points, expected a finite log density; look at the data and priors of "

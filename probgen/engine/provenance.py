@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from probgen.backends.chains import WarmStart
 from probgen.backends.protocol import Backend
 from probgen.data.sources import ArraySource, LazySource
 from probgen.engine.fitted import Fitted
@@ -91,6 +92,7 @@ def of_evaluation(
 def of_posterior(
     model: Model, method: Any, backend: Backend, *, seed: int, rows: Mapping[str, np.ndarray],
     constants: Mapping[str, Any], params: Any, num_data: int | None, until: Any = None,
+    warm: WarmStart | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """What draws of chains are of: equal entries give equal draws.
 
@@ -110,6 +112,7 @@ def of_posterior(
         "parameters": content(flatten(tree_map(backend.to_numpy, params))),
         "num_data": num_data,
         "until": None if until is None else repr(until),
+        "warm start": None if warm is None else content(flatten(warm._asdict())),
     }
 
 

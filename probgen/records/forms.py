@@ -89,8 +89,8 @@ KINDS = {
     "chains": Kind(
         "draws of Markov chains",
         Fields({"made": dict, "num_warmup": Count,
-                "order": Fields({"free": [str], "stats": [str]})}),
-        frozenset({"free", "stats"}), since=2,
+                "order": Fields({"free": [str], "stats": [str]}, {"learned": [str]})}),
+        frozenset({"free", "stats"}), frozenset({"learned"}), since=2,
     ),
     "samples": Kind(
         "samples of a model",

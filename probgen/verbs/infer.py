@@ -21,6 +21,7 @@ from probgen.backends.chains import Chains
 from probgen.backends.protocol import Backend
 from probgen.data.sources import as_whole
 from probgen.engine import provenance
+from probgen.engine import warm_start as warm_starts
 from probgen.engine.auto_guide import require_settled
 from probgen.engine.batches import merge_inputs
 from probgen.engine.bound import Bound
@@ -59,6 +60,7 @@ def infer(
     log_likelihood: bool = False,
     chunk_size: Count | None = None,
     until: Until | None = None,
+    warm_start: Any = None,
     path: PathLike | None = None,
     executor: Pool | None = None,
     progress_bar: bool = True,
@@ -87,6 +89,14 @@ def infer(
             as many as memory easily holds. It changes no number.
         until: `Until(rhat=1.01, ess=400)` ends chains of one sampler once they are long enough, at
             the first of some twenty looks; the sampler's number of draws is then the most.
+        warm_start: the draws of an earlier call, whose chains go on: each from its last position,
+            with its step size and mass matrix, which stand in their group `sampling_state`. With
+            `num_warmup=0` nothing is learned anew; else the warm-up starts from them. Data may be
+            others, such as a few more, where the latents are the same; so may the backend, and the
+            engine of NUTS and HMC. The first chains go on where there are more than `num_chains`.
+            Samplers that learn no mass matrix take the positions. The noise is another than that
+            of the earlier call, of the same seed too: n and then m draws have the law of n + m,
+            and are not the same numbers.
         path: a folder for the chains, or an address (see `evaluate`). Draws are kept beside it as
             they come, and the same call after a kill goes on from there, to the same draws, to the
             bit, where model, data, inputs, method and seed are the same by their content
@@ -107,16 +117,20 @@ def infer(
         for events; a "/" of a submodel's site becomes ".". Discrete latents of finitely many values
         are summed out: the chains run on the others, and "<site>.probs" has the probability of
         each value at each draw, on a last axis. `sample_stats`: see the method.
-        `observed_data`, `constant_data`, and `log_likelihood` on request. Its attributes record
-        backend, device, versions, seed, method and seconds.
+        `observed_data`, `constant_data`, and `log_likelihood` on request. `sampling_state`: where
+        each chain ended on the real line and, of NUTS and HMC, its step size and inverse mass
+        matrix (`inv_metric`), for `warm_start`. Attributes record backend, device, versions, seed,
+        method and seconds.
 
     Raises:
         MissingSeed: there is no seed, or no integer.
         AlgorithmError: no latents, a discrete one that cannot be summed out, nets without
-            parameters; by `Guide` of a chain of more than 200 steps.
+            parameters; by `Guide` of a chain of more than 200 steps; a `warm_start` of other
+            latents or shapes, of fewer chains, or with another kind of mass matrix.
         SupportError: data outside the support of their site.
         NonFiniteError: no starting point has a finite log density; a draw is NaN or infinite.
-        DataError, UnknownName, ShapeError: data or inputs that do not fit the program.
+        DataError, UnknownName, ShapeError: data or inputs that do not fit the program; a
+            `warm_start` that is no draws of `infer`.
         SaveError: `path` cannot be written, or holds something else, or chains of another call
             (says what differs); another process is writing there.
         WorkerError: of the executor's workers; see `evaluate`.
@@ -128,6 +142,7 @@ def infer(
     if path is not None:
         path = places.at(path)
         store.check_place(path, "chains")
+    warm = None if warm_start is None else warm_starts.from_draws(warm_start)
     b, declared, given, constants = _start(model, backend, device)
     if reads_guide := getattr(method, "reads_guide", False):
         require_settled(declared, "infer")
@@ -138,7 +153,7 @@ def infer(
     rows = {**arrays, **per_datum}
     sampling = Sampling(
         declared, method, given, constants, rows, num_data, seed,
-        b.name if isinstance(backend, str) else b, device,
+        b.name if isinstance(backend, str) else b, device, warm,
     )  # fmt: skip
     walker = Walker(sampling, b)
     bound, params, posterior = walker.bound, walker.params, walker.posterior
@@ -164,12 +179,15 @@ def infer(
             )
     _ask(posterior, method, log_likelihood)
     walker.place()
+    if warm is not None:
+        shapes = posterior.free_shapes(params, walker.placed, walker.key, walker.token)
+        warm_starts.check(warm, method, shapes)
     began = time.perf_counter()
 
     def made() -> dict[str, Any]:
         return provenance.of_posterior(
             declared, method, b, seed=seed, rows=rows, constants=constants, params=params,
-            num_data=num_data, until=until,
+            num_data=num_data, until=until, warm=warm,
         )  # fmt: skip
 
     def run(pieces: Pieces) -> Chains:
@@ -217,7 +235,13 @@ def infer(
                 "infer: all %d draws of each chain do not suffice: %s; raise the sampler's number "
                 "of draws.", method.num_draws, attributes["lacks"],
             )  # fmt: skip
-    return _to_datatree(posterior, groups, attributes)
+    before = 0 if warm is None else warm.transitions
+    if warm is not None:
+        attributes["warm_start"] = f"after {before} transitions of each chain"
+    tree = _to_datatree(posterior, groups, attributes)
+    if warm_starts.goes_on(method):
+        tree[warm_starts.GROUP] = type(tree)(warm_starts.to_dataset(method, chains, before))
+    return tree
 
 
 def _of_chains(stats: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

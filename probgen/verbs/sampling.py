@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from probgen.backends import resolve
-from probgen.backends.chains import Chains
+from probgen.backends.chains import Chains, WarmStart
 from probgen.backends.protocol import Backend
 from probgen.data.checks import on_device
 from probgen.engine import provenance
@@ -26,6 +26,8 @@ from probgen.engine.target import Sampler
 from probgen.errors import AlgorithmError, NonFiniteError
 from probgen.language.model import Model
 
+WARM = 0x3A12  # by what the key of chains that go on is told from that of chains that begin
+
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
@@ -35,6 +37,7 @@ class Sampling:
         given: parameters of nets, or None.
         rows: data and inputs with one row a datum.
         backend, device: as `backends.resolve` takes them; a worker finds its own device.
+        warm: where the chains go on from, if not anew.
     """
 
     model: Model
@@ -46,6 +49,7 @@ class Sampling:
     seed: int
     backend: str | Backend
     device: str
+    warm: WarmStart | None = None
 
     def made(self) -> dict[str, Any]:
         """What the draws depend on."""
@@ -53,6 +57,7 @@ class Sampling:
             self.model, self.method, resolve(self.backend, self.device), seed=self.seed,
             rows=self.rows, constants=self.constants,
             params={**self.model.fitted_params(), **(self.given or {})}, num_data=self.num_data,
+            warm=self.warm,
         )  # fmt: skip
 
     def start(self) -> Walker:
@@ -63,7 +68,8 @@ class Sampling:
 
 
 class Walker:
-    """A sampling on a backend: the number of a chain -> its draws, "free" and "stats" by name."""
+    """A sampling on a backend: the number of a chain -> its draws, "free", "stats" and what it
+    "learned" by name."""
 
     def __init__(self, sampling: Sampling, backend: Backend):
         self.sampling, self.backend = sampling, backend
@@ -90,7 +96,11 @@ class Walker:
             NonFiniteError: no start has a finite density; says why.
         """
         posterior, params, placed, key = self.posterior, self.params, self.placed, self.key
-        method = self.sampling.method
+        method, warm = self.sampling.method, self.sampling.warm
+        if warm is not None:
+            pieces.warm = warm.of(pieces.numbers(method.num_chains))
+            # On the noise of the run before, chains would draw near to where those there went.
+            key = self.backend.fold_in(self.backend.fold_in(key, WARM), warm.transitions)
         try:
             return draw_posterior(
                 method, posterior, params, placed, key, self.token, progress_bar, pieces
@@ -107,5 +117,5 @@ class Walker:
                 f"infer: {name} ran all its chains where one was asked for, expected a `draws` "
                 "that runs those of pieces.numbers(num_chains); leave executor out."
             )
-        one = {"free": found.free, "stats": found.stats}
-        return {g: {n: v[0] for n, v in values.items()} for g, values in one.items()}
+        one = {"free": found.free, "stats": found.stats, "learned": found.learned}
+        return {g: {n: v[0] for n, v in values.items()} for g, values in one.items() if values}

@@ -13,7 +13,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as numpyro_dist
 
-from probgen.backends.jax import distributions, draws, mcmc, probe, rows
+from probgen.backends.jax import distributions, draws, mcmc, probe, real_line, rows
 from probgen.backends.jax import ops as jax_ops
 from probgen.backends.jax.compile import Compiled, fingerprint
 from probgen.backends.jax.devices import OneDevice, mesh_of, placing
@@ -334,8 +334,8 @@ class JaxBackend(DistributionQuestions):
     # ---- native samplers
 
     def unconstrained(self, program: Callable, params: Mapping, **options: Any) -> Any:
-        """Runs a program with its latents on the real line; see `mcmc.unconstrained`."""
-        return mcmc.unconstrained(program, params, **options)
+        """Runs a program with its latents on the real line; see `real_line.unconstrained`."""
+        return real_line.unconstrained(program, params, **options)
 
     def fingerprint(self, fn: Callable, *args: Any) -> Any:
         """What identifies the computation of `fn` at these shapes, on this device."""

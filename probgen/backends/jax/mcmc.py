@@ -1,4 +1,4 @@
-"""NumPyro's NUTS and HMC inside our own compiled loop, and what they need of a program.
+"""NumPyro's NUTS and HMC inside our own compiled loop.
 
 One jitted function runs a chunk of transitions, warm-up or sampling, of all chains at once; data
 and parameters are its arguments. Compiled functions are kept under a fingerprint of the posterior,
@@ -9,7 +9,6 @@ whose closure has changed is never mistaken for what it was.
 from __future__ import annotations
 
 import functools
-import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -22,62 +21,11 @@ from numpyro.infer.hmc_util import HMCAdaptState
 from numpyro.infer.util import ParamInfo
 
 from probgen.backends.chains import NUM_STARTS, Chains, LogDensity, Start
-from probgen.backends.free import FreeHands
 from probgen.backends.jax.compile import Compiled
-from probgen.backends.jax.lowering import Lowering, broadcast_plates, run_program
-from probgen.backends.protocol import Site
+from probgen.backends.layout import Layout
 from probgen.errors import SaveError
 
 NUM_CHUNKS = 20  # about how often the progress bar moves in a phase
-
-
-class FreeLowering(FreeHands, Lowering):
-    """Runs a program whose latents are given on the real line, and keeps the log Jacobians."""
-
-    broadcast_plates = staticmethod(broadcast_plates)
-
-    def __init__(
-        self, values: Mapping[str, Any], key: Any, names: tuple[str, ...],
-        free: Mapping[str, Any], given: Mapping[str, Any], strategy: str,
-    ):  # fmt: skip
-        super().__init__(values, key, None)
-        self.names, self.free, self.given, self.strategy = names, dict(free), given, strategy
-        self.log_det: dict[str, Any] = {}
-
-    def _start(self, name: str, fn: Any, transform: Any, lead: tuple = ()) -> Any:
-        shape = (*lead, *self.batch_of(fn), *fn.event_shape)
-        if name in self.given:
-            return transform.inv(jnp.broadcast_to(self.in_time(self.given[name], fn, lead), shape))
-        if self.strategy == "init_to_feasible":
-            return jnp.zeros(transform.inverse_shape(shape))
-        if self.strategy == "init_to_uniform":
-            key = jax.random.fold_in(self.key, zlib.crc32(name.encode()) & 0x7FFFFFFF)
-            return jax.random.uniform(key, transform.inverse_shape(shape), minval=-2.0, maxval=2.0)
-        if self.strategy == "init_to_mean":
-            try:
-                return transform.inv(jnp.broadcast_to(fn.mean, shape))
-            except NotImplementedError:
-                pass  # no closed form: the median stands in, as in NumPyro
-        outer = self.key
-
-        def draw(i: Any) -> Any:
-            self.key = jax.random.fold_in(outer, i)
-            return transform.inv(jnp.broadcast_to(self._draw(name, fn), shape))
-
-        draws = jax.vmap(draw)(jnp.arange(1 if self.strategy == "init_to_sample" else 15))
-        self.key = outer
-        return jnp.median(draws, axis=0)
-
-
-def unconstrained(
-    program: Callable, params: Mapping, *, names: tuple[str, ...], free: Mapping[str, Any],
-    given: Mapping[str, Any], strategy: str, values: Mapping[str, Any], inputs: Mapping[str, Any],
-    key: Any, batch_size: int | None,
-) -> tuple[dict[str, Site], dict[str, Any], dict[str, Any]]:  # fmt: skip
-    """(sites, latents on the real line, log |det| of each one's bijection, as a log_prob)."""
-    lower = FreeLowering(values, key, names, free, given, strategy)
-    _, sites = run_program(program, dict(params), lower, inputs, batch_size, None)
-    return sites, lower.free, lower.log_det
 
 
 # ---- the sampler
@@ -98,7 +46,8 @@ class _Sampler:
         longest = max(method.num_draws, method.num_warmup)
         self.length = max(1, -(-longest // NUM_CHUNKS))
 
-    def _kernel(self, params: Any, rows: Any) -> Any:
+    def _kernel(self, params: Any, rows: Any, learned: Any = None) -> Any:
+        """NumPyro's; `learned` is what one chain goes on from (`WarmStart`)."""
         m = self.method
 
         def potential(free: Any) -> Any:
@@ -111,6 +60,11 @@ class _Sampler:
             "target_accept_prob": m.target_accept_prob,
             "find_heuristic_step_size": bool(m.find_heuristic_step_size),
         }  # fmt: skip
+        if learned is not None:
+            layout, told = learned
+            options["step_size"] = told["step_size"]
+            options["inverse_mass_matrix"] = _theirs(layout, told, m.dense_mass)
+            options["find_heuristic_step_size"] &= m.num_warmup > 0
         if m.algorithm == "NUTS":
             return NUTS(**options, max_tree_depth=m.max_tree_depth)
         return HMC(**options, trajectory_length=m.trajectory_length, num_steps=m.num_steps)
@@ -125,13 +79,7 @@ class _Sampler:
         def one(key: Any, given: Any, attempt: Any) -> tuple[Start, ParamInfo]:
             k = jax.random.fold_in(key, attempt)
             p = self.posterior.point(params, rows, key=k, given=given, strategy=strategy)
-            value, grad = jax.value_and_grad(
-                lambda free: -self.posterior.point(params, rows, free).log_density
-            )(p.free)
-            ok = jnp.isfinite(value) & (sum(p.outside.values(), jnp.zeros(())) == 0)
-            for leaf in jax.tree.leaves(grad):
-                ok &= jnp.isfinite(leaf).all()
-            return Start(p.free, ok, p.site_log_prob, p.outside), ParamInfo(p.free, value, grad)
+            return self._tried(p, params, rows)
 
         tried = jax.jit(jax.vmap(one, in_axes=(0, 0, None)))  # for its shapes, and in the loop
 
@@ -158,6 +106,30 @@ class _Sampler:
             return kernel.init(jax.random.fold_in(key, NUM_STARTS), self.method.num_warmup, info)
 
         return start, jax.vmap(init, out_axes=_AXES)(keys, info)
+
+    def _tried(self, p: Any, params: Any, rows: Any) -> tuple[Start, ParamInfo]:
+        """A point as a start on trial, and as NumPyro's kernels take it."""
+        value, grad = jax.value_and_grad(
+            lambda free: -self.posterior.point(params, rows, free).log_density
+        )(p.free)
+        ok = jnp.isfinite(value) & (sum(p.outside.values(), jnp.zeros(())) == 0)
+        for leaf in jax.tree.leaves(grad):
+            ok &= jnp.isfinite(leaf).all()
+        return Start(p.free, ok, p.site_log_prob, p.outside), ParamInfo(p.free, value, grad)
+
+    def go_on(
+        self, layout: Layout, key: Any, params: Any, rows: Any, free: Any, learned: Any, chains: Any
+    ) -> tuple[Start, Any]:
+        """`begin` where others ended, with the step sizes and mass matrices that they had."""
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, chains)
+
+        def one(key: Any, free: Any, learned: Any) -> tuple[Start, Any]:
+            start, info = self._tried(self.posterior.point(params, rows, free), params, rows)
+            kernel = self._kernel(params, rows, (layout, learned))
+            k = jax.random.fold_in(key, NUM_STARTS)
+            return start, kernel.init(k, self.method.num_warmup, info)
+
+        return jax.vmap(one, out_axes=(0, _AXES))(keys, free, learned)
 
     def chunk(self, state: Any, params: Any, rows: Any, count: Any, thinning: Any) -> Any:
         """`count` draws of at most `self.length`, `thinning` transitions each; [length, chain]."""
@@ -203,13 +175,20 @@ def run(
     sampler, device = _Sampler(posterior, method), posterior.bound.backend.device
     # How chains start is no part of how they move: only `begin` is compiled for it.
     strategy = method.init_strategy if isinstance(method.init_strategy, str) else "init_to_uniform"
-    begin = Compiled(
-        functools.partial(sampler.begin, strategy), device, name and (name, "begin", strategy)
-    )
     chunk = Compiled(sampler.chunk, device, name and (name, "chunk"))
-    numbers = pieces.numbers(method.num_chains)
-    start, state = begin(key, params, rows, given, jnp.asarray(numbers))
-    posterior.check_start(jax.tree.map(np.asarray, start))
+    numbers, warm = pieces.numbers(method.num_chains), pieces.warm
+    if warm is None:
+        begin = Compiled(
+            functools.partial(sampler.begin, strategy), device, name and (name, "begin", strategy)
+        )
+        start, state = begin(key, params, rows, given, jnp.asarray(numbers))
+    else:
+        layout = Layout({n: v.shape[1:] for n, v in warm.free.items()}, method.dense_mass)
+        go_on = Compiled(functools.partial(sampler.go_on, layout), device, name and (name, "go on"))
+        asarray = posterior.bound.backend.asarray
+        free, learned = jax.tree.map(asarray, (warm.free, warm.learned))
+        start, state = go_on(key, params, rows, free, learned, jnp.asarray(numbers))
+    posterior.check_start(jax.tree.map(np.asarray, start), warm is not None)
     if pieces.state:
         state = _restored(state, pieces.state)
     whole, done = method.num_warmup + method.num_draws * method.thinning, 0
@@ -231,7 +210,34 @@ def run(
         lambda *x: np.ascontiguousarray(np.concatenate(x).swapaxes(0, 1)),
         *(part for part in pieces.parts if part),
     )
-    return Chains(found["free"], found["stats"], method.num_warmup)
+    shapes = {n: v.shape[2:] for n, v in found["free"].items()}
+    adapted = jax.tree.map(np.asarray, state.adapt_state._replace(rng_key=None))
+    learned = {
+        "step_size": adapted.step_size,
+        **_ours(Layout(shapes, method.dense_mass), adapted.inverse_mass_matrix),
+    }
+    return Chains(found["free"], found["stats"], method.num_warmup, learned)
+
+
+def _names(layout: Layout) -> list[tuple[str, ...]]:
+    """Of the sites of each part of a mass matrix in blocks, by which NumPyro has it."""
+    taken = [n for block in layout.blocks for n in block]
+    rest = tuple(n for n in layout.names if n not in taken)
+    return [*layout.blocks, *([rest] if rest else [])]
+
+
+def _theirs(layout: Layout, learned: Mapping[str, Any], dense_mass: Any) -> Any:
+    """One chain's inverse mass matrix, in the form of `WarmStart`, as NumPyro takes it."""
+    parts = layout.metric_parts(learned)
+    if isinstance(dense_mass, bool):
+        return parts[0]
+    return dict(zip(_names(layout), parts, strict=True))
+
+
+def _ours(layout: Layout, theirs: Any) -> dict[str, np.ndarray]:
+    """The same the other way, of all chains."""
+    parts = [theirs[n] for n in _names(layout)] if isinstance(theirs, dict) else [theirs]
+    return layout.metric(parts)
 
 
 def _plan(method: Any, length: int) -> list[tuple[int, int, bool]]:

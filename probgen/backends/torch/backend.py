@@ -14,7 +14,16 @@ from probgen.backends import keys
 from probgen.backends.lowering import held_integers
 from probgen.backends.protocol import Loop, Optimizer, Site
 from probgen.backends.questions import DistributionQuestions
-from probgen.backends.torch import distributions, loops, mcmc, optimizers, processes, random, rows
+from probgen.backends.torch import (
+    distributions,
+    loops,
+    mcmc,
+    optimizers,
+    processes,
+    random,
+    real_line,
+    rows,
+)
 from probgen.backends.torch import ops as torch_ops
 from probgen.backends.torch.calculus import value_and_grad
 from probgen.backends.torch.compile import Compiled, Seen, cond
@@ -352,8 +361,8 @@ class TorchBackend(DistributionQuestions):
     # ---- native samplers
 
     def unconstrained(self, program: Callable, params: Mapping, **options: Any) -> Any:
-        """Runs a program with its latents on the real line; see `mcmc.unconstrained`."""
-        return mcmc.unconstrained(self.device, program, params, **options)
+        """Runs a program with its latents on the real line; see `real_line.unconstrained`."""
+        return real_line.unconstrained(self.device, program, params, **options)
 
     def fingerprint(self, fn: Callable, *args: Any) -> Any:
         """None: graphs are known by the content of what they were traced from; see `compile`."""

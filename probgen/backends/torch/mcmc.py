@@ -1,4 +1,4 @@
-"""Pyro's NUTS and HMC over a compiled potential, and what they need of a program.
+"""Pyro's NUTS and HMC over a compiled potential.
 
 The potential and its gradient are one graph over flat vectors (`compile`); Pyro, which asks
 autograd for gradients, gets the stored one. Chains run one after another, each from its own seed,
@@ -8,7 +8,6 @@ and the caller's random state is as it was afterwards. Pyro's parameter store is
 from __future__ import annotations
 
 import math
-import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -19,60 +18,11 @@ from pyro.infer.mcmc import HMC, NUTS
 
 from probgen.backends import keys
 from probgen.backends.chains import Chains, LogDensity, Start, find_start
-from probgen.backends.free import FreeHands
-from probgen.backends.protocol import Site
+from probgen.backends.layout import Layout
 from probgen.backends.torch import random
-from probgen.backends.torch.lowering import Lowering, broadcast_plates, run_program
 
 LEAPFROGS = 7  # of a usual NUTS transition, to judge whether compilation pays
 _SHOWN_EVERY = 10
-
-
-class FreeLowering(FreeHands, Lowering):
-    """Runs a program whose latents are given on the real line, and keeps the log Jacobians."""
-
-    broadcast_plates = staticmethod(broadcast_plates)
-
-    def __init__(
-        self, device: str, values: Mapping[str, Any], key: Any, names: tuple[str, ...],
-        free: Mapping[str, Any], given: Mapping[str, Any], strategy: str,
-    ):  # fmt: skip
-        super().__init__(device, values, key, None)
-        self.names, self.free, self.given, self.strategy = names, dict(free), given, strategy
-        self.log_det: dict[str, Any] = {}
-
-    def _start(self, name: str, fn: Any, transform: Any, lead: tuple = ()) -> torch.Tensor:
-        shape = torch.Size((*lead, *self.batch_of(fn), *fn.event_shape))
-        if name in self.given:
-            return transform.inv(self.in_time(self.given[name], fn, lead).expand(shape))
-        if self.strategy == "init_to_feasible":
-            return torch.zeros(transform.inverse_shape(shape), device=self.device)
-        if self.strategy == "init_to_uniform":
-            key = keys.fold_in(self.key, zlib.crc32(name.encode()))
-            free_shape = tuple(transform.inverse_shape(shape))
-            return 4.0 * random.noise("uniform", key, free_shape, self.device) - 2.0
-        if self.strategy == "init_to_mean":
-            try:
-                return transform.inv(fn.mean.expand(shape))
-            except NotImplementedError:
-                pass  # no closed form: the median stands in, as in Pyro
-        first, draws = self.key, []
-        for i in range(1 if self.strategy == "init_to_sample" else 15):
-            self.key = keys.fold_in(first, i)
-            draws.append(transform.inv(self._draw(name, fn).expand(shape)))
-        self.key = first
-        return torch.stack(draws).median(0).values
-
-
-def unconstrained(
-    device: str, program: Callable, params: Mapping, *, names: tuple[str, ...],
-    free: Mapping[str, Any], given: Mapping[str, Any], strategy: str, values: Mapping[str, Any],
-    inputs: Mapping[str, Any], key: Any, batch_size: int | None,
-) -> tuple[dict[str, Site], dict[str, Any], dict[str, Any]]:  # fmt: skip
-    """(sites, latents on the real line, log |det| of each one's bijection, as a log_prob)."""
-    lower = FreeLowering(device, values, key, names, free, given, strategy)
-    _, sites = run_program(program, dict(params), lower, inputs, batch_size, None)
-    return sites, lower.free, lower.log_det
 
 
 class _Stored(torch.autograd.Function):
@@ -126,13 +76,14 @@ class _HMC(_Recorded, HMC):
     pass
 
 
-class _Layout:
+class _Vectors:
     """Sites as flat vectors, one a block of the mass matrix: "0", "1"... and the rest.
 
     Pyro works through a dict of vectors, so the fewer the cheaper a leapfrog.
     """
 
     def __init__(self, shapes: dict[str, tuple[int, ...]], dense_mass: Any):
+        self.layout = Layout(shapes, dense_mass)
         blocks = [] if isinstance(dense_mass, bool) else [tuple(block) for block in dense_mass]
         self.mass: Any = [(str(i),) for i in range(len(blocks))] if blocks else bool(dense_mass)
         taken = {n for block in blocks for n in block}
@@ -157,6 +108,25 @@ class _Layout:
                 start += size
         return out
 
+    def learned(self, kernel: Any) -> dict[str, np.ndarray]:
+        """What a kernel moves by, as `WarmStart` has it."""
+        metric = kernel.inverse_mass_matrix
+        parts = [metric[(k,)].detach().cpu().numpy() for k in self.blocks]
+        return {"step_size": np.asarray(float(kernel.step_size)), **self.layout.metric(parts)}
+
+    def teach(self, kernel: Any, learned: Mapping[str, np.ndarray], z: Mapping[str, Any]) -> None:
+        """Gives that to a kernel which is set up at z; warm-up then starts from it."""
+        parts = self.layout.metric_parts(learned)
+        like = next(iter(z.values()))
+        kernel.mass_matrix_adapter.inverse_mass_matrix = {
+            (k,): torch.as_tensor(v, dtype=like.dtype, device=like.device)
+            for k, v in zip(self.blocks, parts, strict=True)
+        }
+        adapter = kernel._adapter
+        adapter.step_size = float(learned["step_size"])
+        if adapter.adapt_step_size and kernel._warmup_steps:
+            adapter.reset_step_size_adaptation(z)
+
 
 def run(
     posterior: LogDensity, method: Any, params: Any, rows: Any, given: Any, key: keys.Key,
@@ -172,8 +142,16 @@ def run(
         with torch.no_grad():
             return posterior.point(params, rows, key=key, given=own, strategy=strategy)
 
-    first = point(chain_keys[0], 0)
-    layout = _Layout({n: tuple(v.shape) for n, v in first.free.items()}, method.dense_mass)
+    warm = pieces.warm
+    first = (
+        point(chain_keys[0], 0).free if warm is None else {n: v[0] for n, v in warm.free.items()}
+    )
+    layout = _Vectors({n: tuple(v.shape) for n, v in first.items()}, method.dense_mass)
+
+    def told(chain: int) -> Any:
+        with torch.no_grad():
+            own = {n: b.asarray(v[chain]) for n, v in warm.free.items()}
+            return posterior.point(params, rows, own)
 
     def potential(z: dict, params: Any, rows: Any) -> Any:
         return -posterior.point(params, rows, layout.unpack(z)).log_density
@@ -184,14 +162,18 @@ def run(
     def attempt(i: int) -> Start:
         tried = []
         for chain, k in enumerate(chain_keys):
-            p = point(keys.fold_in(k, i), chain)
+            p = point(keys.fold_in(k, i), chain) if warm is None else told(chain)
             value, grads = gradient(layout.pack(p.free), params, rows)
             ok = torch.isfinite(value) & all(bool(torch.isfinite(g).all()) for g in grads.values())
             ok = ok & (sum(p.outside.values()) == 0)
             tried.append(Start(p.free, ok, p.site_log_prob, p.outside))
         return b.tree_map(lambda *x: np.stack([b.to_numpy(v) for v in x]), *tried)
 
-    starts = find_start(posterior, attempt)
+    starts = find_start(posterior, attempt, warm is not None)
+    learned = [{n: v[i] for n, v in pieces.state.items()} for i in range(len(pieces.parts))]
+
+    def so_far() -> dict[str, np.ndarray]:
+        return {n: np.stack([one[n] for one in learned]) for n in learned[0]}
 
     def moved(count: int) -> None:
         shown(count)
@@ -203,18 +185,21 @@ def run(
             continue
         z = layout.pack({n: b.asarray(v[i]) for n, v in starts.items()})
         with random.seeded(keys.mix(k.seed, 0xC4A1), b.device):  # type: ignore[arg-type]
-            found = _chain(method, layout, lambda z: gradient(z, params, rows), z, moved)
-        pieces.add({"free": found[0], "stats": found[1]})
+            own = None if warm is None else {n: v[i] for n, v in warm.learned.items()}
+            found = _chain(method, layout, lambda z: gradient(z, params, rows), z, moved, own)
+        learned.append(found[2])
+        pieces.add({"free": found[0], "stats": found[1]}, so_far)
     chains = pieces.parts
     draws = {k: np.stack([c["free"][k] for c in chains]) for k in layout.blocks}
     stats = {k: np.stack([c["stats"][k] for c in chains]) for k in sorted(chains[0]["stats"])}
-    return Chains(layout.unpack(draws), stats, method.num_warmup)
+    return Chains(layout.unpack(draws), stats, method.num_warmup, so_far())
 
 
 def _chain(
-    method: Any, layout: _Layout, gradient: Callable, z: dict[str, torch.Tensor], shown: Callable
-) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """One chain: (draws by block, statistics by name)."""
+    method: Any, layout: _Vectors, gradient: Callable, z: dict[str, torch.Tensor], shown: Callable,
+    learned: Mapping[str, np.ndarray] | None,
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], dict[str, np.ndarray]]:  # fmt: skip
+    """One chain: (draws by block, statistics by name, what it moved by at its end)."""
     names, calls = tuple(z), 0
 
     def potential(z: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -225,7 +210,12 @@ def _chain(
     kernel = _kernel(method, layout, potential)
     kernel.initial_params = z
     with pyro.validation_enabled(False):
+        # A warm start brings the step size that setup would search for at a mass matrix of one.
+        kernel.heuristic = kernel.heuristic and learned is None
         kernel.setup(method.num_warmup)
+        if learned is not None:
+            kernel.heuristic = method.find_heuristic_step_size is not False
+            layout.teach(kernel, learned, z)
         _advance(kernel, z, method.num_warmup, shown)
         kept: list[dict[str, np.ndarray]] = []
         stats: list[dict[str, Any]] = []
@@ -249,7 +239,8 @@ def _chain(
                 count = (len(kept) - 1) % _SHOWN_EVERY + 1
                 shown(count * method.thinning)
     draws = {k: np.stack([d[k] for d in kept]) for k in names}
-    return draws, {k: np.array([s[k] for s in stats]) for k in stats[0]}
+    told = {k: np.array([s[k] for s in stats]) for k in stats[0]}
+    return draws, told, layout.learned(kernel)
 
 
 def _advance(kernel: Any, z: Any, count: int, shown: Callable) -> None:
@@ -259,7 +250,7 @@ def _advance(kernel: Any, z: Any, count: int, shown: Callable) -> None:
             shown(i % _SHOWN_EVERY + 1)
 
 
-def _kernel(method: Any, layout: _Layout, potential: Callable) -> Any:
+def _kernel(method: Any, layout: _Vectors, potential: Callable) -> Any:
     options = {
         "potential_fn": potential, "step_size": method.step_size, "full_mass": layout.mass,
         "adapt_step_size": method.adapt_step_size, "adapt_mass_matrix": method.adapt_mass_matrix,
