@@ -17,6 +17,7 @@ from probgen.inference import (
     DDIM,
     ELBO,
     EM,
+    HMC,
     IWAE,
     NUTS,
     SVI,
@@ -144,8 +145,12 @@ def evaluate(b, seed):
                        progress_bar=False)  # fmt: skip
 
 
+# Long enough that torch compiles them too.
+LONGER = {"engine": "probgen", "num_warmup": 60, "num_samples": 40, "num_chains": 2}
 CALLS = {
     "NUTS": lambda b, s: infer(b, s, NUTS(num_warmup=5, num_samples=5, num_chains=1)),
+    "our own NUTS": lambda b, s: infer(b, s, NUTS(**LONGER, max_tree_depth=3)),
+    "our own HMC": lambda b, s: infer(b, s, HMC(**LONGER, num_steps=2)),
     "Langevin": lambda b, s: infer(b, s, Langevin(0.01, 5, num_chains=2)),
     "MALA": lambda b, s: infer(b, s, Langevin(0.01, 5, metropolis=True, num_chains=2)),
     "maximum likelihood": lambda b, s: fit(b, s, energy(), MaximumLikelihood(Langevin(0.1, 2))),

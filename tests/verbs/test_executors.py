@@ -20,7 +20,7 @@ import probgen as pg
 from probgen.engine import workers
 from probgen.engine.fitted import Fitted
 from probgen.errors import DeclarationError, NonFiniteError, OtherRun, WorkerError
-from probgen.inference import HMC, IWAE, Langevin
+from probgen.inference import HMC, IWAE, NUTS, Langevin
 
 SIZES = {"num_warmup": 6, "num_samples": 8, "num_chains": 2}
 
@@ -77,6 +77,24 @@ def test_chains_of_hmc_are_those_of_one_process(backend_name, request, tmp_path)
             np.testing.assert_array_equal(one, again[group][name].values)
     with pytest.raises(OtherRun, match="another chains"):
         infer(b, method, path=tmp_path / "c")
+
+
+def test_chains_of_our_nuts_are_those_of_one_process(b):
+    """Each by itself, in order: draws and statistics of three chains that start at three places,
+    to rounding; and by another call to the bit."""
+    method = NUTS(
+        num_warmup=0, num_samples=8, num_chains=3, max_tree_depth=3, engine="probgen",
+        step_size=0.1, adapt_step_size=False, adapt_mass_matrix=False,
+        init_strategy={"weights": np.arange(9.0).reshape(3, 3) / 4},
+    )  # fmt: skip
+    whole = infer(b, method)
+    found, again = (infer(b, method, executor=Fragile()) for _ in range(2))
+    assert np.ptp(whole.posterior.weights.values, axis=(0, 1)).min() > 0.1
+    for group in ("posterior", "sample_stats"):
+        for name, v in whole[group].data_vars.items():
+            one = found[group][name].values
+            np.testing.assert_allclose(one, v.values, rtol=1e-3, atol=1e-3, err_msg=name)
+            np.testing.assert_array_equal(one, again[group][name].values)
 
 
 def test_chains_of_other_samplers_have_noise_of_their_own(b):
