@@ -35,8 +35,6 @@ def of_fit(
 ) -> dict[str, Any]:  # fmt: skip
     """What a fit is, but for its number of steps: another entry gives another fit.
 
-    `freeze` and `extras` have an entry where there are some.
-
     Raises:
         DeclarationError: something in model, algorithm or inputs cannot be told by its content.
     """
@@ -53,8 +51,8 @@ def of_fit(
         "inputs": of_inputs(constants),
         "validation": None if held_out is None else content(held_out),
         "given parameters": content(flatten({**model.fitted_params(), **(given or {})})),
-        **({"freeze": sorted(freeze)} if freeze else {}),
-        **({"given extras": content(flatten(extras))} if extras else {}),
+        "freeze": sorted(freeze) or None,
+        "given extras": content(flatten(extras)) if extras else None,
     }
 
 

@@ -107,6 +107,8 @@ def test_frozen_nets_keep_their_bits_and_the_others_learn(b, tmp_path):
     fit(b, start, groups, freeze=("decoder",), num_steps=1, checkpoint=tmp_path)
     with pytest.raises(pg.ProbgenError, match="another freeze"):
         fit(b, start, groups, freeze=("encoder", "decoder"), num_steps=2, checkpoint=tmp_path)
+    with pytest.raises(pg.ProbgenError, match="another freeze"):
+        fit(b, start, svi(), num_steps=2, checkpoint=tmp_path)
     with pytest.raises(UnknownName, match="freeze: got 'decodr'"):
         fit(b, start, svi(), freeze=("decodr",))
 
