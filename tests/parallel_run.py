@@ -14,7 +14,8 @@ from parallel_cases import ROWS, assert_same, fitted, numbers
 
 import probgen as pg
 from probgen import backends
-from probgen.errors import BackendError
+from probgen.engine import loop
+from probgen.errors import BackendError, Terminated
 from probgen.trees import tree_leaves
 
 
@@ -78,19 +79,27 @@ def xla(num, folder, names, checks):
 
 def jax_process(rank, port, folder, names, checks):
     """One of two processes of jax.distributed, with a device each."""
+    b = _joined(rank, port)
+    found = {name: numbers(fitted(name, b, devices="all")) for name in names}
+    for name, many in found.items():
+        np.savez(Path(folder) / f"{name}-{rank}.npz", **many)
+    for check in checks:
+        check(b, folder)
+    for name in names[rank::2]:  # a half each, and nobody waits for the other meanwhile
+        assert_same(numbers(fitted(name, b)), found[name], name)
+    import jax
+
+    jax.distributed.shutdown()
+
+
+def _joined(rank, port):
     import compiling
     import jax
 
     compiling.hasten()
     jax.config.update("jax_enable_x64", True)
     jax.distributed.initialize(f"127.0.0.1:{port}", 2, rank)
-    b = backends.load("jax", "cpu")
-    for name in names:
-        many = numbers(fitted(name, b, devices="all"))
-        np.savez(Path(folder) / f"{name}-{rank}.npz", **many)
-    for check in checks:
-        check(b, folder)
-    jax.distributed.shutdown()
+    return backends.load("jax", "cpu")
 
 
 # ---- checks, in each process ----
@@ -161,6 +170,51 @@ def refuses_another_fit_elsewhere(b, folder):
     raises("devices: got 3", vae, b, 1, devices=3)
 
 
+def ends_together(b, folder):
+    """SIGTERM to the second process ends both at one kept step, and the same call goes on."""
+    rank, place, whole = b.over("all", ROWS).process, Path(folder), None
+    real = loop.largest
+    for name, moment in [("told", Told), ("late", ToldLate)]:
+        look = moment() if rank else pg.Callback()
+        try:
+            vae(b, 8, devices="all", checkpoint=place / name, callbacks=[look])
+        except Terminated as error:
+            step = {"told": 4, "late": 6}[name]
+            assert f"stopped at step {step} of 8, which is kept in" in str(error), error
+        else:
+            raise AssertionError(f"{name}: goes on after SIGTERM")
+        finally:
+            loop.largest = real
+        whole = whole or numbers(vae(b, 8))
+        assert_same(whole, numbers(vae(b, 8, devices="all", checkpoint=place / name)), name)
+
+
+class Told(pg.Callback):
+    """SIGTERM between two chunks."""
+
+    def on_chunk(self, progress, metrics):
+        if progress.step == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+class ToldLate(Told):
+    """SIGTERM when the processes have just told each other that there was none."""
+
+    def __init__(self):
+        self.real, self.calls = loop.largest, 0
+        loop.largest = self.largest
+
+    def on_chunk(self, progress, metrics):
+        self.calls = 2 * (progress.step == 4)
+
+    def largest(self, backend, number):
+        out = self.real(backend, number)
+        self.calls -= 1
+        if self.calls == 0:  # the second of this chunk: of callbacks, then of signals
+            os.kill(os.getpid(), signal.SIGTERM)
+        return out
+
+
 def raises(words, fn, *args, **options):
     import re
 
@@ -185,6 +239,28 @@ class Dies(pg.Callback):
         time.sleep(0.02)
         if time.monotonic() > self.end:
             os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Slow(pg.Callback):
+    """So that there is a moment to end a process at."""
+
+    def on_chunk(self, progress, metrics):
+        time.sleep(0.02)
+
+
+STEPS = 60
+
+
+def to_be_killed(rank, port, folder, backend):
+    """One of two processes, the second of which its test kills."""
+    b = _joined(rank, port) if backend == "jax" else _torch(rank, folder)
+    out = vae(b, STEPS, devices="all", checkpoint=Path(folder) / "kept", callbacks=[Slow()])
+    if rank == 0:
+        out.save_pretrained(Path(folder) / "out")
+    if backend == "jax":
+        import jax
+
+        jax.distributed.shutdown()
 
 
 def under_torchrun(folder):

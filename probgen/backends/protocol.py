@@ -100,6 +100,9 @@ class Backend(Protocol):
     def gather(self, numbers: Any) -> Any:
         """[processes, ...] int32 what each process gives, all of one shape."""
 
+    def is_lost(self, error: Exception) -> bool:
+        """Whether an error says that another process does not answer, as one that was killed."""
+
     # ---- arrays and trees
 
     def asarray(self, x: Any, dtype: str | None = None) -> Array:

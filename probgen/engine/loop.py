@@ -139,13 +139,15 @@ class Loop:
                 if ended:
                     history.events.append(f"step {step}: the data ended")
                 shown(count, metrics)
-                if self.checkpoints is not None:
-                    asked.signal = largest(b, asked.signal or 0) or None
-                if self.checkpoints is not None and (
-                    asked or stopped or last or _crossed(before, step, self.checkpoint_every)
-                ):
+                if self.checkpoints is None:
+                    continue
+                # What all know of: a signal to this process that comes later waits for its turn.
+                told = largest(b, asked.signal or 0)
+                if told or stopped or last or _crossed(before, step, self.checkpoint_every):
                     kept = self.best.to_keep(state)
                     self.checkpoints.save(step, kept, history, b, finished=stopped or ended)
+                if told:
+                    asked.signal = told
                     asked.stop(
                         f"fit: stopped at step {step} of {self.total}, which is kept in "
                         f"{self.checkpoints.root}; with resume=True, the default, the same call "

@@ -23,6 +23,26 @@ from probgen.records.history import History
 from probgen.trees import tree_map
 
 
+@contextlib.contextmanager
+def in_touch(backend: Backend) -> Iterator[None]:
+    """Says in our words that another process of a fit is gone.
+
+    Raises:
+        BackendError: in place of what the backend's collectives raise then.
+    """
+    try:
+        yield
+    except Exception as error:
+        if backend.num_processes == 1 or not backend.is_lost(error):
+            raise
+        raise BackendError(
+            f"devices: process {backend.process} of {backend.num_processes} has lost another one "
+            f"({' '.join(str(error).split())[:200]}), expected all of them until the fit ends; see "
+            "what that one said, and start all of them again: with a checkpoint= they go on from "
+            "the last one that is kept."
+        ) from error
+
+
 def require_divisible(size: int, backend: Backend) -> None:
     """Refuses a batch that the devices cannot share alike.
 
@@ -48,7 +68,8 @@ def agree(backend: Backend, entries: Mapping[str, Any]) -> None:
     if backend.num_processes == 1:
         return
     marks = [_mark(json.dumps(v, sort_keys=True, default=str)) for v in entries.values()]
-    found = backend.gather(np.array(marks, np.int32))
+    with in_touch(backend):
+        found = backend.gather(np.array(marks, np.int32))
     off = [(n, i) for n, column in zip(entries, found.T, strict=True) for i in _others(column)]
     if off:
         names = list(dict.fromkeys(n for n, _ in off))
@@ -73,7 +94,8 @@ def largest(backend: Backend, number: int) -> int:
     """The largest of the numbers that the processes give."""
     if backend.num_processes == 1:
         return number
-    return int(backend.gather(np.array(number, np.int32)).max())
+    with in_touch(backend):
+        return int(backend.gather(np.array(number, np.int32)).max())
 
 
 def once(backend: Backend, fn: Callable[[], bytes]) -> bytes:
@@ -85,16 +107,19 @@ def once(backend: Backend, fn: Callable[[], bytes]) -> bytes:
     if backend.num_processes == 1:
         return fn()
     if backend.process:
-        told = backend.share(b"")
+        with in_touch(backend):
+            told = backend.share(b"")
         if told[:1] == b"!":
             raise SaveError(told[1:].decode())
         return told[1:]
     try:
         out = fn()
     except Exception as error:
-        backend.share(b"!" + str(error).encode())
+        with in_touch(backend):
+            backend.share(b"!" + str(error).encode())
         raise
-    backend.share(b"." + out)
+    with in_touch(backend):
+        backend.share(b"." + out)
     return out
 
 

@@ -255,7 +255,8 @@ def fit(
             history.events.append(f"step 0: {learner.note}")
             log.warning("fit: %s", learner.note)
         if kept is None or not kept.finished:
-            state, step = loop.run(state, step, history)
+            with together.in_touch(b):
+                state, step = loop.run(state, step, history)
     state = loop.best.result(state)
     result = bound.settled(result_params(state))
     key = b.fold_in(root_key, REPORT)

@@ -1,8 +1,11 @@
 """`fit(..., devices=)`: many devices compute what one computes with the same batch, to rounding."""
 
+import re
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import children
@@ -10,7 +13,7 @@ import numpy as np
 import parallel_run
 import pytest
 from fit_cases import binary_data, coins, quick, svi
-from parallel_cases import CASES, assert_same, fitted, numbers
+from parallel_cases import CASES, assert_same, numbers
 
 import probgen as pg
 from probgen.errors import AlgorithmError, BackendError
@@ -20,10 +23,13 @@ QUICK_TORCH = [
     "em by chains", "iwae", "convolutions", "a drift",
 ]  # fmt: skip
 QUICK_JAX = ["denoising", "a user's em"]
-CHECKS = (parallel_run.resumes_on_another_number, parallel_run.refuses_another_fit_elsewhere)
+CHECKS = (
+    parallel_run.resumes_on_another_number, parallel_run.refuses_another_fit_elsewhere,
+    parallel_run.ends_together,
+)  # fmt: skip
 
 
-def run_all(function, *runs, folder, seconds=900):
+def run_all(function, *runs, folder, seconds=3600):
     """Processes side by side; the first error of one of them is the test's."""
     said = [folder / f"said-{i}" for i in range(len(runs))]
     processes = [
@@ -36,6 +42,12 @@ def run_all(function, *runs, folder, seconds=900):
         process.kill()
     assert not any(errors), "\n".join(errors)
     assert [p.exitcode for p in processes] == [0] * len(runs)
+
+
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
 def two_of_gloo(folder, names, checks=()):
@@ -72,20 +84,50 @@ def test_so_does_every_learner_on_jax(tmp_path):
 @pytest.mark.slow
 def test_two_processes_of_jax_compute_what_one_does(tmp_path):
     pytest.importorskip("jax")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    names = ["free bits", "persistent chains", "em by chains", "distillation"]
+    names, port = sorted(CASES), free_port()
     runs = [(rank, port, str(tmp_path), names, CHECKS) for rank in (0, 1)]
     run_all(parallel_run.jax_process, *runs, folder=tmp_path)
+    for name in names:
+        first, second = (np.load(tmp_path / f"{name}-{rank}.npz") for rank in (0, 1))
+        for each in first:
+            np.testing.assert_array_equal(first[each], second[each], err_msg=f"{name}: {each}")
+
+
+@pytest.mark.slow
+def test_a_killed_process_ends_the_others_with_an_error_and_all_go_on(backend_name, tmp_path):
+    """SIGKILL of one of two once there is a checkpoint; then the same call in both."""
     from floats import float64
 
-    b = quick("jax")
+    (code, said), (killed, _) = two_processes(tmp_path, backend_name, kills=True)
+    assert code and killed == -signal.SIGKILL
+    assert re.search("BackendError: devices: process 0 of 2 has lost another one", said), said
+    assert not (tmp_path / "out").exists()
+    assert two_processes(tmp_path, backend_name) == [(0, "")] * 2
+    b = quick(backend_name)
     with float64(b):
-        for name in names:
-            one = numbers(fitted(name, b))
-            for rank in (0, 1):
-                assert_same(one, dict(np.load(tmp_path / f"{name}-{rank}.npz")), name)
+        whole = parallel_run.vae(b, parallel_run.STEPS)
+    assert_same(numbers(whole), numbers(pg.Fitted.from_pretrained(tmp_path / "out")), "gone on")
+
+
+def two_processes(folder, backend, kills=False):
+    """[(exit code, what its error said)]"""
+    (folder / "store").unlink(missing_ok=True)
+    said, port = [folder / f"{kills}-{rank}" for rank in (0, 1)], free_port()
+    run = parallel_run.to_be_killed
+    both = [children.start(run, r, port, str(folder), backend, said=said[r]) for r in (0, 1)]
+    if kills:
+        end = time.monotonic() + 600
+        while not list(folder.glob("kept/step-*")) and all(p.is_alive() for p in both):
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        both[1].kill()
+    for process in both:
+        process.join(timeout=600)
+    is_over = [not process.is_alive() for process in both]
+    for process in both:
+        process.kill()
+    assert all(is_over), "a process waits for one that has ended"
+    return [(p.exitcode, children.error(place)) for p, place in zip(both, said, strict=True)]
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ import numpyro.distributions as numpyro_dist
 from probgen.backends.jax import distributions, draws, mcmc, probe, real_line, rows
 from probgen.backends.jax import ops as jax_ops
 from probgen.backends.jax.compile import Compiled, fingerprint
-from probgen.backends.jax.devices import OneDevice, mesh_of, placing
+from probgen.backends.jax.devices import OneDevice, is_lost, mesh_of, placing
 from probgen.backends.jax.distributions import like_multivariate, unexpanded
 from probgen.backends.jax.loops import AT_ONCE, each, looped
 from probgen.backends.jax.lowering import Lowering, probe_program, read_arguments, run_program
@@ -104,6 +104,9 @@ class JaxBackend(DistributionQuestions):
 
     def gather(self, numbers: np.ndarray) -> np.ndarray:
         return self._places.gather(numbers)
+
+    def is_lost(self, error: Exception) -> bool:
+        return is_lost(error)
 
     # ---- arrays
 

@@ -181,5 +181,13 @@ def mesh_of(first: Any, devices: int | str, num_rows: int, shard_parameters: boo
     return DeviceMesh(there[:count], num_rows, shard_parameters)
 
 
+def is_lost(error: Exception) -> bool:
+    """Whether another process does not answer; XLA says so in words alone."""
+    said = str(error).lower()
+    return isinstance(error, RuntimeError | ValueError) and any(w in said for w in _LOST)
+
+
+_LOST = "gloo", "nccl", "coordination service"
+
 # What places draws while a chunk of steps is traced, which is before anybody asks where they go.
 placing: ContextVar[Callable] = ContextVar("placing", default=lambda x, axis=0: x)

@@ -133,6 +133,9 @@ class TorchBackend(DistributionQuestions):
     def gather(self, numbers: np.ndarray) -> np.ndarray:
         return processes.gather(self._world, self.device, numbers)
 
+    def is_lost(self, error: Exception) -> bool:
+        return processes.is_lost(error)
+
     # ---- arrays
 
     def asarray(self, x: Any, dtype: str | None = None) -> torch.Tensor:

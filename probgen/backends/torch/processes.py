@@ -84,6 +84,12 @@ def gather(world: World, device: str, numbers: np.ndarray) -> np.ndarray:
     return torch.stack(found).cpu().numpy()
 
 
+def is_lost(error: Exception) -> bool:
+    """Whether another process does not answer; Gloo says so in words alone."""
+    said = str(error).lower()
+    return isinstance(error, RuntimeError) and ("gloo" in said or "nccl" in said)
+
+
 def _wire(device: str) -> str:
     """Where tensors must lie to be sent: NCCL sends those of a GPU alone."""
     return device if dist.get_backend() == "nccl" else "cpu"
