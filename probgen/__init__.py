@@ -63,6 +63,7 @@ _NAMES = {
     "merge": "probgen.verbs.tables",
     "Evaluation": "probgen.records.evaluation",
     "Fitted": "probgen.engine.fitted",
+    "Devices": "probgen.engine.device_pool",
     "History": "probgen.records.history",
 }
 

@@ -16,6 +16,7 @@ import probgen as pg
 from probgen import backends
 from probgen.engine import loop
 from probgen.errors import BackendError, Terminated
+from probgen.inference import HMC
 from probgen.trees import tree_leaves
 
 
@@ -168,6 +169,62 @@ def refuses_another_fit_elsewhere(b, folder):
         )  # fmt: skip
     raises("got batch_size=7 on 2 devices, expected a multiple", vae, b, 1, devices=2, batch_size=7)
     raises("devices: got 3", vae, b, 1, devices=3)
+
+
+def scores_over_devices(b, folder):
+    """`pg.Devices()`: each device has chunks, and the table, samples and chains are those of one."""
+    import jax
+    from executor_cases import evaluate, same
+    from executor_cases import vae as scored
+    from infer_cases import C, Y, regression
+    from test_evaluate_chunks import Noisy
+
+    places = Places(Path(folder) / "places")
+    whole = evaluate(b, [Noisy(), places], chunk_size=1)
+    assert places.seen() == {"0"}
+    method = HMC(num_warmup=4, num_samples=4, num_chains=4, num_steps=2)
+
+    def drawn(**options):
+        return pg.generate(scored(), 8, seed=0, chunk_size=2, backend=b, **options)
+
+    def chains(**options):
+        return pg.infer(
+            regression, {"y": Y}, method, inputs={"covariates": C}, seed=0, backend=b,
+            progress_bar=False, **options,
+        ).posterior.weights.values  # fmt: skip
+
+    with pg.Devices(b) as devices:
+        same(evaluate(b, [Noisy(), places], chunk_size=1, executor=devices), whole)
+        assert places.seen() == {str(d.id) for d in jax.local_devices()}
+        one, many = drawn(), drawn(executor=devices)
+        for name in one:
+            np.testing.assert_array_equal(one[name], many[name])
+        np.testing.assert_allclose(chains(), chains(executor=devices), rtol=1e-9)
+
+
+class Places:
+    """Zero, and where it was computed, in a file."""
+
+    name, unit, larger_is_stranger = "places", "nats", False
+
+    def __init__(self, file):
+        self.file = str(file)
+
+    def __identity__(self):
+        return self.name
+
+    def seen(self):
+        return set(Path(self.file).read_text().split())
+
+    def bind_measure(self, context):
+        def run(rows, ids):
+            time.sleep(0.02)  # so that no device does all
+            (device,) = context.backend.asarray(rows["x"]).devices()
+            with open(self.file, "a") as file:
+                file.write(f"{device.id}\n")
+            return {"estimate": 0.0 * rows["x"].sum(1)}
+
+        return run
 
 
 def ends_together(b, folder):

@@ -94,6 +94,10 @@ class Backend(Protocol):
         """A tree with one row a datum of the batch, its rows on the devices that they belong to:
         what that saves is time."""
 
+    @property
+    def num_local_devices(self) -> int:
+        """How many devices of its kind this process has."""
+
     def share(self, data: bytes) -> bytes:
         """What the first process gives, in all of them."""
 

@@ -16,6 +16,7 @@ from fit_cases import binary_data, coins, quick, svi
 from parallel_cases import CASES, assert_same, numbers
 
 import probgen as pg
+from probgen.backends.own_device import own
 from probgen.errors import AlgorithmError, BackendError
 
 QUICK_TORCH = [
@@ -62,7 +63,7 @@ def test_two_processes_of_torch_compute_what_one_does(tmp_path):
 
 def test_four_devices_of_xla_compute_what_one_does(tmp_path):
     pytest.importorskip("jax")
-    checks = (parallel_run.resumes_on_another_number,)
+    checks = (parallel_run.resumes_on_another_number, parallel_run.scores_over_devices)
     run_all(parallel_run.xla, (4, str(tmp_path), QUICK_JAX, checks), folder=tmp_path)
 
 
@@ -168,6 +169,15 @@ def test_several_gpus_compute_what_one_does():
 def fit(b, **options):
     settings = {"num_steps": 2, "batch_size": 8, "seed": 0, "progress_bar": False, **options}
     return pg.fit(coins, binary_data(), svi(), backend=b, **settings)
+
+
+def test_devices_are_workers_of_their_backend(backend_name):
+    """One of a CPU; tests/parallel_run.py has four."""
+    with pg.Devices(backend_name, "cpu") as devices:
+        assert devices._max_workers == 1
+        assert devices.submit(lambda: own.get()).result() == 0
+    with pytest.raises(BackendError, match="expected 'auto', 'torch' or 'jax'"):
+        pg.Devices("nonsense")
 
 
 def test_one_device_by_number_is_one_device(backend_name):

@@ -23,6 +23,7 @@ from probgen.backends.jax.lowering import Lowering, probe_program, read_argument
 from probgen.backends.jax.optimizers import optimizer
 from probgen.backends.jax.sums import total
 from probgen.backends.lowering import held_integers
+from probgen.backends.own_device import own
 from probgen.backends.protocol import Loop, Optimizer, Site
 from probgen.backends.questions import DistributionQuestions
 from probgen.errors import BackendError, NotByRow
@@ -54,13 +55,14 @@ class JaxBackend(DistributionQuestions):
 
     @staticmethod
     def _find(device: str) -> Any:
+        mine = own.get()
         if device == "auto":
-            return jax.local_devices()[0]
+            return jax.local_devices()[mine or 0]
         platform, _, index = device.partition(":")
         platform = {"gpu": "cuda"}.get(platform, platform)
         try:
             devices = jax.local_devices(backend=platform)
-            return devices[int(index or 0)]
+            return devices[int(index or 0) if mine is None else mine]
         except (RuntimeError, IndexError, ValueError) as error:
             raise BackendError(
                 f"device {device!r} is not there: jax sees {[str(d) for d in jax.devices()]}; use "
@@ -94,6 +96,10 @@ class JaxBackend(DistributionQuestions):
     @property
     def process(self) -> int:
         return self._places.process
+
+    @property
+    def num_local_devices(self) -> int:
+        return len(jax.local_devices(backend=self._device.platform))
 
     def spread(self, tree: Any) -> Any:
         leaves = tree_leaves(tree)

@@ -12,6 +12,7 @@ import torch
 
 from probgen.backends import keys
 from probgen.backends.lowering import held_integers
+from probgen.backends.own_device import own
 from probgen.backends.protocol import Loop, Optimizer, Site
 from probgen.backends.questions import DistributionQuestions
 from probgen.backends.torch import (
@@ -75,7 +76,7 @@ class TorchBackend(DistributionQuestions):
     @staticmethod
     def _device(device: str) -> str:
         if device == "auto":
-            return "cuda:0" if has_cuda() else "cpu"
+            return f"cuda:{own.get() or 0}" if has_cuda() else "cpu"
         try:
             found = torch.device(device)
         except RuntimeError as error:
@@ -87,7 +88,7 @@ class TorchBackend(DistributionQuestions):
                     f"device {device!r} is not there: torch sees {count} CUDA devices; use "
                     "device='cpu', or install a torch build for your GPU."
                 )
-            return f"cuda:{found.index or 0}"
+            return f"cuda:{(found.index or 0) if own.get() is None else own.get()}"
         if found.type != "cpu":
             raise BackendError(f"device {device!r}: expected 'cpu' or 'cuda:N'.")
         return "cpu"
@@ -122,6 +123,10 @@ class TorchBackend(DistributionQuestions):
     @property
     def process(self) -> int:
         return self._world.rank
+
+    @property
+    def num_local_devices(self) -> int:
+        return torch.cuda.device_count() if self.device.startswith("cuda") else 1
 
     def spread(self, tree: Any) -> Any:
         leaves = tree_leaves(tree)
