@@ -5,8 +5,9 @@ The VAE of 784-400-20 units, or of convolutions, 256 images a step over two proc
 times them by turns by its own CPU clock, all threads of it: what it computes, sends and receives,
 and not how long it waits for the other, which on one machine waits for the same cores. The target
 is the convolutional one's; that of dense layers sends 2.6 MB of gradients after a few ms of work,
-and shows what sending costs. `python benchmarks/devices.py BACKEND KIND` prints ratios of pairs of
-blocks by the wall clock too.
+and shows what sending costs. What no way of sending can save is timed beside them, in two processes
+of their own: one bare sum of as many numbers as the gradients have. `python benchmarks/devices.py
+BACKEND KIND` prints ratios of pairs of blocks, by the wall clock too, and that least ratio.
 """
 
 import json
@@ -15,12 +16,13 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
 AT_LEAST = 1 / 1.15
+STEPS = 53  # a block, as in fitting.py
 
 
 def serve(backend: str, kind: str, rank: int, port: int) -> None:
@@ -42,6 +44,8 @@ def serve(backend: str, kind: str, rank: int, port: int) -> None:
         torch.set_num_threads(1)
         where = f"tcp://127.0.0.1:{port}"
         torch.distributed.init_process_group("gloo", where, rank=rank, world_size=2)
+    if kind.startswith("sum"):
+        return serve_sums(bare_sum(backend, number_of(fitting.vae(kind.partition("-")[2]))), rank)
     b = backends.load(backend, "cpu")
 
     def fit(rows: int, callbacks: list, **options: Any) -> Any:
@@ -59,10 +63,67 @@ def serve(backend: str, kind: str, rank: int, port: int) -> None:
         "half": fitting.Held(lambda c: fit(fitting.BATCH, [c])),
     }
     for line in sys.stdin:
-        cpu, wall = time.process_time(), time.perf_counter()
-        held[line.strip()].advance()
-        spent = time.process_time() - cpu, time.perf_counter() - wall, fitting.STEPS
-        print("spent", json.dumps(spent), flush=True)
+        tell(held[line.strip()].advance, fitting.STEPS)
+
+
+def tell(block: Callable[[], None], steps: int) -> None:
+    cpu, wall = time.process_time(), time.perf_counter()
+    block()
+    spent = time.process_time() - cpu, time.perf_counter() - wall, steps
+    print("spent", json.dumps(spent), flush=True)
+
+
+def number_of(model: Any) -> int:
+    """How many parameters a VAE of the benchmark has."""
+    import fitting
+    import numpy as np
+
+    from probgen.trees import tree_leaves
+
+    rng = np.random.default_rng(0)
+    shapes = (model.decoder, (fitting.LATENT,)), (model.encoder, (28, 28, 1))
+    return sum(x.size for net, shape in shapes for x in tree_leaves(net.init(rng, shape)))
+
+
+def bare_sum(backend: str, size: int) -> Callable[[], None]:
+    """As many sums over the processes as a block has steps, in the way that is shortest."""
+    import fitting
+
+    if backend == "torch":
+        import torch
+
+        x = torch.ones(size)
+
+        def block() -> None:
+            for _ in range(fitting.STEPS):
+                torch.distributed.all_reduce(x, torch.distributed.ReduceOp.MAX)
+
+        return block
+    import jax
+    import numpy as np
+    from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+    mesh, rows = Mesh(np.array(jax.devices()), ("data",)), PartitionSpec("data")
+
+    def sums(x: Any) -> Any:
+        def one(i: Any, x: Any) -> Any:
+            return jax.lax.pcast(jax.lax.psum(x, "data") / 2, "data", to="varying")
+
+        return jax.lax.fori_loop(0, fitting.STEPS, one, x)
+
+    run = jax.jit(jax.shard_map(sums, mesh=mesh, in_specs=rows, out_specs=rows))
+    x = jax.make_array_from_callback(
+        (2 * size,), NamedSharding(mesh, rows), lambda at: np.ones(size, np.float32)
+    )
+    return lambda: run(x).block_until_ready()
+
+
+def serve_sums(block: Callable[[], None], rank: int) -> None:
+    """The second process sums for as long as the first does."""
+    while rank:
+        block()
+    for _ in sys.stdin:
+        tell(block, STEPS)
 
 
 class Pair:
@@ -109,7 +170,7 @@ def contests(setting: Any, only: str = "") -> Iterator[Any]:
             name = f"a step over two processes, {kind}, {backend}"
             if only not in name or not backends.available()[backend]:
                 continue
-            pair = Pair(backend, kind)
+            pair, bare = Pair(backend, kind), Pair(backend, f"sum-{kind}")
 
             def side(which: str, pair: Pair = pair) -> Side:
                 def block() -> Timed:
@@ -120,22 +181,30 @@ def contests(setting: Any, only: str = "") -> Iterator[Any]:
 
             ours, peer = "two processes", "one, half the batch"
             target = Target(ours, peer, AT_LEAST if kind == "conv" else None, same)
-            yield Contest(name, "steps", {ours: side("two"), peer: side("half")}, [target])
+            sides = {ours: side("two"), peer: side("half"), "a bare sum": side("sum", bare)}
+            yield Contest(name, "steps", sides, [target])
             pair.end()
+            bare.end()
 
 
 def main(backend: str, kind: str) -> None:
     """Ratios of nine pairs of blocks, by the CPU clock and by the wall's."""
-    pair = Pair(backend, kind)
+    pair, bare = Pair(backend, kind), Pair(backend, f"sum-{kind}")
     for which in ("two", "half"):
         pair.block(which)
-    ratios = []
+    ratios, least = [], []
     for i in range(9):
         order = ("two", "half") if i % 2 else ("half", "two")
         found = {which: pair.block(which) for which in order}
+        found["sum"] = bare.block("sum")
+        least.append(1 + found["sum"][0] / found["half"][0])
         ratios.append([found["two"][k] / found["half"][k] for k in (0, 1)])
         print([round(r, 3) for r in ratios[-1]], round(found["half"][0] / found["half"][2], 5))
     pair.end()
+    bare.end()
+    least.sort()
+    print("least by the cpu clock, half and a bare sum: median", round(least[4], 3), "from",
+          round(least[0], 3), "to", round(least[-1], 3))  # fmt: skip
     for k, clock in enumerate(("cpu", "wall")):
         values = sorted(r[k] for r in ratios)
         print(clock, "median", round(values[4], 3), "from", round(values[0], 3), "to",

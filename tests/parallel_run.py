@@ -172,7 +172,7 @@ def refuses_another_fit_elsewhere(b, folder):
 
 
 def scores_over_devices(b, folder):
-    """`pg.Devices()`: each device has chunks, and the table, samples and chains are those of one."""
+    """`pg.Devices()`: each has chunks, and the table, samples and chains are those of one."""
     import jax
     from executor_cases import evaluate, same
     from executor_cases import vae as scored

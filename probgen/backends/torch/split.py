@@ -246,12 +246,37 @@ def add_up(terms: list[torch.Tensor], world: World) -> list[torch.Tensor]:
     out = [*terms]
     for kind in dict.fromkeys(x.dtype for x in terms):
         places = [i for i, x in enumerate(terms) if x.dtype is kind]
-        flat = torch.cat([terms[i].reshape(-1) for i in places])
+        flat = _one_after_another([terms[i].reshape(-1) for i in places])
         flat = _calls.wait_tensor(_calls.all_reduce_(flat, "sum", world.group))  # ours alone
         parts = flat.split([terms[i].numel() for i in places])
         for i, part in zip(places, parts, strict=True):
+            # A number of a history must not keep all gradients of its step in memory.
+            part = part.clone() if terms[i].numel() < SMALL else part
             out[i] = part.view(terms[i].shape)
     return out
+
+
+# Buffers of the steps that run, by type and length; None elsewhere.
+rooms: contextvars.ContextVar[dict | None] = contextvars.ContextVar("rooms", default=None)
+
+
+def _one_after_another(parts: list[torch.Tensor]) -> torch.Tensor:
+    """The concatenation, on a CPU in a buffer of the step before that nobody looks at any more:
+    memory that is new each time costs four times the copy."""
+    kept, first = rooms.get(), parts[0]
+    if kept is None or first.device.type != "cpu":
+        return torch.cat(parts)
+    size = first.dtype, sum(p.numel() for p in parts)
+    room, idle = kept.get(size, (None, 0))
+    if room is None or _users(room) > idle:
+        room = first.new_empty(size[1])
+        kept[size] = room, _users(room)
+    return torch.cat(parts, out=room)
+
+
+def _users(x: torch.Tensor) -> int:
+    """How many tensors look at the memory of this one, up to a constant."""
+    return torch._C._storage_Use_Count(x.untyped_storage()._cdata)
 
 
 def wholes(tree: Any) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from probgen.backends import keys
-from probgen.backends.torch.split import Split, World, in_pieces, sharing, spread, wholes
+from probgen.backends.torch.split import Split, World, in_pieces, rooms, sharing, spread, wholes
 from probgen.trees import tree_map
 
 
@@ -16,6 +16,7 @@ def steps(update: Callable, world: World, device: str, is_cut: bool = False) -> 
     """See `Backend.run_steps`; with several processes each reads its rows of a batch,
     and where `is_cut` keeps a piece of each large array of the state."""
     shared = world if world.size > 1 else None
+    buffers: dict = {}
 
     def step(state: Any, batches: Any, rows: Any, i: int, key: keys.Key) -> Any:
         if rows is None:
@@ -37,13 +38,14 @@ def steps(update: Callable, world: World, device: str, is_cut: bool = False) -> 
         count = count_of(batches) if rows is None else len(rows)
         if shared is not None and is_cut:
             state = in_pieces(state, shared)
-        token = sharing.set(shared)
+        token, kept = sharing.set(shared), rooms.set(None if shared is None else buffers)
         try:
             for i in range(count):
                 state, m = step(state, batches, rows, i, keys.fold_in(key, start + i))
                 metrics.append(m)
         finally:
             sharing.reset(token)
+            rooms.reset(kept)
         return state, tree_map(_numpy, stack(metrics))
 
     return run
