@@ -12,42 +12,17 @@ from typing import Any
 
 import numpy as np
 import pyro
-import pyro.distributions as pd
 import torch
 from harness import Agreement, Contest, Setting, Side, Target
 from posteriors import POSTERIORS, split
 from pyro.infer.mcmc.util import initialize_model
+from twins import twin
 
 from probgen import backends
 from probgen.engine.bind import bind
 from probgen.engine.posterior import Posterior
 
 Latents = dict[str, np.ndarray]
-
-
-def pyro_eight_schools(scale: Any, y: Any) -> None:
-    mu = pyro.sample("mu", pd.Normal(0.0, 5.0))
-    tau = pyro.sample("tau", pd.HalfCauchy(5.0))
-    with pyro.plate("schools", len(y)):
-        theta = pyro.sample("theta", pd.Normal(0.0, 1.0))
-        pyro.sample("y", pd.Normal(mu + tau * theta, scale), obs=y)
-
-
-def pyro_logistic_regression(covariates: Any, y: Any) -> None:
-    weights = pyro.sample("weights", pd.Normal(0.0 * covariates[0], 1.0).to_event(1))
-    with pyro.plate("data", len(y)):
-        pyro.sample("y", pd.Bernoulli(logits=covariates @ weights), obs=y)
-
-
-def pyro_gaussian(tril: Any) -> None:
-    pyro.sample("x", pd.MultivariateNormal(0 * tril[0], scale_tril=tril))
-
-
-TWINS: dict[str, Callable] = {
-    "eight schools": pyro_eight_schools,
-    "logistic 1000 x 20": pyro_logistic_regression,
-    "Gaussian 100-d": pyro_gaussian,
-}
 
 
 def declared(name: str, device: str, compile: str) -> tuple[Callable, Latents]:
@@ -75,7 +50,7 @@ def declared(name: str, device: str, compile: str) -> tuple[Callable, Latents]:
 def by_handlers(name: str, device: str, point: Latents) -> Callable:
     """() -> (potential, its gradient) by Pyro, as `pyro.ops.integrator` takes it."""
     arguments = {k: torch.as_tensor(v, device=device) for k, v in POSTERIORS[name][1].items()}
-    potential = initialize_model(TWINS[name], model_kwargs=arguments)[1]
+    potential = initialize_model(twin("pyro", name), model_kwargs=arguments)[1]
     at = {n: torch.as_tensor(v, device=device) for n, v in point.items()}
 
     def both() -> Any:

@@ -3,12 +3,12 @@
 A run is 500 transitions of warm-up and 1,000 draws of 4 vectorised chains; its rate is the smallest
 bulk effective sample size over coordinates, per second of everything that the call does. Each run
 has its own seed. NumPyro compiles in every `run()` without a progress bar; we do not. Of Pyro a run
-is one chain of 150 and 200 transitions, since it takes as long as a dozen of ours.
+is one chain of 150 and 200 transitions, since it takes as long as a dozen of ours. On JAX our own
+kernel stands beside NumPyro's too, both through `pg.infer`, by 4 chains and by 64.
 """
 
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import jax
 import numpy as np
@@ -17,6 +17,7 @@ from harness import Agreement, Contest, Setting, Side, Target, Timed
 from numpyro.infer import MCMC
 from numpyro.infer import NUTS as NumPyroNUTS
 from posteriors import POSTERIORS, split
+from twins import twin
 
 import probgen as pg
 from probgen import backends
@@ -25,54 +26,8 @@ from probgen.inference import NUTS
 Draws = dict[str, np.ndarray]  # [chain, draw, ...]
 
 
-def numpyro_eight_schools(scale: Any, y: Any) -> None:
-    import numpyro
-    import numpyro.distributions as nd
-
-    mu = numpyro.sample("mu", nd.Normal(0.0, 5.0))
-    tau = numpyro.sample("tau", nd.HalfCauchy(5.0))
-    with numpyro.plate("schools", len(y)):
-        theta = numpyro.sample("theta", nd.Normal(0.0, 1.0))
-        numpyro.sample("y", nd.Normal(mu + tau * theta, scale), obs=y)
-
-
-def numpyro_logistic_regression(covariates: Any, y: Any) -> None:
-    import numpyro
-    import numpyro.distributions as nd
-
-    weights = numpyro.sample("weights", nd.Normal(0.0, 1.0).expand([20]).to_event(1))
-    with numpyro.plate("data", len(y)):
-        numpyro.sample("y", nd.Bernoulli(logits=covariates @ weights), obs=y)
-
-
-def pyro_eight_schools(scale: Any, y: Any) -> None:
-    import pyro
-    import pyro.distributions as pd
-
-    mu = pyro.sample("mu", pd.Normal(0.0, 5.0))
-    tau = pyro.sample("tau", pd.HalfCauchy(5.0))
-    with pyro.plate("schools", len(y)):
-        theta = pyro.sample("theta", pd.Normal(0.0, 1.0))
-        pyro.sample("y", pd.Normal(mu + tau * theta, scale), obs=y)
-
-
-def pyro_logistic_regression(covariates: Any, y: Any) -> None:
-    import pyro
-    import pyro.distributions as pd
-
-    weights = pyro.sample("weights", pd.Normal(0.0, 1.0).expand([20]).to_event(1))
-    with pyro.plate("data", len(y)):
-        pyro.sample("y", pd.Bernoulli(logits=covariates @ weights), obs=y)
-
-
-PYRO_TWINS: dict[str, Callable] = {
-    "eight schools": pyro_eight_schools,
-    "logistic 1000 x 20": pyro_logistic_regression,
-}
-TWINS: dict[str, Callable] = {
-    "eight schools": numpyro_eight_schools,
-    "logistic 1000 x 20": numpyro_logistic_regression,
-}
+NAMES = ("eight schools", "logistic 1000 x 20")
+KERNELS = (*((name, 4) for name in POSTERIORS), ("eight schools", 64))  # posterior, chains
 
 
 def ess(values: np.ndarray) -> np.ndarray:
@@ -98,7 +53,11 @@ class Sampler:
 
 
 def declared(
-    name: str, setting: Setting, lengths: dict[str, int], backend: str = "jax"
+    name: str,
+    setting: Setting,
+    lengths: dict[str, int],
+    backend: str = "jax",
+    engine: str | None = None,
 ) -> Callable[[int], Draws]:
     model, arrays = POSTERIORS[name]
     data, inputs = split(arrays)
@@ -106,7 +65,13 @@ def declared(
 
     def draw(seed: int) -> Draws:
         tree = pg.infer(
-            model, data, NUTS(**lengths), inputs=inputs, backend=b, seed=seed, progress_bar=False
+            model,
+            data,
+            NUTS(**lengths, engine=engine),
+            inputs=inputs,
+            backend=b,
+            seed=seed,
+            progress_bar=False,
         )
         return {n: np.asarray(v.values) for n, v in tree["posterior"].data_vars.items()}
 
@@ -115,7 +80,7 @@ def declared(
 
 def as_used(name: str, setting: Setting, lengths: dict[str, int]) -> Callable[[int], Draws]:
     arrays = POSTERIORS[name][1]
-    kernel = NumPyroNUTS(TWINS[name])
+    kernel = NumPyroNUTS(twin("numpyro", name))
     mcmc = MCMC(kernel, chain_method="vectorized", progress_bar=False, **lengths)
 
     def draw(seed: int) -> Draws:
@@ -134,7 +99,7 @@ def pyro_as_used(name: str, lengths: dict[str, int]) -> Callable[[int], Draws]:
 
     def draw(seed: int) -> Draws:
         pyro.set_rng_seed(seed)
-        mcmc = pyro.infer.MCMC(pyro.infer.NUTS(PYRO_TWINS[name]), disable_progbar=True, **sizes)
+        mcmc = pyro.infer.MCMC(pyro.infer.NUTS(twin("pyro", name)), disable_progbar=True, **sizes)
         mcmc.run(**arrays)
         return {n: v.numpy() for n, v in mcmc.get_samples(group_by_chain=True).items()}
 
@@ -156,7 +121,7 @@ def contests(setting: Setting, only: str = "") -> Iterator[Contest]:
     lengths = {"num_warmup": 500, "num_samples": 1000, "num_chains": 4}
     if setting.tiny:
         lengths = {"num_warmup": 100, "num_samples": 100, "num_chains": 2}
-    for name in TWINS:
+    for name in NAMES:
         row = f"NUTS, later runs, {name}, JAX"
         if only not in row:
             continue
@@ -167,7 +132,21 @@ def contests(setting: Setting, only: str = "") -> Iterator[Contest]:
             "probgen", "NumPyro MCMC.run", 10.0, lambda a=ours, b=peer: same_posterior(a, b)
         )
         yield Contest(row, "effective draws", sides, [target])
-    for name in PYRO_TWINS:
+    for name, num_chains in KERNELS:
+        row = f"NUTS, two kernels, {name}, {num_chains} chains, JAX"
+        if only not in row:
+            continue
+        sizes = lengths if setting.tiny else {**lengths, "num_chains": num_chains}
+        ours, peer = (
+            Sampler(declared(name, setting, sizes, engine=engine), clock)
+            for engine in ("probgen", "numpyro")
+        )
+        sides = {"our kernel": Side(ours.block), "NumPyro's kernel": Side(peer.block)}
+        target = Target(
+            "our kernel", "NumPyro's kernel", None, lambda a=ours, b=peer: same_posterior(a, b)
+        )
+        yield Contest(row, "effective draws", sides, [target])
+    for name in NAMES:
         row = f"NUTS, later runs, {name}, torch"
         if only not in row:
             continue

@@ -22,6 +22,7 @@ ROWS = {
     "vae_torch": "vae_torch",
     "vae_jax": "vae_jax",
     "nuts": "nuts",
+    "scaling": "scaling",
     "langevin": "langevin",
     "chains": "chains",
     "ebm": "ebm",

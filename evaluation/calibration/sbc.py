@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -242,7 +242,8 @@ def sbc(
 
     Args:
         model: a declaration, or a `Fitted` (whose parameters are held).
-        method: `NUTS(...)` or `HMC(...)`, whose num_samples and thinning are set here; `Guide()`,
+        method: `NUTS(...)` or `HMC(...)`, whose num_samples and thinning are set here, and by
+            engine="probgen" the chains of up to 128 data sets move side by side; `Guide()`,
             the model's guide; or a function (data, num_draws, seed) -> {latent: [num_draws, ...]},
             such as one that fits a guide to these data and draws from it.
         num_simulations: N; the power grows with it (200 sees a gross fault, 1,000 a tenth of a
@@ -277,14 +278,14 @@ def sbc(
     base = study.backend.key(seed)
     children = np.random.SeedSequence(seed).generate_state(max(num_simulations, 1) + NUM_PILOTS)
 
-    def prepare(step: int) -> Callable[[int], Round]:
+    def prepare(step: int) -> Callable[[range], Iterator[Round]]:
         sampler = study.sampler(method, num_draws, step)
 
-        def one(i: int) -> Round:
-            key = study.backend.fold_in(base, i)
-            return study.round(sampler, key, int(children[i]), num_draws)
+        def some(numbers: range) -> Iterator[Round]:
+            seeds = [(study.backend.fold_in(base, i), int(children[i])) for i in numbers]
+            return study.in_parts(sampler, seeds, num_draws)
 
-        return one
+        return some
 
     if isinstance(method, Guide):
         thinning = 1
@@ -327,7 +328,7 @@ def sbc_from(
     def named(value):
         return value if isinstance(value, Mapping) else {"theta": value}
 
-    def prepare(step: int) -> Callable[[int], Round]:
+    def prepare(step: int) -> Callable[[range], Iterator[Round]]:
         def one(i: int) -> Round:
             rng = np.random.default_rng([seed, i])
             theta = prior(rng)
@@ -350,7 +351,7 @@ def sbc_from(
                 found[name] = np.array([[float(fn(p, y)) for p in points]])
             return Round(known, found)
 
-        return one
+        return lambda numbers: map(one, numbers)
 
     return _calibrate(prepare, num_simulations, num_draws, thinning, alpha, seed, progress_bar)
 
@@ -359,16 +360,16 @@ def _calibrate(
     prepare: Callable, num_simulations: int, num_draws: int, thinning: Thinning, alpha: float,
     seed: int, progress_bar: bool,
 ) -> SBC:  # fmt: skip
-    """Runs `prepare(thinning)(i)` for every simulation and tests the ranks."""
+    """Runs `prepare(thinning)` of the simulations' numbers and tests the ranks."""
     if thinning == "auto":
         pilot = prepare(1)
         # Simulations of their own: what chose the thinning is not what is tested.
-        thinning = thinning_from([pilot(num_simulations + i).draws for i in range(NUM_PILOTS)])
-    one = prepare(thinning)
+        own = range(num_simulations, num_simulations + NUM_PILOTS)
+        thinning = thinning_from([r.draws for r in pilot(own)])
     rounds = []
     with bar(num_simulations, wanted=progress_bar, unit="simulation") as shown:
-        for i in range(num_simulations):
-            rounds.append(one(i))
+        for found in prepare(thinning)(range(num_simulations)):
+            rounds.append(found)
             shown(1)
     names = tuple(rounds[0].truth)
     truth = np.array([[r.truth[n] for n in names] for r in rounds])

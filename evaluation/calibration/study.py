@@ -11,12 +11,14 @@ data and returns the prior. No statistics here: see `sbc`.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 
 from probgen.backends import resolve
+from probgen.backends.chains import Chains
 from probgen.backends.protocol import Backend
 from probgen.data.sources import as_arrays
 from probgen.engine.batches import merge_inputs
@@ -28,6 +30,7 @@ from probgen.engine.guide_draws import draw_guide
 from probgen.engine.markov import draw_posterior
 from probgen.engine.posterior import Posterior
 from probgen.errors import AlgorithmError, ShapeError, UnknownName
+from probgen.evaluation.calibration.side_by_side import draw_side_by_side, goes_side_by_side
 from probgen.inference.sample.guide import Guide
 from probgen.language.dist import did_you_mean
 from probgen.language.kinds import Count, Rule, between
@@ -36,6 +39,7 @@ from probgen.language.model import Model
 Values = dict[str, np.ndarray]
 Simulations = Annotated[int, between(20, 10**7)]  # fewer make no test
 Thinning = Count | Literal["auto"]
+SIDE_BY_SIDE = 128  # data sets, at most, whose chains move together
 LOG_LIKELIHOOD, LOG_JOINT = "log likelihood", "log joint"
 
 
@@ -44,6 +48,14 @@ class Round(NamedTuple):
 
     truth: dict[str, float]
     draws: Values
+
+
+class Sampler(NamedTuple):
+    """(data, key, seed) -> draws of the latents [chain, draw, ...] by name; and, where that can be,
+    the same of many data sets by one key: (data sets, key) -> list of draws."""
+
+    one: Callable[..., Values]
+    many: Callable[..., list[Values]] | None = None
 
 
 def _draws(method: Any) -> bool:
@@ -220,15 +232,17 @@ class Study:
         both = self._density(held, self.params, self.rows(data))
         return tuple(np.asarray(b.to_numpy(v), np.float64) for v in both)  # type: ignore
 
-    def sampler(self, method: Any, num_draws: int, thinning: int) -> Callable[..., Values]:
-        """(data, key, seed) -> draws of the latents [chain, draw, ...], thinned."""
+    def sampler(self, method: Any, num_draws: int, thinning: int) -> Sampler:
+        """What draws from the posteriors of simulated data sets, [chain, draw, ...], thinned."""
         if isinstance(method, Guide):
-            return self._from_guide(num_draws)
+            return Sampler(self._from_guide(num_draws))
         if callable(getattr(method, "kernel", None)):
             return self._from_chains(method, num_draws, thinning)
-        return lambda data, key, seed: self._from_function(method, data, seed, num_draws, thinning)
+        return Sampler(
+            lambda data, key, seed: self._from_function(method, data, seed, num_draws, thinning)
+        )
 
-    def _from_chains(self, method: Any, num_draws: int, thinning: int) -> Callable[..., Values]:
+    def _from_chains(self, method: Any, num_draws: int, thinning: int) -> Sampler:
         fields = {f.name for f in dataclasses.fields(method)}
         if fields >= {"thinning", "num_chains"}:
             length = "num_samples" if "num_samples" in fields else "num_steps"
@@ -238,19 +252,36 @@ class Study:
             )
             thinning = 1
         self.posterior.check()
-        tokens: list[Any] = []
+        tokens: dict[str, Any] = {}
+
+        def token(posterior: Posterior, rows: Any) -> Any:
+            """One for each form of the posterior, which hangs on the shapes of the data alone."""
+            name = type(posterior).__name__
+            if name not in tokens:
+                key = self.backend.key(0)
+                tokens[name] = posterior.token(self.params, rows, key)
+            return tokens[name]
+
+        def values(chains: Chains, rows: Any) -> Values:
+            found = self.posterior.map_draws(
+                "values", chains, self.params, rows, token(self.posterior, rows), None
+            )
+            return {n: found[n][:, ::thinning] for n in self.bound.latents}
 
         def draw(data: Values, key: Any, seed: int) -> Values:
             rows = self.rows(data)
-            if not tokens:
-                tokens.append(self.posterior.token(self.params, rows, key))
+            name = token(self.posterior, rows)
             chains = draw_posterior(
-                method, self.posterior, self.params, rows, key, tokens[0], False, Pieces()
+                method, self.posterior, self.params, rows, key, name, False, Pieces()
             )
-            values = self.posterior.map_draws("values", chains, self.params, rows, tokens[0], None)
-            return {n: values[n][:, ::thinning] for n in self.bound.latents}
+            return values(chains, rows)
 
-        return draw
+        def draw_many(sets: list[Values], key: Any) -> list[Values]:
+            rows = [self.rows(data) for data in sets]
+            found = draw_side_by_side(method, self.posterior, self.params, rows, key, token)
+            return [values(*each) for each in zip(found, rows, strict=True)]
+
+        return Sampler(draw, draw_many if goes_side_by_side(method, self.backend) else None)
 
     def _from_guide(self, num_draws: int) -> Callable[..., Values]:
         b, bound = self.backend, self.bound
@@ -279,11 +310,38 @@ class Study:
             )
         return {n: np.asarray(v)[None, ::thinning] for n, v in out.items()}
 
-    def round(self, sampler: Callable, key: Any, seed: int, num_draws: int) -> Round:
-        """One simulation: truth and `num_draws` draws of every quantity."""
-        key_world, key_draws = self.backend.split(key, 2)
-        truth, data = self.simulate(key_world)
-        found = sampler(data, key_draws, seed)
+    def in_parts(
+        self, sampler: Sampler, seeds: Sequence[tuple[Any, int]], num_draws: int
+    ) -> Iterator[Round]:
+        """A simulation for each (key, seed); side by side in parts of one length, the last of which
+        is filled up, so that it compiles nothing."""
+        num = len(seeds)
+        size = 1 if sampler.many is None else -(-num // -(-num // SIDE_BY_SIDE))
+        for at in range(0, num, size):
+            part = seeds[at : at + size]
+            filled = [*part, *[part[-1]] * (size - len(part))]
+            keys, own = zip(*filled, strict=True)
+            yield from islice(self.rounds(sampler, keys, own, num_draws), len(part))
+
+    def rounds(
+        self, sampler: Sampler, keys: Sequence[Any], seeds: Sequence[int], num_draws: int
+    ) -> Iterator[Round]:
+        """Simulations: of each, truth and `num_draws` draws of every quantity."""
+        split = [self.backend.split(key, 2) for key in keys]
+        worlds = [self.simulate(key_world) for key_world, _ in split]
+        data = [made for _, made in worlds]
+        draws: Iterable[Values]
+        if sampler.many is not None:
+            draws = sampler.many(data, split[0][1])
+        else:
+            draws = (
+                sampler.one(made, key, seed)
+                for made, (_, key), seed in zip(data, split, seeds, strict=True)
+            )
+        for (truth, made), found in zip(worlds, draws, strict=True):
+            yield self._round(truth, made, found, num_draws)
+
+    def _round(self, truth: Values, data: Values, found: Values, num_draws: int) -> Round:
         lead = next(iter(found.values())).shape[:2]
         draws = {}
         for name, value in found.items():

@@ -57,7 +57,7 @@ def compiled(
     def density(x: Array, params: Any, rows: Any) -> Array:
         return posterior.point(params, rows, layout.unpack(x, ops.reshape)).log_density
 
-    each = b.each(density)
+    each = posterior.each(density)
 
     def summed(x: Array, params: Any, rows: Any) -> tuple[Array, Array]:
         value = each(x, params, rows)

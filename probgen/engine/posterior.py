@@ -242,6 +242,10 @@ class Posterior:
         sites, ops = self.bound.structure.sites, self.bound.backend.ops
         return [ops.sum(v) * (self.scale if sites[n].is_local else 1.0) for n, v in log_det.items()]
 
+    def each(self, fn: Callable) -> Callable:
+        """fn(x, params, rows) at each x along a leading axis, that of chains."""
+        return self.bound.backend.each(fn)
+
     def points(self, x: Mapping, params: Mapping, rows: Mapping) -> Point:
         """`point` at each of n positions, every field with that axis in front."""
         one = self.bound.backend.vmap(

@@ -1,0 +1,96 @@
+"""Our own NUTS is calibrated: chains of many data sets, which move side by side.
+
+At length, with more models, in `tests/studies/test_nuts_calibration.py`.
+"""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+import probgen as pg
+from probgen import dist
+from probgen.engine.bind import bind
+from probgen.engine.chain_pieces import Pieces
+from probgen.engine.markov import draw_posterior
+from probgen.engine.posterior import Posterior
+from probgen.evaluation.calibration import sbc, study
+from probgen.evaluation.calibration.side_by_side import draw_side_by_side, goes_side_by_side
+from probgen.inference import NUTS, Langevin
+
+FIXED = NUTS(
+    num_warmup=0, num_samples=10, num_chains=2, max_tree_depth=3, step_size=0.3, engine="probgen",
+    adapt_step_size=False, adapt_mass_matrix=False,
+)  # fmt: skip
+
+
+@pg.model
+def coins():
+    p = pg.sample("p", dist.Beta(0.7, 1.5))
+    slope = pg.sample("slope", dist.Normal(0.0, 1.0))
+    with pg.data_plate():
+        pg.sample("heads", dist.Binomial(3, probs=p))
+        pg.sample("x", dist.Normal(slope, 1.0))
+
+
+def data(seed):
+    rng = np.random.default_rng(seed)
+    return {"heads": rng.integers(0, 4, 2).astype("float32"), "x": rng.normal(seed, 1.0, 2)}
+
+
+def test_chains_are_those_of_each_data_set_by_itself(b):
+    """To rounding: chains 2 i and 2 i + 1 of the i-th set."""
+    sets = [{n: b.asarray(v) for n, v in data(i).items()} for i in range(3)]
+    bound, params = bind(coins, b, data=data(0), num_data=2, whole=True)
+    posterior, key = Posterior(bound, 2), b.key(1)
+    found = draw_side_by_side(FIXED, posterior, params, sets, key, lambda *_: None)
+    six = dataclasses.replace(FIXED, num_chains=6)
+    for i in (0, 5):
+        rows, pieces = sets[i // 2], Pieces(only=i)
+        alone = draw_posterior(six, posterior, params, rows, key, None, False, pieces)
+        for name, v in alone.free.items():
+            np.testing.assert_allclose(found[i // 2].free[name][i % 2], v[0], atol=1e-3)
+            assert np.ptp(v) > 0.1
+
+
+@pytest.mark.parametrize(
+    ("method", "is_so"),
+    [
+        (FIXED, True),
+        (dataclasses.replace(FIXED, engine=None), None),
+        (dataclasses.replace(FIXED, init_strategy={"p": 0.5}), False),
+        (Langevin(0.1), False),
+    ],
+)
+def test_what_moves_side_by_side(b, method, is_so):
+    expected = b.hmc_engines[0] == "probgen" if is_so is None else is_so
+    assert goes_side_by_side(method, b) is expected
+
+
+def test_our_own_chains_are_calibrated(b):
+    """A Beta's Jacobian takes part."""
+    method = NUTS(num_warmup=60, num_chains=1, max_tree_depth=4, engine="probgen")
+    result = sbc(
+        coins, method, observed=("heads", "x"), num_data=2, num_simulations=120, num_draws=29,
+        thinning=2, seed=3, backend=b, progress_bar=False,
+    )  # fmt: skip
+    assert result.adjusted.min() > 0.001, result
+    assert result.autocorrelation.max() < 0.3 and not result.still.any()
+
+
+def test_the_last_simulations_are_filled_up(monkeypatch):
+    """Parts of one length: 21 of at most 10 are three of seven; their ranks do not hang on that."""
+    jax = pytest.importorskip("jax") and pg.backends.load("jax", "cpu")
+    sizes = []
+
+    def drawn(method, posterior, params, sets, *rest):
+        sizes.append(len(sets))
+        return draw_side_by_side(method, posterior, params, sets, *rest)
+
+    monkeypatch.setattr(study, "SIDE_BY_SIDE", 10)
+    monkeypatch.setattr(study, "draw_side_by_side", drawn)
+    options = {"observed": ("heads", "x"), "num_data": 2, "num_draws": 9, "thinning": 1, "seed": 0}
+    for num in (21, 20):
+        result = sbc(coins, FIXED, num_simulations=num, backend=jax, progress_bar=False, **options)
+        assert result.ranks.shape == (num, 4)
+    assert sizes == [7, 7, 7, 10, 10]
