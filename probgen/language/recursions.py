@@ -1,4 +1,4 @@
-"""Recursions over time in `ops`: one step, traced once on JAX and run T times."""
+"""Recursions over time in `ops`: one step, traced once and run T times."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def scan(
     """A recursion: (carry, x_t) -> (carry, y_t) for t = 0 ... T - 1; returns (carry, stacked y).
 
     For recursions without sites: a GARCH's variances, an HMM's forward pass, a Kalman filter. A
-    step that declares sites is for `pg.scan`. On JAX the step is traced once and the loop compiled
-    whole, so that compile time does not grow with T; on torch it is a Python loop.
+    step that declares sites is for `pg.scan`. The step is traced and compiled once, so that compile
+    time does not grow with T; on torch so where it pays, else it is a Python loop.
 
     Args:
         step: pure, of `ops`; it declares no sites.

@@ -54,8 +54,8 @@ def scan(
     may also be opened in the step. `xs` and outputs have the time in front, as in `ops.scan`. A
     series is one event, so that its log-likelihood is one number, and minibatches are of series.
 
-    The step may hold sample, deterministic, factor, net, plate, submodel and `ops.scan`. On JAX it
-    is traced once and the loop compiled whole, whatever T; on torch the loop runs in Python.
+    The step may hold sample, deterministic, factor, net, plate, submodel and `ops.scan`. It is
+    traced and compiled once, whatever T; on torch so where it pays (see `docs/time.md`).
 
     Args:
         name: of the time, beside the names of sites: the axis in results, the box in pictures.

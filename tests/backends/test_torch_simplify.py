@@ -219,3 +219,21 @@ def test_a_function_that_asks_for_another_operator_is_not_taken():
     graph.output(graph.call_function(torch.ops.aten.mul.Tensor, (x, size)))
     directly(graph)
     assert [n.target for n in graph.nodes][1:3] == [torch.ops.aten.norm.Scalar, torch.mul]
+
+
+@pytest.mark.parametrize("taken", ["index_select", "getitem"])
+def test_gradients_by_index_are_each_chains_own(taken):
+    """Mapped over chains, a gradient adds into zeros that are stretched over them, which inductor
+    takes for one memory."""
+    index = torch.tensor([1, 1, 2])
+
+    def density(theta):
+        picked = theta.index_select(0, index) if taken == "index_select" else theta[index]
+        return torch.sum(picked**2)
+
+    b = backends.load("torch", "cpu", compile="inductor")
+    run = b.compile(lambda thetas: b.each(lambda t: b.value_and_grad(density)(t)[1])(thetas))
+    thetas = torch.arange(12.0).reshape(3, 4)
+    wanted = 2 * thetas * torch.tensor([0.0, 2.0, 1.0, 0.0])
+    torch.testing.assert_close(run(thetas), wanted)
+    assert b.info()["routes"] == ["inductor"]

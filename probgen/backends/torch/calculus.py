@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -11,6 +12,16 @@ import torch
 from probgen.trees import tree_leaves, tree_like, tree_map
 
 _nested: contextvars.ContextVar[bool] = contextvars.ContextVar("nested_grad", default=False)
+
+
+@contextlib.contextmanager
+def inside() -> Iterator[None]:
+    """As inside of an outer derivative: what is computed here is differentiated again."""
+    token = _nested.set(True)
+    try:
+        yield
+    finally:
+        _nested.reset(token)
 
 
 def value_and_grad(fn: Callable, has_aux: bool = False) -> Callable:

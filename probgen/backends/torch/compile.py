@@ -11,7 +11,6 @@ A function is written down as it runs once on copies of its arguments (`record.p
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -22,8 +21,10 @@ from probgen.backends.keys import Key, mix
 from probgen.backends.torch import random
 from probgen.backends.torch.aliases import op_of
 from probgen.backends.torch.direct import directly
+from probgen.backends.torch.inductor import compiled
 from probgen.backends.torch.record import Recorder
-from probgen.backends.torch.routes import tracing
+from probgen.backends.torch.routes import NotCompiled, calls, tracing
+from probgen.backends.torch.scan_machine import kept
 from probgen.backends.torch.simplify import fold, lift, simplify
 from probgen.backends.torch.split import Piece, Place, Split, placed, sharing, summed, together
 from probgen.errors import DeclarationError, NotByRow, ProbgenError
@@ -105,15 +106,22 @@ class Graph:
     Attributes:
         constants: the tensors that the function closes over, which are inputs of the graph too;
             whoever makes a graph takes them out of it (`take_constants`).
+        loops: over time, which the graph has as one operator each, kept alive.
         code: by inductor, what it made: inputs -> outputs, for `replay.py`.
     """
 
     code: Any = None
 
-    def __init__(self, fn: Callable, args: tuple, route: str, device: str):
+    def __init__(self, fn: Callable, args: tuple, route: str, device: str, num_calls: int = 0):
         # Draws while planning and tracing are thrown away; the caller's random state stays.
-        with random.seeded(0, device):
-            self._build(fn, args, route)
+        self.loops: list = []
+        token, other = kept.set(self.loops), calls.set(num_calls)
+        try:
+            with random.seeded(0, device):
+                self._build(fn, args, route)
+        finally:
+            kept.reset(token)
+            calls.reset(other)
 
     def _build(self, fn: Callable, args: tuple, route: str) -> None:
         tensors: list = []
@@ -143,7 +151,7 @@ class Graph:
         if route == "inductor":
             example += random.redraw(plan.slots, [k.seed for k in keys])
             module = torch.fx.GraphModule(root, graph)
-            self.run = self._inductor(module, [*example, *self.constants])
+            self.run, self.code = compiled(module, [*example, *self.constants])
         else:
             fold(root, graph)
             directly(graph)
@@ -156,19 +164,6 @@ class Graph:
         finally:
             tracing.reset(token)
             random.planner.reset(plan_token)
-
-    def _inductor(self, module: torch.fx.GraphModule, example: list[torch.Tensor]) -> Callable:
-        from torch._inductor import config
-        from torch._inductor.compile_fx import compile_fx, compile_fx_inner
-
-        def inner(*args: Any, **kwargs: Any) -> Any:
-            self.code = compile_fx_inner(*args, **kwargs)
-            return self.code
-
-        # The sizes that it would assert at every call are the signature that a graph is found by.
-        with warnings.catch_warnings(), config.patch(fallback_random=True, size_asserts=False):
-            warnings.simplefilter("ignore")  # inductor's own deprecations, not ours to act on
-            return compile_fx(module, example, inner_compile=inner)
 
     def take_constants(self) -> list[torch.Tensor]:
         """The constants, which the graph no longer holds."""
@@ -339,9 +334,12 @@ class Compiled:
 
     def _build(self, args: tuple, wanted: str) -> Built:
         reason = ""
-        for route in {"inductor": ("inductor", "graph"), "graph": ("graph",)}[wanted]:
+        compiles = self.policy == "auto" and wanted == "graph"  # loops over time, by themselves
+        runs = (self.num_calls or 0) * self.times if compiles else 0
+        tries = [("inductor", 0), ("graph", 0)] if wanted == "inductor" else [("graph", runs)]
+        for route, num_calls in tries:
             try:
-                graph = Graph(self.fn, args, route, self.device)
+                graph = Graph(self.fn, args, route, self.device, num_calls)
                 return Built(graph, graph.take_constants(), reason)
             except NotByRow as error:
                 return Built(None, [], reason, str(error))
@@ -350,6 +348,8 @@ class Compiled:
             except Exception as error:  # any failure to trace means the next route
                 reason = f"{route}: {type(error).__name__}: {str(error).strip()[:300]}"
                 log.warning("torch: a function falls back from %s", reason)
+                if num_calls and isinstance(error, NotCompiled):
+                    tries.append(("graph", 0))
         return Built(None, [], reason)
 
 

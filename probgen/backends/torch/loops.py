@@ -15,7 +15,8 @@ import torch
 
 from probgen.backends.protocol import Loop
 from probgen.backends.torch.compile import Compiled
-from probgen.backends.torch.replay import NotReplayed, Replay
+from probgen.backends.torch.inductor import NotReplayed
+from probgen.backends.torch.replay import Replay
 from probgen.progress import log
 from probgen.trees import tree_leaves, tree_map
 

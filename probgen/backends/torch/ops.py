@@ -20,8 +20,7 @@ import torch.nn.functional as F
 
 from probgen.backends.torch.calculus import value_and_grad
 from probgen.backends.torch.odes import solve_ode as solve_ode
-from probgen.backends.torch.routes import looping
-from probgen.trees import tree_map
+from probgen.backends.torch.scans import scan as scan
 
 Array = Any
 Axis = int | tuple[int, ...] | None
@@ -375,16 +374,6 @@ def solve_triangular(a: Any, b: Any, lower: bool = True) -> Array:
         x = torch.linalg.solve_triangular(a, columns.reshape(b.shape[-2], -1), upper=not lower)
         return torch.movedim(x.reshape(columns.shape), 0, -2)
     return torch.linalg.solve_triangular(a, b, upper=not lower)
-
-
-def scan(step: Callable, carry: Any, xs: Any, length: int) -> tuple[Any, Any]:
-    ys = []
-    with looping(length):
-        for i in range(length):
-            carry, y = step(carry, None if xs is None else tree_map(lambda x, i=i: x[i], xs))
-            ys.append(y)
-    stacked = None if ys[0] is None else tree_map(lambda *a: torch.stack(a), *ys)
-    return carry, stacked
 
 
 def grad(fn: Callable) -> Callable:

@@ -99,6 +99,10 @@ class Recorder(TorchDispatchMode):
         self.graph.output([self._node(t) for t in outputs])
         return self.graph
 
+    def knows(self, tensor: torch.Tensor) -> bool:
+        """Whether it has a node of the graph already."""
+        return tensor in self._nodes
+
     def outside(self) -> Any:
         """A context in which nothing is written down."""
         return _disable_current_modes()

@@ -10,19 +10,14 @@ in place is launched again as it is, and the result of anything else is copied t
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
-KERNEL = "cpp_fused"
-_one_at_a_time = threading.Lock()  # kernels are exchanged for the whole process
-
-
-class NotReplayed(RuntimeError):
-    """Compiled code of another form than this file knows."""
+from probgen.backends.torch.inductor import Called, NotReplayed, launches_of
+from probgen.backends.torch.player import NoPlayer, Place, Player, Table, address
+from probgen.backends.torch.scan_machine import machines
 
 
 class Replay:
@@ -41,20 +36,9 @@ class Replay:
     def __init__(
         self, code: Any, call: Callable, inputs: list[torch.Tensor], written: list[torch.Tensor]
     ):
-        runs = getattr(code, "current_callable", None)
-        module: dict = getattr(getattr(runs, "__func__", runs), "__globals__", {})
-        kernels = [n for n in module if n.startswith(KERNEL)]
-        if not kernels:
-            raise NotReplayed("inductor's code has no kernels by name")
-        self.launches: list[tuple[Callable, tuple]] = []
-        real, before = {n: module[n] for n in kernels}, [v.clone() for v in written]
-        with _one_at_a_time:
-            try:
-                module.update({n: self._noting(f) for n, f in real.items()})
-                with torch.no_grad(), _Calls(self.launches):
-                    call(*inputs)
-            finally:
-                module.update(real)
+        before = [v.clone() for v in written]
+        launches, _ = launches_of(code, call, inputs)
+        self._segments, self._alive = _segments(launches)
         after = [v.clone() for v in written]
         for v, old in zip(written, before, strict=True):
             v.copy_(old)
@@ -62,53 +46,65 @@ class Replay:
         if not all(map(_same, written, after)):
             raise NotReplayed("its kernels are not all that inductor's code does")
 
-    def _noting(self, kernel: Callable) -> Callable:
-        def launch(*args: Any) -> None:
-            self.launches.append((kernel, args))
-            kernel(*args)
-
-        return launch
-
     def run(self, times: int) -> None:
         """The graph, so many times, in place."""
-        launches = self.launches
-        if len(launches) == 1:
-            ((kernel, args),) = launches
-            for _ in range(times):
-                kernel(*args)
+        if len(self._segments) == 1:
+            self._segments[0].play(times)
             return
         for _ in range(times):
-            for kernel, args in launches:
-                kernel(*args)
+            for segment in self._segments:
+                segment.play()
+
+
+class _Call:
+    """One launch by Python."""
+
+    def __init__(self, function: Callable, args: tuple):
+        self.function, self.args = function, args
+
+    def play(self, times: int = 1) -> None:
+        for _ in range(times):
+            self.function(*self.args)
+
+
+def _segments(launches: list) -> tuple[list[Player | _Call], list]:
+    """(launches in their order, those in a row that C can make as one; what they need alive)."""
+    out: list[Player | _Call] = []
+    tables: list[Table] = []
+    alive: list = []
+
+    def close() -> None:
+        if tables:
+            out.append(Player(list(tables)))
+            tables.clear()
+
+    for function, args in launches:
+        try:
+            more, keep = _tables(function, args)
+        except NoPlayer:
+            close()
+            out.append(_Call(function, args))
+            continue
+        alive.append((args, keep))
+        tables += more
+    close()
+    return out, alive
+
+
+def _tables(function: Callable, args: tuple) -> tuple[list[Table], Any]:
+    if isinstance(function, Called):
+        if function.op is not torch.ops.probgen.scan.default:
+            raise NoPlayer("an operator")
+        found = machines[args[1]].bound(args[0], function.outs or [])
+        if found is None:
+            raise NoPlayer("a loop that calls operators")
+        return found[0], (found[1], function.outs)
+    if not all(isinstance(a, torch.Tensor) for a in args):
+        raise NoPlayer("a kernel of numbers")
+    places = [Place(a.data_ptr()) for a in args]
+    return [Table([(address(function), places, 0)])], None
 
 
 def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
     """To the bit, NaN where NaN is."""
     return bool(((a == b) | ((a != a) & (b != b))).all())
-
-
-class _Calls(TorchDispatchMode):
-    """Notes operators that are called beside the kernels."""
-
-    def __init__(self, launches: list):
-        super().__init__()
-        self.launches = launches
-
-    def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        out = op(*args, **kwargs)
-        if op._schema.is_mutable:
-            self.launches.append((lambda *a: op(*a, **kwargs), args))
-            return out
-        outs = [out] if isinstance(out, torch.Tensor) else list(out)
-        if not all(isinstance(o, torch.Tensor) for o in outs):
-            raise NotReplayed(f"{op} gives something else than tensors")
-        if not any(o.alias_info for o in op._schema.returns):
-
-            def again(*a: Any) -> None:
-                new = op(*a, **kwargs)
-                for old, value in zip(outs, [new] if len(outs) == 1 else new, strict=True):
-                    old.copy_(value)
-
-            self.launches.append((again, args))
-        return out

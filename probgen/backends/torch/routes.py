@@ -19,6 +19,24 @@ tracing: contextvars.ContextVar[str] = contextvars.ContextVar("tracing", default
 MOST_STEPS = {"inductor": 16, "graph": 128}
 
 
+# How often the function that is traced for "graph" will be called, where its loops may be compiled.
+calls: contextvars.ContextVar[int] = contextvars.ContextVar("calls", default=0)
+WORTH = 4000  # runs of a step, below which its compilation is not earned back
+
+
+def is_operator(length: int, device: torch.device) -> bool:
+    """Whether a loop is one operator of the graph, compiled by itself (`scans.py`): too long to be
+    written out, and run often enough."""
+    if tracing.get() not in MOST_STEPS or device.type != "cpu":
+        return False
+    is_worth = tracing.get() == "inductor" or calls.get() * length >= WORTH
+    return is_worth and length * _around.get() > MOST_STEPS["inductor"]
+
+
+class NotCompiled(RuntimeError):
+    """A loop over time that could not be compiled by itself."""
+
+
 class NotTraced(RuntimeError):
     """A function that the route at hand leaves to the next one."""
 
@@ -43,6 +61,16 @@ def looping(length: int) -> Iterator[None]:
             f"expected at most {most}; the next route runs it step by step"
         )
     token = _around.set(length)
+    try:
+        yield
+    finally:
+        _around.reset(token)
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """A step that is compiled by itself: loops in it are judged as if none stood around them."""
+    token = _around.set(1)
     try:
         yield
     finally:

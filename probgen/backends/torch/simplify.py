@@ -38,6 +38,11 @@ _NEUTRAL: dict[Any, float] = {
     aten.div.Tensor: 1,
     aten.pow.Tensor_Scalar: 1,
 }
+# Inductor does these in place, on one memory for all where what they add to was stretched.
+_SCATTERS = {
+    aten.index_add.default, aten.index_copy.default, aten.index_put.default,
+    aten.scatter.src, aten.scatter.value, aten.scatter_add.default,
+}  # fmt: skip
 _FOLD_UP_TO = 2**16  # elements of a folded constant
 
 
@@ -49,6 +54,14 @@ def _is_same(node: Node, source: Node) -> bool:
     """Whether two nodes hold tensors of one shape, strides and type."""
     one, other = form(node), form(source)
     return one is not None and other is not None and one[:3] == other[:3]
+
+
+def _is_stretched(node: Node) -> bool:
+    """Whether several places of a tensor lie in one place of memory."""
+    found = form(node)
+    return found is not None and any(
+        n > 1 and not s for n, s in zip(found.shape, found.strides, strict=True)
+    )
 
 
 def _is_outer(node: Node) -> bool:
@@ -94,6 +107,13 @@ def simplify(root: torch.nn.Module, graph: Graph) -> None:
             node.replace_all_uses_with(source)
         elif op is aten.lift_fresh_copy.default and source.op == "get_attr":
             _inline_scalar(root, node, source, written)
+        elif op in _SCATTERS and _is_stretched(source):
+            with graph.inserting_before(node):
+                own = graph.call_function(
+                    aten.clone.default, (source,), {"memory_format": torch.contiguous_format}
+                )
+            own.meta.update(node.meta)
+            node.replace_input_with(source, own)
         elif op is aten.mm.default and _is_outer(node):
             # A library call that inductor cannot fuse with what is done to the product.
             node.target = aten.mul.Tensor
@@ -160,3 +180,26 @@ def fold(root: torch.nn.Module, graph: Graph) -> None:
             constant = graph.get_attr(name)
         node.replace_all_uses_with(constant)
     graph.eliminate_dead_code()
+
+
+SMALL_PRODUCT = 4096  # multiplications of a matrix product that is written as a sum
+
+
+def small_products(graph: Graph) -> None:
+    """Writes small matrix products as sums, which inductor compiles with what stands around them;
+    else it calls a library for each."""
+    for node in list(graph.nodes):
+        op = op_of(node)
+        if op not in (aten.mm.default, aten.bmm.default):
+            continue
+        left, right = (form(a) for a in node.args)
+        if left is None or right is None or math.prod(left.shape) * right.shape[-1] > SMALL_PRODUCT:
+            continue
+        with graph.inserting_before(node):
+            a = graph.call_function(aten.unsqueeze.default, (node.args[0], -1))
+            b = graph.call_function(aten.unsqueeze.default, (node.args[1], -3))
+            product = graph.call_function(aten.mul.Tensor, (a, b))
+            total = graph.call_function(aten.sum.dim_IntList, (product, [-2]))
+        total.meta.update(node.meta)
+        node.replace_all_uses_with(total)
+        graph.erase_node(node)
