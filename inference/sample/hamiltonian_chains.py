@@ -23,7 +23,13 @@ from probgen.engine.posterior import Posterior
 from probgen.errors import NonFiniteError, SaveError
 from probgen.inference.sample.adaptation import Learned
 from probgen.inference.sample.hamiltonian_plan import Piece, plan
-from probgen.inference.sample.hamiltonian_steps import Compiled, Sizes, compiled, starting
+from probgen.inference.sample.hamiltonian_steps import (
+    Compiled,
+    Sizes,
+    compiled,
+    starting,
+    what_is_compiled,
+)
 from probgen.inference.sample.machine import Noise
 from probgen.inference.sample.mass import Mass
 from probgen.trees import tree_map
@@ -47,9 +53,8 @@ def draw_chains(
         SupportError, NonFiniteError: no good start (`Posterior.check_start`), or no step size.
     """
     b = posterior.bound.backend
-    name = token and (token, method.algorithm, repr(method))
     numbers, warm = pieces.numbers(method.num_chains), pieces.warm
-    name = name and (name, len(numbers))
+    name = token and (token, method.algorithm, what_is_compiled(method), len(numbers))
     start = starting(posterior, method, params, rows, given, b.fold_in(key, 0), numbers, name, warm)
     shapes = {n: v.shape[1:] for n, v in start(0)[0].items()}
     layout = Layout(shapes, method.dense_mass)

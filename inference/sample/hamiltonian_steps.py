@@ -6,6 +6,7 @@ and mass matrices are its arguments, so that one compilation serves a run and th
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
@@ -114,6 +115,14 @@ def compiled(
         b.compile(begin, num_calls=NUM_PIECES, token=name and (name, "begin")),
         drawing(1), drawing(rows), loop,
     )  # fmt: skip
+
+
+def what_is_compiled(method: Any) -> str:
+    """The part of a method that changes what is compiled: neither how long its chains are, nor
+    where they and their step sizes start."""
+    same = dict.fromkeys(("num_samples", "thinning", "num_chains"), 1)
+    plain = {"init_strategy": "init_to_uniform", "find_heuristic_step_size": None}
+    return repr(dataclasses.replace(method, num_warmup=0, step_size=1.0, **same, **plain))
 
 
 def starting(

@@ -149,8 +149,8 @@ def evaluate(b, seed):
 LONGER = {"engine": "probgen", "num_warmup": 60, "num_samples": 40, "num_chains": 2}
 CALLS = {
     "NUTS": lambda b, s: infer(b, s, NUTS(num_warmup=5, num_samples=5, num_chains=1)),
-    "our own NUTS": lambda b, s: infer(b, s, NUTS(**LONGER, max_tree_depth=3)),
-    "our own HMC": lambda b, s: infer(b, s, HMC(**LONGER, num_steps=2)),
+    "our own NUTS": lambda b, s: infer(b, s, NUTS(**LONGER, step_size=1 + s, max_tree_depth=3)),
+    "our own HMC": lambda b, s: infer(b, s, HMC(**LONGER | {"num_warmup": 58 + s}, num_steps=2)),
     "Langevin": lambda b, s: infer(b, s, Langevin(0.01, 5, num_chains=2)),
     "MALA": lambda b, s: infer(b, s, Langevin(0.01, 5, metropolis=True, num_chains=2)),
     "maximum likelihood": lambda b, s: fit(b, s, energy(), MaximumLikelihood(Langevin(0.1, 2))),

@@ -170,10 +170,12 @@ def run(
     shown: Callable, pieces: Any,
 ) -> Chains:  # fmt: skip
     """Draws of `method` (see `probgen.inference.sample.mcmc`) from the posterior."""
-    options = {k: v for k, v in vars(method).items() if k != "init_strategy"}
-    name = token and (token, method.algorithm, tuple(sorted(options.items())))
     sampler, device = _Sampler(posterior, method), posterior.bound.backend.device
-    # How chains start is no part of how they move: only `begin` is compiled for it.
+    # How chains start is no part of how they move: only `begin` is compiled for it. Of how many
+    # draws there are `length` is.
+    others = ("init_strategy", "num_samples", "thinning")
+    options = {k: v for k, v in vars(method).items() if k not in others} | {"": sampler.length}
+    name = token and (token, method.algorithm, tuple(sorted(options.items())))
     strategy = method.init_strategy if isinstance(method.init_strategy, str) else "init_to_uniform"
     chunk = Compiled(sampler.chunk, device, name and (name, "chunk"))
     numbers, warm = pieces.numbers(method.num_chains), pieces.warm
