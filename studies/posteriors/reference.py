@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from probgen.evaluation.posteriors import Moments, moments
+from probgen.evaluation.posteriors import Moments, PosteriorDifference, moments
 from studies.posteriors.models import POSTERIORS
 from studies.posteriors.quadrature import QUADRATURE
 from studies.posteriors.weighted import weighted
@@ -29,6 +29,18 @@ def load(name: str) -> Moments:
     found = {f: np.array(kept[f]) for f in FIELDS}
     unknown = np.full(len(kept["names"]), np.nan)
     return Moments(tuple(kept["names"]), ess=unknown, rhat=unknown, **found)
+
+
+def row(name: str, who: str, found: Moments, diverged: int, seconds: float) -> str:
+    """Of the page's table: a run's distance to the reference."""
+    truth = load(name)
+    off = PosteriorDifference.between(found, truth)
+    i, j = off.worst_mean, off.worst_sd
+    return (
+        f"| {name} | {who} | {len(found.names)} | {off.mean[i]:+.3f} ± {off.mean_error[i]:.3f} "
+        f"({truth.names[i]}) | {off.sd_ratio[j]:.3f} ± {off.sd_error[j]:.3f} ({truth.names[j]}) | "
+        f"{found.rhat.max():.4f} | {found.ess.min():.0f} | {diverged} | {seconds:.0f} |"
+    )
 
 
 def make(name: str) -> tuple[Moments, str]:

@@ -5,8 +5,8 @@
 
 Acceptance is posteriordb's: each scalar's mean within 0.1 reference standard deviations, beyond two
 Monte Carlo errors; standard deviations within a tenth likewise; R-hat below 1.01; no divergence
-that Stan does not have. The suite's own test holds the declarations to native programs, at two
-points.
+that Stan does not have. The suite's own tests hold the declarations and Stan's programs to native
+ones, at two points, and what is kept of Stan's own chains to the references.
 """
 
 import functools
@@ -20,12 +20,22 @@ import probgen as pg
 from probgen.engine.bind import bind
 from probgen.engine.posterior import Posterior as Density
 from probgen.evaluation.posteriors import PosteriorDifference, moments
+from studies.posteriors import stan_chains
 from studies.posteriors.models import POSTERIORS
-from studies.posteriors.reference import load
+from studies.posteriors.reference import load, row
 
 MEAN, SD, RHAT = 0.1, 0.1, 1.01
 ERRORS = 2  # Monte Carlo errors that a difference may have on top
 ROUGH = {"lotka_volterra": 5e-3}  # nats: of six steps of Runge and Kutta's a year
+
+
+def check(found, truth):
+    """What is accepted; see the head of this file."""
+    off = PosteriorDifference.between(found, truth)
+    assert found.names == truth.names
+    assert (np.abs(off.mean) < MEAN + ERRORS * off.mean_error).all()
+    assert (np.abs(off.sd_ratio - 1) < SD + ERRORS * off.sd_error).all()
+    assert found.rhat.max() < RHAT
 
 
 def log_joints(posterior, b):
@@ -95,17 +105,22 @@ def test_chains_have_the_moments_of_the_reference(backend_name, name, table):
     )  # fmt: skip
     seconds = time.process_time() - began
     found = moments({n: draws.posterior[n].values for n in posterior.sites}).of(truth.names)
-    off = PosteriorDifference.between(found, truth)
     diverged = int(draws.sample_stats.diverging.sum())
-    i, j = off.worst_mean, off.worst_sd
-    table.append(
-        f"| {name} | {backend_name} | {len(found.names)} | {off.mean[i]:+.3f} ± "
-        f"{off.mean_error[i]:.3f} ({truth.names[i]}) | {off.sd_ratio[j]:.3f} ± "
-        f"{off.sd_error[j]:.3f} ({truth.names[j]}) | {found.rhat.max():.4f} | "
-        f"{found.ess.min():.0f} | {diverged} | {seconds:.0f} |"
-    )
+    table.append(row(name, backend_name, found, diverged, seconds))
     print("\n" + table[-1])
-    assert (np.abs(off.mean) < MEAN + ERRORS * off.mean_error).all()
-    assert (np.abs(off.sd_ratio - 1) < SD + ERRORS * off.sd_error).all()
-    assert found.rhat.max() < RHAT
+    check(found, truth)
     assert posterior.stan_diverges or not diverged
+
+
+@pytest.mark.parametrize("name", POSTERIORS)
+def test_stans_program_has_the_same_density_up_to_its_constant(name):
+    stan = stan_chains.kept()[name]["log_density"]
+    np.testing.assert_allclose(np.diff(stan), np.diff(native_log_joints(name)), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", POSTERIORS)
+def test_stans_chains_of_the_same_settings_have_the_moments_of_the_reference(name):
+    posterior, entry = POSTERIORS[name], stan_chains.kept()[name]
+    check(stan_chains.kept_moments(name), load(name))
+    assert entry["settings"] == stan_chains.settings(posterior)
+    assert posterior.stan_diverges == bool(entry["diverged"])
