@@ -25,7 +25,7 @@ from probgen.backends.torch.inductor import compiled
 from probgen.backends.torch.record import Recorder
 from probgen.backends.torch.routes import NotCompiled, calls, tracing
 from probgen.backends.torch.scan_machine import kept
-from probgen.backends.torch.simplify import fold, lift, simplify
+from probgen.backends.torch.simplify import fold, lift, simplify, small_products
 from probgen.backends.torch.split import Piece, Place, Split, placed, sharing, summed, together
 from probgen.errors import DeclarationError, NotByRow, ProbgenError
 from probgen.language.identity import contents
@@ -112,18 +112,21 @@ class Graph:
 
     code: Any = None
 
-    def __init__(self, fn: Callable, args: tuple, route: str, device: str, num_calls: int = 0):
+    def __init__(
+        self, fn: Callable, args: tuple, route: str, device: str, num_calls: int = 0,
+        is_looped: bool = False,
+    ):  # fmt: skip
         # Draws while planning and tracing are thrown away; the caller's random state stays.
         self.loops: list = []
         token, other = kept.set(self.loops), calls.set(num_calls)
         try:
             with random.seeded(0, device):
-                self._build(fn, args, route)
+                self._build(fn, args, route, is_looped)
         finally:
             kept.reset(token)
             calls.reset(other)
 
-    def _build(self, fn: Callable, args: tuple, route: str) -> None:
+    def _build(self, fn: Callable, args: tuple, route: str, is_looped: bool) -> None:
         tensors: list = []
         keys: list = []
         flatten(args, tensors, keys, [])
@@ -150,6 +153,8 @@ class Graph:
         )
         if route == "inductor":
             example += random.redraw(plan.slots, [k.seed for k in keys])
+            if is_looped:
+                small_products(graph)
             module = torch.fx.GraphModule(root, graph)
             self.run, self.code = compiled(module, [*example, *self.constants])
         else:
@@ -237,7 +242,12 @@ class Compiled:
     A graph is kept under the content of its function (`probgen.language.identity`) and its shapes,
     and is traced once by all who compile that. A function whose content cannot be told has graphs
     of its own.
+
+    Attributes:
+        is_looped: whether its launches are played again and again (`loops.py`).
     """
+
+    is_looped = False
 
     def __init__(
         self, fn: Callable, device: str, policy: str, num_calls: int | None,
@@ -325,7 +335,10 @@ class Compiled:
             places = [at[id(c)] if id(c) in at else c.detach().clone() for c in built.constants]
             return Kept(built._replace(constants=[]), places)
 
-        token = ("torch", self.device, wanted, _settings(self.device), content.identity, signature)
+        token = (
+            "torch", self.device, wanted, self.is_looped, _settings(self.device), content.identity,
+            signature,
+        )  # fmt: skip
         kept = programs.get(token, make, Kept.nbytes)
         if mine:
             return mine[0]
@@ -339,7 +352,7 @@ class Compiled:
         tries = [("inductor", 0), ("graph", 0)] if wanted == "inductor" else [("graph", runs)]
         for route, num_calls in tries:
             try:
-                graph = Graph(self.fn, args, route, self.device, num_calls)
+                graph = Graph(self.fn, args, route, self.device, num_calls, self.is_looped)
                 return Built(graph, graph.take_constants(), reason)
             except NotByRow as error:
                 return Built(None, [], reason, str(error))

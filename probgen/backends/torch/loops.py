@@ -29,6 +29,7 @@ def loop(compiled: Callable[..., Compiled], step: Callable, num_calls: int | Non
     """See `Backend.loop`; `compiled(fn, num_calls)` is the backend's `compile`."""
     calls = None if num_calls is None else num_calls // EARNED
     one, inplace = compiled(step, calls), compiled(_inplace(step), calls)
+    inplace.is_looped = True
     buffers = _Buffers(inplace, step) if inplace.wants_inductor() else None
 
     def run(carry: Any, xs: Any, *args: Any) -> tuple[Any, Any]:

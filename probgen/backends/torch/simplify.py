@@ -182,12 +182,12 @@ def fold(root: torch.nn.Module, graph: Graph) -> None:
     graph.eliminate_dead_code()
 
 
-SMALL_PRODUCT = 4096  # multiplications of a matrix product that is written as a sum
+SMALL_PRODUCT = 2**17  # multiplications of a matrix product that is written as a sum
 
 
 def small_products(graph: Graph) -> None:
     """Writes small matrix products as sums, which inductor compiles with what stands around them;
-    else it calls a library for each."""
+    else it calls a library for each, between whose calls no loop is played at once."""
     for node in list(graph.nodes):
         op = op_of(node)
         if op not in (aten.mm.default, aten.bmm.default):
