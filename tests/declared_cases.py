@@ -260,7 +260,8 @@ RESULTS = {
     "SetVerdict", "Shapes", "Symmetry", "VSBC", "Verdict", "MethodTable", "Paired",
     "Fidelity", "Judge", "TextBase", "Tuned", "Tuning",
     "Drawing", "Sampling", "Scoring",
-    "Divergences", "Mass", "MethodResult", "Moments", "PosteriorComparison", "PosteriorDifference",
+    "Divergences", "ManyPosteriors", "Mass", "MethodResult", "Moments",
+    "PosteriorComparison", "PosteriorDifference",
 }  # fmt: skip
 
 # ---- functions ----------------------------------------------------------------------------------
