@@ -69,7 +69,7 @@ def without_rows(p, xs):
     )
 
 
-CASES = [recursion, table, filtering, without_rows]
+CASES = [recursion, table, filtering, pytest.param(without_rows, marks=pytest.mark.slow)]
 
 
 def graphs(fn, policy="inductor", num_calls=None):

@@ -78,6 +78,7 @@ def test_our_own_chains_are_calibrated(b):
     assert result.autocorrelation.max() < 0.3 and not result.still.any()
 
 
+@pytest.mark.slow
 def test_the_last_simulations_are_filled_up(monkeypatch):
     """Parts of one length: 21 of at most 10 are three of seven; their ranks do not hang on that."""
     jax = pytest.importorskip("jax") and pg.backends.load("jax", "cpu")
