@@ -2,10 +2,8 @@
 
 Inductor's code for a graph is Python that makes each buffer, then calls a few C++ kernels on them;
 of a small graph the buffers cost ten times the kernels. Where a graph writes its results into its
-own inputs, the same launches on the same buffers are its next call: they are kept as a list.
-
-Kernels are seen by their names in inductor's module, all else by a dispatch mode: what works
-in place is launched again as it is, and the result of anything else is copied to where it was.
+own inputs, the same launches on the same buffers are its next call: they are kept as a list, those
+in a row that C can make as one (`player.py`).
 """
 
 from __future__ import annotations
