@@ -18,7 +18,8 @@ from probgen.evaluation.calibration.predictive import (
     posterior_predictive,
     predictive_check,
 )
-from probgen.evaluation.calibration.sbc import SBC, sbc, sbc_from
+from probgen.evaluation.calibration.ranked import SBC
+from probgen.evaluation.calibration.sbc import sbc, sbc_from
 from probgen.evaluation.calibration.uniformity import (
     Envelope,
     chi_square,

@@ -27,10 +27,10 @@ from probgen.engine.bound import Bound
 from probgen.engine.draws import latents_of
 from probgen.engine.fitted import AnyModel
 from probgen.errors import AlgorithmError, NonFiniteError
-from probgen.evaluation.calibration.study import start
 from probgen.language.declared import checked
 from probgen.language.kinds import Inputs, Many, Names
 from probgen.language.seeds import check_seed
+from probgen.verbs.sampling import start
 
 STATISTICS: dict[str, Callable] = {
     "mean": np.mean, "sd": lambda y: np.std(y, ddof=1) if np.size(y) > 1 else 0.0,
@@ -125,7 +125,7 @@ def posterior_predictive(
         ShapeError: draws of another shape than the latent's.
     """
     seed = check_seed(seed, "posterior_predictive")
-    b, declared, given, constants = start(model, backend, device, "posterior_predictive")
+    b, declared, given, constants = start(model, backend, device)
     arrays = as_arrays(data, names=names)
     shared, per_datum = merge_inputs(declared, arrays, inputs)
     rows = {**arrays, **per_datum}

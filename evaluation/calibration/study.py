@@ -10,31 +10,24 @@ data and returns the prior. No statistics here: see `sbc`.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 
-from probgen.backends import resolve
-from probgen.backends.chains import Chains
 from probgen.backends.protocol import Backend
 from probgen.data.sources import as_arrays
 from probgen.engine.batches import merge_inputs
 from probgen.engine.bind import bind
 from probgen.engine.bound import Bound
-from probgen.engine.chain_pieces import Pieces
 from probgen.engine.fitted import Fitted
-from probgen.engine.guide_draws import draw_guide
-from probgen.engine.markov import draw_posterior
 from probgen.engine.posterior import Posterior
 from probgen.errors import AlgorithmError, ShapeError, UnknownName
-from probgen.evaluation.calibration.side_by_side import draw_side_by_side, goes_side_by_side
-from probgen.inference.sample.guide import Guide
 from probgen.language.dist import did_you_mean
-from probgen.language.kinds import Count, Rule, between
+from probgen.language.kinds import Count, between
 from probgen.language.model import Model
+from probgen.verbs.sampling import start
 
 Values = dict[str, np.ndarray]
 Simulations = Annotated[int, between(20, 10**7)]  # fewer make no test
@@ -56,29 +49,6 @@ class Sampler(NamedTuple):
 
     one: Callable[..., Values]
     many: Callable[..., list[Values]] | None = None
-
-
-def _draws(method: Any) -> bool:
-    return callable(getattr(method, "kernel", None)) or callable(method)
-
-
-Method = Annotated[
-    Any,
-    Rule(
-        "NUTS(...), HMC(...), Langevin(...), Guide(), or a function (data, num_draws, seed) -> "
-        "dict of draws",
-        _draws, alone=True,
-    ),
-]  # fmt: skip
-
-
-def start(
-    model: Any, backend: str | Backend, device: str, who: str
-) -> tuple[Backend, Model, Any, dict[str, Any]]:
-    """(backend, declaration, parameters, constants) of a declaration or a Fitted."""
-    if isinstance(model, Fitted):
-        return model.resolve(backend, device), model.model, model.params, dict(model.constants)
-    return resolve(backend, device, prefer=model.backend or "jax"), model, None, {}
 
 
 def scalars(values: Mapping[str, np.ndarray], lead: int) -> Values:
@@ -123,7 +93,7 @@ class Study:
         quantities: Mapping[str, Callable] | None = None,
         who: str = "sbc",
     ):
-        b, declared, given, constants = start(model, backend, device, who)
+        b, declared, given, constants = start(model, backend, device)
         shared, per_datum = merge_inputs(declared, {}, inputs, size=num_data)
         constants = {**constants, **shared}
         self.who, self.backend, self.num_data = who, b, num_data
@@ -231,84 +201,6 @@ class Study:
         held = {n: b.asarray(v) for n, v in latents.items()}
         both = self._density(held, self.params, self.rows(data))
         return tuple(np.asarray(b.to_numpy(v), np.float64) for v in both)  # type: ignore
-
-    def sampler(self, method: Any, num_draws: int, thinning: int) -> Sampler:
-        """What draws from the posteriors of simulated data sets, [chain, draw, ...], thinned."""
-        if isinstance(method, Guide):
-            return Sampler(self._from_guide(num_draws))
-        if callable(getattr(method, "kernel", None)):
-            return self._from_chains(method, num_draws, thinning)
-        return Sampler(
-            lambda data, key, seed: self._from_function(method, data, seed, num_draws, thinning)
-        )
-
-    def _from_chains(self, method: Any, num_draws: int, thinning: int) -> Sampler:
-        fields = {f.name for f in dataclasses.fields(method)}
-        if fields >= {"thinning", "num_chains"}:
-            length = "num_samples" if "num_samples" in fields else "num_steps"
-            per_chain = -(-num_draws // method.num_chains)
-            method = dataclasses.replace(
-                method, **{length: per_chain * thinning}, thinning=thinning
-            )
-            thinning = 1
-        self.posterior.check()
-        tokens: dict[str, Any] = {}
-
-        def token(posterior: Posterior, rows: Any) -> Any:
-            """One for each form of the posterior, which hangs on the shapes of the data alone."""
-            name = type(posterior).__name__
-            if name not in tokens:
-                key = self.backend.key(0)
-                tokens[name] = posterior.token(self.params, rows, key)
-            return tokens[name]
-
-        def values(chains: Chains, rows: Any) -> Values:
-            found = self.posterior.map_draws(
-                "values", chains, self.params, rows, token(self.posterior, rows), None
-            )
-            return {n: found[n][:, ::thinning] for n in self.bound.latents}
-
-        def draw(data: Values, key: Any, seed: int) -> Values:
-            rows = self.rows(data)
-            name = token(self.posterior, rows)
-            chains = draw_posterior(
-                method, self.posterior, self.params, rows, key, name, False, Pieces()
-            )
-            return values(chains, rows)
-
-        def draw_many(sets: list[Values], key: Any) -> list[Values]:
-            rows = [self.rows(data) for data in sets]
-            found = draw_side_by_side(method, self.posterior, self.params, rows, key, token)
-            return [values(*each) for each in zip(found, rows, strict=True)]
-
-        return Sampler(draw, draw_many if goes_side_by_side(method, self.backend) else None)
-
-    def _from_guide(self, num_draws: int) -> Callable[..., Values]:
-        b, bound = self.backend, self.bound
-        bound.require_guide(self.who)
-
-        def run(params: Any, rows: Any, key: Any) -> dict[str, Any]:
-            return draw_guide(bound, params, rows, key, num_particles=num_draws).latents
-
-        compiled = b.compile(run)
-
-        def draw(data: Values, key: Any, seed: int) -> Values:
-            out = compiled(self.params, self.rows(data), key)
-            return {n: b.to_numpy(v)[None] for n, v in out.items()}
-
-        return draw
-
-    def _from_function(
-        self, method: Callable, data: Values, seed: int, num_draws: int, thinning: int
-    ) -> Values:
-        out = method(data, num_draws * thinning, seed)
-        if not isinstance(out, Mapping) or set(out) != set(self.bound.latents):
-            got = sorted(out) if isinstance(out, Mapping) else type(out).__name__
-            raise AlgorithmError(
-                f"{self.who}: the method gave {got}, expected a dict with the draws of "
-                f"{sorted(self.bound.latents)}."
-            )
-        return {n: np.asarray(v)[None, ::thinning] for n, v in out.items()}
 
     def in_parts(
         self, sampler: Sampler, seeds: Sequence[tuple[Any, int]], num_draws: int

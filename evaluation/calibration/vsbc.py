@@ -22,7 +22,7 @@ import numpy as np
 from scipy import stats
 
 from probgen.errors import DataError, ShapeError
-from probgen.evaluation.calibration.sbc import SBC
+from probgen.evaluation.calibration.ranked import SBC
 from probgen.evaluation.detection.intervals import holm
 from probgen.language.declared import checked
 from probgen.language.kinds import Many, OpenShare

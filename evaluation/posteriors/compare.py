@@ -9,9 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from probgen.backends import resolve
 from probgen.backends.protocol import Backend
-from probgen.engine.fitted import AnyModel, Fitted
+from probgen.engine.fitted import AnyModel
 from probgen.errors import DataError, ProbgenError, UnknownName
 from probgen.evaluation.posteriors.comparison import (
     MethodResult,
@@ -25,8 +24,8 @@ from probgen.inference.likelihood.psis import khat_limit
 from probgen.language.declared import checked
 from probgen.language.dist import did_you_mean
 from probgen.language.kinds import Inputs, Names
-from probgen.language.model import Model
 from probgen.language.seeds import check_seed
+from probgen.verbs.sampling import start
 
 log = logging.getLogger("probgen")
 GIVEN = "given numbers"  # the reference's name where it is no method
@@ -82,7 +81,7 @@ def compare(
             f"{did_you_mean(reference, chosen)}, draws, or pairs (mean, sd) by site."
         )
     given = None if reference is None or isinstance(reference, str) else moments(reference)
-    declared, b = _on_backend(model, backend, device)
+    b, declared, _, _ = start(model, backend, device)
     options = {"seed": seed, "backend": b, "progress_bar": progress_bar}
     runs = _run_all(chosen, model, data, inputs, options)
     found = {n: moments(r.draws) for n, r in runs.items() if isinstance(r, Ran)}
@@ -97,13 +96,6 @@ def compare(
         for n in chosen
     }
     return PosteriorComparison(names, results, name, truth, declared.name, b.name, b.device, seed)
-
-
-def _on_backend(model: AnyModel, backend: str | Backend, device: str) -> tuple[Model, Backend]:
-    """The declaration, and one backend for all methods."""
-    if isinstance(model, Fitted):
-        return model.model, model.resolve(backend, device)
-    return model, resolve(backend, device, prefer=model.backend or "jax")
 
 
 def _run_all(chosen: Mapping, model: Any, data: Any, inputs: Any, options: dict) -> dict[str, Any]:

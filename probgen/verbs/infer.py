@@ -1,8 +1,7 @@
 """`infer`: which latents, given data? Draws from the posterior as an ArviZ DataTree.
 
 All data are one batch here and the density is not scaled: a posterior is that of the whole data
-set. Samplers know nothing of results; this file turns their draws on the real line into values, and
-gives plates' names to axes.
+set. Samplers know nothing of results; this file turns their draws on the real line into values.
 """
 
 from __future__ import annotations
@@ -16,7 +15,6 @@ from typing import Any
 import numpy as np
 
 import probgen
-from probgen.backends import resolve
 from probgen.backends.chains import Chains
 from probgen.backends.protocol import Backend
 from probgen.data.sources import as_whole
@@ -29,7 +27,7 @@ from probgen.engine.chain_pieces import Pieces, apart
 from probgen.engine.chain_pieces import chains as kept_chains
 from probgen.engine.chain_watch import Until, lacking
 from probgen.engine.draws import check_draws, warn_outside
-from probgen.engine.fitted import AnyModel, Fitted
+from probgen.engine.fitted import AnyModel
 from probgen.engine.posterior import Posterior
 from probgen.engine.target import AnySampler, Sampler
 from probgen.engine.workers import Pool, each
@@ -37,12 +35,11 @@ from probgen.errors import AlgorithmError, DeclarationError
 from probgen.language.declared import checked
 from probgen.language.kinds import Count, Inputs, Names, PathLike
 from probgen.language.memory import ask
-from probgen.language.model import Model
-from probgen.language.program import DATA_PLATE
 from probgen.language.seeds import check_seed
 from probgen.progress import log
 from probgen.records import places, store
-from probgen.verbs.sampling import Sampling, Walker
+from probgen.verbs.datatree import check_names, to_datatree
+from probgen.verbs.sampling import Sampling, Walker, start
 
 
 @checked
@@ -143,7 +140,7 @@ def infer(
         path = places.at(path)
         store.check_place(path, "chains")
     warm = None if warm_start is None else warm_starts.from_draws(warm_start)
-    b, declared, given, constants = _start(model, backend, device)
+    b, declared, given, constants = start(model, backend, device)
     if reads_guide := getattr(method, "reads_guide", False):
         require_settled(declared, "infer")
     empty = data is None or (isinstance(data, Mapping) and not data)
@@ -168,7 +165,7 @@ def infer(
         mean = "fitted.encode(data) gives the mean of what stands beside the chain, such as z"
         bound.require_short("infer, Guide", mean)
     _check_nets(bound, given, reads_guide)
-    _check_names(bound)
+    check_names(bound)
     posterior.check()
     if until is not None:
         until.require_chains(method.num_chains)
@@ -238,7 +235,7 @@ def infer(
     before = 0 if warm is None else warm.transitions
     if warm is not None:
         attributes["warm_start"] = f"after {before} transitions of each chain"
-    tree = _to_datatree(posterior, groups, attributes)
+    tree = to_datatree(posterior, groups, attributes)
     if warm_starts.goes_on(method):
         tree[warm_starts.GROUP] = type(tree)(warm_starts.to_dataset(method, chains, before))
     return tree
@@ -248,16 +245,6 @@ def _of_chains(stats: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """What a sampler's note says of its chains, [chain] by name, of statistics [chain, draw]."""
     means = {n: stats[n].mean(1) for n in ("acceptance_rate", "clipped") if n in stats}
     return means | ({"diverged": stats["diverging"].any(1)} if "diverging" in stats else {})
-
-
-def _start(
-    model: Any, backend: str | Backend, device: str
-) -> tuple[Backend, Model, Any, dict[str, Any]]:
-    """(backend, declaration, parameters, constants)."""
-    if isinstance(model, Fitted):
-        b = model.resolve(backend, device)
-        return b, model.model, model.params, dict(model.constants)
-    return resolve(backend, device, prefer=model.backend or "jax"), model, None, {}
 
 
 def _ask(posterior: Posterior, method: Sampler, log_likelihood: bool) -> None:
@@ -287,60 +274,3 @@ def _check_nets(bound: Bound, params: Any, with_guide: bool) -> None:
             f"infer: the nets {missing} of {bound.model.name!r} have no parameters, expected "
             "fitted ones; give infer what pg.fit returns, or declare the weights as latents."
         )
-
-
-def _check_names(bound: Bound) -> None:
-    structure = bound.structure
-    legal: dict[str, str] = {}
-    names = {*structure.sites, *structure.plate_sizes, *structure.scans}
-    for name in names:
-        other = legal.setdefault(_legal(name), name)
-        if other != name:
-            raise AlgorithmError(
-                f"infer: {bound.model.name!r} has the sites or plates {sorted([name, other])}, "
-                f"which results both call {_legal(name)!r}, expected names that differ when '/' "
-                "becomes '.'; rename one."
-            )
-    for name in names & {"chain", "draw"}:
-        raise AlgorithmError(
-            f"infer: {bound.model.name!r} has a site or plate {name!r}, which is ArviZ's name for "
-            "an axis of all draws, expected another; rename it."
-        )
-
-
-def _to_datatree(posterior: Posterior, groups: dict, attributes: dict[str, Any]) -> Any:
-    from arviz_base import from_dict
-
-    structure = posterior.bound.structure
-    sizes = {**structure.plate_sizes, DATA_PLATE: posterior.num_rows}
-    dims: dict[str, list[str]] = {}
-    for group, values in groups.items():
-        lead = 0 if group.endswith("data") else 2
-        for name, value in values.items():
-            if group == "sample_stats":
-                continue
-            shape = np.shape(value)[lead:]
-            # "<latent>/probs" has the axes of the latent, and that of its values.
-            site = structure.sites.get(name, structure.sites.get(name.removesuffix("/probs")))
-            # Plates are opened from the right: the outermost is an array's last plate axis.
-            plates = [] if site is None else list(site.plates[::-1])
-            if site is None and shape[:1] == (posterior.num_rows,):
-                plates = [DATA_PLATE]
-            if tuple(sizes[p] for p in plates) != shape[: len(plates)]:
-                plates = []  # a deterministic value need not have its plates' axes
-            event = [f"{name}_dim_{i}" for i in range(len(shape) - len(plates))]
-            if site is not None and site.scan is not None and event:
-                event[0] = site.scan[0]
-            if group != "log_likelihood":
-                dims[_legal(name)] = [_legal(d) for d in [*plates, *event]]
-    named = {group: {_legal(n): v for n, v in values.items()} for group, values in groups.items()}
-    kept = {group: values for group, values in named.items() if values}
-    # ArviZ's conventions would warn of more chains than draws, which is the caller's choice.
-    return from_dict(
-        kept, dims=dims, attrs={"/": attributes, "posterior": attributes}, check_conventions=False
-    )
-
-
-def _legal(name: str) -> str:
-    """A site's name as xarray's trees allow it, where "/" separates groups."""
-    return name.replace("/", ".")

@@ -20,6 +20,7 @@ from probgen.engine.bind import bind
 from probgen.engine.chain_pieces import Pieces
 from probgen.engine.data_support import check_plain
 from probgen.engine.explain import explain
+from probgen.engine.fitted import AnyModel, Fitted
 from probgen.engine.markov import draw_posterior
 from probgen.engine.posterior import Posterior
 from probgen.engine.target import Sampler
@@ -27,6 +28,16 @@ from probgen.errors import AlgorithmError, NonFiniteError
 from probgen.language.model import Model
 
 WARM = 0x3A12  # by what the key of chains that go on is told from that of chains that begin
+
+
+def start(
+    model: AnyModel, backend: str | Backend, device: str
+) -> tuple[Backend, Model, Any, dict[str, Any]]:
+    """(backend, declaration, parameters, constants); JAX, where nothing says otherwise."""
+    if isinstance(model, Fitted):
+        b = model.resolve(backend, device)
+        return b, model.model, model.params, dict(model.constants)
+    return resolve(backend, device, prefer=model.backend or "jax"), model, None, {}
 
 
 @dataclasses.dataclass(frozen=True)

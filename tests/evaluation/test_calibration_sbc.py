@@ -15,7 +15,7 @@ from probgen.errors import (
     UnknownName,
 )
 from probgen.evaluation.calibration import Guide, sbc, sbc_from, vsbc
-from probgen.evaluation.calibration.sbc import lag_one, thinning_from
+from probgen.evaluation.calibration.thinning import lag_one, thinning_from
 from probgen.inference import NUTS
 
 NUM_DATA = 5

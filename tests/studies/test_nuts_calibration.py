@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from probgen.evaluation.calibration.sbc import CORRELATED
+from probgen.evaluation.calibration.ranked import CORRELATED
 from studies.posteriors.calibration import CASES, calibrated, figure
 
 
