@@ -46,9 +46,9 @@ class SiteInfo(NamedTuple):
     scan: tuple[str, int] | None = None
 
     def __identity__(self) -> dict[str, Any]:
-        """Without the numbers that the run had."""
-        mine = {**self._asdict(), "distribution": self.family}
-        return {**mine, "declaration": Form(self.declaration)}
+        """Without the numbers that the run had, which a computed end of a support shows too."""
+        mine = {n: v for n, v in self._asdict().items() if n != "support"}
+        return {**mine, "distribution": self.family, "declaration": Form(self.declaration)}
 
     @property
     def is_local(self) -> bool:

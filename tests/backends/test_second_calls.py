@@ -10,7 +10,7 @@ from compilations import Compilations
 from emd_cases import small_teacher
 
 import probgen as pg
-from probgen import backends, dist, nets
+from probgen import backends, dist, nets, ops
 from probgen.engine.codes import codes_by
 from probgen.inference import (
     AIS,
@@ -69,6 +69,28 @@ def mean_of_normals():
     return program
 
 
+@pg.model
+def shares():
+    """An end of a support is computed, and lies elsewhere in each run that binds the program."""
+    first = pg.sample("first", dist.Uniform(0.0, 1.0))
+    second = pg.sample("second", dist.Uniform(0.0, 1.0 - first))
+    with pg.data_plate():
+        pg.sample("x", dist.Normal(first - second, 1.0))
+
+
+@pg.model
+def garch():
+    """x_t ~ N(0, v_t),  v_{t+1} = 0.1 + first x_t^2 + second v_t, of finite variance."""
+    first = pg.sample("first", dist.Uniform(0.0, 1.0))
+    second = pg.sample("second", dist.Uniform(0.0, 1.0 - first))
+
+    def step(v, _):
+        x = pg.sample("x", dist.Normal(0.0, ops.sqrt(v)))
+        return 0.1 + first * x**2 + second * v, None
+
+    pg.scan("t", step, 1.0, length=32)
+
+
 def vae():
     return VAE(
         standard(2), nets.MLP((4,), 3), likelihoods.Normal(0.5),
@@ -101,9 +123,10 @@ def fit(b, seed, model, algorithm, size=8):
                   progress_bar=False)  # fmt: skip
 
 
-def infer(b, seed, method):
+def infer(b, seed, method, model=None):
     x = {"x": data(seed)[:, 0]}
-    return pg.infer(mean_of_normals(), x, method, seed=seed, backend=b, progress_bar=False)
+    model = model or mean_of_normals()
+    return pg.infer(model, x, method, seed=seed, backend=b, progress_bar=False)
 
 
 @functools.cache
@@ -152,6 +175,7 @@ CALLS = {
     "our own NUTS": lambda b, s: infer(b, s, NUTS(**LONGER, step_size=1 + s, max_tree_depth=3)),
     "our own HMC": lambda b, s: infer(b, s, HMC(**LONGER | {"num_warmup": 58 + s}, num_steps=2)),
     "Langevin": lambda b, s: infer(b, s, Langevin(0.01, 5, num_chains=2)),
+    "an end that moves": lambda b, s: infer(b, s, Langevin(0.01, 5, num_chains=2), shares),
     "MALA": lambda b, s: infer(b, s, Langevin(0.01, 5, metropolis=True, num_chains=2)),
     "maximum likelihood": lambda b, s: fit(b, s, energy(), MaximumLikelihood(Langevin(0.1, 2))),
     "denoising": lambda b, s: fit(b, s, diffusion(), Denoising()),
@@ -191,3 +215,19 @@ def test_a_second_call_compiles_nothing(call, backend_name):
     assert not second.names
     live = "NUTS", "a model's own loop"  # which are run as they are on torch
     assert first.names or (call in live and backend_name == "torch")
+
+
+def test_a_second_call_compiles_no_loop_either():
+    """One that torch compiles by itself, as it does where it runs often enough."""
+    pytest.importorskip("torch")
+    from probgen.backends.torch.scan_machine import machines
+
+    b = backends.load("torch", "cpu")
+    backends.forget()
+    names = []
+    for seed in (1, 2):
+        with Compilations("torch") as seen:
+            infer(b, seed, Langevin(0.01, 150, num_chains=1), garch)
+        names.append(seen.names)
+    assert names[0] and not names[1]
+    assert 32 in {machine.length for machine in machines.values()}
