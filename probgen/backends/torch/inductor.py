@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from probgen.progress import log
+
 KERNEL = "cpp_fused"
+HEADER = 64  # bytes of a library's
+_CUT = re.compile(r"(/.*\.so): (?:file too short|invalid ELF header)")  # the loader's words
 _one_at_a_time = threading.Lock()  # kernels are exchanged for the whole process
 
 
@@ -32,8 +38,42 @@ def compiled(module: torch.fx.GraphModule, example: list[torch.Tensor]) -> tuple
     # The sizes that it would assert at every call are the signature that a graph is found by.
     with warnings.catch_warnings(), config.patch(fallback_random=True, size_asserts=False):
         warnings.simplefilter("ignore")  # inductor's own deprecations, not ours to act on
-        run = compile_fx(module, example, inner_compile=inner)
+        run = past_cut_libraries(lambda: compile_fx(module, example, inner_compile=inner))
     return run, made[-1] if made else None
+
+
+def past_cut_libraries(make: Callable[[], Any]) -> Any:
+    """What `make` gives, which has inductor compile and load libraries.
+
+    A linker writes a library at its place in inductor's cache, the header last: one that was killed
+    leaves there what no process can load, and what none makes anew, since there is something. Such
+    a library is removed and made once more.
+    """
+    seen = set()
+    while True:
+        try:
+            return make()
+        except Exception as error:
+            found = _CUT.search(str(error))
+            if found is None or found[1] in seen:
+                raise
+            log.info("torch: %s was left unfinished and is compiled anew", found[1])
+            seen.add(found[1])
+            _remove_cut(Path(found[1]))
+
+
+def _remove_cut(library: Path) -> None:
+    """Under the lock of who compiles it, so that what another process has made since stays."""
+    from torch._inductor.codecache import LOCK_TIMEOUT, get_lock_dir
+    from torch.utils._filelock import FileLock
+
+    lock = Path(get_lock_dir()) / f"{library.name.partition('.')[0]}.lock"
+    if not library.is_relative_to(lock.parent.parent):
+        return
+    with FileLock(lock, timeout=LOCK_TIMEOUT):
+        head = library.read_bytes()[:HEADER] if library.exists() else None
+        if head is not None and (len(head) < HEADER or not head.startswith(b"\x7fELF")):
+            library.unlink()
 
 
 def launches_of(code: Any, call: Callable, inputs: list[torch.Tensor]) -> tuple[list, Any]:

@@ -18,6 +18,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from probgen.backends.torch.inductor import past_cut_libraries
+
 MOST_ARGUMENTS = 160
 
 _SOURCE = r"""
@@ -103,7 +105,7 @@ def _play() -> Any:
         ),
     }
     try:
-        play = CppCodeCache.load(text).play
+        play = past_cut_libraries(lambda: CppCodeCache.load(text)).play
     except Exception as error:
         raise NoPlayer(f"the player was not compiled: {error}") from error
     play.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64]
