@@ -230,4 +230,4 @@ def test_a_second_call_compiles_no_loop_either():
             infer(b, seed, Langevin(0.01, 150, num_chains=1), garch)
         names.append(seen.names)
     assert names[0] and not names[1]
-    assert 32 in {machine.length for machine in machines.values()}
+    assert 32 in {machine.form.length for machine in machines.values()}

@@ -26,7 +26,8 @@ from probgen.backends.torch.record import Recorder
 from probgen.backends.torch.routes import NotCompiled, calls, tracing
 from probgen.backends.torch.scan_machine import kept
 from probgen.backends.torch.simplify import fold, lift, simplify, small_products
-from probgen.backends.torch.split import Piece, Place, Split, placed, sharing, summed, together
+from probgen.backends.torch.split import Piece, Split, sharing, together
+from probgen.backends.torch.split_sums import Place, placed, summed
 from probgen.errors import DeclarationError, NotByRow, ProbgenError
 from probgen.language.identity import contents
 from probgen.progress import log

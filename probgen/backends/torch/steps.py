@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from probgen.backends import keys
-from probgen.backends.torch.split import Split, World, in_pieces, rooms, sharing, spread, wholes
+from probgen.backends.torch.split import Split, World, in_pieces, sharing, spread
+from probgen.backends.torch.split_sums import rooms, wholes
 from probgen.trees import tree_map
 
 
