@@ -24,8 +24,9 @@ from typing import Any
 
 import numpy as np
 
-from probgen.engine.auto_guide import AutoGuide, LatentPlace, Settled, moved
+from probgen.engine.auto_guide import AutoGuide, Settled
 from probgen.engine.bound import Bound
+from probgen.engine.guide_walk import LatentPlace
 from probgen.engine.structure import Structure
 from probgen.errors import AlgorithmError
 from probgen.inference.learn.laplace import laplace
@@ -33,6 +34,7 @@ from probgen.language import dist, ops
 from probgen.language.declared import declaration
 from probgen.language.kinds import Positive, Width
 from probgen.language.model import Model
+from probgen.language.series import moved
 
 Array = Any
 

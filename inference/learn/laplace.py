@@ -22,11 +22,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from probgen.engine.auto_guide import AutoGuide, Settled, moved
+from probgen.engine.auto_guide import AutoGuide, Settled
 from probgen.engine.bound import Bound
 from probgen.engine.posterior import Posterior
 from probgen.errors import AlgorithmError
 from probgen.language.program import DATA_PLATE, ROW
+from probgen.language.series import moved
 from probgen.trees import tree_map
 
 Array = Any

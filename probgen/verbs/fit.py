@@ -12,16 +12,12 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-import numpy as np
-
 from probgen.backends import resolve
 from probgen.backends.protocol import Backend
-from probgen.data.sources import ArraySource, as_arrays, as_source
 from probgen.engine import provenance, starting, together
 from probgen.engine.auto_guide import automatic
-from probgen.engine.batches import BatchFeed, NoData, merge_inputs
+from probgen.engine.batches import BatchFeed, merge_inputs
 from probgen.engine.bind import bind
-from probgen.engine.bound import Bound
 from probgen.engine.callbacks import Callback
 from probgen.engine.data_init import from_data
 from probgen.engine.data_support import SupportCheck
@@ -34,14 +30,11 @@ from probgen.errors import (
     DataError,
     DeclarationError,
     SaveError,
-    ShapeError,
-    UnknownName,
 )
 from probgen.language.declared import checked
 from probgen.language.kinds import Count, CountOrZero, Inputs, Names, OpenShare, PathLike
 from probgen.language.memory import ask
 from probgen.language.model import Model
-from probgen.language.program import ROW
 from probgen.language.seeds import check_seed
 from probgen.progress import log
 from probgen.records import atomic, store
@@ -50,8 +43,8 @@ from probgen.records.checkpoint import Kept
 from probgen.records.entries import changes
 from probgen.records.history import History
 from probgen.trees import tree_map
+from probgen.verbs.fit_data import held_out_data, number_of_steps, some_rows, source_of
 
-BATCH = 128
 INIT, REPORT, DATA_INIT = 2**31 - 1, 2**31 - 3, 2**31 - 4  # streams of keys beside those of steps
 
 
@@ -158,12 +151,12 @@ def fit(
             ".expand([n]).to_event(1) or pg.plate of the number of data."
         )
     if once is None:
-        source, constants = _source(declared, data, inputs, names, batch_size, seed, validation)
+        source, constants = source_of(declared, data, inputs, names, batch_size, seed, validation)
     else:
-        source, constants = _source(declared, once, None, None, 1, seed, validation)
+        source, constants = source_of(declared, once, None, None, 1, seed, validation)
         constants, _ = merge_inputs(declared, once, inputs, -1)
     constants = {**own, **constants}
-    total = _num_steps(source, num_epochs, num_steps)
+    total = number_of_steps(source, num_epochs, num_steps)
     size = source.batch_size
     if size % gradient_accumulation:
         raise AlgorithmError(
@@ -198,7 +191,7 @@ def fit(
     guide = automatic(declared)
     held_out = None
     if validation is not None:
-        held_out = _held_out(validation, names, example, bound, guide, check)
+        held_out = held_out_data(validation, names, example, bound, guide, check)
     learner = algorithm.bind(bound)
     starting.check_feed(learner, algorithm, source, gradient_accumulation)
     if ema_decay is not None and not learner.can_average:
@@ -260,7 +253,7 @@ def fit(
     state = loop.best.result(state)
     result = bound.settled(result_params(state))
     key = b.fold_in(root_key, REPORT)
-    rows = {k: b.asarray(v) for k, v in _some_rows(source, example).items()}
+    rows = {k: b.asarray(v) for k, v in some_rows(source, example).items()}
     report = learner.report(result, rows, key, history) if learner.report else None
     params = numpy_copy(b, result)
     raw = None
@@ -304,85 +297,6 @@ def _extras(learner: Learner, state: Any, backend: Backend) -> dict:
     return store.unflatten(store.flatten(tree))
 
 
-def _source(
-    model: Model,
-    data: Any,
-    inputs: Mapping[str, Any] | None,
-    names: tuple[str, ...] | None,
-    batch_size: int | str | None,
-    seed: int,
-    validation: Any,
-) -> tuple[Any, dict]:
-    """(source, inputs shared by all data); inputs with one row a datum join the source."""
-    if data is None:
-        shared, _ = merge_inputs(model, None, inputs)
-        return NoData(starting.draws(batch_size, names, validation)), shared
-    wanted: Any = None if batch_size == "auto" else batch_size
-    single = hasattr(data, "column_names") and not hasattr(data, "__len__")
-    if batch_size == "auto" and single:
-        wanted = BATCH  # a stream of single data
-    source: Any = as_source(data, batch_size=wanted, seed=seed, names=names)
-    if batch_size == "auto" and source is not data and source.size is not None:
-        source.set_batch_size(min(BATCH, source.size))
-    constants, per_datum = merge_inputs(model, data, inputs, source.size)
-    if automatic(model) and isinstance(source, ArraySource) and ROW not in source.arrays:
-        per_datum[ROW] = np.arange(source.size)
-    if not per_datum:
-        return source, constants
-    if not isinstance(source, ArraySource):
-        raise DataError(
-            "inputs: arrays with one row a datum need data in memory; yield the inputs as entries "
-            "of each batch instead."
-        )
-    arrays = {**source.arrays, **per_datum}
-    return as_source(arrays, batch_size=source.batch_size, seed=seed), constants
-
-
-def _held_out(
-    validation: Any, names: Any, example: dict, bound: Bound, guide: Any, check: SupportCheck
-) -> dict:
-    """Held-out data as arrays, alike the training data in names, shapes and support."""
-    arrays = as_arrays(validation, names=names)
-    if guide is not None and ROW in example and ROW not in arrays:
-        local = [n for n in bound.latents if bound.structure.sites[n].is_local]
-        if local:
-            raise AlgorithmError(
-                f"validation: {guide!r} has a q of {local} for each of the data that "
-                "are fitted, and none for held-out ones, expected no validation data; or write a "
-                "guide that reads the data (an encoder)."
-            )
-        size = len(next(iter(arrays.values())))
-        arrays = {**arrays, ROW: np.arange(size)}  # of no meaning where all latents are shared
-    missing = sorted(set(example) - set(arrays))
-    if missing:
-        raise UnknownName(
-            f"validation: got {sorted(arrays)}, expected {missing} too, as in the data (inputs "
-            "with one row a datum included)."
-        )
-    arrays = {k: arrays[k] for k in example}
-    for name, value in arrays.items():
-        got, want = (value.shape[1:], value.dtype), (example[name].shape[1:], example[name].dtype)
-        if got != want:
-            raise ShapeError(
-                f"validation[{name!r}]: got data of shape {got[0]} and type {got[1]}, expected "
-                f"{want[0]} and {want[1]} as in the data it is fitted to."
-            )
-    check(arrays)
-    return arrays
-
-
-def _num_steps(source: Any, num_epochs: int | None, num_steps: int | None) -> int:
-    if (num_epochs is None) == (num_steps is None):
-        raise AlgorithmError(
-            f"fit: got num_epochs={num_epochs} and num_steps={num_steps}, expected one of them."
-        )
-    if num_steps is None:
-        if source.size is None:
-            raise AlgorithmError("fit: data without a size have no epochs; give num_steps instead.")
-        num_steps = num_epochs * source.steps_per_epoch
-    return num_steps
-
-
 def _check_steps(kept: Kept, total: int, place: Any) -> None:
     """Parameters after more steps than were asked for are another result."""
     if kept.step > total:
@@ -391,15 +305,3 @@ def _check_steps(kept: Kept, total: int, place: Any) -> None:
             f"are asked for; ask for {kept.step} steps or more to go on, or choose another folder, "
             "or pass resume=False to begin anew."
         )
-
-
-def _some_rows(source: Any, example: dict, most: int = 1000) -> dict:
-    """Up to `most` of the data in random order, for the report; of a stream its first ones.
-
-    Never more, whatever the batch: a report may compare each datum with each other.
-    """
-    if source.size is None:
-        return {k: v[:most] for k, v in example.items()}
-    steps = -(-min(most, source.size) // source.batch_size)
-    rows = [source.indices(i) for i in range(min(steps, source.steps_per_epoch))]
-    return source.take(np.concatenate(rows)[:most])
