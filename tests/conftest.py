@@ -126,9 +126,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """JAX, if a test has imported it, writes many programs down in one context. What modules made
-    is no garbage, and not looked through again."""
+    """JAX, if a test has imported it, writes many programs down in one context, and no stacks. What
+    modules made is no garbage, and not looked through again."""
     compiling.keep_contexts()
+    compiling.forget_stacks()
     gc.freeze()
     gc.enable()
 

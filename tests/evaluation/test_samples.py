@@ -260,7 +260,8 @@ def test_kid_is_zero_for_equal_laws_and_far_from_it_for_a_shift():
     assert all(abs(each.value) < 3 * each.standard_error for each in equal)
     assert abs(values.mean()) < 3 * values.std(ddof=1) / 8**0.5 + 1e-12
     assert np.mean([each.standard_error for each in equal]) < 2.2 * values.std(ddof=1) + 0.002
-    moved = kid(normal([1, 0], 2000, 16), normal([1, 1], 2000, 16, shift=0.5), seed=0)
+    far = normal([1, 0], 2000, 16), normal([1, 1], 2000, 16, shift=0.5)
+    moved = kid(*far, num_subsets=20, seed=0)
     assert moved.value > 10 * moved.standard_error
     assert moved.details["subset_size"] == 1000
     assert moved.details["subset_error"] < moved.standard_error
