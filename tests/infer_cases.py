@@ -22,10 +22,10 @@ def quick(name):
 
 
 def sized(kind, backend, **options):
-    """Chains as long as a second or two allows: Pyro's take a millisecond a leapfrog."""
-    sizes = {"num_warmup": 100, "num_samples": 160, "num_chains": 2}
+    """Chains as long as a second or two allows."""
+    sizes = {"num_warmup": 80, "num_samples": 80, "num_chains": 4}
     if backend.name == "jax":
-        sizes = {"num_warmup": 300, "num_samples": 500, "num_chains": 4}
+        sizes = {"num_warmup": 200, "num_samples": 300, "num_chains": 4}
     return kind(**{**sizes, **options})
 
 

@@ -404,7 +404,13 @@ def test_families_agree_on_both_backends(name):
     assert_backends_agree(family.model, family.batch, family.latents, set(family.latents))
 
 
-@pytest.mark.parametrize("name", [n for n in FAMILIES if n.startswith(("VAE", "Tilted"))])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "VAE Bernoulli image", "VAE Normal predicted", "VAE Categorical", "VAE full covariance",
+        "VAE hierarchical", "Tilted generator", "Tilted VAE on z",
+    ],
+)  # fmt: skip
 def test_families_agree_with_a_particle_axis(name):
     """[K, batch] log-probabilities, gradients summed over both."""
     family = FAMILIES[name]
@@ -414,7 +420,7 @@ def test_families_agree_with_a_particle_axis(name):
     assert_backends_agree(family.model, family.batch, latents, set(latents), num_particles=2)
 
 
-@pytest.mark.parametrize("name", [n for n in FAMILIES if n.startswith("VAE")])
+@pytest.mark.parametrize("name", ["VAE Bernoulli image", "VAE full covariance", "VAE hierarchical"])
 def test_guides_agree_on_both_backends(name):
     """log q(z | x) and its gradient, at given latents."""
     family, found = FAMILIES[name], []

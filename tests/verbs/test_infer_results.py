@@ -13,6 +13,7 @@ STILL = {
     "num_warmup": 0, "num_samples": 1, "num_chains": 3, "step_size": 1e-6, "num_steps": 1,
     "adapt_step_size": False,
 }  # fmt: skip
+FEW = HMC(**TINY, num_steps=2)
 SHORT = {"num_warmup": 40, "num_samples": 20, "num_chains": 2}
 
 
@@ -39,7 +40,7 @@ def coin_prior():
 
 def test_plates_are_dimensions(small):
     y = np.array([1.0, 2.0, 3.0, 4.0], np.float32)
-    draws = run(schools, {"y": y}, small, HMC(**TINY, num_steps=2), log_likelihood=True)
+    draws = run(schools, {"y": y}, small, FEW, log_likelihood=True)
     post = draws.posterior
     assert post.mu.dims == ("chain", "draw")
     assert post.ability.dims == ("chain", "draw", "test", "data", "ability_dim_0")
@@ -74,13 +75,13 @@ def test_the_statistics_are_those_of_the_draws(small):
 
 def test_a_log_likelihood_is_the_direct_one_whatever_the_chunk(small):
     options = {"inputs": {"covariates": C}, "log_likelihood": True}
-    draws = run(regression, {"y": Y}, small, NUTS(**TINY), **options)
+    draws = run(regression, {"y": Y}, small, FEW, **options)
     mean = np.einsum("cdi,ni->cdn", draws.posterior.weights.values, C)
     direct = scipy.stats.norm(mean, 1.0).logpdf(Y)
     assert draws.log_likelihood.y.dims == ("chain", "draw", "data")
     np.testing.assert_allclose(draws.log_likelihood.y, direct, rtol=1e-4, atol=1e-4)
     for chunk in (1, 7):
-        other = run(regression, {"y": Y}, small, NUTS(**TINY), chunk_size=chunk, **options)
+        other = run(regression, {"y": Y}, small, FEW, chunk_size=chunk, **options)
         np.testing.assert_array_equal(other.posterior.weights, draws.posterior.weights)
         np.testing.assert_allclose(
             other.log_likelihood.y, draws.log_likelihood.y, rtol=1e-5, atol=1e-5
@@ -91,8 +92,7 @@ def test_same_seed_same_draws_and_nobody_elses_randomness(small):
     torch = pytest.importorskip("torch")
     states = torch.random.get_rng_state(), np.random.get_state()[1].copy()
     one, two, three = (
-        run(regression, {"y": Y}, small, NUTS(**TINY), inputs={"covariates": C}, seed=s)
-        for s in (3, 3, 4)
+        run(regression, {"y": Y}, small, FEW, inputs={"covariates": C}, seed=s) for s in (3, 3, 4)
     )
     np.testing.assert_array_equal(one.posterior.weights, two.posterior.weights)
     assert (one.posterior.weights != three.posterior.weights).any()
@@ -143,7 +143,7 @@ def test_data_in_the_program_are_not_latents(small):
         mu = pg.sample("mu", dist.Normal(0.0, 1.0))
         pg.sample("y", dist.Normal(mu, 1.0), obs=pg.ops.asarray(1.0))
 
-    draws = run(inside, None, small, HMC(**TINY, num_steps=2), log_likelihood=True)
+    draws = run(inside, None, small, FEW, log_likelihood=True)
     assert set(draws.posterior.data_vars) == {"mu"}
     direct = scipy.stats.norm(draws.posterior.mu, 1.0).logpdf(1.0)
     np.testing.assert_allclose(draws.log_likelihood.y, direct, rtol=1e-4, atol=1e-4)

@@ -93,8 +93,9 @@ def test_a_chain_moves_from_where_it_was_by_the_step_and_mass_that_it_had(small,
     before, cov = given(infer(small, method), form)
     after = infer(small, method, warm_start=before)
     again = infer(small, method, warm_start=after)
-    np.testing.assert_array_equal(infer(small, method, warm_start=before).posterior.c.values,
-                                  after.posterior.c.values)  # fmt: skip
+    if form == "diagonal":
+        np.testing.assert_array_equal(infer(small, method, warm_start=before).posterior.c.values,
+                                      after.posterior.c.values)  # fmt: skip
     old, new = before.sampling_state.dataset, again.sampling_state.dataset
     assert set(old) == set(new) and new.attrs["transitions"] == 3
     for name in set(old) - {"position"}:
@@ -134,16 +135,22 @@ def fewer(small):
                  inputs={"covariates": C[:30]})  # fmt: skip
 
 
-def refit(b, warm, data=None, path=None, **options):
+def refit(b, warm, executor=None, **options):
     method = NUTS(**{**OURS, "max_tree_depth": 4, **options})
-    return infer(b, method, regression, data or {"y": Y}, inputs={"covariates": C},
-                 warm_start=warm, path=path)  # fmt: skip
+    return infer(b, method, regression, {"y": Y}, inputs={"covariates": C}, warm_start=warm,
+                 executor=executor)  # fmt: skip
 
 
-def test_a_refit_when_data_came_needs_a_short_warm_up(small, fewer):
-    """Ten transitions in place of forty; and what goes on from there has the same law."""
+@pytest.fixture(scope="module")
+def refitted(small, fewer):
+    """(all data after ten transitions in place of forty, what goes on from there)"""
     first = refit(small, fewer, num_warmup=10)
-    more = refit(small, first, num_warmup=0)
+    return first, refit(small, first, num_warmup=0)
+
+
+def test_a_refit_when_data_came_needs_a_short_warm_up(refitted):
+    """And what goes on from there has the same law."""
+    first, more = refitted
     assert more.attrs["tuning_steps"] == 0
     assert more.attrs["warm_start"] == "after 82 transitions of each chain"
     np.testing.assert_array_equal(
@@ -155,12 +162,10 @@ def test_a_refit_when_data_came_needs_a_short_warm_up(small, fewer):
     ))  # fmt: skip
 
 
-def test_the_first_chains_go_on_where_fewer_are_asked_for(small, fewer):
-    four, two = (
-        refit(small, fewer, num_warmup=0, num_samples=2, num_chains=n).posterior.weights.values
-        for n in (4, 2)
-    )
-    np.testing.assert_allclose(four[:2], two, atol=1e-3)
+def test_the_first_chains_go_on_where_fewer_are_asked_for(small, refitted):
+    first, more = refitted
+    two = refit(small, first, num_warmup=0, num_samples=2, num_chains=2).posterior.weights.values
+    np.testing.assert_allclose(more.posterior.weights.values[:2, :2], two, atol=1e-3)
 
 
 @pg.model
@@ -175,25 +180,26 @@ def supports():
         pg.sample("g", dist.Normal(0.0, 1.0))
 
 
-def test_what_one_backend_learned_serves_the_other(backend_name):
-    """A step of 1e-6 on the other backend stays where the chains of this one ended, so both have
+def test_what_one_backend_learned_serves_the_other():
+    """From torch to JAX and back: with a step of 1e-6 chains stay where they ended, so both have
     the same bijections; step sizes and masses are those that were learned."""
-    other = {"torch": "jax", "jax": "torch"}[backend_name]
-    pytest.importorskip(other)
-    here, there = quick(backend_name), quick(other)
+    for name in ENGINES:
+        pytest.importorskip(name)
     sizes = {"num_samples": 3, "num_chains": 2, "num_steps": 2}
-    draws = infer(here, HMC(num_warmup=25, **sizes), supports)
-    small_steps = draws.copy()
+    draws = infer(quick("torch"), HMC(num_warmup=25, **sizes), supports)
+    before = draws.copy()
     group = draws.sampling_state.to_dataset()
-    small_steps["sampling_state"] = xarray.DataTree(group.assign(step_size=group.step_size * 1e-6))
-    after = infer(there, HMC(num_warmup=0, **sizes), supports, warm_start=small_steps)
-    for name, want in draws.posterior.data_vars.items():
-        found = after.posterior[name].values[:, -1]
-        np.testing.assert_allclose(found, want.values[:, -1], rtol=1e-3, atol=1e-4, err_msg=name)
-    # To the rounding of a root, which ours is kept as.
-    for name in ("inv_metric", "step_size"):
-        found, want = (t.sampling_state[name].values for t in (after, small_steps))
-        np.testing.assert_allclose(found, want, rtol=1e-6)
+    before["sampling_state"] = xarray.DataTree(group.assign(step_size=group.step_size * 1e-6))
+    for there in ("jax", "torch"):
+        after = infer(quick(there), HMC(num_warmup=0, **sizes), supports, warm_start=before)
+        for name, want in draws.posterior.data_vars.items():
+            found, want = after.posterior[name].values[:, -1], want.values[:, -1]
+            np.testing.assert_allclose(found, want, rtol=1e-3, atol=1e-4, err_msg=name)
+        # To the rounding of a root, which ours is kept as.
+        for name in ("inv_metric", "step_size"):
+            found, want = (t.sampling_state[name].values for t in (after, before))
+            np.testing.assert_allclose(found, want, rtol=1e-6)
+        before = after
 
 
 def test_chains_of_other_samplers_go_on_from_their_places(small):
@@ -222,14 +228,14 @@ def test_a_file_keeps_what_was_learned(small, tmp_path):
         np.testing.assert_array_equal(found, want)
 
 
-@pytest.mark.parametrize("stop", [2, 9])
-def test_killed_it_goes_on_to_the_same_bits(small, engine, tmp_path, monkeypatch, stop):
+def test_killed_it_goes_on_to_the_same_bits(small, engine, tmp_path, monkeypatch):
     method = hmc(engine, num_warmup=6, num_samples=6, num_chains=3 if engine != "pyro" else 12)
     first = infer(small, method)
     whole = infer(small, method, warm_start=first)
-    with monkeypatch.context() as patched, pytest.raises(Stopped):
-        count_pieces(patched, stop, killed)
-        infer(small, method, warm_start=first, path=tmp_path / "chains")
+    for stop in (2, 9):
+        with monkeypatch.context() as patched, pytest.raises(Stopped):
+            count_pieces(patched, stop, killed)
+            infer(small, method, warm_start=first, path=tmp_path / "chains")
     resumed = infer(small, method, warm_start=first, path=tmp_path / "chains")
     read = infer(small, method, warm_start=first, path=tmp_path / "chains")
     for group in ("posterior", "sample_stats", "sampling_state"):
@@ -241,17 +247,15 @@ def test_killed_it_goes_on_to_the_same_bits(small, engine, tmp_path, monkeypatch
             infer(small, method, warm_start=other, path=tmp_path / "chains")
 
 
-def test_workers_and_rules_go_on_too(small, fewer):
+def test_workers_and_rules_go_on_too(small, refitted):
     """Chains by an executor are those of the call without one, to rounding."""
+    first, want = refitted
     options = {"num_warmup": 0, "num_samples": 3, "num_chains": 3}
-    method = NUTS(**{**OURS, "max_tree_depth": 4, **options})
-    want = refit(small, fewer, **options)
-    found = infer("torch" if small.name == "torch" else "jax", method, regression, {"y": Y},
-                  inputs={"covariates": C}, warm_start=fewer, executor=Fragile())  # fmt: skip
-    np.testing.assert_allclose(found.posterior.weights.values, want.posterior.weights.values,
-                               atol=1e-3)  # fmt: skip
+    found = refit(small, first, executor=Fragile(), **options)
+    np.testing.assert_allclose(found.posterior.weights.values,
+                               want.posterior.weights.values[:3, :3], atol=1e-3)  # fmt: skip
     np.testing.assert_array_equal(found.sampling_state.inv_metric.values,
-                                  want.sampling_state.inv_metric.values)  # fmt: skip
+                                  want.sampling_state.inv_metric.values[:3])  # fmt: skip
     rule = Until(rhat=None, ess=10.0, min_draws=4)
     ended = infer(small, Langevin(0.5, num_steps=400, metropolis=True), until=rule,
                   warm_start=infer(small, Langevin(0.5)))  # fmt: skip
@@ -328,10 +332,13 @@ def above(bound):
 
 
 def test_data_that_are_impossible_where_a_chain_stands_are_told(small, engine):
+    """By their support or their density, of which each engine is asked for one."""
     method = hmc(engine, num_chains=2)
-    draws = infer(small, method, tank, {"serial": np.float32([1.0, 2.0])})
-    with pytest.raises(SupportError, match="where chain 0 of warm_start stands"):
-        infer(small, method, tank, {"serial": np.float32([1e4, 2.0])}, warm_start=draws)
+    if engine == "probgen":
+        draws = infer(small, method, tank, {"serial": np.float32([1.0, 2.0])})
+        with pytest.raises(SupportError, match="where chain 0 of warm_start stands"):
+            infer(small, method, tank, {"serial": np.float32([1e4, 2.0])}, warm_start=draws)
+        return
     draws = infer(small, method, above, inputs={"bound": np.float32(-9.0)})
     words = "chain 0 of 'above' cannot go on from warm_start: the log probability of 'distance'"
     with pytest.raises(NonFiniteError, match=words):
