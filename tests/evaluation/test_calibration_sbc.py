@@ -238,8 +238,9 @@ def coins():
         pg.sample("heads", dist.Binomial(3, probs=p))
 
 
+@pytest.mark.slow
 def test_nuts_is_calibrated():
-    """On JAX, where forty short chains are a second; a Beta's Jacobian takes part."""
+    """A Beta's Jacobian takes part; of a uniform's, on both backends, `*_side_by_side.py` asks."""
     jax = pytest.importorskip("jax") and pg.backends.load("jax", "cpu")
     method = NUTS(num_warmup=100, num_chains=1)
     result = sbc(

@@ -121,17 +121,18 @@ def test_the_bias_formula_holds_for_unequal_variances_and_sizes():
 def test_frechet_of_samples_tends_to_the_closed_form(shift):
     """FD is too large by its bias, FD_inf is not; errors are those of new data, or safely more."""
     truth = 8 * shift**2 + 8 * (0.5 * (shift > 0)) ** 2
+    num = 60 if shift else 30  # by how far the bias stands out
     runs = [
         frechet_distance(
             normal([i, 0], 400, 8), normal([i, 1], 400, 8, shift, 1 + 0.5 * (shift > 0)), seed=i
         )
-        for i in range(60)
+        for i in range(num)
     ]
     fd, inf = (np.array([run[j].value for run in runs]) for j in (0, 1))
     se = np.array([[run[j].standard_error for j in (0, 1)] for run in runs]).mean(0)
     spread = np.array([fd.std(ddof=1), inf.std(ddof=1)])
-    assert abs(inf.mean() - truth) < 4 * spread[1] / 60**0.5
-    assert fd.mean() > truth + 3 * spread[0] / 60**0.5
+    assert abs(inf.mean() - truth) < 4 * spread[1] / num**0.5
+    assert fd.mean() > truth + 3 * spread[0] / num**0.5
     assert (se > 0.75 * spread).all() and (se < 2.2 * spread).all()
 
 
@@ -255,7 +256,7 @@ def test_median_bandwidth_is_the_median_of_all_distances():
 
 def test_kid_is_zero_for_equal_laws_and_far_from_it_for_a_shift():
     """The sheet's check 8: within 3 SE of 0; more than 10 SE for a shift of half an sd."""
-    equal = [kid(normal([i, 0], 600, 16), normal([i, 1], 600, 16), seed=i) for i in range(8)]
+    equal = [kid(normal([i, 0], 300, 16), normal([i, 1], 300, 16), seed=i) for i in range(8)]
     values = np.array([each.value for each in equal])
     assert all(abs(each.value) < 3 * each.standard_error for each in equal)
     assert abs(values.mean()) < 3 * values.std(ddof=1) / 8**0.5 + 1e-12

@@ -69,7 +69,7 @@ def test_a_guide_that_is_no_function_of_noise_is_taken_one_by_one(b, family):
     """The same numbers for every chunk size and stack; each datum with its own noise; and the
     search gains: from random weights the bound rises for nearly all data."""
     fitted, x = fitted_of(b, story(family), X), np.concatenate([X, X[:1], X[:1]])
-    options = {"num_steps": 120, "num_draws": 20, "optimizer": pg.Adam(2e-2)}
+    options = {"num_steps": 50, "num_draws": 20, "optimizer": pg.Adam(5e-2)}
     first = scored(b, fitted, x, LikelihoodRegret(**options))
     assert (first["estimate"] > 0).mean() > 0.8 and first["estimate"].mean() > 0.3
     found = scored(b, fitted, x, LikelihoodRegret(**options, rows_at_once=1), chunk_size=3)
@@ -117,24 +117,24 @@ def hierarchy():
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("search", ["guide", "posterior"])
-def test_a_hierarchy_is_searched_at_every_level(b, search):
+def test_a_hierarchy_is_searched_at_every_level(b):
     """z and prior/z both: the bound rises far, by the top level's guide too."""
     x = np.random.default_rng(1).normal(size=(6, 5)).astype(np.float32)
     fitted = fitted_of(b, hierarchy(), x)
-    measure = LikelihoodRegret(search, num_steps=150, num_draws=20, optimizer=pg.Adam(3e-2))
+    measure = LikelihoodRegret("guide", num_steps=150, num_draws=20, optimizer=pg.Adam(3e-2))
     found = scored(b, fitted, x, measure)
     assert found["estimate"].min() > 0 and found["estimate"].mean() > 5
 
 
 def test_no_cut_of_the_data_changes_the_regret_of_a_hierarchy(b):
-    """Each datum has its own noise at every level: to 1e-9 in float64."""
+    """Each datum has its own noise at every level: to 1e-9 in float64. The bound rises far."""
     x = np.random.default_rng(1).normal(size=(6, 5))
     fitted = fitted_of(b, hierarchy(), x.astype(np.float32))
-    measure = LikelihoodRegret("posterior", num_steps=5, num_draws=4, optimizer=pg.Adam(3e-2))
+    measure = LikelihoodRegret("posterior", num_steps=150, num_draws=20, optimizer=pg.Adam(3e-2))
     with float64(b):
-        whole, parts = (scored(b, fitted, x, measure, chunk_size=size) for size in (100, 4))
-    assert np.ptp(whole["elbo_before"]) > 0.1 and np.abs(whole["estimate"]).min() > 1e-3
+        whole, parts = (scored(b, fitted, x, measure, chunk_size=size) for size in (100, 3))
+    assert np.ptp(whole["elbo_before"]) > 0.1
+    assert whole["estimate"].min() > 0 and whole["estimate"].mean() > 5
     for name, values in whole.items():
         np.testing.assert_allclose(parts[name], values, rtol=1e-9, atol=1e-9, err_msg=name)
 
