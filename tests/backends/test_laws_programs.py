@@ -396,6 +396,8 @@ FAMILIES = {
         )
     },
 }  # fmt: skip
+GUIDES = ["VAE Bernoulli image", "VAE full covariance", "VAE hierarchical"]
+OTHERS = ["VAE Normal predicted", "VAE Categorical", "Tilted generator", "Tilted VAE on z"]
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -404,13 +406,7 @@ def test_families_agree_on_both_backends(name):
     assert_backends_agree(family.model, family.batch, family.latents, set(family.latents))
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "VAE Bernoulli image", "VAE Normal predicted", "VAE Categorical", "VAE full covariance",
-        "VAE hierarchical", "Tilted generator", "Tilted VAE on z",
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("name", GUIDES + OTHERS)
 def test_families_agree_with_a_particle_axis(name):
     """[K, batch] log-probabilities, gradients summed over both."""
     family = FAMILIES[name]
@@ -420,7 +416,7 @@ def test_families_agree_with_a_particle_axis(name):
     assert_backends_agree(family.model, family.batch, latents, set(latents), num_particles=2)
 
 
-@pytest.mark.parametrize("name", ["VAE Bernoulli image", "VAE full covariance", "VAE hierarchical"])
+@pytest.mark.parametrize("name", GUIDES)
 def test_guides_agree_on_both_backends(name):
     """log q(z | x) and its gradient, at given latents."""
     family, found = FAMILIES[name], []
@@ -436,12 +432,8 @@ def test_guides_agree_on_both_backends(name):
             return sum(bound.backend.ops.sum(v) for v in kept.values()), kept
 
         (_, kept), grads = b.compile(b.value_and_grad(total, has_aux=True), num_calls=1)(params)
-        found.append(
-            (
-                {n: b.to_numpy(v) for n, v in kept.items()},
-                {"/".join(p): b.to_numpy(g) for p, g in tree_items(grads)},
-            )
-        )
+        named = {"/".join(p): b.to_numpy(g) for p, g in tree_items(grads)}
+        found.append(({n: b.to_numpy(v) for n, v in kept.items()}, named))
     assert_agree(found[0][0], found[1][0], "log q of")
     assert_agree(found[0][1], found[1][1], "gradient by")
 
