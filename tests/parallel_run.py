@@ -5,6 +5,7 @@ Each function is the whole of a process; what goes wrong in it is its error.
 
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from parallel_cases import ROWS, assert_same, fitted, numbers
 
 import probgen as pg
 from probgen import backends
-from probgen.engine import loop
+from probgen.engine import loop, together
 from probgen.errors import BackendError, Terminated
 from probgen.inference import HMC
 from probgen.trees import tree_leaves
@@ -158,15 +159,24 @@ def keeps_parameters_in_pieces(b, folder):
 def refuses_another_fit_elsewhere(b, folder):
     """Processes that do not run the same fit, or do not share a batch alike."""
     rank = b.over("all", ROWS).process
-    for options, words in [
-        ({"seed": rank}, "got another seed, .* in the processes \\[1\\]"),
-        ({"num": 40 + rank}, "another data.* in the processes \\[1\\]"),
-    ]:
-        num = options.pop("num", 40)
-        raises(
-            words, pg.fit, small_vae(), binary_data(num), svi(), num_steps=1, batch_size=ROWS,
-            backend=b, devices="all", **{"seed": 0, **options},
-        )  # fmt: skip
+    place = Path(folder) / "another"
+    for options, what in [
+        ({"model": small_vae(hidden=(8 + rank,))}, "model"),
+        ({"data": binary_data(40 + rank)}, "data"), ({"algorithm": svi(1e-2 + rank)}, "algorithm"),
+        ({"seed": rank}, "seed"), ({"batch_size": ROWS * (1 + rank)}, "batch_size"),
+        ({"num_steps": 1 + rank}, "number of steps"), ({"resume": rank == 0}, "resume"),
+        ({"checkpoint": place if rank else None}, "checkpoint"),
+        ({"checkpoint_every": 1 + rank}, "checkpoint_every"),
+        ({"max_retries": rank}, "max_retries"),
+        ({"validation": binary_data(8), "eval_every": 1 + rank}, "eval_every"),
+        ({"shard_parameters": rank == 0}, "shard_parameters"),
+    ]:  # fmt: skip
+        fit = {"model": small_vae(), "data": binary_data(40), "algorithm": svi(), "num_steps": 1,
+               "batch_size": ROWS, "seed": 0, "devices": "all", **options}  # fmt: skip
+        raises(f"another {what}[, ].*in the processes \\[1\\]", pg.fit, **fit, backend=b)
+    found, together.house = together.house, lambda: f"0.0.1, source {rank}"
+    raises("another source of probgen in the processes \\[1\\]", vae, b, 1, devices="all")
+    together.house = found
     raises("got batch_size=7 on 2 devices, expected a multiple", vae, b, 1, devices=2, batch_size=7)
     raises("devices: got 3", vae, b, 1, devices=3)
 
@@ -246,6 +256,52 @@ def ends_together(b, folder):
         assert_same(whole, numbers(vae(b, 8, devices="all", checkpoint=place / name)), name)
 
 
+def keeps_no_memory_that_is_looked_at(b, folder):
+    """Sums over the processes stay what they are while anybody holds them; what nobody holds any
+    more is written into again, also where a number of the same step is kept."""
+    import torch
+
+    from probgen.backends.torch import split
+
+    world, size, own = b.over("all", ROWS)._world, 2 * split.SMALL, split.rooms.set({})
+
+    def total(value, kind=torch.float64):
+        terms = [torch.full((n,), value * (1 + world.rank), dtype=kind) for n in (size, 1)]
+        return split.add_up(terms, world)
+
+    first, _ = total(1.0)
+    second, number = total(2.0)
+    assert (first == 3.0).all() and (second == 6.0).all() and number == 6.0
+    single, _ = total(3.0, torch.float32)
+    assert single.dtype is torch.float32 and (single == 9.0).all() and (second == 6.0).all()
+    place = second.data_ptr()
+    del second
+    third, _ = total(4.0)
+    assert third.data_ptr() == place and (third == 12.0).all() and number == 6.0
+    split.rooms.reset(own)
+
+
+def tells_that_another_is_gone(b, folder):
+    """One that ends in the midst of a fit."""
+    import torch.distributed as dist
+
+    if b.over("all", ROWS).process == 0:
+        raises("process 0 of 2 has lost another one .*start all of them again", vae, b, 8,
+               devices="all")  # fmt: skip
+        return
+    try:
+        vae(b, 8, devices="all", callbacks=[Leaves()])
+    except LookupError:
+        dist.destroy_process_group()
+
+
+class Leaves(pg.Callback):
+    """An error of the user's own."""
+
+    def on_chunk(self, progress, metrics):
+        raise LookupError
+
+
 class Told(pg.Callback):
     """SIGTERM between two chunks."""
 
@@ -287,15 +343,25 @@ def raises(words, fn, *args, **options):
 
 
 class Dies(pg.Callback):
-    """Kills its process once, at a moment of its own."""
+    """Kills its process so long after the first chunk, whatever it does then, and leaves a file
+    "began" with the step that the fit began at, and one "chunks" with a byte for each that ended.
+    """
 
-    def __init__(self, seconds):
-        self.end = time.monotonic() + seconds
+    def __init__(self, folder, seconds):
+        self.folder, self.seconds = Path(folder), seconds
+
+    def on_start(self, progress):
+        (self.folder / "began").write_text(str(progress.step))
 
     def on_chunk(self, progress, metrics):
-        time.sleep(0.02)
-        if time.monotonic() > self.end:
-            os.kill(os.getpid(), signal.SIGKILL)
+        if self.seconds is not None:
+            with open(self.folder / "chunks", "a") as file:
+                file.write(".")
+            if progress.step == 2:
+                kill = threading.Timer(self.seconds, os.kill, (os.getpid(), signal.SIGKILL))
+                kill.daemon = True
+                kill.start()
+        time.sleep(0.03)
 
 
 class Slow(pg.Callback):
@@ -320,14 +386,14 @@ def to_be_killed(rank, port, folder, backend):
         jax.distributed.shutdown()
 
 
-def under_torchrun(folder):
-    """A program that torchrun starts, and starts again after one of its processes was killed."""
+def under_torchrun(folder, doomed):
+    """A program that torchrun starts, and starts again after that process of it was killed."""
     import torch
 
     torch.set_default_dtype(torch.float64)
-    is_doomed = os.environ["TORCHELASTIC_RESTART_COUNT"] == "0" and os.environ["RANK"] == "1"
+    is_doomed = (os.environ["TORCHELASTIC_RESTART_COUNT"], os.environ["RANK"]) == ("0", doomed)
     rng = np.random.default_rng()  # another moment every time
-    callbacks = [Dies(rng.uniform(0.1, 0.8) if is_doomed else 1e9)]
+    callbacks = [Dies(folder, rng.uniform(0.0, 0.8) if is_doomed else None)]
     b = backends.load("torch", "cpu", compile="graph")
     out = vae(b, 60, devices="all", checkpoint=Path(folder) / "kept", callbacks=callbacks)
     if b.over("all", ROWS).process == 0:
@@ -338,4 +404,4 @@ def under_torchrun(folder):
 if __name__ == "__main__":
     import sys
 
-    under_torchrun(sys.argv[1])
+    under_torchrun(*sys.argv[1:])

@@ -9,7 +9,7 @@ parameters by their bytes, and the settings as they are.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -167,8 +167,12 @@ def _of_data(source: Any) -> str:
     if isinstance(source, ArraySource):
         return f"{text} {content(source.arrays)} in the order of seed {source.seed}"
     if isinstance(source, LazySource):
-        rows = np.unique(np.linspace(0, source.size - 1, PROBED).astype(np.int64))
-        once, again = content(source.take(rows)), content(source.take(rows))
-        mark = once if once == again else "drawn as they are read"
-        return f"{text} {mark} in the order of seed {source.seed}"
+        return f"{text} {probed(source.size, source.take)} in the order of seed {source.seed}"
     return text
+
+
+def probed(size: int, take: Callable[[np.ndarray], Mapping[str, np.ndarray]]) -> str:
+    """What tells data from others where not all are read: `PROBED` rows, spread over all."""
+    rows = np.unique(np.linspace(0, size - 1, PROBED).astype(np.int64))
+    once, again = content(take(rows)), content(take(rows))
+    return once if once == again else "drawn as they are read"

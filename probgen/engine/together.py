@@ -17,6 +17,7 @@ import numpy as np
 from safetensors.numpy import load, save
 
 from probgen.backends.protocol import Backend
+from probgen.engine.workers import house
 from probgen.errors import BackendError, SaveError
 from probgen.records.checkpoint import Checkpoints, Kept
 from probgen.records.history import History
@@ -67,6 +68,7 @@ def agree(backend: Backend, entries: Mapping[str, Any]) -> None:
     """
     if backend.num_processes == 1:
         return
+    entries = {**entries, "source of probgen": house(), "libraries": backend.versions()}
     marks = [_mark(json.dumps(v, sort_keys=True, default=str)) for v in entries.values()]
     with in_touch(backend):
         found = backend.gather(np.array(marks, np.int32))
@@ -94,8 +96,7 @@ def largest(backend: Backend, number: int) -> int:
     """The largest of the numbers that the processes give."""
     if backend.num_processes == 1:
         return number
-    with in_touch(backend):
-        return int(backend.gather(np.array(number, np.int32)).max())
+    return int(backend.gather(np.array(number, np.int32)).max())
 
 
 def once(backend: Backend, fn: Callable[[], bytes]) -> bytes:

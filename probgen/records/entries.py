@@ -46,7 +46,10 @@ def _difference(got: Any, want: Any) -> str:
     """What is not the same, short enough to read; of hashes alone there is nothing to read."""
     if isinstance(got, list) and isinstance(want, list):
         gone, new = [x for x in got if x not in want], [x for x in want if x not in got]
-        got, want = gone or "the same in another order", new or "the same in another order"
+        if gone and new:
+            got, want = gone, new
+        elif not (gone or new):
+            want = "the same in another order"
     elif isinstance(got, dict) and isinstance(want, dict):
         names = sorted(n for n in {*got, *want} if got.get(n) != want.get(n))
         return f" ({', '.join(names)})"

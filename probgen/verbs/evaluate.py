@@ -116,6 +116,9 @@ def evaluate(
     constants, per_datum = merge_inputs(fitted.model, example, inputs, size=num_rows)
     fitted = dataclasses.replace(fitted, constants={**fitted.constants, **constants})
 
+    def take(rows: np.ndarray) -> dict[str, np.ndarray]:
+        return {**source.take(rows), **{k: v[rows] for k, v in per_datum.items()}}
+
     def read(first: int, stop: int) -> dict[str, np.ndarray]:
         rows = (
             {k: v[first:stop] for k, v in source.arrays.items()}
@@ -134,7 +137,7 @@ def evaluate(
     here = range(size) if part is None else part.rows
     spans = [range(i, min(i + chunk_size, here.stop)) for i in here[::chunk_size]]
     made = {} if path is None else provenance.of_evaluation(fitted, chosen, seed, b)
-    made |= {} if part is None else part.entry()
+    made |= {} if part is None else part.entries(provenance.probed(size, take))
     of = {**made, "chunk_size": chunk_size}
     kept = None if path is None else ChunkStore(path, of, described(chosen))
     seen, table = RowsMark(), Columns(here)

@@ -222,7 +222,11 @@ def fit(
         )  # fmt: skip
         beside = provenance.beside_fit(b, initial)
         first = provenance.content({n: b.to_numpy(v) for n, v in feed.first().items()})
-        settings = {"number of steps": total, "checkpoint": root, "first batch": first}
+        settings = {
+            "number of steps": total, "checkpoint": root, "checkpoint_every": checkpoint_every,
+            "resume": resume, "eval_every": eval_every, "max_retries": max_retries,
+            "shard_parameters": shard_parameters, "first batch": first,
+        }  # fmt: skip
         together.agree(b, {**identity, **beside, **settings})
         if root is not None:
             folder = checkpoints_of(root, identity, beside, b)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from probgen.errors import DataError, DeclarationError, SaveError
 from probgen.language.content import RowsMark
 from probgen.language.declared import checked
 from probgen.language.identity import identity
-from probgen.language.kinds import PathLike
+from probgen.language.kinds import PathLike, Rule
 from probgen.records import places, store
 from probgen.records.codec import decode, encode
 from probgen.records.entries import AGAIN, differences, require_same
@@ -88,12 +88,13 @@ def described(measures: Sequence[Measure]) -> list[dict[str, Any]]:
 
 
 class Part(NamedTuple):
-    """The `number`-th of `total` parts of `size` data: those of `rows`."""
+    """The `number`-th of `total` parts of `size` data, those of `rows`, cut between chunks."""
 
     number: int
     total: int
     size: int
     rows: range
+    chunk_size: int
 
     @staticmethod
     def of(shard: str, size: int, chunk_size: int, path: Any) -> Part:
@@ -121,11 +122,14 @@ class Part(NamedTuple):
                 "a shard for each chunk; give fewer shards, or a smaller chunk_size."
             )
         ends = [min(i * chunks // count * chunk_size, size) for i in (number - 1, number)]
-        return Part(number, count, size, range(*ends))
+        return Part(number, count, size, range(*ends), chunk_size)
 
-    def entry(self) -> dict[str, str]:
-        """What tells it from other parts, for the identity of its chunks."""
-        return {"shard": f"{self.number}/{self.total} of {self.size} data"}
+    def entries(self, data: str) -> dict[str, Any]:
+        """What is added to what an evaluation is of: the part, and what all parts have in common;
+        `data` tells the data set from others (`provenance.probed`), since a part reads but its own.
+        """
+        shard = f"{self.number}/{self.total} of {self.size} data"
+        return {"shard": shard, "data set": data, "chunk_size": self.chunk_size}
 
     def table(
         self, measures: Sequence[Measure], values: Values, info: dict, common: list[str]
@@ -152,9 +156,20 @@ def _encoded(measure: Measure) -> Any:
         return None
 
 
+OF_PARTS = ("shard", "data set", "chunk_size")  # of `Part.entries`: a whole table has none
+Parts = Annotated[
+    Any,
+    Rule(
+        "a list of the parts' folders or tables",
+        lambda v: isinstance(v, Iterable) and not isinstance(v, str | bytes | Mapping),
+        alone=True,
+    ),
+]
+
+
 @checked
 def merge(
-    parts: Iterable[Any], *, measures: Iterable[Measure] | None = None, path: PathLike | None = None
+    parts: Parts, *, measures: Iterable[Measure] | None = None, path: PathLike | None = None
 ) -> Evaluation:
     """The whole table of the parts that `evaluate(..., shard="I/N")` made, in any order.
 
@@ -169,7 +184,8 @@ def merge(
 
     Raises:
         DataError: a part that is given twice, that is missing, or that is a whole table; parts of
-            different evaluations (says in what).
+            different evaluations (says in what; of other data as far as 16 of them, spread over
+            all, tell).
         DeclarationError: measures that must be given, or that are others than the parts'.
         SaveError: a folder that cannot be read or written, or holds another table.
     """
@@ -190,7 +206,7 @@ def merge(
         table = _part_of(each)
         columns.put(table.info["part"][2], {n: _arrays(table, n) for n in table})
         mark.join(table.info["data"])
-    made = {k: v for k, v in first["made"].items() if k != "shard"}
+    made = {k: v for k, v in first["made"].items() if k not in OF_PARTS}
     info = {k: v for k, v in first.items() if k not in ("part", "common", "declared")}
     info |= {"made": made, "data": mark.digest()}
     out = settled(chosen, columns.whole(), info, first["common"])

@@ -1,5 +1,8 @@
 """`fit(..., devices=)`: many devices compute what one computes with the same batch, to rounding."""
 
+import datetime
+import functools
+import importlib
 import re
 import signal
 import socket
@@ -7,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import children
 import numpy as np
@@ -17,6 +21,7 @@ from parallel_cases import CASES, assert_same, numbers
 
 import probgen as pg
 from probgen.backends.own_device import own
+from probgen.engine import together
 from probgen.errors import AlgorithmError, BackendError
 
 QUICK_TORCH = [
@@ -27,6 +32,12 @@ QUICK_JAX = ["denoising", "a user's em"]
 CHECKS = (
     parallel_run.resumes_on_another_number, parallel_run.refuses_another_fit_elsewhere,
     parallel_run.ends_together,
+)  # fmt: skip
+
+
+TORCH_CHECKS = (
+    *CHECKS, parallel_run.keeps_no_memory_that_is_looked_at,
+    parallel_run.tells_that_another_is_gone,
 )  # fmt: skip
 
 
@@ -58,7 +69,7 @@ def two_of_gloo(folder, names, checks=()):
 
 def test_two_processes_of_torch_compute_what_one_does(tmp_path):
     pytest.importorskip("torch")
-    two_of_gloo(tmp_path, QUICK_TORCH, CHECKS)
+    two_of_gloo(tmp_path, QUICK_TORCH, TORCH_CHECKS)
 
 
 def test_four_devices_of_xla_compute_what_one_does(tmp_path):
@@ -138,10 +149,13 @@ def test_a_killed_process_costs_a_checkpoint_and_torchrun_goes_on(tmp_path):
     command = [
         sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
         "--max-restarts", "2", parallel_run.__file__, str(tmp_path),
+        str(np.random.default_rng().integers(2)),
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     assert (tmp_path / "count").read_text() == "1"
+    began, done = int((tmp_path / "began").read_text()), 2 * len((tmp_path / "chunks").read_text())
+    assert began >= done - 2, (began, done)  # a checkpoint every two steps
     from floats import float64
 
     b = quick("torch")
@@ -164,6 +178,78 @@ def test_several_gpus_compute_what_one_does():
 
 
 # ---- one process ----
+
+
+LOST = {
+    "torch": [
+        "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:553] Connection closed by peer",
+        "NCCL communicator was aborted on rank 1.",
+    ],
+    "jax": [
+        "UNKNOWN: Gloo AllGather failed: [gloo/transport/tcp/pair.cc:538] Connection reset by peer",
+        "INTERNAL: NCCL operation ncclGroupEnd() failed: remote process exited or network error.",
+        "UNAVAILABLE: The coordination service has stopped.",
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("process", [0, 1])
+def test_what_collectives_say_of_a_lost_process_is_said_in_our_words(backend_name, process):
+    """Wherever processes speak with each other; what is another error, or is said where there is
+    one process, stays what it is."""
+    is_lost = quick(backend_name).is_lost
+
+    def told(error, num_processes=2):
+        def speak(_):
+            raise error
+
+        class Alone:
+            gather = share = staticmethod(speak)
+            versions = dict
+
+        there = Alone()
+        there.num_processes, there.process, there.is_lost = num_processes, process, is_lost
+        return there
+
+    lost = [RuntimeError(said) for said in LOST[backend_name]]
+    if backend_name == "torch":
+        lost.append(importlib.import_module("torch.distributed").DistStoreError("wait timeout"))
+    for error in lost:
+        for speak in (
+            lambda b: together.agree(b, {"seed": 0}),
+            lambda b: together.once(b, lambda: b"ours"),
+            lambda b: together.once(b, lambda: 1 / 0),
+        ):
+            with pytest.raises(BackendError, match=f"process {process} of 2 has lost") as found:
+                speak(told(error))
+            assert str(error)[:60] in str(found.value)
+    for error in (RuntimeError("shapes cannot be multiplied"), LookupError("gloo")):
+        with pytest.raises(type(error), match=str(error)):
+            together.agree(told(error), {"seed": 0})
+    with pytest.raises(RuntimeError, match="gloo"), together.in_touch(told(None, 1)):
+        raise RuntimeError("gloo")
+
+
+@pytest.mark.parametrize("lacks", ["a partner", "RANK"])
+def test_a_process_whose_partners_never_come_says_so(monkeypatch, lacks):
+    dist = pytest.importorskip("torch.distributed")
+    world = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+    for name, value in {**world, "MASTER_PORT": str(free_port())}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv(lacks, raising=False)
+    soon = functools.partial(dist.rendezvous, timeout=datetime.timedelta(seconds=0.5))
+    monkeypatch.setattr(dist, "rendezvous", soon)
+    with pytest.raises(BackendError, match="found no group of 2 processes .*expected all that"):
+        fit(quick("torch"), devices="all")
+
+
+def test_processes_with_unequal_numbers_of_devices_are_refused(monkeypatch):
+    jax = pytest.importorskip("jax")
+    there = [SimpleNamespace(process_index=i) for i in (0, 1, 1)]
+    monkeypatch.setattr(jax, "devices", lambda platform: there)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(BackendError, match=r"got \[1, 2\] devices in the 2 processes, expected as"):
+        quick("jax").over("all", 6)
 
 
 def fit(b, **options):

@@ -58,6 +58,8 @@ def parts(tmp_path_factory):
         "1": kept("a", "1/2"), "2": kept("a", "2/2"), "of 3": kept("b", "2/3"),
         "seed": kept("c", "2/2", seed=1), "model": kept("d", "2/2", fitted=vae(2.0)),
         "own": kept("e", "1/1", Noisy(), Host()), "fewer": kept("f", "2/2", data=X[:9]),
+        "data": kept("g", "2/2", data=X + np.float32(np.arange(11)[:, None] > 5)),
+        "cut": kept("h", "2/2", chunk_size=5), "more": kept("i", "2/2", Noisy(), Noisy("again")),
         "whole": evaluate(b, [Noisy()]),
     }  # fmt: skip
 
@@ -71,6 +73,9 @@ def parts(tmp_path_factory):
         (["1", "seed"], "another seed .1, expected 0"),
         (["1", "model"], "another parameters"),
         (["1", "fewer"], "another number of data .9, expected 11"),
+        (["1", "data"], "a part with another data set, expected parts of one evaluation"),
+        (["1", "cut"], "another chunk_size .5, expected 2"),
+        (["1", "more"], "another measures .noisy \\S+, again \\S+, expected noisy \\S+[)],"),
         (["whole"], "a whole table"),
         (["own"], "do not hold the measure 'noisy'.*measures="),
         ([], "got no part"),
@@ -80,6 +85,12 @@ def test_parts_that_make_no_whole_are_refused(parts, names, text):
     measures = None if "own" in names else [Noisy()]
     with pytest.raises(ProbgenError, match=text):
         pg.merge([parts[n] for n in names], measures=measures)
+
+
+def test_a_name_is_no_list_of_parts(parts):
+    for one in (parts["1"], str(parts["1"])):
+        with pytest.raises(DeclarationError, match="merge: got parts=.*expected a list of the"):
+            pg.merge(one)
 
 
 def test_measures_that_no_file_holds_are_given(parts):

@@ -162,7 +162,8 @@ def mesh_of(first: Any, devices: int | str, num_rows: int, shard_parameters: boo
     """The mesh over so many devices of the first one's platform.
 
     Raises:
-        BackendError: there are fewer; or other than all, of several processes.
+        BackendError: there are fewer; of several processes other than all, or more in one of them
+            than in another.
     """
     there = jax.devices(first.platform)
     count = len(there) if devices == "all" else int(devices)
@@ -177,6 +178,12 @@ def mesh_of(first: Any, devices: int | str, num_rows: int, shard_parameters: boo
         raise BackendError(
             f"devices: got {count} of the {len(there)} devices of {many} processes, expected all "
             "of them, since every process takes part; give devices='all'."
+        )
+    each = [sum(d.process_index == i for d in there) for i in range(many)]
+    if len(set(each)) > 1:
+        raise BackendError(
+            f"devices: got {each} devices in the {many} processes, expected as many in each of "
+            "them; start all with the same devices (CUDA_VISIBLE_DEVICES, or on a CPU XLA_FLAGS)."
         )
     return DeviceMesh(there[:count], num_rows, shard_parameters)
 

@@ -24,7 +24,7 @@ def world_of(device: str, devices: int | str, num_rows: int) -> tuple[World, str
     on GPUs, else by Gloo.
 
     Raises:
-        BackendError: another number of processes than devices.
+        BackendError: another number of processes than devices; processes that never came.
     """
     asked = int(os.environ.get("WORLD_SIZE", "1"))
     if not dist.is_available():
@@ -36,11 +36,15 @@ def world_of(device: str, devices: int | str, num_rows: int) -> tuple[World, str
         kind = "nccl" if device.startswith("cuda") else "gloo"
         if kind == "nccl":
             torch.cuda.set_device(_own(device))
-        # Processes that torchrun starts again find what those before them left in its store.
-        store, rank, size = next(dist.rendezvous("env://"))
-        start = f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
-        store = dist.PrefixStore(start, store)
-        dist.init_process_group(kind, store=store, rank=rank, world_size=size)
+        try:
+            _join(kind)
+        except (RuntimeError, ValueError) as error:
+            said = " ".join(str(error).split())[:200]
+            raise BackendError(
+                f"devices: found no group of {asked} processes ({said}), expected all that "
+                f"WORLD_SIZE={asked} counts in a call with devices=; start them as {START}, and "
+                "see what the others said, or did in its place."
+            ) from error
     size = dist.get_world_size() if dist.is_initialized() else 1
     if devices not in ("all", size):
         raise BackendError(
@@ -51,6 +55,14 @@ def world_of(device: str, devices: int | str, num_rows: int) -> tuple[World, str
         return World(0, 1, "", num_rows), device
     group: Any = dist.group.WORLD
     return World(dist.get_rank(), size, group.group_name, num_rows), _own(device)
+
+
+def _join(kind: str) -> None:
+    # Processes that torchrun starts again find what those before them left in its store.
+    store, rank, size = next(dist.rendezvous("env://"))
+    start = f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+    store = dist.PrefixStore(start, store)
+    dist.init_process_group(kind, store=store, rank=rank, world_size=size)
 
 
 def _own(device: str) -> str:
@@ -87,7 +99,8 @@ def gather(world: World, device: str, numbers: np.ndarray) -> np.ndarray:
 def is_lost(error: Exception) -> bool:
     """Whether another process does not answer; Gloo says so in words alone."""
     said = str(error).lower()
-    return isinstance(error, RuntimeError) and ("gloo" in said or "nccl" in said)
+    in_words = isinstance(error, RuntimeError) and ("gloo" in said or "nccl" in said)
+    return in_words or isinstance(error, dist.DistError)
 
 
 def _wire(device: str) -> str:
