@@ -133,15 +133,8 @@ def test_both_backends_agree_on_the_same_parameters(net, shapes):
     close(*results)
 
 
-# One of each type, the last, with the most options; the very last is made of others' parts.
-OF_A_TYPE = {type(net): i for i, (net, _) in enumerate(NETS[:-1])}.values()
-GRADIENTS = [
-    pytest.param(*NETS[i], id=IDS[i], marks=[pytest.mark.slow] * (i not in OF_A_TYPE))
-    for i in range(len(NETS) - 1)
-]
-
-
-@pytest.mark.parametrize(("net", "shapes"), GRADIENTS)
+# The last of each type, with the most options; the very last is made of others' parts.
+@pytest.mark.parametrize(("net", "shapes"), {type(each[0]): each for each in NETS[:-1]}.values())
 def test_both_backends_agree_on_the_gradient(net, shapes):
     torch, jax = pytest.importorskip("torch"), pytest.importorskip("jax")
     params, xs = declared(net, shapes), inputs(shapes, (3,))
