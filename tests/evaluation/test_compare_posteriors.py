@@ -43,13 +43,13 @@ def regression(covariates):
 
 
 def by(guide):
-    optimizer = pg.Adam(pg.CosineDecay(0.03, 1500))
-    return FitThenDraw(SVI(ELBO(), optimizer), Guide(500), guide=guide, num_steps=1500)
+    optimizer = pg.Adam(pg.CosineDecay(0.05, 800))
+    return FitThenDraw(SVI(ELBO(), optimizer), Guide(500), guide=guide, num_steps=800)
 
 
 METHODS = {
     "chains": Langevin(
-        0.01, num_steps=2000, num_warmup=500, num_chains=4, metropolis=True, thinning=4
+        0.01, num_steps=1200, num_warmup=300, num_chains=4, metropolis=True, thinning=4
     ),
     "mean field": by(AutoNormal()),
     "full rank": by(AutoMultivariateNormal()),

@@ -189,9 +189,9 @@ def test_a_full_covariance_guide_finds_the_posteriors_own(b):
         guide_kind="full",
     )
     x = linear_data()
-    rate = pg.CosineDecay(2e-2, num_steps=1500)
+    rate = pg.CosineDecay(3e-2, num_steps=800)
     fitted = pg.fit(
-        model, x, SVI(ELBO(), pg.Adam(rate)), num_steps=1500, batch_size=250, seed=0, backend=b,
+        model, x, SVI(ELBO(), pg.Adam(rate)), num_steps=800, batch_size=250, seed=0, backend=b,
         progress_bar=False,
     )  # fmt: skip
     w = fitted.params["decoder"]["out"]["weight"].T  # [4, 2]

@@ -133,8 +133,7 @@ def test_both_backends_agree_on_the_same_parameters(net, shapes):
     close(*results)
 
 
-# The last of each type, with the most options; the very last is made of others' parts.
-@pytest.mark.parametrize(("net", "shapes"), {type(each[0]): each for each in NETS[:-1]}.values())
+@pytest.mark.parametrize(("net", "shapes"), {type(n): (n, s) for n, s in NETS[:-1]}.values())
 def test_both_backends_agree_on_the_gradient(net, shapes):
     torch, jax = pytest.importorskip("torch"), pytest.importorskip("jax")
     params, xs = declared(net, shapes), inputs(shapes, (3,))
