@@ -26,7 +26,7 @@ FIXED = NUTS(
 
 @pg.model
 def coins():
-    p = pg.sample("p", dist.Uniform(0.0, 1.0))
+    p = pg.sample("p", dist.Kumaraswamy(0.7, 1.5))
     slope = pg.sample("slope", dist.Normal(0.0, 1.0))
     with pg.data_plate():
         pg.sample("heads", dist.Bernoulli(p))
