@@ -240,7 +240,7 @@ def coins():
 
 @pytest.mark.slow
 def test_nuts_is_calibrated():
-    """A Beta's Jacobian takes part; of a Kumaraswamy's, on both backends, `*_side_by_side.py` asks."""
+    """A Beta's Jacobian takes part. Of another bounded law asks `*_side_by_side.py`, on both."""
     jax = pytest.importorskip("jax") and pg.backends.load("jax", "cpu")
     method = NUTS(num_warmup=100, num_chains=1)
     result = sbc(
