@@ -116,11 +116,12 @@ def figure(results: Mapping[tuple[str, str], SBC]) -> Any:
     drawn = Figure(figsize=(2.5 * len(cases), 2.3 * len(backends) + 0.3), layout="constrained")
     grid = drawn.subplots(len(backends), len(cases), squeeze=False, sharex=True, sharey=True)
     for row, backend in zip(grid, backends, strict=True):
+        below = "rank / draws" if backend == backends[-1] else ""
         for axes, name in zip(row, cases, strict=True):
             dress(axes)
             if (name, backend) in results:
                 _panel(axes, results[name, backend], CASES[name].certain)
-            name_axes(axes, "rank / draws" if row is grid[-1] else "", f"{name} on {backend}")
+            name_axes(axes, below, f"{name} on {backend}")
         row[0].set_ylabel("ECDF - uniform", fontsize=9.5, color=COLOURS["muted"])
     return drawn
 
