@@ -1,13 +1,14 @@
 """A step over two processes against a step of one with half the batch: what sharing costs.
 
-The VAE of 784-400-20 units, or of convolutions, 256 images a step over two processes (Gloo; on JAX
-`jax.distributed`), and 128 in one. Both fits are held in the first of the two processes, which
-times them by turns by its own CPU clock, all threads of it: what it computes, sends and receives,
-and not how long it waits for the other, which on one machine waits for the same cores. The target
-is the convolutional one's; that of dense layers sends 2.6 MB of gradients after a few ms of work,
-and shows what sending costs. What no way of sending can save is timed beside them, in two processes
-of their own: one bare sum of as many numbers as the gradients have. `python benchmarks/devices.py
-BACKEND KIND` prints ratios of pairs of blocks, by the wall clock too, and that least ratio.
+The VAE of 784-400-20 units, or of convolutions, 2 n images a step over two processes (Gloo; on JAX
+`jax.distributed`), and n in one. Both fits are held in the first of the two processes, which times
+them by turns by its own CPU clock, all threads of it: what it computes, sends and receives, and not
+how long it waits for the other, which on one machine waits for the same cores. Dense layers of 128
+images send 2.6 MB of gradients after a few ms of work: that row has no target, and shows what
+sending costs; of 1,024 images they compute for as long as layers do that are worth sharing. What no
+way of sending can save is timed beside them, in two processes of their own: one bare sum of as many
+numbers as the gradients have. `python benchmarks/devices.py BACKEND KIND ROWS` prints ratios of
+pairs of blocks, by the wall clock too, and that least ratio.
 """
 
 import json
@@ -23,10 +24,14 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 AT_LEAST = 1 / 1.15
 STEPS = 53  # a block, as in fitting.py
+# (kind, images of a process, steps a second asked of two processes relative to one)
+ROWS = ("mlp", 128, None), ("mlp", 1024, AT_LEAST), ("conv", 128, AT_LEAST)
 
 
-def serve(backend: str, kind: str, rank: int, port: int) -> None:
+def serve(backend: str, kind: str, rows: int, rank: int, port: int) -> None:
     """The first process: times blocks as it is asked on stdin; the second goes along."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[rank]})
     sys.path.insert(0, str(HERE))
     import fitting
 
@@ -48,19 +53,19 @@ def serve(backend: str, kind: str, rank: int, port: int) -> None:
         return serve_sums(bare_sum(backend, number_of(fitting.vae(kind.partition("-")[2]))), rank)
     b = backends.load(backend, "cpu")
 
-    def fit(rows: int, callbacks: list, **options: Any) -> Any:
+    def fit(batch_size: int, callbacks: list, **options: Any) -> Any:
         return pg.fit(
             *(fitting.vae(kind), fitting.images(), SVI(ELBO(), pg.Adam(1e-3))),
-            num_steps=fitting.NUM_STEPS, batch_size=rows, seed=0, backend=b, progress_bar=False,
-            callbacks=callbacks, **options,
+            num_steps=fitting.NUM_STEPS, batch_size=batch_size, seed=0, backend=b,
+            progress_bar=False, callbacks=callbacks, **options,
         )  # fmt: skip
 
     if rank:
-        fit(2 * fitting.BATCH, [], devices="all")
+        fit(2 * rows, [], devices="all")
         return
     held = {
-        "two": fitting.Held(lambda c: fit(2 * fitting.BATCH, [c], devices="all")),
-        "half": fitting.Held(lambda c: fit(fitting.BATCH, [c])),
+        "two": fitting.Held(lambda c: fit(2 * rows, [c], devices="all")),
+        "half": fitting.Held(lambda c: fit(rows, [c])),
     }
     for line in sys.stdin:
         tell(held[line.strip()].advance, fitting.STEPS)
@@ -130,11 +135,11 @@ def serve_sums(block: Callable[[], None], rank: int) -> None:
 class Pair:
     """The two processes."""
 
-    def __init__(self, backend: str, kind: str):
+    def __init__(self, backend: str, kind: str, rows: int):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        command = [sys.executable, __file__, backend, kind]
+        command = [sys.executable, __file__, backend, kind, str(rows)]
         pipe = subprocess.PIPE
         self.second, self.first = (
             subprocess.Popen([*command, str(r), str(port)], stdin=pipe, stdout=pipe, text=True,
@@ -152,7 +157,7 @@ class Pair:
         raise RuntimeError("the first process ended")
 
     def end(self) -> None:
-        for process in (self.first, self.second):
+        for process in (self.second, self.first):  # which does not wait for it now
             process.kill()
             process.wait()
 
@@ -167,11 +172,11 @@ def contests(setting: Any, only: str = "") -> Iterator[Any]:
         return Agreement("not compared here", 0.0, 0.0)
 
     for backend in ("jax", "torch"):
-        for kind in ("mlp", "conv"):
-            name = f"a step over two processes, {kind}, {backend}"
+        for kind, rows, asked in ROWS:
+            name = f"a step over two processes, {kind}, {rows} images each, {backend}"
             if only not in name or not backends.available()[backend]:
                 continue
-            pair, bare = Pair(backend, kind), Pair(backend, f"sum-{kind}")
+            pair, bare = Pair(backend, kind, rows), Pair(backend, f"sum-{kind}", rows)
 
             def side(which: str, pair: Pair = pair) -> Side:
                 def block() -> Timed:
@@ -181,16 +186,16 @@ def contests(setting: Any, only: str = "") -> Iterator[Any]:
                 return Side(block)
 
             ours, peer = "two processes", "one, half the batch"
-            target = Target(ours, peer, AT_LEAST if kind == "conv" else None, same)
+            target = Target(ours, peer, asked, same)
             sides = {ours: side("two"), peer: side("half"), "a bare sum": side("sum", bare)}
             yield Contest(name, "steps", sides, [target])
             pair.end()
             bare.end()
 
 
-def main(backend: str, kind: str) -> None:
+def main(backend: str, kind: str, rows: int) -> None:
     """Ratios of nine pairs of blocks, by the CPU clock and by the wall's."""
-    pair, bare = Pair(backend, kind), Pair(backend, f"sum-{kind}")
+    pair, bare = Pair(backend, kind, rows), Pair(backend, f"sum-{kind}", rows)
     for which in ("two", "half"):
         pair.block(which)
     ratios, least = [], []
@@ -213,7 +218,5 @@ def main(backend: str, kind: str) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 3:
-        main(*sys.argv[1:])
-    else:
-        serve(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))
+    backend, kind, *numbers = sys.argv[1:]
+    (main if len(numbers) == 1 else serve)(backend, kind, *map(int, numbers))
