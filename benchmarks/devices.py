@@ -30,8 +30,9 @@ ROWS = ("mlp", 128, None), ("mlp", 1024, AT_LEAST), ("conv", 128, AT_LEAST)
 
 def serve(backend: str, kind: str, rows: int, rank: int, port: int) -> None:
     """The first process: times blocks as it is asked on stdin; the second goes along."""
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[rank]})
+    if hasattr(os, "sched_setaffinity"):  # a core for each, as each would have a machine
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {cores[rank % len(cores)]})
     sys.path.insert(0, str(HERE))
     import fitting
 
