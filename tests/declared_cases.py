@@ -204,7 +204,7 @@ RIGHTLY = {
 # By (class, field): what several fields say together.
 TOGETHER = {
     ("SGD", "nesterov"): set(),  # needs momentum
-    ("Langevin", "adapt_step_size"): set(),  # needs metropolis and a warm-up
+    ("Langevin", "adapt_step_size"): set(),  # needs metropolis
     ("VAE", "encoder"): set(),  # a Generator's place in the order of arguments
     # The loss sets the weight itself.
     **{

@@ -219,11 +219,11 @@ class HamiltonianMethod:
                 f"{self.algorithm}: got init_strategy={{{sorted(self.init_strategy)[0]!r}: ...}} "
                 "and a warm_start, expected one of them to say where chains start."
             )
-        if not warm.learned:
+        if "inv_metric" not in warm.learned:
             raise AlgorithmError(
-                f"{self.algorithm}: got a warm_start that has positions alone, expected that of "
-                "NUTS or HMC, with step sizes and mass matrices; to start at its positions give "
-                "init_strategy={'site': draws.posterior['site'].values[:, -1]}."
+                f"{self.algorithm}: got a warm_start without mass matrices, expected that of NUTS "
+                "or HMC; to start at its positions give init_strategy={'site': "
+                "draws.posterior['site'].values[:, -1]}."
             )
         theirs = _kind(warm.blocks, warm.rank)
         mine = _kind(self.mass_blocks(shapes), self.mass_rank or 0)

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from probgen.backends.chains import WarmStart
 from probgen.backends.protocol import Backend
 from probgen.engine.target import (
     Kernel,
@@ -27,6 +28,7 @@ from probgen.engine.target import (
     step_sizes,
     transitions,
 )
+from probgen.errors import AlgorithmError
 from probgen.inference.sample.adaptation import Learned, learned, unlearned
 from probgen.inference.sample.hamiltonian import leading, normals, of_chains
 from probgen.inference.sample.preconditioner import check_diagonal, diagonal
@@ -47,13 +49,15 @@ Tree = Any
 
 class ChainState(NamedTuple):
     """Position, its log density [n] (None under a drift alone), the direction to climb in, of each
-    chain whether that was clipped, 1 or 0, and the factor on the step where it is learned."""
+    chain whether that was clipped, 1 or 0; where the step is learned the factor on it, and by site
+    [n] the step sizes that it is a factor on, in those that the user gave."""
 
     x: Tree
     log_density: Array | None
     grad: Tree
     clipped: Array | None = None
     size: Learned | None = None
+    base: Tree | None = None
 
 
 @declaration
@@ -78,7 +82,8 @@ class Langevin:
         max_grad_value: the same, element by element.
         adapt_step_size: learns in warm-up one factor on all step sizes, by which the mean
             acceptance is `target_accept_prob`; noise goes with its root, so that T stays. Needs
-            `metropolis` and `num_warmup`.
+            `metropolis`, and `num_warmup` or a `warm_start` of `infer`, whose chains' learned step
+            sizes then stand for `step_size`.
         target_accept_prob: 0.574 is best for many coordinates.
         num_warmup: first steps, whose draws `infer` leaves out.
         num_chains: of `infer`; `generate` and learners run one chain a sample.
@@ -93,8 +98,8 @@ class Langevin:
     have accepted), `diverging` (a log ratio below -1000, or none), `clipped` where drifts are. The
     note of `generate` has, without the correction, means of about every hundredth of 200 or more.
 
-    Raises (when it runs): AlgorithmError: a mapping that is not of the sites that move.
-    ShapeError: a preconditioner that is not of a site's shape.
+    Raises (when it runs): AlgorithmError: a mapping that is not of the sites that move; a step size
+    to be learned in no warm-up. ShapeError: a preconditioner that is not of a site's shape.
 
     Sources: Roberts & Tweedie 1996, Bernoulli 2(4); Roberts & Rosenthal 1998, JRSS B 60 (0.574);
     Nijkamp et al. 2019, arXiv:1904.09770 (short-run chains).
@@ -120,9 +125,9 @@ class Langevin:
         tested = not self.metropolis or bool(self.temperature)
         expected = "one temperature above 0, noise_size^2 / (2 step_size), whose power is tested"
         require(tested, self, expected, "metropolis", "step_size", "noise_size")
-        can = not self.adapt_step_size or (self.metropolis and self.num_warmup > 0)
-        expected = "metropolis=True and some num_warmup, to learn a step size by its acceptance"
-        require(can, self, expected, "adapt_step_size", "metropolis", "num_warmup")
+        can = not self.adapt_step_size or self.metropolis
+        expected = "metropolis=True, to learn a step size by its acceptance"
+        require(can, self, expected, "adapt_step_size", "metropolis")
         expected = "at most num_steps, to keep a draw"
         require(self.thinning <= self.num_steps, self, expected, "thinning", "num_steps")
 
@@ -181,7 +186,21 @@ class Langevin:
         return text if self.metropolis else f"{text}, or test every step with metropolis=True"
 
     def kernel(self, backend: Backend, target: Target, num_calls: int | None = None) -> Kernel:
-        """The kernel on a target."""
+        """The kernel on a target.
+
+        Raises:
+            AlgorithmError: a step size is to be learned in no warm-up.
+        """
+        if self.adapt_step_size and not self.num_warmup:
+            raise AlgorithmError(
+                "Langevin: got adapt_step_size=True and num_warmup=0, expected some num_warmup to "
+                "learn a step size in, or, of pg.infer, the warm_start of a run that learned one; "
+                "else leave adapt_step_size out."
+            )
+        return self.warm_kernel(backend, target, num_calls)
+
+    def warm_kernel(self, backend: Backend, target: Target, num_calls: int | None = None) -> Kernel:
+        """The same, of chains whose step size may have been learned by others."""
         if self.metropolis:
             require_density(target, "Langevin(metropolis=True)")
         starts = None if num_calls is None else max(1, num_calls // transitions(self))
@@ -189,7 +208,26 @@ class Langevin:
         return Kernel(
             init, backend.compile(step, num_calls=num_calls),
             None if self.metropolis else backend.compile(move, num_calls=num_calls),
+            *(_carrying(self, backend, target) if self.adapt_step_size else ()),
         )  # fmt: skip
+
+    def mass_blocks(self, shapes: Mapping[str, tuple]) -> tuple[tuple[str, ...], ...]:
+        """None: no mass matrix is learned."""
+        return ()
+
+    def check_warm_start(self, warm: WarmStart, shapes: Mapping[str, tuple]) -> None:
+        """Refuses one that brings no step size where none is learned.
+
+        Raises:
+            AlgorithmError: so.
+        """
+        lacks = set(warm.learned) != {"step_size"}
+        if self.adapt_step_size and not self.num_warmup and lacks:
+            raise AlgorithmError(
+                "Langevin: got adapt_step_size=True, num_warmup=0 and a warm_start without a step "
+                "size of Langevin, expected that of a run with adapt_step_size=True; give some "
+                "num_warmup, or leave adapt_step_size out for step_size as it is."
+            )
 
 
 def _functions(
@@ -209,27 +247,38 @@ def _functions(
         value, grad = up(x, *args)
         grad, clipped = clip(ops, grad, given.max_grad_norm, given.max_grad_value)
         check_diagonal(m, grad, who)
-        size = unlearned(ops, value) if given.adapt_step_size else None
-        return ChainState(x, value, grad, clipped, size)
+        if not given.adapt_step_size:
+            return ChainState(x, value, grad, clipped)
+        base = {n: 1.0 + ops.zeros_like(value) for n in names}
+        return ChainState(x, value, grad, clipped, unlearned(ops, value), base)
 
     init = b.compile(init, num_calls=starts)  # at once, so that JAX traces one gradient for all
 
-    def propose(key: Any, state: ChainState, factor: Any) -> tuple[Tree, Tree]:
-        mean = {n: state.x[n] + factor * h[n] * (m[n] * state.grad[n]) for n in names}
+    def factors(state: ChainState) -> dict[str, Any]:
+        """On the step sizes by site, for arrays of its shape."""
+        if state.size is None or state.base is None:
+            return dict.fromkeys(names, 1.0)
+        factor = ops.exp(state.size.log_factor)
+        return {n: leading(ops, factor * state.base[n], state.x[n]) for n in names}
+
+    def propose(key: Any, state: ChainState, factor: Tree) -> tuple[Tree, Tree]:
+        mean = {n: state.x[n] + factor[n] * h[n] * (m[n] * state.grad[n]) for n in names}
         if is_still:
             return mean, {}
         noise = normals(b, key, {n: tuple(mean[n].shape) for n in names if noises[n]})
-        root = factor**0.5
-        moved = {n: mean[n] + root * noises[n] * (m[n] ** 0.5 * xi) for n, xi in noise.items()}
+        moved = {
+            n: mean[n] + factor[n] ** 0.5 * noises[n] * (m[n] ** 0.5 * xi)
+            for n, xi in noise.items()
+        }
         return {**mean, **moved}, noise
 
-    def log_ratio(state: ChainState, new: ChainState, factor: Any) -> Array:
+    def log_ratio(state: ChainState, new: ChainState, factor: Tree) -> Array:
         """Of p^(1/T), which the chain would keep were its steps tested. From x to y with drifts g
         and g', T log q(x | y) / q(y | x) = -sum (g + g') ((y - x) / 2 + h M (g' - g) / 4)."""
         out: Any = new.log_density - state.log_density  # type: ignore[operator]
         for n in names:
             g, to = state.grad[n], new.grad[n]
-            way = 0.5 * (new.x[n] - state.x[n]) + 0.25 * factor * h[n] * (m[n] * (to - g))
+            way = 0.5 * (new.x[n] - state.x[n]) + 0.25 * factor[n] * h[n] * (m[n] * (to - g))
             both = (ops.reshape(v, (g.shape[0], -1)) for v in (g + to, way))
             # A product, as XLA's sums over rows cost a tenth of a step.
             out = out - ops.einsum("nd,nd->n", *both)
@@ -239,14 +288,15 @@ def _functions(
         return {"noise": noise} | ({} if state.clipped is None else {"clipped": state.clipped})
 
     def plain(key: Any, state: ChainState, *args: Any) -> tuple[ChainState, dict]:
-        x, noise = propose(key, state, 1.0)
+        factor = factors(state)
+        x, noise = propose(key, state, factor)
         new = init(x, *args)
-        ratio = {"log_ratio": log_ratio(state, new, 1.0)} if is_judged else {}
+        ratio = {"log_ratio": log_ratio(state, new, factor)} if is_judged else {}
         return new, told(state, noise) | ratio
 
     def corrected(key: Any, state: ChainState, *args: Any) -> tuple[ChainState, dict]:
         key_step, key_accept = b.split(key, 2)
-        factor = 1.0 if state.size is None else ops.exp(state.size.log_factor)
+        factor = factors(state)
         x, noise = propose(key_step, state, factor)
         new = init(x, *args)
         ratio = log_ratio(state, new, factor)
@@ -256,16 +306,39 @@ def _functions(
             return ops.where(leading(ops, accept, a), a, c)
 
         size, goal = state.size, given.target_accept_prob
-        moved = b.tree_map(kept, new._replace(size=None), state._replace(size=None))
+        where = (s._replace(size=None, base=None) for s in (new, state))
+        moved = b.tree_map(kept, *where)
         if size is not None:
             rate = ops.mean(acceptance(ops, ratio))
             size = learned(ops, size, rate, goal=goal, num_warmup=given.num_warmup)
-        return moved._replace(size=size), told(state, noise) | {"log_ratio": ratio}
+        moved = moved._replace(size=size, base=state.base)
+        return moved, told(state, noise) | {"log_ratio": ratio}
 
     def move(key: Any, x: Tree, *args: Any) -> Tree:
-        return propose(key, init(x, *args), 1.0)[0]  # compiled, the log density goes unasked
+        state = init(x, *args)
+        return propose(key, state, factors(state))[0]  # compiled, the log density goes unasked
 
     return init, corrected if given.metropolis else plain, move
+
+
+def _carrying(given: Langevin, b: Backend, target: Target) -> tuple[Callable, Callable]:
+    """`learned` and `taught` of the kernel: step sizes, one for each coordinate of a chain."""
+    ops, h = b.ops, step_sizes(given.step_size, target, "Langevin")
+
+    def told(state: ChainState) -> dict[str, Tree]:
+        factor = ops.exp(state.size.log_factor)  # type: ignore[union-attr]
+        sizes = {n: factor * v * h[n] for n, v in state.base.items()}  # type: ignore[union-attr]
+        return {"step_size": {
+            n: leading(ops, sizes[n], x) + ops.zeros_like(x) for n, x in state.x.items()
+        }}  # fmt: skip
+
+    def taught(state: ChainState, found: Mapping[str, Tree]) -> ChainState:
+        base = {
+            n: ops.reshape(v, (v.shape[0], -1))[:, 0] / h[n] for n, v in found["step_size"].items()
+        }
+        return state._replace(base=base)
+
+    return told, taught
 
 
 def clip(

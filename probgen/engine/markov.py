@@ -13,10 +13,12 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from probgen.backends.chains import Chains, Start, find_start
+from probgen.backends.layout import Layout
 from probgen.backends.protocol import Backend
 from probgen.engine.chain_pieces import Pieces
 from probgen.engine.posterior import Posterior
 from probgen.engine.target import (
+    GoesOnLearned,
     Kernel,
     Sampler,
     Target,
@@ -33,6 +35,7 @@ from probgen.trees import tree_map
 Tree = Any
 DIVERGED = 1000.0  # nats, the energy error at which NUTS and HMC call a transition divergent
 NUM_PIECES = 20  # about how many pieces a run comes in
+OF_KERNEL = {"step_size"}  # what kernels learn; NUTS and HMC learn a mass matrix besides
 BLOCK = 100  # steps of which one has statistics, where a kernel can do without
 
 
@@ -180,7 +183,7 @@ def draw_posterior(
     if pieces.only is not None:  # chains that move together share noise, so that one has its own
         n, key = 1, b.fold_in(key, pieces.only)
     length = -(-total // NUM_PIECES)
-    made = _Compiled(posterior, sampler, n, length, token)
+    made = _Compiled(posterior, sampler, n, length, token, warm is not None)
     begin = b.fold_in(key, 0)
 
     def attempt(i: int) -> Start:
@@ -192,6 +195,11 @@ def draw_posterior(
 
     start = find_start(posterior, attempt, warm is not None)
     state = made.begin(tree_map(b.asarray, start), params, rows)
+    layout = Layout({name: v.shape[1:] for name, v in start.items()}, False)
+    taught, learned = made.kernel.taught, made.kernel.learned
+    if taught and warm is not None and set(warm.learned) == OF_KERNEL:
+        given = {k: layout.unpack(v, np.reshape) for k, v in warm.learned.items()}
+        state = taught(state, tree_map(b.asarray, given))
     if pieces.state:
         state = _restored(b, state, pieces.state)
     with bar(total * n, wanted=progress_bar, unit="step") as shown:
@@ -209,7 +217,11 @@ def draw_posterior(
             shown((done - i * length) * n, words=pieces.words)
             if pieces.suffice(i + 1):
                 break
-    return joined(pieces, sampler.num_warmup)
+    out = joined(pieces, sampler.num_warmup)
+    if learned is None:
+        return out
+    found = tree_map(b.to_numpy, learned(state))
+    return out._replace(learned={k: layout.pack(v) for k, v in found.items()})
 
 
 def joined(pieces: Pieces, num_warmup: int) -> Chains:
@@ -225,12 +237,18 @@ class _Compiled:
     """The compiled functions of one posterior and sampler; holds no data. Where posterior and
     sampler can be told by their content, what was compiled before is not even traced again."""
 
-    def __init__(self, posterior: Posterior, sampler: Sampler, n: int, length: int, token: Any):
+    def __init__(
+        self, posterior: Posterior, sampler: Sampler, n: int, length: int, token: Any, warm: bool
+    ):
         b = posterior.bound.backend
         self.posterior, self.target = posterior, posterior.target()
         self.num_chains, self.length = n, length
         calls = transitions(sampler)
-        self.kernel = judging(b, sampler.kernel(b, self.target, calls), calls)
+        if warm and isinstance(sampler, GoesOnLearned):
+            kernel = sampler.warm_kernel(b, self.target, calls)
+        else:
+            kernel = sampler.kernel(b, self.target, calls)
+        self.kernel = judging(b, kernel, calls)
         name = token and (token, _content(sampler), n, length)
         self.attempt, self.judge, self.begin, self.piece = (
             b.compile(fn, over="steps", token=name and name[1] and (*name, fn.__name__))

@@ -84,11 +84,16 @@ class Kernel(NamedTuple):
     `move(key, x, *args) -> x'` is the position after a step alone, for those who ask for no more,
     where it needs no more than x and costs less: without the log density, and without a gradient
     that is kept from step to step. None: the kernel has none.
+
+    `learned(state)` is what its chains learned, by name a number for each coordinate, with the form
+    of x; `taught(state, learned)` a fresh state of chains that go on with it. None: nothing is.
     """
 
     init: Callable
     step: Callable
     move: Callable | None = None
+    learned: Callable | None = None
+    taught: Callable | None = None
 
 
 class Sampler(Protocol):
@@ -116,6 +121,16 @@ class Sampler(Protocol):
 
     def cure(self) -> str:
         """What to do where chains end at NaN or infinity."""
+
+
+@runtime_checkable
+class GoesOnLearned(Protocol):
+    """A `Sampler` whose kernel learns in its warm-up, and needs none where `Kernel.taught` is given
+    what others learned: its kernel then."""
+
+    def warm_kernel(
+        self, backend: Backend, target: Target, num_calls: int | None = None
+    ) -> Kernel: ...
 
 
 @runtime_checkable

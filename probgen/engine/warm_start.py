@@ -1,7 +1,8 @@
 """What a run of chains leaves for the next one: the group `sampling_state` of its draws.
 
     position     [chain, coordinate]     where each chain ended, on the real line
-    step_size    [chain]                 of NUTS and HMC
+    step_size    [chain]                 of NUTS and HMC; [chain, coordinate] of Langevin, where
+                                         it is learned
     inv_metric   [chain, coordinate]     the diagonal of the inverse mass matrix M^-1; of its dense
                                          blocks "inv_metric_block_0"..., [chain, n, n]
 
@@ -21,7 +22,7 @@ import numpy as np
 
 from probgen.backends.chains import Chains, WarmStart
 from probgen.backends.layout import Layout
-from probgen.engine.markov import RunsPosterior
+from probgen.engine.markov import OF_KERNEL, RunsPosterior
 from probgen.engine.target import Sampler
 from probgen.errors import AlgorithmError, DataError
 
@@ -31,7 +32,8 @@ DIRECTIONS, GAINS = "inv_metric_directions", "inv_metric_gains"
 
 @runtime_checkable
 class GoesOn(Protocol):
-    """A `RunsPosterior` whose chains can go on from what others learned (`Pieces.warm`): NUTS, HMC.
+    """A sampler whose chains can go on from what others learned (`Pieces.warm`): NUTS, HMC,
+    Langevin.
 
     `check_warm_start` refuses what does not fit the method; `shapes` are those of the latents on
     the real line. `mass_blocks(shapes)` are the names of sites in each dense block.
@@ -132,6 +134,8 @@ def _read(group: Any) -> WarmStart:
     if GAINS in arrays:
         rank = arrays[GAINS].shape[-1]
         forms |= {DIRECTIONS: (num, layout.dim, rank), GAINS: (num, rank)}
+    if set(arrays) == OF_KERNEL:
+        forms = {"step_size": (num, layout.dim)}
     forms = forms if arrays else {}
     found = {n: v.shape for n, v in arrays.items()}
     if position.shape != (num, layout.dim) or num == 0 or found != forms:

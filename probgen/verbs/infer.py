@@ -91,7 +91,8 @@ def infer(
             `num_warmup=0` nothing is learned anew; else the warm-up starts from them. Data may be
             others, such as a few more, where the latents are the same; so may the backend, and the
             engine of NUTS and HMC. The first chains go on where there are more than `num_chains`.
-            Samplers that learn no mass matrix take the positions. The noise is another than that
+            `Langevin` with adapt_step_size=True takes positions and the step size of another such
+            run; other samplers take the positions. The noise is another than that
             of the earlier call, of the same seed too: n and then m draws have the law of n + m,
             and are not the same numbers.
         path: a folder for the chains, or an address (see `evaluate`). Draws are kept beside it as
@@ -115,9 +116,9 @@ def infer(
         are summed out: the chains run on the others, and "<site>.probs" has the probability of
         each value at each draw, on a last axis. `sample_stats`: see the method.
         `observed_data`, `constant_data`, and `log_likelihood` on request. `sampling_state`: where
-        each chain ended on the real line and, of NUTS and HMC, its step size and inverse mass
-        matrix (`inv_metric`), for `warm_start`. Attributes record backend, device, versions, seed,
-        method and seconds.
+        each chain ended on the real line and, for `warm_start`, its learned step size and, of NUTS
+        and HMC, its inverse mass matrix (`inv_metric`). Attributes record backend, device,
+        versions, seed, method and seconds.
 
     Raises:
         MissingSeed: there is no seed, or no integer.

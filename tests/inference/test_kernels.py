@@ -280,6 +280,8 @@ def test_what_no_kernel_moves_is_refused(b):
         HMC().kernel(b, where)
     with pytest.raises(AlgorithmError, match="step sizes of \\['z'\\].*each of \\['x'\\]"):
         Langevin({"z": 0.1}).kernel(b, where)
+    with pytest.raises(AlgorithmError, match="num_warmup=0, expected some num_warmup to learn a"):
+        Langevin(0.1, metropolis=True, adapt_step_size=True).kernel(b, where)
 
 
 @pytest.mark.parametrize(
@@ -289,8 +291,7 @@ def test_what_no_kernel_moves_is_refused(b):
                 {"step_size": {"x": 0.1}, "noise_size": {"z": 0.1}}, {"noise_size": -0.1},
                 {"step_size": {"x": 0.1, "z": 0.2}, "metropolis": True, "noise_size": 0.5},
                 {"step_size": 0.1, "preconditioner": [1.0, -1.0]}, {"max_grad_norm": 0.0},
-                {"step_size": 0.1, "adapt_step_size": True, "num_warmup": 10},
-                {"step_size": 0.1, "adapt_step_size": True, "metropolis": True}]
+                {"step_size": 0.1, "adapt_step_size": True, "num_warmup": 10}]
 )  # fmt: skip
 def test_options_that_make_no_chain_are_refused(options):
     with pytest.raises(DeclarationError, match="Langevin"):
