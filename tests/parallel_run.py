@@ -261,13 +261,14 @@ def keeps_no_memory_that_is_looked_at(b, folder):
     more is written into again, also where a number of the same step is kept."""
     import torch
 
-    from probgen.backends.torch import split
+    from probgen.backends.torch import split_sums
 
-    world, size, own = b.over("all", ROWS)._world, 2 * split.SMALL, split.rooms.set({})
+    world, size = b.over("all", ROWS)._world, 2 * split_sums.SMALL
+    own = split_sums.rooms.set({})
 
     def total(value, kind=torch.float64):
         terms = [torch.full((n,), value * (1 + world.rank), dtype=kind) for n in (size, 1)]
-        return split.add_up(terms, world)
+        return split_sums.add_up(terms, world)
 
     first, _ = total(1.0)
     second, number = total(2.0)
@@ -278,7 +279,7 @@ def keeps_no_memory_that_is_looked_at(b, folder):
     del second
     third, _ = total(4.0)
     assert third.data_ptr() == place and (third == 12.0).all() and number == 6.0
-    split.rooms.reset(own)
+    split_sums.rooms.reset(own)
 
 
 def tells_that_another_is_gone(b, folder):
