@@ -20,6 +20,7 @@ from probgen.backends.layout import Layout
 from probgen.engine.chain_pieces import Pieces
 from probgen.engine.markov import joined
 from probgen.engine.posterior import Posterior
+from probgen.engine.target import transitions
 from probgen.errors import NonFiniteError, SaveError
 from probgen.inference.sample.adaptation import Learned
 from probgen.inference.sample.hamiltonian_plan import Piece, plan
@@ -59,14 +60,17 @@ def draw_chains(
     shapes = {n: v.shape[1:] for n, v in start(0)[0].items()}
     layout = Layout(shapes, method.dense_mass)
     mass = Mass(layout.dim, layout.block_sizes, method.mass_rank or 0)
-    run = compiled(posterior, layout, mass, method, machine, len(numbers), name)
+    whole = transitions(method)
+    # Chains that go on mostly find compiled what the run before them has compiled; whether they do
+    # must not be asked, since the same call gives the same bits whatever ran before.
+    calls = whole if warm is None else whole + min(warm.transitions, 2 * whole)
+    run = compiled(posterior, layout, mass, method, machine, len(numbers), calls, name)
     chains = _Chains(b, layout, mass, method, run, (params, rows), b.fold_in(key, 1), numbers)
     x = find_start(posterior, partial(chains.attempt, start), warm is not None)
     state = chains.first(layout.pack(x), warm)
     if pieces.state:
         state = _restored(state, pieces.state)
     done = 0
-    whole = method.num_warmup + method.num_draws * method.thinning
     for i, piece in enumerate(plan(method)):
         done += piece.num
         if i >= len(pieces.parts):

@@ -49,9 +49,9 @@ class Compiled(NamedTuple):
 
 def compiled(
     posterior: Posterior, layout: Layout, mass: Mass, method: Any, machine: Callable,
-    num_chains: int, name: Any,
+    num_chains: int, num_transitions: int, name: Any,
 ) -> Compiled:  # fmt: skip
-    """The functions of one posterior and method, for so many chains."""
+    """The functions of one posterior and method, for so many chains of so many transitions."""
     b = posterior.bound.backend
     ops = b.ops
 
@@ -104,11 +104,11 @@ def compiled(
         return (state, sizes), told
 
     per_step = num_chains * (layout.dim + 3)
-    calls = (method.num_warmup + method.num_draws * method.thinning) * LEAPFROGS
 
     def drawing(num: int) -> Callable:
         return b.compile(partial(noise, num), over="steps", token=name and (name, "noise", num))
 
+    calls = num_transitions * LEAPFROGS
     loop = b.loop(step, num_calls=calls, token=name and (name, "loop"))
     rows = loop.steps * min(max(1, NOISE // (per_step * loop.steps)), max(1, NOISY // loop.steps))
     return Compiled(

@@ -19,6 +19,7 @@ import probgen as pg
 from probgen import dist
 from probgen.errors import AlgorithmError, DataError, NonFiniteError, OtherRun, SupportError
 from probgen.inference import HMC, NUTS, Guide, Langevin, Until
+from probgen.inference.sample.hamiltonian_steps import LEAPFROGS
 
 H = 1e-3
 ENGINES = {"torch": ("probgen", "pyro"), "jax": ("probgen", "numpyro")}
@@ -200,6 +201,23 @@ def test_what_one_backend_learned_serves_the_other():
             found, want = (t.sampling_state[name].values for t in (after, before))
             np.testing.assert_allclose(found, want, rtol=1e-6)
         before = after
+
+
+def test_a_run_that_goes_on_is_compiled_as_if_thrice_as_long(small, monkeypatch):
+    """At most: by the transitions that were made before it."""
+    asked, real = [], type(small).loop
+
+    def loop(b, step, num_calls=None, token=None):
+        asked.append(num_calls)
+        return real(b, step, num_calls, token)
+
+    monkeypatch.setattr(type(small), "loop", loop)
+    method = hmc("probgen", num_chains=2)
+    first = infer(small, method)
+    infer(small, method, warm_start=first)
+    first.sampling_state.attrs["transitions"] = 1000
+    infer(small, method, warm_start=first)
+    assert asked == [LEAPFROGS * n for n in (1, 2, 3)]
 
 
 def test_chains_of_other_samplers_go_on_from_their_places(small):
