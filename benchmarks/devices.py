@@ -1,14 +1,14 @@
 """A step over two processes against a step of one with half the batch: what sharing costs.
 
 The VAE of 784-400-20 units, or of convolutions, 2 n images a step over two processes (Gloo; on JAX
-`jax.distributed`), and n in one. Both fits are held in the first of the two processes, which times
-them by turns by its own CPU clock, all threads of it: what it computes, sends and receives, and not
-how long it waits for the other, which on one machine waits for the same cores. Dense layers of 128
-images send 2.6 MB of gradients after a few ms of work: that row has no target, and shows what
-sending costs; of 1,024 images they compute for as long as layers do that are worth sharing. What no
-way of sending can save is timed beside them, in two processes of their own: one bare sum of as many
-numbers as the gradients have. `python benchmarks/devices.py BACKEND KIND ROWS` prints ratios of
-pairs of blocks, by the wall clock too, and that least ratio.
+`jax.distributed`), and n in one. Each process keeps to a core of its own, where there are two. Both
+fits are held in the first of the two processes, which times them by turns by its own CPU clock, all
+threads of it: what it computes, sends and receives, and not how long it waits for the other. Dense
+layers send 2.6 MB of gradients a step: with 128 images a process computes for a few ms between, so
+that row has no target, and shows what sending costs; 1,024 images are a step that is worth sharing.
+What no way of sending can save is timed beside them, in two processes of their own: one bare sum of
+as many numbers as the gradients have. `python benchmarks/devices.py BACKEND KIND ROWS` prints
+ratios of pairs of blocks, by the wall clock too, and that least ratio.
 """
 
 import json

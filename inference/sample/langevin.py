@@ -326,8 +326,10 @@ def _carrying(given: Langevin, b: Backend, target: Target) -> tuple[Callable, Ca
     ops, h = b.ops, step_sizes(given.step_size, target, "Langevin")
 
     def told(state: ChainState) -> dict[str, Tree]:
-        factor = ops.exp(state.size.log_factor)  # type: ignore[union-attr]
-        sizes = {n: factor * v * h[n] for n, v in state.base.items()}  # type: ignore[union-attr]
+        size, base = state.size, state.base
+        assert size is not None and base is not None  # a step is learned
+        factor = ops.exp(size.log_factor)
+        sizes = {n: factor * v * h[n] for n, v in base.items()}
         return {"step_size": {
             n: leading(ops, sizes[n], x) + ops.zeros_like(x) for n, x in state.x.items()
         }}  # fmt: skip

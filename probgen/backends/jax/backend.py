@@ -156,7 +156,7 @@ class JaxBackend(DistributionQuestions):
         return draws.fold_in(key, data)
 
     def row_keys(self, key: Any, ids: Any) -> Any:
-        return jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.asarray(ids, jnp.uint32))
+        return draws.row_keys(key, jnp.asarray(ids, jnp.uint32))
 
     def minimise_rows(
         self, declaration: optim.OptimizerDeclaration, loss: Callable, *, init: Callable,

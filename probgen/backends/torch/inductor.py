@@ -53,7 +53,7 @@ def past_cut_libraries(make: Callable[[], Any]) -> Any:
     while True:
         try:
             return make()
-        except Exception as error:
+        except Exception as error:  # inductor wraps the loader's in several kinds of its own
             found = _CUT.search(str(error))
             if found is None or found[1] in seen:
                 raise
