@@ -210,6 +210,16 @@ def test_doctor_names_versions_devices_and_the_choice(capsys):
     assert f"fit would run on {chosen.name}, device {chosen.device}" in text
 
 
+@pytest.fixture
+def uncompiled(monkeypatch):
+    """What inductor makes of a graph is looked at above, in seconds; not again."""
+    if not backends._missing("torch"):
+        from probgen.backends.torch import probe
+
+        monkeypatch.setattr(probe, "LOOKS", (("devices", probe.devices),))
+
+
+@pytest.mark.usefixtures("uncompiled")
 @pytest.mark.parametrize("gone", [{"torch"}, {"jax"}, {"torch", "jax"}])
 def test_doctor_works_without_a_framework(gone, monkeypatch, capsys):
     """As where the extra was not installed: nothing of it is imported."""
@@ -227,6 +237,7 @@ def test_doctor_works_without_a_framework(gone, monkeypatch, capsys):
     assert ("nothing would run" in text) == (not left)
 
 
+@pytest.mark.usefixtures("uncompiled")
 def test_doctor_reports_a_framework_that_cannot_be_imported(backend_name, monkeypatch):
     monkeypatch.setitem(sys.modules, f"probgen.backends.{backend_name}.probe", None)
     (found,) = [f for f in doctor.examine() if f.name == backend_name]
