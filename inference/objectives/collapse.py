@@ -234,13 +234,15 @@ def _information(
         guide = bound.trace_guide(params, batch, latents=spread, num_particles=rows)
         return sum(guide[n].log_prob for n in names)
 
-    table = b.compile(log_q, num_calls=-(-size // ROWS))
+    height = min(size, ROWS)
+    table = b.compile(log_q, num_calls=-(-size // height))
     total = 0.0
-    for start in range(0, size, ROWS):
-        part = {n: b.asarray(latents[n][start : start + ROWS]) for n in names}
+    for start in range(0, size, height):
+        first = min(start, size - height)  # the last part has rows that were seen: one program
+        part = {n: b.asarray(latents[n][first : first + height]) for n in names}
         rows = b.to_numpy(table(params, batch, part)).astype(np.float64)
-        own = rows[np.arange(len(rows)), start + np.arange(len(rows))]
-        total += float((own - np.logaddexp.reduce(rows, axis=1)).sum())
+        own = rows[np.arange(height), first + np.arange(height)]
+        total += float((own - np.logaddexp.reduce(rows, axis=1))[start - first :].sum())
     return total / size + math.log(size), math.log(size)
 
 
