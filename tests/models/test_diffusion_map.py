@@ -6,6 +6,7 @@ steps, and the posterior of a linear measurement with normal noise is a closed f
 
 import numpy as np
 import pytest
+from at_once import at_once
 from compilations import Compilations
 from flow_cases import exact_diffusion
 
@@ -75,12 +76,15 @@ def test_its_draws_are_ddim_s(b):
     model = Diffusion(net, (3,), NoiseSchedule(1000), "v_prediction")
     bound, params = bind(model, b, data={"x": np.zeros((1, 3), np.float32)}, seed=0)
     fitted = pg.engine.fitted.Fitted(model, params, shapes={"x": (3,)})
-    key = b.key(3)
-    x = DDIM(4).draws_of(bound)(params, {}, key, 6)["x"]
-    start = b.normal(b.split(key, 2)[0], (6, 3))
     of_map, given = bind(DiffusionMap(fitted, 4), b, data={}, num_data=6, seed=0)
-    found = of_map.trace(given, {}, {"x_1000": start}, batch_size=6)["x"].value
-    np.testing.assert_allclose(b.to_numpy(found), b.to_numpy(x), rtol=1e-4, atol=1e-5)
+
+    def run(key):
+        start = b.normal(b.split(key, 2)[0], (6, 3))
+        found = of_map.trace(given, {}, {"x_1000": start}, batch_size=6)["x"].value
+        return found, DDIM(4).draws_of(bound)(params, {}, key, 6)["x"]
+
+    found, x = at_once(b, run, b.key(3))
+    np.testing.assert_allclose(found, x, rtol=1e-4, atol=1e-5)
 
 
 def test_a_prior_of_another_family_and_another_site(b):
@@ -134,13 +138,17 @@ def test_a_condition_is_an_input_here_too(b):
     y = np.array([0, 2, 1, 0])
     data = {"x": np.zeros((4, 2), np.float32), "condition": y}
     bound, params = bind(model, b, data=data, seed=0)
-    given, key = {"condition": b.asarray(y)}, b.key(3)
-    x = DDIM(4).draws_of(bound)(params, given, key, 4)["x"]
-    start = b.normal(b.split(key, 2)[0], (4, 2))
+    given = {"condition": b.asarray(y)}
     prior = DiffusionMap(pg.Fitted(model, params), 4)
     of_map, held = bind(prior, b, data={"condition": y}, num_data=4, seed=0)
-    found = of_map.trace(held, given, {"x_20": start}, batch_size=4)["x"].value
-    np.testing.assert_allclose(b.to_numpy(found), b.to_numpy(x), rtol=1e-4, atol=1e-5)
+
+    def run(key):
+        start = b.normal(b.split(key, 2)[0], (4, 2))
+        found = of_map.trace(held, given, {"x_20": start}, batch_size=4)["x"].value
+        return found, DDIM(4).draws_of(bound)(params, given, key, 4)["x"]
+
+    found, x = at_once(b, run, b.key(3))
+    np.testing.assert_allclose(found, x, rtol=1e-4, atol=1e-5)
     problem = InverseProblem(prior, lambda x: dist.Normal(x, 1.0).to_event(1))
     with pytest.raises(DataError, match="classes from 0 to 4"):
         problem.check_rows({"y": data["x"], "condition": 2 * y})

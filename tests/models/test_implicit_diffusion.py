@@ -5,6 +5,7 @@ import time
 
 import numpy as np
 import pytest
+from at_once import terms_of
 from compilations import Compilations
 from fit_cases import assert_same_bits, quick
 
@@ -169,21 +170,23 @@ def test_the_program_ends_in_the_generators_output(b):
     noise = {f"x_{t}": rng.normal(size=(5, 2)).astype("f") for t in (4, 3, 2, 1)}
     noise |= {f"z_{t}": rng.normal(size=(5, 3)).astype("f") for t in (4, 3, 2, 1)}
     given = {n: b.asarray(v) for n, v in noise.items()}
-    sites = bound.trace(params, {}, noise=given, key=b.key(0), batch_size=5, condition=False)
+    options = {"noise": given, "key": b.key(0), "batch_size": 5, "condition": False}
+    sites = terms_of(b, bound.trace, params, {}, **options)
+    guessed = b.compile(model.guess)
     x = noise["x_4"]
     k = model.coefficients()
     for t in (4, 3, 2, 1):
         z, step = given[f"z_{t}"], b.asarray(np.full(5, t - 1.0))
-        guess = b.to_numpy(model.guess(params, b.asarray(x), z, step))
+        guess = b.to_numpy(guessed(params, b.asarray(x), z, step))
         if t == 1:
-            np.testing.assert_allclose(b.to_numpy(sites["x"].value), guess, rtol=1e-6, atol=1e-6)
+            np.testing.assert_allclose(sites["x"][0], guess, rtol=1e-6, atol=1e-6)
             continue
         x = (
             k["of_x0"][t - 1] * guess
             + k["of_xt"][t - 1] * x
             + k["std"][t - 1] * noise[f"x_{t - 1}"]
         )
-        np.testing.assert_allclose(b.to_numpy(sites[f"x_{t - 1}"].value), x, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(sites[f"x_{t - 1}"][0], x, rtol=1e-5, atol=1e-6)
 
 
 class Counting:

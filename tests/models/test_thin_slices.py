@@ -38,13 +38,13 @@ def test_an_energy_learns_the_density_that_the_base_lacks(b):
     truth = pg.data.gaussian_mixture([[-2.0, 0.0], [2.0, 0.0]], covariances=0.36)
     x = truth.sample(4000, seed=1).astype(np.float32)
     model = EBM(
-        energy=nets.MLPEnergy(hidden=(64, 64)),
+        energy=nets.MLPEnergy(hidden=(32, 32)),
         base=dist.Normal(0.0, 2.0).expand([2]).to_event(1),
     )
     learn = MaximumLikelihood(
-        Langevin(step_size=0.1, num_steps=20), optimizer=pg.Adam(1e-3), init=PersistentChains()
+        Langevin(step_size=0.1, num_steps=20), optimizer=pg.Adam(2e-3), init=PersistentChains()
     )
-    fitted = pg.fit(model, x, learn, num_steps=250, backend=b, **{**FAST, "batch_size": 128})
+    fitted = pg.fit(model, x, learn, num_steps=200, backend=b, **{**FAST, "batch_size": 128})
     points, area = grid()
     log_p = log_joint(fitted, b, points)
     log_p -= math.log(np.exp(log_p).sum() * area)
@@ -77,7 +77,7 @@ def test_tilting_mends_a_frozen_vae(b):
     wide = linear_vae(1.0, spectral=True)
     vae = pg.fit(wide, x, SVI(ELBO(), pg.Adam(1e-2)), num_steps=120, backend=b, **FAST)
     vae.params["decoder"]["out"]["u"][:] = np.float32([0.6, 0.8])  # which an upkeep would move
-    model = Tilted(vae, energy=nets.MLPEnergy(hidden=(16, 16)))
+    model = Tilted(vae, energy=nets.MLPEnergy(hidden=(32,)))
     sampler = Langevin(step_size=0.1, num_steps=10)
     learn = MaximumLikelihood(
         sampler, space="noise", optimizer=pg.Adam(5e-3), init=PersistentChains()
