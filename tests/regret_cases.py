@@ -12,6 +12,7 @@ which is least at m = m*, v_j = 1 / P_jj. The regret at K = 1 is the difference 
 
 import dataclasses
 import zlib
+from unittest import mock
 
 import numpy as np
 
@@ -20,7 +21,6 @@ from probgen import dist, nets, ops
 from probgen.data.sources import ArraySource
 from probgen.engine.fitted import Fitted
 from probgen.inference.regret.likelihood_regret import LikelihoodRegret
-from probgen.inference.regret.refit import bind_search, negative_bound
 from probgen.models import VAE, likelihoods
 from probgen.trees import tree_map
 
@@ -178,23 +178,23 @@ def measure_key(b, measure, seed):
     return b.fold_in(b.key(seed), zlib.crc32(measure.noise_name.encode()) & 0x7FFFFFFF)
 
 
-def fitted_tau(b, fitted, x, measure, *, seed=0, ids=None):
-    """tau_hat of each datum as the measure finds it in `pg.evaluate`, a tree of [n, ...] numpy."""
+def searched(b, fitted, x, measure, *, seed=0):
+    """(what `measure.finish` makes a table of, tau_hat as a tree of [n, ...] numpy), of one run by
+    the noise of `pg.evaluate(..., seed=seed)`."""
+    minimise_rows = type(b).minimise_rows
+
+    def with_tau(self, declared, loss, *, finish, **options):
+        def both(tau, *rest):
+            return {**finish(tau, *rest), "tau": tau}
+
+        return minimise_rows(self, declared, loss, finish=both, **options)
+
     bound, params = fitted.bind(b, {"x": x[:1]}, num_data=len(x))
-    found = bind_search(bound, "test", measure.search, measure.rank_1, measure.start_from)
-
-    def loss(tau, params, x, key):
-        return negative_bound(found, tau, params, x, key, None)
-
-    run = b.minimise_rows(
-        measure.optimizer, loss, init=found.init,
-        finish=lambda tau, kept, params, x, key: {"tau": tau, "kept": kept},
-        num_steps=measure.steps, keep_at=measure.steps - max(1, measure.steps // 10),
-        rows_at_once=512, num_rows=len(x),
-    )  # fmt: skip
-    ids = np.arange(len(x)) if ids is None else ids
-    out = run(params, {"x": b.asarray(x)}, b.row_keys(measure_key(b, measure, seed), ids))
-    return tree_map(b.to_numpy, out)["tau"]
+    keys = b.row_keys(measure_key(b, measure, seed), np.arange(len(x)))
+    with mock.patch.object(type(b), "minimise_rows", with_tau):
+        values = measure.device_function(bound, len(x))(params, {"x": b.asarray(x)}, keys)
+    values = tree_map(b.to_numpy, values)
+    return values, values.pop("tau")
 
 
 def free_gaussian(tau):

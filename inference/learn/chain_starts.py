@@ -105,6 +105,12 @@ class ChainStart:
         return mixed
 
 
+def first_ends(b: Any, fresh: Callable, params: Mapping, batch: Mapping, key: Any) -> Tree:
+    """`fresh` starts of a batch as one program: by itself each operation would be compiled."""
+    run = b.compile(lambda params, batch, key: fresh(params, batch, key, size_of(batch)), 1)
+    return run(dict(params), dict(batch), key)
+
+
 @declaration
 class PersistentChains:
     """As many chains as a batch has data, each going on where the last update left it.
@@ -126,7 +132,7 @@ class PersistentChains:
 
         def own(params: Mapping, batch: Mapping, key: Any, extras: Any) -> dict:
             require_no_inputs(contrast, batch, self)
-            x = fresh(params, batch, key, size_of(batch))
+            x = first_ends(b, fresh, params, batch, key)
             # `is_known` is 0 where all are to start anew.
             kept = {"chains": x, "is_known": np.ones((), np.float32)}
             return {n: bound.kept(n, v, extras) for n, v in kept.items()}
@@ -176,7 +182,7 @@ class ReplayBuffer:
         def own(params: Mapping, batch: Mapping, key: Any, extras: Any) -> dict:
             require_no_inputs(contrast, batch, self)
             self._require_size(size_of(batch))
-            one = {n: v[:1] for n, v in fresh(params, batch, key, size_of(batch)).items()}
+            one = {n: v[:1] for n, v in first_ends(b, fresh, params, batch, key).items()}
             numbers = sum(int(np.prod(one[n].shape)) for n in names)
             where = f"ReplayBuffer({self.size:,})"
             ask(where, 8 * self.size * numbers, "keep fewer ends", DeclarationError)

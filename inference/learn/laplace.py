@@ -111,9 +111,7 @@ def _derivatives(
         np.add.at(times, at, 1)
         rows = bound.values_of({k: b.asarray(v) for k, v in chunk.items()})
         if num_rows not in functions:
-            functions[num_rows] = b.compile(
-                _products(bound, params, rows, num_rows, names), num_calls=total
-            )
+            functions[num_rows] = b.compile(_products(bound, num_rows, names), num_calls=total)
         run = functions[num_rows]
         point = {n: b.asarray(np.float32(v[at] if n in local else v)) for n, v in locs.items()}
         share = num_rows / (bound.num_data or num_rows)
@@ -143,14 +141,11 @@ def _derivatives(
     return found._replace(shared=symmetric[0], own=symmetric[1]), seen
 
 
-def _products(
-    bound: Bound, params: Mapping, rows: Mapping, num_rows: int, names: list[str]
-) -> Callable:
+def _products(bound: Bound, num_rows: int, names: list[str]) -> Callable:
     """(u, direction, params, rows) -> (f', f'' direction) of rows that stand for all data."""
     b, ops = bound.backend, bound.backend.ops
     posterior = Posterior(bound, None if bound.is_once else num_rows)
-    start = posterior.point(params, rows, key=b.key(0), strategy="init_to_feasible")
-    forms = {n: tuple(v.shape) for n, v in start.free.items()}
+    forms: dict[str, tuple[int, ...]] = {}
     sites = bound.structure.sites
 
     def formed(name: str, u: Array) -> Array:
@@ -162,6 +157,9 @@ def _products(
         return moved(ops.reshape(u, (num_rows, *form[:axis], *form[axis + 1 :])), 0, axis)
 
     def density(u: Mapping, params: Mapping, rows: Mapping) -> Array:
+        if not forms:  # within the trace: by itself each operation would be compiled
+            start = posterior.point(params, rows, key=b.key(0), strategy="init_to_feasible")
+            forms.update({n: tuple(v.shape) for n, v in start.free.items()})
         free = {n: formed(n, v) for n, v in u.items()}
         return posterior.point(params, rows, free).log_density
 

@@ -70,12 +70,16 @@ def _without_density(
     b = bound.backend
     if not any(n in batch for n in bound.observed):
         return  # drawn values have a density
-    try:
+
+    def run(params: Any, batch: Any, key: Any) -> Any:
         sites = bound.trace(params, batch, key=key, batch_size=size)
-        found = {
-            n: (b.to_numpy(sites[n].value), b.to_numpy(b.log_prob(sites[n].fn, sites[n].value)))
-            for n in bound.observed
+        return {
+            n: (sites[n].value, b.log_prob(sites[n].fn, sites[n].value)) for n in bound.observed
         }
+
+    try:
+        # As one program: by itself each operation would be compiled.
+        found = b.tree_map(b.to_numpy, b.compile(run, num_calls=1)(params, batch, key))
     except (ProbgenError, RuntimeError, ValueError, TypeError):
         return
     for name, (value, log_prob) in found.items():

@@ -178,7 +178,8 @@ def test_the_same_noise_gives_the_same_loss_and_reverse_step_on_both_backends():
             for algorithm in algorithms:
                 learner = algorithm.bind(bound)
                 state = learner.init(b.copy(params), b.key(2), batch, None)
-                state, metrics = learner.update(state, batch, b.key(3))
+                update = b.compile(learner.update, over="steps")
+                state, metrics = update(state, batch, b.key(3))
                 mine.append(b.to_numpy(metrics["loss"]))
             fitted = pg.Fitted(model, b.tree_map(b.to_numpy, params), shapes={"x": (2,)})
             draws = pg.generate(fitted, 16, inputs={"condition": y}, seed=0, backend=b)

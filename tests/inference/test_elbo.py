@@ -151,15 +151,12 @@ def test_minibatches_average_to_the_full_objective(b):
     x = np.arange(12, dtype=np.float32) / 4
     bound, params, batch = bound_to(b, with_guide, x)
     key = b.key(4)  # one key: the same draw of the global latent in every minibatch
-    parts = [
-        float(b.to_numpy(ELBO().evaluate(bound, params, {"x": batch["x"][i : i + 4]}, key)["elbo"]))
-        for i in (0, 4, 8)
-    ]
-    full = float(b.to_numpy(ELBO().evaluate(bound, params, batch, key)["elbo"]))
-    assert np.mean(parts) == pytest.approx(full, rel=1e-5)
-    kl = float(b.to_numpy(ELBO().evaluate(bound, params, batch, key)["kl"]))
+    run = b.compile(lambda params, batch, key: ELBO().evaluate(bound, params, batch, key), 3)
+    parts = [run(params, {"x": b.asarray(x[i : i + 4])}, key)["elbo"] for i in (0, 4, 8)]
+    full = b.tree_map(b.to_numpy, run(params, batch, key))
+    assert np.mean([b.to_numpy(p) for p in parts]) == pytest.approx(full["elbo"], rel=1e-5)
     exact_kl = np.log(2 / 0.3) + (0.3**2 + 0.25) / (2 * 4) - 0.5
-    assert kl == pytest.approx(exact_kl / 12, rel=1e-5)
+    assert full["kl"] == pytest.approx(exact_kl / 12, rel=1e-5)
 
 
 @pytest.mark.parametrize("analytic", [True, False])
@@ -185,7 +182,8 @@ def test_particles_of_what_all_data_share_run_side_by_side(b, analytic):
 
     bound, params, batch = bound_to(b, with_guide, x)
     loss = ELBO(num_particles=4000, analytic_kl=analytic)
-    got = loss.evaluate(bound, params, batch, b.key(4))
+    run = b.compile(lambda params, batch, key: loss.evaluate(bound, params, batch, key), 1)
+    got = run(params, batch, b.key(4))
     w, z = rng.normal(0.5, 0.3, (4000, 2)), rng.normal(0.1, 0.4, (4000, 12))
     log_p = stats.norm(w @ a[:, None], 0.5).logpdf(z).sum(1) + stats.norm(z, 0.5).logpdf(x).sum(1)
     log_w = log_p + stats.norm(0, 1).logpdf(w).sum(1) - stats.norm(0.5, 0.3).logpdf(w).sum(1)

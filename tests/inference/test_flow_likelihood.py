@@ -131,7 +131,7 @@ def test_a_learned_density_integrates_to_one_and_is_near_the_truth(b):
         model, truth.sample(8000, seed=0), learn, num_steps=600, batch_size=256, seed=0,
         ema_decay=0.99, progress_bar=False, backend=b,
     )  # fmt: skip
-    edge = np.linspace(-3.0, 3.0, 61)
+    edge = np.linspace(-3.0, 3.0, 31)
     grid = np.stack(np.meshgrid(edge, edge), -1).reshape(-1, 2).astype(np.float32)
     measure = ProbabilityFlow(40)
     table = pg.evaluate(

@@ -33,8 +33,11 @@ def transitions(b, make, log_density, x, size, rng, count, depth=10, length=1.0)
     def noise():
         return Noise(b.asarray(rng.normal(size=(num, dim))), b.asarray(rng.random((num, 3))))
 
-    value, grad = climb(b.asarray(x))
-    state = machine.begin(Place(b.asarray(x), grad, value, value), noise(), length)
+    def begun(x, noise, length):
+        value, grad = climb(x)
+        return machine.begin(Place(x, grad, value, value), noise, length)
+
+    state = b.compile(begun, 1)(b.asarray(x), noise(), length)
     step = b.compile(lambda state, noise: machine.step(state, noise, size, still, length))
     told, counts = [], np.zeros(num, int)
     while counts.min() < count:

@@ -171,7 +171,7 @@ def test_messages_are_the_sum_over_all_paths(b, monkeypatch):
 def test_messages_of_one_moment_are_its_sum(b):
     paths = messages.Paths(table_of_three(), np.zeros((10, 1), int))
     weights = RNG.normal(size=(1, 9, 2)).astype("float32")
-    found = messages.log_sum(b.ops, paths, b.asarray(weights))
+    found = b.compile(lambda w: messages.log_sum(b.ops, paths, w), 1)(b.asarray(weights))
     np.testing.assert_allclose(b.to_numpy(found), logsumexp(weights[0, ::3], axis=0), rtol=1e-6)
 
 
@@ -183,8 +183,9 @@ def test_what_pairs_tell_of_values_has_no_unit(b):
     table = Table({"z": Choices(values, values[:, None], 2, ())}, {"z": values})
     paths, far = messages.Paths(table, states), np.float32(1e5 + states)
     far[-1] = np.nextafter(far[-1], np.inf)  # rounded otherwise
+    told = b.compile(lambda x: messages.values_told(b.ops, paths, x), 1)
     for x, want in ((1e-6 * np.cumsum(states, axis=1), False), (far, True)):
-        found = messages.values_told(b.ops, paths, b.asarray(np.float32(x.T)))
+        found = told(b.asarray(np.float32(x.T)))
         assert bool(found) == want
 
 

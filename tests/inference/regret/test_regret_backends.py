@@ -20,8 +20,10 @@ X = np.random.default_rng(0).normal(size=(5, 6))
 
 
 def vae(guide_kind, hierarchical=False):
-    decoder = {"hidden": (7,), "activation": "tanh"}
-    encoder = {"hidden": (8,), "activation": "tanh", "heads": ("loc", "log_scale")}
+    decoder = {"hidden": (), "activation": "tanh"}
+    encoder = {"hidden": (), "activation": "tanh", "heads": ("loc", "log_scale")}
+    if not hierarchical:
+        decoder["hidden"], encoder["hidden"] = (7,), (8,)
     latent = dist.Normal(0, 1).expand([3]).to_event(1)
     if hierarchical:
         latent = VAE(

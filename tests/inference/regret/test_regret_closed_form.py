@@ -8,7 +8,7 @@ import dataclasses
 import numpy as np
 import pytest
 from floats import float64
-from regret_cases import PPCA, auroc, fitted_tau, free_gaussian, measure_key, scored, settled
+from regret_cases import PPCA, auroc, free_gaussian, searched, settled
 
 
 @pytest.fixture(autouse=True)
@@ -29,13 +29,13 @@ def test_the_search_finds_the_best_gaussian_of_a_saturating_encoder(b):
     x = np.concatenate([model.draw(50), model.draw(50, seed=1, stretch=5.0)])
     measure = settled(1200, 8e-2, search="posterior", num_draws=200)
     fitted, start = model.fitted(**faults), model.guide(x, **faults)
-    tau = free_gaussian(fitted_tau(b, fitted, x, measure))
+    values, tau = searched(b, fitted, x, measure)
+    found, tau = measure.finish(values), free_gaussian(tau)
     closed = model.kl(x, *start) - model.kl(x, *tau)
     truth = model.best_regret(x, *start)
     assert truth[:50].mean() < 1 and truth[50:].mean() > 500
     assert np.abs(closed - truth).max() < 0.15 and (closed <= truth + 1e-6).all()
     assert abs((closed - truth).mean()) < 0.02
-    found = scored(b, fitted, x, measure)
     z = (found["estimate"] - closed) / found["scoring_error"]
     assert abs(z.mean()) < 5 / np.sqrt(len(z)) and 0.7 < z.std() < 1.4 and np.abs(z).max() < 6
     np.testing.assert_allclose(found["estimate"], found["elbo_after"] - found["elbo_before"])
@@ -56,12 +56,11 @@ def test_an_exact_encoder_has_the_same_regret_for_every_datum(b):
     truth = model.best_regret(x, *model.guide(x, widen=1.5))
     assert np.ptp(truth) < 1e-9
     measure = settled(400, search="posterior", num_draws=20)
-    some = x[70:170]
-    tau = free_gaussian(fitted_tau(b, fitted, some, measure))
-    closed = model.kl(some, *model.guide(some, widen=1.5)) - model.kl(some, *tau)
+    values, tau = searched(b, fitted, x, measure)
+    found = measure.finish(values)["estimate"]
+    closed = model.kl(x, *model.guide(x, widen=1.5)) - model.kl(x, *free_gaussian(tau))
     short = truth[0] - closed
     assert truth[0] > 0.15 and short.min() > 0 and short.max() < 0.15 and short.mean() < 0.05
-    found = scored(b, fitted, x, measure)["estimate"]
     assert abs(found.mean() - closed.mean()) < 0.02 + 5 * found.std() / np.sqrt(240)
     assert abs(auroc(found[:120], found[120:]) - 0.5) < 3 * np.sqrt(241 / (12 * 120**2))
 
@@ -88,12 +87,8 @@ def test_the_regret_falls_to_nothing_as_k_grows(b):
     model, faults = PPCA(), {"shift": 0.7, "widen": 1.5}
     x, fitted = model.draw(20), model.fitted(**faults)
     base = settled(500, search="posterior", num_draws=10_000, particles_at_once=2500)
-    bound, params = fitted.bind(b, {"x": x[:1]}, num_data=len(x))
-    keys = b.row_keys(measure_key(b, base, 0), np.arange(len(x)))
-    values = base.device_function(bound, len(x))(params, {"x": b.asarray(x)}, keys)
-    values = {name: b.to_numpy(v) for name, v in values.items()}
-    start = model.guide(x, **faults)
-    tau = free_gaussian(fitted_tau(b, fitted, x, base))
+    values, tau = searched(b, fitted, x, base)
+    start, tau = model.guide(x, **faults), free_gaussian(tau)
     truth = model.best_regret(x, *start).mean()
     assert 1.0 < truth < 1.4
     rng, means = np.random.default_rng(0), {}

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from floats import float64
 from shared_noise import agree, each_backend
-from test_regret_batched import ENCODERS, SHAPE, UNITS, data, measured, vae
+from test_regret_batched import COUNT, DRAWS, ENCODERS, ROWS, SHAPE, UNITS, data, measured, vae
 
 import probgen as pg
 from probgen import nets
@@ -35,10 +35,10 @@ def test_backends_agree_on_a_convolution(same_noise):
 def test_more_steps_never_lower_the_bound(b, search):
     """The same draws judge searches of every length: before is the same to the bit, after rises in
     the mean (to 1 % of what is gained), and for 95 % of the data no bound falls."""
-    fitted, x, found = vae(ENCODERS["mlp"]), data(30), []
+    fitted, x, found = vae(ENCODERS["mlp"]), data(COUNT), []
     with float64(b):
         for steps in (10, 80):
-            measure = LikelihoodRegret(search, num_steps=steps, num_draws=100)
+            measure = LikelihoodRegret(search, num_steps=steps, num_draws=DRAWS, rows_at_once=ROWS)
             found.append(measured(b, fitted, x, measure))
     gains = [f["estimate"].mean() for f in found]
     for fewer, more in itertools.pairwise(found):
