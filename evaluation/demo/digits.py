@@ -129,12 +129,20 @@ def pictures(
     bound, params = fitted.bind(b, {"x": held_out})
     model: Any = fitted.model
 
+    def mean_of(params: Any, z: Any) -> Any:
+        return model.mean(bound, params, z)
+
+    def code_of(params: Any, x: Any) -> Any:
+        return b.mean(bound.trace_guide(params, {"x": x}, key=b.key(seed))["z"].fn)
+
+    # On JAX one program for each shape, in place of one for each operation.
+    compiled_mean, compiled_code = (b.compile(fn, num_calls=3) for fn in (mean_of, code_of))
+
     def mean_images(z: np.ndarray) -> np.ndarray:
-        return b.to_numpy(model.mean(bound, params, b.asarray(z.astype(np.float32))))
+        return b.to_numpy(compiled_mean(params, b.asarray(z.astype(np.float32))))
 
     def codes(x: np.ndarray) -> np.ndarray:
-        guide = bound.trace_guide(params, {"x": b.asarray(x)}, key=b.key(seed))
-        return b.to_numpy(b.mean(guide["z"].fn))
+        return b.to_numpy(compiled_code(params, b.asarray(x)))
 
     z = pg.generate(fitted, 60, seed=seed, backend=b)["z"]
     originals = held_out[:20]

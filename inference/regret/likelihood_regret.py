@@ -209,11 +209,15 @@ class LikelihoodRegret:
         declared = self.optimizer or _DEFAULTS[self.search]
         programs: dict[int, Callable] = {}
 
+        def of_first(params: Mapping, batch: Mapping) -> Any:
+            return found.init(params, {k: v[0] for k, v in batch.items()})
+
+        begun = b.compile(of_first, num_calls=1)  # on JAX one program, not one an operation
+
         def run(params: Mapping, batch: Mapping, keys: Any) -> dict[str, Array]:
             at_once = self.rows_at_once
             if at_once is None:
-                first = {k: v[0] for k, v in batch.items()}
-                at_once = b.rows_at_once(num_parameters(found.init(params, first)))
+                at_once = b.rows_at_once(num_parameters(begun(params, batch)))
             if at_once not in programs:
                 programs[at_once] = b.minimise_rows(
                     declared, loss, init=found.init, finish=finish, num_steps=steps,

@@ -17,7 +17,7 @@ from probgen.evaluation.demo import strangers
 
 TINY = demo.Settings(
     num_epochs=6, num_train=600, num_held_out=40, num_particles=40, elbo_particles=8,
-    num_strangers=12, score_particles=8, background_epochs=2, num_search_steps=4,
+    num_strangers=12, score_particles=8, background_epochs=6, num_search_steps=4,
 )  # fmt: skip
 
 
