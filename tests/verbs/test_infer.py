@@ -41,7 +41,7 @@ def test_hmc_keeps_a_posterior_known_in_closed_form(options, small):
     not move (31 to 200). Two are near a quarter, where draws are all but independent, once the
     scales are known well: hence a warm-up of 300, whose last window has 100 draws (500 and more).
     """
-    sizes = {} if small.name == "jax" else {"num_warmup": 300, "num_samples": 200}
+    sizes = {} if small.name == "jax" else {"num_warmup": 300, "num_samples": 50}
     method = sized(HMC, small, **sizes, **options)
     draws = run(regression, {"y": Y}, small, method, inputs={"covariates": C})
     check_regression(draws)

@@ -110,11 +110,11 @@ def test_pyros_parameter_store_stays_empty():
 
 
 def test_thinning_keeps_every_nth_transition(small):
-    every = run(counts, {"events": EVENTS}, small, HMC(**SHORT, num_steps=2))
-    third = run(counts, {"events": EVENTS}, small, HMC(**SHORT, num_steps=2, thinning=3))
-    np.testing.assert_allclose(
-        third.posterior.rate, every.posterior.rate.values[:, 2::3], rtol=1e-5
-    )
+    sizes = {"num_warmup": 5, "num_chains": 2, "num_steps": 2}
+    every = run(counts, {"events": EVENTS}, small, HMC(num_samples=12, **sizes))
+    third = run(counts, {"events": EVENTS}, small, HMC(num_samples=12, thinning=3, **sizes))
+    assert third.posterior.rate.shape == (2, 4)
+    np.testing.assert_allclose(third.posterior.rate, every.posterior.rate[:, 2::3], rtol=1e-5)
 
 
 STRATEGIES = ("uniform", "median", "mean", "sample", "feasible")

@@ -184,11 +184,9 @@ def test_the_first_chains_go_on_where_fewer_are_asked_for(small, learned):
 
 @pg.model
 def supports():
-    pg.sample("rate", dist.Gamma(2.0, 1.0).expand([3]).to_event(1))
     pg.sample("p", dist.Dirichlet(np.ones(4, np.float32)))
     top = pg.sample("top", dist.Exponential(1.0))
-    pg.sample("below", dist.Uniform(0.0, top))
-    pg.sample("beta", dist.Beta(2.0, 3.0))
+    pg.sample("below", dist.Uniform(0.0, top).expand([2]).to_event(1))
     pg.sample("corr", dist.LKJCholesky(3, 1.0))
     with pg.plate("groups", 4):
         pg.sample("g", dist.Normal(0.0, 1.0))
