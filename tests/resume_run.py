@@ -1,6 +1,7 @@
 """A fit to be killed, by test_resume.py.
 
-Slow on purpose (a callback sleeps), so that there is a random moment to kill it at.
+Slow on purpose where it is to be killed (a callback sleeps), so that there is a random moment to do
+so at.
 """
 
 import time
@@ -41,5 +42,5 @@ def run(backend, compile, case="vae", checkpoint=None, pause=0.0):
     )  # fmt: skip
 
 
-def run_slowly(backend, compile, case, folder, out):
-    run(backend, compile, case, folder, pause=0.1).save_pretrained(out)
+def run_and_save(backend, compile, case, folder, out, pause):
+    run(backend, compile, case, folder, pause).save_pretrained(out)

@@ -9,7 +9,7 @@ import children
 import numpy as np
 import pytest
 from fit_cases import are_same_bits, assert_same_bits, binary_data, coins, quick, small_vae, svi
-from resume_run import NUM_STEPS, run, run_slowly
+from resume_run import NUM_STEPS, run, run_and_save
 
 import probgen as pg
 from probgen.engine.fitted import Fitted
@@ -46,18 +46,18 @@ def check_killed_and_resumed(backend, compile, tmp_path, kills, case="vae"):
     rng = np.random.default_rng()  # another moment every time
     folder, out, said = (tmp_path / name for name in ("checkpoints", "out", "said"))
 
-    def start():
-        return children.start(run_slowly, backend, compile, case, folder, out, said=said)
+    def start(pause):
+        return children.start(run_and_save, backend, compile, case, folder, out, pause, said=said)
 
     killed = []
     for _ in range(kills):
-        process = start()
+        process = start(pause=0.1)
         was_killed = kill_at_a_random_moment(process, folder, rng)
         assert was_killed or process.exitcode == 0, children.error(said)
         if not was_killed:
             break
         killed.append(steps_in(folder)[-1])
-    process = start()
+    process = start(pause=0.0)
     process.join(timeout=1200)
     assert process.exitcode == 0, children.error(said)
     assert killed and killed == sorted(killed) and killed[0] < NUM_STEPS
