@@ -1,16 +1,24 @@
 """A step over two processes against a step of one with half the batch: what sharing costs.
 
 The VAE of 784-400-20 units, or of convolutions, 2 n images a step over two processes (Gloo; on JAX
-`jax.distributed`), and n in one. Each process keeps to a core of its own, where there are two. Both
-fits are held in the first of the two processes, which times them by turns by its own CPU clock, all
-threads of it: what it computes, sends and receives, and not how long it waits for the other. Dense
-layers send 2.6 MB of gradients a step: with 128 images a process computes for a few ms between, so
-that row has no target, and shows what sending costs; 1,024 images are a step that is worth sharing.
-What no way of sending can save is timed beside them, in two processes of their own: one bare sum of
-as many numbers as the gradients have. `python benchmarks/devices.py BACKEND KIND ROWS` prints
-ratios of pairs of blocks, by the wall clock too, and that least ratio.
+`jax.distributed`), and n in each of the two by itself, at the same time: both are timed with a
+neighbour on the machine's memory. Each process keeps to a core of its own, where there are two.
+The clock is the CPU's, all threads of the first process: what it computes, sends and receives, and
+not how long it waits for the other.
+
+JAX's Gloo asks for data again and again in a thread of its own, which is to have a core beside
+those that compute. Where there is none it keeps the core from what has to take the data, for a tick
+of the system's clock at each sum (4 ms here, and a step has one for each array). Here it runs when
+no other thread wants the core, as if it had one; GLOO_IN_THE_WAY=1 leaves it as it is.
+
+Dense layers send 2.6 MB of gradients a step: with 128 images a process computes for a few ms
+between, so that row has no target, and shows what sending costs; 1,024 images are a step that is
+worth sharing. What no way of sending can save is timed beside them, in two processes of their own:
+one bare sum of as many numbers as the gradients have. `python benchmarks/devices.py BACKEND KIND
+ROWS` prints ratios of pairs of blocks, by the wall clock too, and that least ratio.
 """
 
+import contextlib
 import json
 import os
 import socket
@@ -29,7 +37,7 @@ ROWS = ("mlp", 128, None), ("mlp", 1024, AT_LEAST), ("conv", 128, AT_LEAST)
 
 
 def serve(backend: str, kind: str, rows: int, rank: int, port: int) -> None:
-    """The first process: times blocks as it is asked on stdin; the second goes along."""
+    """One of the two processes: times blocks as it is asked on stdin."""
     if hasattr(os, "sched_setaffinity"):  # a core for each, as each would have a machine
         cores = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, {cores[rank % len(cores)]})
@@ -44,6 +52,12 @@ def serve(backend: str, kind: str, rows: int, rank: int, port: int) -> None:
         import jax
 
         jax.distributed.initialize(f"127.0.0.1:{port}", 2, rank)
+        there = unnamed_threads()
+        jax.devices()
+        if not os.environ.get("GLOO_IN_THE_WAY"):
+            for thread in unnamed_threads() - there:
+                with contextlib.suppress(ProcessLookupError):  # it has ended
+                    os.sched_setscheduler(thread, os.SCHED_IDLE, os.sched_param(0))
     else:
         import torch
 
@@ -51,7 +65,9 @@ def serve(backend: str, kind: str, rows: int, rank: int, port: int) -> None:
         where = f"tcp://127.0.0.1:{port}"
         torch.distributed.init_process_group("gloo", where, rank=rank, world_size=2)
     if kind.startswith("sum"):
-        return serve_sums(bare_sum(backend, number_of(fitting.vae(kind.partition("-")[2]))), rank)
+        block = bare_sum(backend, number_of(fitting.vae(kind.partition("-")[2])))
+        block()  # JAX connects in its first sum, and gives up after half a minute
+        return answer({"sum": block})
     b = backends.load(backend, "cpu")
 
     def fit(batch_size: int, callbacks: list, **options: Any) -> Any:
@@ -61,22 +77,29 @@ def serve(backend: str, kind: str, rows: int, rank: int, port: int) -> None:
             progress_bar=False, callbacks=callbacks, **options,
         )  # fmt: skip
 
-    if rank:
-        fit(2 * rows, [], devices="all")
-        return
     held = {
         "two": fitting.Held(lambda c: fit(2 * rows, [c], devices="all")),
         "half": fitting.Held(lambda c: fit(rows, [c])),
     }
+    answer({name: fit.advance for name, fit in held.items()})
+
+
+def unnamed_threads() -> set[int]:
+    """Of this process, those to which nobody gave a name; none where that cannot be told."""
+    tasks, names = Path("/proc/self/task"), {}
+    for task in tasks.iterdir() if tasks.is_dir() else ():
+        with contextlib.suppress(OSError):  # it has ended
+            names[int(task.name)] = (task / "comm").read_text()
+    return {thread for thread, name in names.items() if name == names[os.getpid()]}
+
+
+def answer(blocks: dict[str, Callable[[], None]]) -> None:
+    """Runs the block that is named on stdin and tells what it spent, again and again."""
     for line in sys.stdin:
-        tell(held[line.strip()].advance, fitting.STEPS)
-
-
-def tell(block: Callable[[], None], steps: int) -> None:
-    cpu, wall = time.process_time(), time.perf_counter()
-    block()
-    spent = time.process_time() - cpu, time.perf_counter() - wall, steps
-    print("spent", json.dumps(spent), flush=True)
+        cpu, wall = time.process_time(), time.perf_counter()
+        blocks[line.strip()]()
+        spent = time.process_time() - cpu, time.perf_counter() - wall, STEPS
+        print("spent", json.dumps(spent), flush=True)
 
 
 def number_of(model: Any) -> int:
@@ -124,15 +147,6 @@ def bare_sum(backend: str, size: int) -> Callable[[], None]:
     return lambda: run(x).block_until_ready()
 
 
-def serve_sums(block: Callable[[], None], rank: int) -> None:
-    """The second process sums for as long as the first does."""
-    block()  # in both: JAX connects in its first sum, and gives up after half a minute
-    while rank:
-        block()
-    for _ in sys.stdin:
-        tell(block, STEPS)
-
-
 class Pair:
     """The two processes."""
 
@@ -142,23 +156,28 @@ class Pair:
             port = free.getsockname()[1]
         command = [sys.executable, __file__, backend, kind, str(rows)]
         pipe = subprocess.PIPE
-        self.second, self.first = (
+        self.processes = [
             subprocess.Popen([*command, str(r), str(port)], stdin=pipe, stdout=pipe, text=True,
                              env={**os.environ, "PYTHONUNBUFFERED": "1"})
-            for r in (1, 0)
-        )  # fmt: skip
+            for r in (0, 1)
+        ]  # fmt: skip
 
     def block(self, name: str) -> tuple[float, float, int]:
-        """(seconds of CPU, seconds, steps) of a block."""
-        self.first.stdin.write(f"{name}\n")
-        self.first.stdin.flush()
-        for line in self.first.stdout:
+        """(seconds of CPU, seconds, steps) of a block of the first, once both have ended it."""
+        for process in self.processes:
+            process.stdin.write(f"{name}\n")
+            process.stdin.flush()
+        first, _ = [self._spent(process) for process in self.processes]
+        return first
+
+    def _spent(self, process: subprocess.Popen) -> tuple[float, float, int]:
+        for line in process.stdout:
             if line.startswith("spent "):
                 return tuple(json.loads(line[6:]))
-        raise RuntimeError("the first process ended")
+        raise RuntimeError("a process ended")
 
     def end(self) -> None:
-        for process in (self.second, self.first):  # which does not wait for it now
+        for process in reversed(self.processes):  # JAX's service is the first's
             process.kill()
             process.wait()
 

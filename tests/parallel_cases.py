@@ -121,10 +121,10 @@ CASES = {
     ),
     "convolutions": lambda: (
         VAE(
-            latent=NORMAL, decoder=nets.ConvDecoder(channels=(4, 2), out=(8, 8, 1)),
+            latent=NORMAL, decoder=nets.ConvDecoder(channels=(4, 32), out=(8, 8, 1)),
             likelihood=dist.Bernoulli,
             encoder=nets.ConvEncoder(channels=(2, 4), out=2, heads=("loc", "log_scale")),
-        ), PICTURES, SVI(ELBO(), ADAM), {"num_steps": 3},
+        ), PICTURES, SVI(ImportanceWeightedELBO(2), ADAM), {"num_steps": 3},
     ),
     "a drift": lambda: (affine, None, follow(lambda x: -x), {}),
 }  # fmt: skip

@@ -73,10 +73,29 @@ def xla(num, folder, names, checks):
     jax.config.update("jax_enable_x64", True)
     b = backends.load("jax", "cpu")
     assert len(jax.devices()) == num
+    gathered = _gathered()
     for name in names:
-        assert_same(numbers(fitted(name, b)), numbers(fitted(name, b, devices="all")), name)
+        one, many = numbers(fitted(name, b)), numbers(fitted(name, b, devices="all"))
+        assert not gathered, f"{name}: each device computes with all of {gathered}"
+        assert_same(one, many, name)
     for check in checks:
         check(b, folder)
+
+
+def _gathered():
+    """Arrays that a gradient has every device bring together, as programs are compiled."""
+    from jax._src import compiler
+
+    seen, original = [], compiler.backend_compile_and_load
+
+    def watched(*args, **kwargs):
+        program = original(*args, **kwargs)
+        lines = program.hlo_modules()[0].to_string().splitlines()
+        seen.extend(line for line in lines if " all-gather(" in line and "jvp(" in line)
+        return program
+
+    compiler.backend_compile_and_load = watched
+    return seen
 
 
 def jax_process(rank, port, folder, names, checks):

@@ -21,7 +21,7 @@ import numpy as np
 
 from probgen.backends.protocol import Site
 from probgen.engine.bound import Bound
-from probgen.inference.objectives.terms import Terms, compute, per_datum
+from probgen.inference.objectives.terms import Terms, compute, mean_of_units, per_datum
 from probgen.progress import log
 
 ACTIVE = 0.01
@@ -144,9 +144,7 @@ def _look(bound: Bound, params: Mapping, batch: Mapping, key: Any) -> dict[str, 
     """KLs, KLs per unit, the variance of the posterior means over the data, and one draw."""
     ops = bound.backend.ops
     kl, terms = _kl(bound, params, batch, key)
-    units = {
-        n: ops.mean(ops.reshape(v, (-1, v.shape[-1])), axis=0) for n, v in terms.kl_units.items()
-    }
+    units = {n: mean_of_units(ops, v) for n, v in terms.kl_units.items()}
     return {
         "kl": kl,
         "units": units,

@@ -21,7 +21,13 @@ from probgen.errors import AlgorithmError
 from probgen.inference.likelihood import guide_terms
 from probgen.inference.objectives.kl_weights import KLWeight
 from probgen.inference.objectives.side_by_side import terms_side_by_side
-from probgen.inference.objectives.terms import Terms, compute, log_weights, per_datum
+from probgen.inference.objectives.terms import (
+    Terms,
+    compute,
+    log_weights,
+    mean_of_units,
+    per_datum,
+)
 from probgen.language.declared import declaration
 from probgen.language.kinds import Many, NonNegative
 
@@ -138,7 +144,7 @@ def _with_free_bits(bound: Bound, terms: Terms, free_bits: float) -> dict[str, A
         )
     kl = {}
     for name, units in terms.kl_units.items():
-        mean = ops.mean(ops.reshape(units, (-1, units.shape[-1])), axis=0)
+        mean = mean_of_units(ops, units)
         kl[name] = terms.kl[name] * 0.0 + ops.sum(ops.maximum(mean, free_bits))
     return kl
 
@@ -179,7 +185,7 @@ def report_terms(bound: Bound, terms: Terms) -> dict[str, Array]:
     metrics = {f"log_prob/{n}": one[n] for n in terms.log_prob}
     metrics |= {f"kl/{n}": one[n] for n in terms.kl}
     for name, units in terms.kl_units.items():
-        metrics[f"kl_units/{name}"] = ops.mean(ops.reshape(units, (-1, units.shape[-1])), axis=0)
+        metrics[f"kl_units/{name}"] = mean_of_units(ops, units)
     if terms.kl:
         metrics["kl"] = kl
     metrics |= {f"value/{n}": v for n, v in terms.values.items()}

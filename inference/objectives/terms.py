@@ -135,6 +135,13 @@ def _fits(value: Array, log_prob: Array, extra: int) -> bool:
     )
 
 
+def mean_of_units(ops: Any, units: Array) -> Array:
+    """Of [..., unit], over draws and data. No axes are merged: data that lie on several devices
+    would be gathered by each."""
+    others = tuple(range(len(units.shape) - 1))
+    return ops.mean(units, axis=others) if others else units
+
+
 def log_weights(terms: Terms) -> Array:
     """log p(x, z_k) - log q(z_k | x), [K, batch], nats.
 

@@ -328,19 +328,19 @@ def conv(x: ArrayLike, weight: ArrayLike, stride: int = 1, padding: int | None =
     """Convolution (cross-correlation): y[i] = sum_a x[i stride + a - padding] weight[a].
 
     Args:
-        x: [n, h, w, cin] images.
+        x: [..., h, w, cin] images.
         weight: [kh, kw, cin, cout].
         stride: step in both directions.
         padding: zeros added on each side; None is (k - 1) // 2 in each direction.
 
     Returns:
-        [n, h', w', cout] with h' = (h + 2 padding - kh) // stride + 1.
+        [..., h', w', cout] with h' = (h + 2 padding - kh) // stride + 1.
 
     Raises:
         ShapeError: other axes, unequal channels, or a kernel larger than the padded image.
     """
     pad_h, pad_w = _check_conv("conv", x, weight, stride, padding)
-    for size, k, pad in zip(x.shape[1:3], weight.shape[:2], (pad_h, pad_w), strict=True):
+    for size, k, pad in zip(x.shape[-3:-1], weight.shape[:2], (pad_h, pad_w), strict=True):
         if size + 2 * pad < k:
             raise ShapeError(
                 f"conv: got an image axis of {size} with padding {pad}, expected at least the "
@@ -357,19 +357,19 @@ def conv_transpose(
     The adjoint of `conv` with `weight` [kh, kw, cout, cin] and the same stride and padding.
 
     Args:
-        x: [n, h, w, cin] images.
+        x: [..., h, w, cin] images.
         weight: [kh, kw, cin, cout].
         stride: step in the output, in both directions.
         padding: rows and columns cut off on each side; None is (k - 1) // 2 in each direction.
 
     Returns:
-        [n, h', w', cout] with h' = (h - 1) stride - 2 padding + kh.
+        [..., h', w', cout] with h' = (h - 1) stride - 2 padding + kh.
 
     Raises:
         ShapeError: other axes, unequal channels, or nothing left after the cut.
     """
     pad_h, pad_w = _check_conv("conv_transpose", x, weight, stride, padding)
-    for size, k, pad in zip(x.shape[1:3], weight.shape[:2], (pad_h, pad_w), strict=True):
+    for size, k, pad in zip(x.shape[-3:-1], weight.shape[:2], (pad_h, pad_w), strict=True):
         if (size - 1) * stride - 2 * pad + k < 1:
             raise ShapeError(
                 f"conv_transpose: got padding {pad} for an image axis of {size} and kernel {k}, "
@@ -382,10 +382,10 @@ def _check_conv(
     name: str, x: Array, weight: Array, stride: int, padding: int | None
 ) -> tuple[int, int]:
     """Refuse what the backends would refuse in their own words; the padding of either axis."""
-    if len(x.shape) != 4 or len(weight.shape) != 4 or x.shape[-1] != weight.shape[2]:
+    if len(x.shape) < 3 or len(weight.shape) != 4 or x.shape[-1] != weight.shape[2]:
         raise ShapeError(
             f"{name}: got x {tuple(x.shape)} and weight {tuple(weight.shape)}, expected "
-            "[n, h, w, cin] and [kh, kw, cin, cout] of one cin; images are channel-last."
+            "[..., h, w, cin] and [kh, kw, cin, cout] of one cin; images are channel-last."
         )
     if stride < 1 or (padding is not None and padding < 0):
         raise ShapeError(
@@ -398,7 +398,7 @@ def _check_conv(
 
 
 def upsample_nearest(x: ArrayLike, factor: int = 2) -> Array:
-    """[n, h factor, w factor, c] each pixel of [n, h, w, c] as a block."""
+    """[..., h factor, w factor, c] each pixel of [..., h, w, c] as a block."""
     return ops_for(x).upsample_nearest(x, factor)
 
 

@@ -212,15 +212,6 @@ def check_last(net: Any, x: Array, expected: int, ndim: int = 1) -> None:
         )
 
 
-def per_image(fn: Callable[[Array], Array], x: Array) -> Array:
-    """fn, a map of [n, h, w, c], on [*lead, h, w, c]: leading axes flattened and restored."""
-    lead = tuple(x.shape[:-3])
-    if len(lead) == 1:
-        return fn(x)
-    y = fn(ops.reshape(x, (math.prod(lead), *x.shape[-3:])))
-    return ops.reshape(y, (*lead, *y.shape[1:]))
-
-
 def out_shape(net: Any, params: Params, *shapes: Shape) -> Shape:
     """Event shape of a net's output: its own `out_shape(*shapes)`, else found by one run on zeros.
 

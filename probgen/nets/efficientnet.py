@@ -27,7 +27,6 @@ from probgen.nets.base import (
     check_last,
     draw_weight,
     one_shape,
-    per_image,
     zeros,
 )
 from probgen.nets.layers import Conv, Dense
@@ -95,7 +94,9 @@ class EfficientNetLite:
 
     def apply(self, params: Params, x: Array) -> Array:
         check_last(self, x, 3, 3)
-        return per_image(lambda v: self._features(params, v), x)
+        lead = tuple(x.shape[:-3])
+        y = self._features(params, ops.reshape(x, (math.prod(lead), *x.shape[-3:])))
+        return ops.reshape(y, (*lead, *y.shape[1:]))
 
     def _features(self, params: Params, x: Array) -> Array:
         stem = Conv(self.stem, stride=2, padding=0)

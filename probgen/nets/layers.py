@@ -21,7 +21,6 @@ from probgen.nets.base import (
     draw_weight,
     full,
     one_shape,
-    per_image,
     zeros,
 )
 
@@ -87,7 +86,7 @@ class Conv:
     def apply(self, params: Params, x: Array) -> Array:
         weight = params["weight"]
         check_last(self, x, weight.shape[2], 3)
-        y = per_image(lambda v: ops.conv(v, weight, self.stride, self.padding), x)
+        y = ops.conv(x, weight, self.stride, self.padding)
         return y + params["bias"] if self.bias else y
 
     def out_shape(self, *shapes: Shape) -> Shape:
@@ -136,7 +135,7 @@ class ConvTranspose:
     def apply(self, params: Params, x: Array) -> Array:
         weight = params["weight"]
         check_last(self, x, weight.shape[2], 3)
-        y = per_image(lambda v: ops.conv_transpose(v, weight, self.stride, self.padding), x)
+        y = ops.conv_transpose(x, weight, self.stride, self.padding)
         return y + params["bias"] if self.bias else y
 
     def out_shape(self, *shapes: Shape) -> Shape:
@@ -182,8 +181,7 @@ class Upsample:
 
     def apply(self, params: Params, x: Array) -> Array:
         check_last(self, x, params["weight"].shape[2], 3)
-        grown = per_image(lambda v: ops.upsample_nearest(v, self.factor), x)
-        return self._conv().apply(params, grown)
+        return self._conv().apply(params, ops.upsample_nearest(x, self.factor))
 
     def out_shape(self, *shapes: Shape) -> Shape:
         return self._conv().out_shape(self._grown(shapes))

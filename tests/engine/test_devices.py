@@ -28,7 +28,7 @@ QUICK_TORCH = [
     "free bits", "in parts", "global latents", "replay buffer", "denoising", "adversarial",
     "em by chains", "iwae", "convolutions", "a drift",
 ]  # fmt: skip
-QUICK_JAX = ["denoising", "a user's em"]
+QUICK_JAX = ["denoising", "a user's em", "convolutions"]
 CHECKS = (
     parallel_run.resumes_on_another_number, parallel_run.refuses_another_fit_elsewhere,
     parallel_run.ends_together,

@@ -32,6 +32,18 @@ def test_convolutions_are_their_loops(lib, h, kernel, stride, padding, cin, cout
         same(got, loop(x, w, stride, padding), 1e-4, 1e-4)
 
 
+@pytest.mark.parametrize("lead", [(), (2, 3), (2, 1, 3)])
+def test_axes_before_an_image_are_kept(lib, lead):
+    x, w = normal(*lead, 5, 6, 3), normal(3, 3, 3, 2)
+    rows = x.reshape(-1, 5, 6, 3)
+    for ours, loop in (
+        (lambda a: ops.conv(a, lib.array(w), 2), conv_loop(rows, w, 2, 1)),
+        (lambda a: ops.conv_transpose(a, lib.array(w), 2), conv_transpose_loop(rows, w, 2, 1)),
+        (ops.upsample_nearest, rows.repeat(2, 1).repeat(2, 2)),
+    ):
+        same(ours(lib.array(x)), loop.reshape(*lead, *loop.shape[1:]), 1e-4, 1e-4)
+
+
 @pytest.mark.parametrize(("h", "kernel", "stride", "padding", "cin", "cout"), CONVS)
 def test_transposed_convolution_is_the_adjoint(lib, h, kernel, stride, padding, cin, cout):
     """<conv(x, w), y> = <x, conv_transpose(y, w^T)>, where the strides fill the image."""

@@ -261,7 +261,7 @@ class JaxBackend(DistributionQuestions):
             # Arrays that were never placed would compile a second time when they come back placed.
             if state is not placed:  # as what a chunk gave is
                 state = places.put(state)
-            token = placing.set(places.spread)
+            token = placing.set(places)
             try:
                 at = np.int32(start), np.int32(count)
                 placed, metrics = chunk(state, batches, indices, key, *at)

@@ -44,13 +44,15 @@ def conv_by_products(x: Array, weight: Array, pads: tuple[int, int]) -> Array:
 def conv_by_windows(x: Array, weight: Array, pads: tuple[int, int]) -> Array:
     """One output pixel at a time, at stride 1, for a kernel almost as large as the image.
 
-    Such are gradients of weights: the kernel is the output's gradient, the outputs few.
+    Such are gradients of weights: the kernel is the output's gradient, the outputs few, and `cin`
+    are the images. Those may lie on several devices: their axis keeps to itself, for one that is
+    merged with others is gathered by each device first.
     """
-    kh, kw, cin, cout = weight.shape
+    kh, kw, _, cout = weight.shape
     x = padded(x, pads)
     n, ho, wo = len(x), x.shape[1] - kh + 1, x.shape[2] - kw + 1
-    windows = [x[:, i : i + kh, j : j + kw].reshape(n, -1) for i in range(ho) for j in range(wo)]
-    y = jnp.stack(windows, 1) @ weight.reshape(kh * kw * cin, cout)
+    windows = [x[:, i : i + kh, j : j + kw] for i in range(ho) for j in range(wo)]
+    y = jnp.tensordot(jnp.stack(windows, 1), weight, 3)
     return y.reshape(n, ho, wo, cout)
 
 

@@ -10,7 +10,6 @@ sums, so that what is said here of places is a matter of cost and never of resul
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any
 
@@ -196,5 +195,5 @@ def is_lost(error: Exception) -> bool:
 
 _LOST = "gloo", "nccl", "coordination service"
 
-# What places draws while a chunk of steps is traced, which is before anybody asks where they go.
-placing: ContextVar[Callable] = ContextVar("placing", default=lambda x, axis=0: x)
+# Where the rows of a chunk of steps lie while it is traced; of anything else, on one device.
+placing: ContextVar[OneDevice] = ContextVar("placing", default=OneDevice(None))  # noqa: B039

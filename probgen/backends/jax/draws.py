@@ -27,7 +27,7 @@ def fold_in(key: Any, data: Any) -> Any:
 def draw(how: Callable, key: Any, shape: tuple[int, ...]) -> jax.Array:
     """A draw from a key; with row keys the leading axis is the data's, each from its own key."""
     if not key.ndim:
-        return placing.get()(how(key, shape))
+        return placing.get().spread(how(key, shape))
     if not shape or shape[0] != key.shape[0]:
         raise ShapeError(
             f"draw: got the shape {tuple(shape)} and one key for each of {key.shape[0]} data, "

@@ -119,7 +119,7 @@ class Lowering(BaseLowering):
             return jax.vmap(lambda k: jax.random.normal(k, rest), out_axes=axis)(key)
         place = self.run.active.get(DATA_PLATE)  # type: ignore[union-attr]
         eps = jax.random.normal(key, shape)
-        return eps if place is None else placing.get()(eps, len(batch) + place[0])
+        return eps if place is None else placing.get().spread(eps, len(batch) + place[0])
 
     def drawn_series(self, name: str, fn: Any, length: int, batch: tuple[int, ...]) -> Series:
         self.needed_noise(name, fn, None)

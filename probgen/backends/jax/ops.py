@@ -20,6 +20,7 @@ from jax import lax
 
 from probgen.backends.jax.conv import total
 from probgen.backends.jax.convolve import LAYOUT, convolve, convolve_transposed
+from probgen.backends.jax.devices import placing
 from probgen.backends.jax.odes import solve_ode as solve_ode
 
 Array = Any
@@ -309,30 +310,45 @@ def _padding(weight: Array, padding: int | None) -> tuple[int, int]:
     return (weight.shape[0] - 1) // 2, (weight.shape[1] - 1) // 2
 
 
+def _in_a_row(fn: Callable[[Array], Array], x: Array) -> Array:
+    """`fn`, of [n, h, w, c], on images [..., h, w, c].
+
+    Data that lie on several devices come first, which are the last axis of those before: behind
+    another they could not stay apart, and each device would compute with all of them.
+    """
+    lead = x.shape[:-3]
+    if len(lead) == 1:
+        return fn(x)
+    at = len(lead) - 1 if lead and placing.get().num_devices > 1 else 0
+    x = jnp.moveaxis(x, at, 0)
+    y = fn(x.reshape(-1, *x.shape[-3:]))
+    return jnp.moveaxis(y.reshape(*x.shape[:-3], *y.shape[1:]), 0, at)
+
+
 def conv(x: Any, weight: Any, stride: int = 1, padding: int | None = None) -> Array:
     x, weight = _pull(x, weight)
     pads = _padding(weight, padding)
     if _on_cpu():
-        return convolve(x, weight, stride, pads)
-    sides = [(p, p) for p in pads]
-    return lax.conv_general_dilated(x, weight, (stride,) * 2, sides, dimension_numbers=LAYOUT)
+        return _in_a_row(lambda v: convolve(v, weight, stride, pads), x)
+    options = {"padding": [(p, p) for p in pads], "dimension_numbers": LAYOUT}
+    return _in_a_row(lambda v: lax.conv_general_dilated(v, weight, (stride,) * 2, **options), x)
 
 
 def conv_transpose(x: Any, weight: Any, stride: int = 1, padding: int | None = None) -> Array:
     x, weight = _pull(x, weight)
     pads = _padding(weight, padding)
     if _on_cpu():
-        return convolve_transposed(x, weight, stride, pads)
+        return _in_a_row(lambda v: convolve_transposed(v, weight, stride, pads), x)
     sides = [(k - 1 - p, k - 1 - p) for k, p in zip(weight.shape[:2], pads, strict=True)]
-    return lax.conv_general_dilated(
-        x, weight[::-1, ::-1], (1, 1), sides, lhs_dilation=(stride,) * 2, dimension_numbers=LAYOUT
-    )
+    options = {"padding": sides, "lhs_dilation": (stride,) * 2, "dimension_numbers": LAYOUT}
+    turned = weight[::-1, ::-1]
+    return _in_a_row(lambda v: lax.conv_general_dilated(v, turned, (1, 1), **options), x)
 
 
 def upsample_nearest(x: Any, factor: int = 2) -> Array:
-    n, h, w, c = x.shape
-    blocks = jnp.broadcast_to(x[:, :, None, :, None, :], (n, h, factor, w, factor, c))
-    return blocks.reshape(n, h * factor, w * factor, c)
+    *lead, h, w, c = x.shape
+    blocks = jnp.broadcast_to(x[..., :, None, :, None, :], (*lead, h, factor, w, factor, c))
+    return blocks.reshape(*lead, h * factor, w * factor, c)
 
 
 def avg_pool(x: Any, window: int = 2, stride: int | None = None) -> Array:

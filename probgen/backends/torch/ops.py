@@ -390,32 +390,30 @@ def _padding(weight: Array, padding: int | None) -> tuple[int, int]:
     return (weight.shape[0] - 1) // 2, (weight.shape[1] - 1) // 2
 
 
+def _in_a_row(fn: Callable[[Array], Array], x: Array) -> Array:
+    """`fn`, of [n, c, h, w], on images [..., h, w, c]."""
+    lead = x.shape[:-3]
+    y = fn((x if len(lead) == 1 else x.reshape(-1, *x.shape[-3:])).permute(0, 3, 1, 2))
+    y = y.permute(0, 2, 3, 1)
+    return y if len(lead) == 1 else y.reshape(*lead, *y.shape[1:])
+
+
 def conv(x: Any, weight: Any, stride: int = 1, padding: int | None = None) -> Array:
     x, weight = _pull(x, weight)
-    y = F.conv2d(
-        x.permute(0, 3, 1, 2),
-        weight.permute(3, 2, 0, 1),
-        stride=stride,
-        padding=_padding(weight, padding),
-    )
-    return y.permute(0, 2, 3, 1)
+    options = {"stride": stride, "padding": _padding(weight, padding)}
+    return _in_a_row(lambda v: F.conv2d(v, weight.permute(3, 2, 0, 1), **options), x)
 
 
 def conv_transpose(x: Any, weight: Any, stride: int = 1, padding: int | None = None) -> Array:
     x, weight = _pull(x, weight)
-    y = F.conv_transpose2d(
-        x.permute(0, 3, 1, 2),
-        weight.permute(2, 3, 0, 1),
-        stride=stride,
-        padding=_padding(weight, padding),
-    )
-    return y.permute(0, 2, 3, 1)
+    options = {"stride": stride, "padding": _padding(weight, padding)}
+    return _in_a_row(lambda v: F.conv_transpose2d(v, weight.permute(2, 3, 0, 1), **options), x)
 
 
 def upsample_nearest(x: Any, factor: int = 2) -> Array:
-    n, h, w, c = x.shape
-    blocks = x[:, :, None, :, None, :].expand(n, h, factor, w, factor, c)
-    return blocks.reshape(n, h * factor, w * factor, c)
+    *lead, h, w, c = x.shape
+    blocks = x[..., :, None, :, None, :].expand(*lead, h, factor, w, factor, c)
+    return blocks.reshape(*lead, h * factor, w * factor, c)
 
 
 def avg_pool(x: Any, window: int = 2, stride: int | None = None) -> Array:
