@@ -173,7 +173,7 @@ def test_probes_belong_to_the_datum_however_the_data_are_cut(b):
 
 
 def test_a_score_that_is_nan_is_an_error_not_an_answer(b):
-    fitted, u, lam = exact_diffusion(steps=20)
+    fitted, u, lam = exact_diffusion(steps=3)
     fitted.params["denoiser"]["lam"][0] = np.nan
     with pytest.raises(NonFiniteError, match="ProbabilityFlow"):
         pg.evaluate(fitted, draws(u, lam, 3), [ProbabilityFlow(4)], seed=0, backend=b)

@@ -130,7 +130,7 @@ def with_normal():
 def with_full_covariance():
     fitted = vae(likelihoods.Normal(0.5), guide_kind="full")
     x, known = (levels_of(fitted.model.likelihood, n, n) for n in (COUNT, 9))
-    measures = [ELBO(2), IWAE(3), KLTerm(2), Mahalanobis(known)]
+    measures = [ELBO(3), IWAE(3), KLTerm(3), Mahalanobis(known)]
     return fitted, {"x": x}, lambda dtype: measures
 
 
@@ -141,20 +141,20 @@ def with_a_tilt():
         example = {"x": levels_of(base.model.likelihood, 1)}
         params = b.tree_map(b.to_numpy, bind(model, b, data=example, seed=3)[1])
     fitted = Fitted(model, params, shapes={"x": SHAPE})
-    measures = [UnnormalizedBound(IWAE(3)), UnnormalizedBound(ELBO(2))]
+    measures = [UnnormalizedBound(IWAE(3)), UnnormalizedBound(ELBO(3))]
     return fitted, {"x": levels_of(base.model.likelihood, COUNT)}, lambda dtype: measures
 
 
 def with_codes():
     fitted = vae(likelihoods.Bernoulli())
-    measures = [InputComplexity(IWAE(4), ("png", "lzma")), BiasCorrected(None, 3)]
+    measures = [InputComplexity(IWAE(3), ("png", "lzma")), BiasCorrected(None, 3)]
     return fitted, {"x": levels_of(fitted.model.likelihood, COUNT)}, lambda dtype: measures
 
 
 def with_a_table():
     fitted = vae(likelihoods.Categorical(4))
     x, known = (levels_of(fitted.model.likelihood, n, n) for n in (COUNT, 30))
-    measures = [BiasCorrected(known, 3), BiasCorrected(known, 4, stretch_contrast=True)]
+    measures = [BiasCorrected(known, 3), BiasCorrected(known, 3, stretch_contrast=True)]
     return fitted, {"x": x}, lambda dtype: measures
 
 
@@ -168,7 +168,7 @@ def with_lossy_images():
 def with_a_hierarchy():
     case = Hierarchy()
     both = [HierarchyRatio(1, 4, 3, way, particles_at_once=3) for way in ("sample", "mode")]
-    measures = [*both, ELBO(2), KLTerm(3)]
+    measures = [*both, ELBO(3), KLTerm(3)]
     return case.fitted(), {"x": case.draws(COUNT)}, lambda dtype: measures
 
 
