@@ -311,7 +311,7 @@ def test_another_process_finds_the_same_and_loads_no_framework(tmp_path):
     """The order of sets, addresses and what ran before are other ones there."""
     (tmp_path / "users_program.py").write_text(textwrap.dedent(USERS))
     found = set()
-    for seed in ("1", "2", "3"):
+    for seed in ("1", "2"):  # in which these sets come in different orders
         run = subprocess.run(
             [sys.executable, "-c", textwrap.dedent(AGAIN), str(tmp_path)],
             env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True,
