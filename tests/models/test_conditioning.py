@@ -111,7 +111,9 @@ def test_a_unet_reads_the_condition_and_an_embedded_batch_is_the_same(b):
     declared = Diffusion(net, (4, 4, 1), condition=nets.ClassEmbedding(2, 4, num_tokens=2))
     images = RNG.normal(size=(3, 4, 4, 1)).astype(np.float32)
     bound, params = bind(declared, b, data={"x": images, "condition": Y[:3]}, seed=0)
-    moved = b.tree_map(lambda v: v + 0.3 * b.asarray(RNG.normal(size=v.shape)), params)
+    moved = b.tree_map(
+        lambda v: b.asarray(b.to_numpy(v) + np.float32(0.3 * RNG.normal(size=v.shape))), params
+    )
     x, t = b.asarray(images), b.asarray(np.arange(3.0))
 
     def run(params, y):

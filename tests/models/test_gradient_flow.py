@@ -336,12 +336,13 @@ def test_its_own_likelihood_has_the_derivative_of_the_inverse(b, bent, noise, pr
     rng = np.random.default_rng(1)
     way = tree_map(lambda w: rng.normal(size=w.shape).astype(np.float32) / 10, bent)
     at = b.compile(b.value_and_grad(value), over="steps")
+    moved = lambda p, w: b.asarray(b.to_numpy(p) + np.float32(w))  # noqa: E731
     slope = sum(
         (b.to_numpy(g) * w).sum()
         for g, w in zip(tree_leaves(at(bent, b.asarray(x))[1]), tree_leaves(way), strict=True)
     )
     ahead, behind = (
-        float(at(tree_map(lambda p, w, s=s: p + s * b.asarray(w), bent, way), b.asarray(x))[0])
+        float(at(tree_map(lambda p, w, s=s: moved(p, s * w), bent, way), b.asarray(x))[0])
         for s in (0.02, -0.02)
     )
     assert abs(slope - (ahead - behind) / 0.04) < 0.01 * abs(slope) + 2e-3 and abs(slope) > 0.02

@@ -25,7 +25,9 @@ DENOISERS = [
 def moved(b, params, seed=1):
     """Weights away from their start, at which paths are zero."""
     rng = np.random.default_rng(seed)
-    return tree_map(lambda v: v + b.asarray(0.3 * rng.normal(size=v.shape).astype("f")), params)
+    return tree_map(
+        lambda v: b.asarray(b.to_numpy(v) + 0.3 * rng.normal(size=v.shape).astype("f")), params
+    )
 
 
 def arrays(b, *shapes):
