@@ -31,6 +31,10 @@ def mixed():
         pg.sample("g", dist.Normal(0.0, 1.0))
 
 
+EACH, GROUPS, SIMPLEX = np.array([-3.0, 3.0]), np.arange(8.0).reshape(2, 4), [0.2, 0.3, 0.5]
+ALL = {"a": EACH, "rate": 2.0, "g": GROUPS, "p": SIMPLEX, "top": 2.0, "below": [0.5, 1.5]}
+
+
 def starts(small, **values):
     """{site: [chain, ...] where the chains were after one tiny step}."""
     draws = run(mixed, None, small, HMC(**STILL, init_strategy=values)).posterior
@@ -39,13 +43,11 @@ def starts(small, **values):
 
 def test_one_start_serves_all_chains_and_one_each_is_used(small):
     """A number or a vector for each chain; a vector for all; a number for all, of a vector too."""
-    each, groups = np.array([-3.0, 3.0]), np.arange(8.0).reshape(2, 4)
-    simplex = [0.2, 0.3, 0.5]
-    found = starts(small, a=each, rate=2.0, g=groups, p=simplex, top=2.0, below=[0.5, 1.5])
-    np.testing.assert_allclose(found["a"], each, atol=1e-3)
+    found = starts(small, **ALL)
+    np.testing.assert_allclose(found["a"], EACH, atol=1e-3)
     np.testing.assert_allclose(found["rate"], np.full((2, 3), 2.0), rtol=1e-3)
-    np.testing.assert_allclose(found["g"], groups, atol=1e-3)
-    np.testing.assert_allclose(found["p"], [simplex, simplex], atol=1e-3)
+    np.testing.assert_allclose(found["g"], GROUPS, atol=1e-3)
+    np.testing.assert_allclose(found["p"], [SIMPLEX, SIMPLEX], atol=1e-3)
     np.testing.assert_allclose(found["top"], [2.0, 2.0], rtol=1e-3)
     np.testing.assert_allclose(found["below"], [0.5, 1.5], rtol=1e-3)
 
@@ -62,7 +64,11 @@ def test_one_start_serves_all_chains_and_one_each_is_used(small):
         ({"rate": -1.0}, SupportError, r"'rate' outside the support of Gamma.*\[-1, -1\]"),
         ({"p": [1.0, 0.5, 0.5]}, SupportError, "'p' outside the support of Dirichlet.*sum to 2"),
         ({"top": [1.0, -1.0]}, SupportError, "'top' outside the support of Exponential"),
-        ({"top": 1.0, "below": 2.0}, SupportError, "start 'below' outside the support of Uniform"),
+        # The program of the starts that are right, whose chains it is that are looked at.
+        (
+            {**ALL, "below": [0.5, 2.5]}, SupportError,
+            "start 'below' outside the support of Uniform",
+        ),
     ],
 )  # fmt: skip
 def test_a_start_that_is_none_is_refused(small, values, kind, words):
