@@ -62,7 +62,7 @@ def undrawn(monkeypatch):
 def evaluate(place, *words_, out="out"):
     return cli.main(
         ["evaluate", str(place / "model"), str(place / "held_out.npz"), "--particles", "20",
-         "--num-data", "30", "--chunk-size", "30", "--out", str(place / out), *words_]
+         "--num-data", "30", "--chunk-size", "15", "--out", str(place / out), *words_]
     )  # fmt: skip
 
 
@@ -72,7 +72,7 @@ def evaluate(place, *words_, out="out"):
 @pytest.mark.usefixtures("undrawn")
 def test_shards_of_a_job_array_are_merged_and_then_found(place, capsys):
     """The table of all shards is that of the command without one, which then has only to draw."""
-    words_ = ["--measures", "nll", "elbo", "--chunk-size", "8"]
+    words_ = ["--measures", "nll", "elbo", "--num-data", "60"]
     for shard in ("3/3", "1/3"):
         assert evaluate(place, *words_, "--shard", shard, out="array") == 0
     capsys.readouterr()
@@ -80,7 +80,7 @@ def test_shards_of_a_job_array_are_merged_and_then_found(place, capsys):
     assert "lacks 1 of 3 parts (2)" in capsys.readouterr().err
     assert evaluate(place, *words_, "--shard", "2/3", out="array") == 0
     assert cli.main(["merge", str(place / "array")]) == 0
-    assert "30 data of 3 shards" in capsys.readouterr().out
+    assert "60 data of 3 shards" in capsys.readouterr().out
     assert evaluate(place, *words_, out="array") == 0
     assert "kept from" in capsys.readouterr().out
     assert evaluate(place, *words_, out="one") == 0
@@ -94,7 +94,7 @@ def test_shards_of_a_job_array_are_merged_and_then_found(place, capsys):
     ("words_", "text"),
     [
         (["--shard", "4/3"], "expected I/N with I from 1 to N"),
-        (["--shard", "1/9"], "9 shards of 30 data in 1 chunks"),
+        (["--shard", "1/9"], "9 shards of 30 data in 2 chunks"),
     ],
 )
 def test_shards_that_are_none_are_refused(place, capsys, words_, text):
