@@ -199,7 +199,7 @@ class ImplicitDiffusion(Model):
             before = row["signal"] * x + row["noise"] * b.normal(k_before, shape)
             x_t = row["keep"] * before + row["add"] * b.normal(k_after, shape)
             z = b.normal(k_latent, (size, self.latent_dim)) if self.latent_dim else None
-            times = ops.cast(t, "float32")
+            times = 1.0 * t  # of the running kind
             context = self.context(params, bound.program_inputs(batch), x)
             guess = self.guess(params, x_t, z, times, context)
             fake = self.back(x_t, guess, b.normal(k_noise, shape), row)

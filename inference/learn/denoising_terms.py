@@ -41,7 +41,7 @@ def steps(backend: Backend, model: Any) -> Callable:
 
     def draw(key: Any, n: int) -> tuple[Array, dict[str, Array]]:
         t = backend.randint(key, (n,), 0, len(table["signal"]))
-        return ops.cast(t, "float32"), {k: ops.take(v, t) for k, v in arrays.items()}
+        return 1.0 * t, {k: ops.take(v, t) for k, v in arrays.items()}
 
     return draw
 

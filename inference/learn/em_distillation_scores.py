@@ -148,7 +148,7 @@ class DiffusionScores:
         step = ops.cast(ops.clip(ops.floor(t * self.total), 0.0, last), "int32")
         lead = (num, *[1] * len(self.model.shape))
         row = {k: ops.reshape(ops.take(v, step), lead) for k, v in self.table.items()}
-        return {"t": ops.cast(step, "float32"), **row}
+        return {"t": 1.0 * step, **row}
 
     def seen(self, weights: Mapping, batch: Mapping, x: Array) -> dict:
         inputs = self.bound.program_inputs(batch)

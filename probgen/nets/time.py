@@ -51,7 +51,7 @@ class TimeEmbedding:
         }
 
     def apply(self, params: Params, t: Array) -> Array:
-        waves = self.waves(ops.cast(t, "float32") if _is_integer(t) else t)
+        waves = self.waves(1.0 * t)
         if self.hidden is None:
             return waves
         h = ops.silu(Dense(self.hidden).apply(params["layer0"], waves))
@@ -72,7 +72,3 @@ class TimeEmbedding:
     def out_shape(self, *shapes: Shape) -> Shape:
         one_shape(self, shapes, 0)
         return (self.dim if self.hidden is None else self.hidden,)
-
-
-def _is_integer(x: Array) -> bool:
-    return "int" in str(x.dtype)

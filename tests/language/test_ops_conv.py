@@ -136,3 +136,19 @@ def test_mapped_convolutions_on_jax_have_the_derivatives_of_their_slices(axes):
         *map(jax.tree.leaves, map(run, (convolve, conv_by_slices))), strict=True
     ):
         same(ours, slices, 1e-4, 1e-4)
+
+
+@pytest.mark.parametrize(("cin", "cout"), [(3, 1), (1, 3)])
+def test_kernels_of_one_channel_have_gradients_in_float64(cin, cout):
+    """Their layout in memory is that of images too, which torch takes for it (in float64 alone)."""
+    torch = pytest.importorskip("torch")
+    x, w = normal(2, 5, 5, cin), normal(3, 3, cin, cout)
+
+    def gradient(fn, kind):
+        at = torch.tensor(w, dtype=kind, requires_grad=True)
+        return torch.autograd.grad(fn(torch.tensor(x, dtype=kind), at).sin().sum(), at)[0]
+
+    for fn in (ops.conv, ops.conv_transpose):
+        found = gradient(fn, torch.float64)
+        assert found.dtype == torch.float64
+        same(found, gradient(fn, torch.float32), 1e-4, 1e-4)

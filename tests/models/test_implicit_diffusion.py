@@ -8,6 +8,7 @@ import pytest
 from at_once import terms_of
 from compilations import Compilations
 from fit_cases import assert_same_bits, quick
+from floats import float64
 
 import probgen as pg
 from probgen import nets
@@ -16,6 +17,7 @@ from probgen.engine.bind import bind
 from probgen.errors import AlgorithmError, SaveError, ShapeError, SupportError
 from probgen.inference import ELBO, Adversarial
 from probgen.models import ImplicitDiffusion, NoiseSchedule
+from probgen.trees import tree_leaves
 
 # beta, alpha_bar, v, c0, ct of t = 1 ... 4: the discretised VP-SDE of the paper's code.
 FOUR = np.array([
@@ -280,3 +282,10 @@ def test_what_does_not_fit_is_refused(backend_name):
     bounded = dataclasses.replace(small(), data_range=(-1.0, 1.0))
     with pytest.raises(SupportError, match="declared data_range, -1 to 1"):
         fit(b, bounded, Adversarial(D), 1)
+
+
+def test_it_is_trained_in_float64_too(b):
+    """Its steps are integers, which as times are of the running kind."""
+    with float64(b):
+        found = fit(b, small(), Adversarial(D, r1=0.1), 1)
+    assert {x.dtype for x in tree_leaves(found.params)} == {np.dtype("float64")}

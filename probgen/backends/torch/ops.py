@@ -398,16 +398,24 @@ def _in_a_row(fn: Callable[[Array], Array], x: Array) -> Array:
     return y if len(lead) == 1 else y.reshape(*lead, *y.shape[1:])
 
 
+def _told_apart(kernel: Array) -> Array:
+    """A kernel of one outer channel lies in memory as either layout does, and torch's own gradient
+    in float64 takes it for the one that it cannot."""
+    return kernel.contiguous() if kernel.shape[0] == 1 else kernel
+
+
 def conv(x: Any, weight: Any, stride: int = 1, padding: int | None = None) -> Array:
     x, weight = _pull(x, weight)
     options = {"stride": stride, "padding": _padding(weight, padding)}
-    return _in_a_row(lambda v: F.conv2d(v, weight.permute(3, 2, 0, 1), **options), x)
+    kernel = _told_apart(weight.permute(3, 2, 0, 1))
+    return _in_a_row(lambda v: F.conv2d(v, kernel, **options), x)
 
 
 def conv_transpose(x: Any, weight: Any, stride: int = 1, padding: int | None = None) -> Array:
     x, weight = _pull(x, weight)
     options = {"stride": stride, "padding": _padding(weight, padding)}
-    return _in_a_row(lambda v: F.conv_transpose2d(v, weight.permute(2, 3, 0, 1), **options), x)
+    kernel = _told_apart(weight.permute(2, 3, 0, 1))
+    return _in_a_row(lambda v: F.conv_transpose2d(v, kernel, **options), x)
 
 
 def upsample_nearest(x: Any, factor: int = 2) -> Array:
