@@ -207,23 +207,26 @@ class LikelihoodRegret:
             }
 
         declared = self.optimizer or _DEFAULTS[self.search]
-        programs: dict[int, Callable] = {}
+        search: list[Callable] = []  # made with the first data
 
         def of_first(params: Mapping, batch: Mapping) -> Any:
             return found.init(params, {k: v[0] for k, v in batch.items()})
 
-        begun = b.compile(of_first, num_calls=1)  # on JAX one program, not one an operation
-
-        def run(params: Mapping, batch: Mapping, keys: Any) -> dict[str, Array]:
+        def made(params: Mapping, batch: Mapping) -> Callable:
             at_once = self.rows_at_once
             if at_once is None:
-                at_once = b.rows_at_once(num_parameters(begun(params, batch)))
-            if at_once not in programs:
-                programs[at_once] = b.minimise_rows(
-                    declared, loss, init=found.init, finish=finish, num_steps=steps,
-                    keep_at=steps - max(1, steps // 10), rows_at_once=at_once, num_rows=num_data,
-                )  # fmt: skip
-            once = programs[at_once]
+                # On JAX one program, not one for each operation.
+                begun = b.compile(of_first, num_calls=1)(params, batch)
+                at_once = b.rows_at_once(num_parameters(begun))
+            return b.minimise_rows(
+                declared, loss, init=found.init, finish=finish, num_steps=steps,
+                keep_at=steps - max(1, steps // 10), rows_at_once=at_once, num_rows=num_data,
+            )  # fmt: skip
+
+        def run(params: Mapping, batch: Mapping, keys: Any) -> dict[str, Array]:
+            if not search:
+                search.append(made(params, batch))
+            (once,) = search
             if self.num_searches == 1:
                 return once(params, batch, keys)
             # The first is the search that is made alone.

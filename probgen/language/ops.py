@@ -6,7 +6,7 @@ A function looks at the type of its array arguments, never at their values, so i
 jax.jit and jax.vmap, and by torch's dispatch modes and torch.func. Axes, `keepdims`, `ddof` and the
 way of NaN (clip, maximum and max propagate it) are numpy's on both. Numpy arrays and Python numbers
 beside a framework's array follow it: a float takes its dtype and device, integers and booleans keep
-their kind. Images are channel-last [n, h, w, c].
+their kind. Images are channel-last [..., h, w, c].
 
 Nothing is computed here and no framework is imported: `probgen/backends/torch/ops.py` and
 `probgen/backends/jax/ops.py` hold one function for each name below.
@@ -403,7 +403,7 @@ def upsample_nearest(x: ArrayLike, factor: int = 2) -> Array:
 
 
 def avg_pool(x: ArrayLike, window: int = 2, stride: int | None = None) -> Array:
-    """Mean over window x window blocks of [n, h, w, c], `stride` apart (None: the window).
+    """Mean over window x window blocks of [..., h, w, c], `stride` apart (None: the window).
 
     Rows and columns that do not fill a block are left out: h' = (h - window) // stride + 1.
     """

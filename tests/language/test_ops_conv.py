@@ -40,6 +40,7 @@ def test_axes_before_an_image_are_kept(lib, lead):
         (lambda a: ops.conv(a, lib.array(w), 2), conv_loop(rows, w, 2, 1)),
         (lambda a: ops.conv_transpose(a, lib.array(w), 2), conv_transpose_loop(rows, w, 2, 1)),
         (ops.upsample_nearest, rows.repeat(2, 1).repeat(2, 2)),
+        (ops.avg_pool, rows[:, :4].reshape(-1, 2, 2, 3, 2, 3).mean((2, 4))),
     ):
         same(ours(lib.array(x)), loop.reshape(*lead, *loop.shape[1:]), 1e-4, 1e-4)
 

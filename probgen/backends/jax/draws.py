@@ -11,7 +11,7 @@ import numpy as np
 from probgen.backends.jax.devices import placing
 from probgen.errors import ShapeError
 
-# One call of a compiled program: by itself each goes through dozens of Python's, a hundred times as
+# One call of a compiled program: by itself each goes through dozens of Python's, seventy times as
 # long with row keys.
 _fold_in = jax.jit(jax.random.fold_in)
 _fold_in_rows = jax.jit(jax.vmap(jax.random.fold_in, (0, None)))

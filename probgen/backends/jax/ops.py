@@ -353,10 +353,10 @@ def upsample_nearest(x: Any, factor: int = 2) -> Array:
 
 def avg_pool(x: Any, window: int = 2, stride: int | None = None) -> Array:
     step = stride or window
-    ho, wo = ((size - window) // step + 1 for size in x.shape[1:3])
+    ho, wo = ((size - window) // step + 1 for size in x.shape[-3:-1])
     last_h, last_w = step * (ho - 1) + 1, step * (wo - 1) + 1
     shifted = [
-        x[:, i : i + last_h : step, j : j + last_w : step]
+        x[..., i : i + last_h : step, j : j + last_w : step, :]
         for i in range(window)
         for j in range(window)
     ]

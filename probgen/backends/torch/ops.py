@@ -425,8 +425,7 @@ def upsample_nearest(x: Any, factor: int = 2) -> Array:
 
 
 def avg_pool(x: Any, window: int = 2, stride: int | None = None) -> Array:
-    pooled = F.avg_pool2d(x.permute(0, 3, 1, 2), window, stride or window)
-    return pooled.permute(0, 2, 3, 1)
+    return _in_a_row(lambda v: F.avg_pool2d(v, window, stride or window), x)
 
 
 def group_norm(
