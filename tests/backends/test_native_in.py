@@ -408,13 +408,15 @@ def test_nuts_finds_the_posterior_of_a_native_program(backend):
     offset = np.linspace(-1, 1, 20).astype(np.float32)
     y = (offset + RNG.normal(1.0, 1.0, 20)).astype(np.float32)
     tree = pg.infer(
-        native_mean(backend.name), {"y": y}, NUTS(num_warmup=100, num_samples=200, num_chains=1),
+        native_mean(backend.name), {"y": y}, NUTS(num_warmup=100, num_samples=100, num_chains=8),
         inputs={"offset": offset}, backend=backend, seed=0, progress_bar=False,
     )  # fmt: skip
     draws = tree.posterior["mu"].values
     precision = 1 / 4 + 20
     mean, sd = float((y - offset).sum() / precision), precision**-0.5
-    assert abs(draws.mean() - mean) < 5 * sd / math.sqrt(draws.size / 4)
+    size = draws.size / 4  # of as many independent draws
+    assert abs(draws.mean() - mean) < 5 * sd / math.sqrt(size)
+    assert abs(draws.std() / sd - 1) < 5 / math.sqrt(2 * size)
 
 
 def test_generate_draws_from_a_fitted_native_program(backend):
