@@ -23,7 +23,7 @@ ONE_CORE := PYTHONDONTWRITEBYTECODE= MALLOC_ARENA_MAX=2 OMP_NUM_THREADS=1 MKL_NU
 	XLA_FLAGS="--xla_cpu_multi_thread_eigen=false $$XLA_FLAGS"
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo doctor test test-changed check format bench reproduce clean distclean
+.PHONY: help install demo doctor test test-all test-changed check format bench reproduce clean distclean
 
 help:  ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -49,6 +49,9 @@ doctor: $(STAMP)  ## what is installed here, and what works
 
 test: check  ## what CI runs: format, lint, types, tests, docstring examples
 	$(ONE_CORE) $(BIN)/pytest -n $(WORKERS) --dist worksteal $(ARGS)
+
+test-all:  ## before a release: also the tests of laws that other tests hold
+	$(MAKE) test ARGS='-m "not slow and not gpu" $(ARGS)'
 
 test-changed: $(STAMP)  ## two minutes of the tests that reach what differs from main (BASE=...)
 	$(ONE_CORE) $(BIN)/python -m tools.changed_tests --base $(BASE) -n $(WORKERS) $(ARGS)
