@@ -17,9 +17,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 
 # Each test worker keeps to one core: WORKERS times a thread pool would only fight over them. Two
 # arenas, since glibc would keep one for each thread that ever compiled, and give none of it back.
-# Bytecode is written whatever the shell says: tests start many processes, and each would compile
-# every file anew.
-ONE_CORE := PYTHONDONTWRITEBYTECODE= MALLOC_ARENA_MAX=2 OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 \
+ONE_CORE := MALLOC_ARENA_MAX=2 OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 \
 	XLA_FLAGS="--xla_cpu_multi_thread_eigen=false $$XLA_FLAGS"
 
 .DEFAULT_GOAL := help
@@ -35,8 +33,12 @@ $(BIN)/python:
 		"virtual environment; install its venv module (on Debian: python3-venv)" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
+# pip would compile all files of all libraries, for a minute: what is used is compiled where it is
+# first imported, and kept, whatever the shell says.
+unexport PYTHONDONTWRITEBYTECODE
+
 $(STAMP): pyproject.toml constraints.txt | $(BIN)/python
-	$(BIN)/python -m pip install -c constraints.txt -e '$(INSTALL)'
+	$(BIN)/python -m pip install --no-compile -c constraints.txt -e '$(INSTALL)'
 	@touch $@
 
 install: $(STAMP)  ## .venv with every extra, at the versions of constraints.txt

@@ -226,15 +226,18 @@ def test_each_datum_is_optimised_on_its_own(b, rows_at_once, kept):
     np.testing.assert_array_equal(b.to_numpy(shared["s"]), before)
 
 
+REPEATED = pytest.mark.repeated("test_every_optimiser_is_the_same_in_stacks_and_alone")
+
+
 @pytest.mark.parametrize(
     "optimizer",
     [
-        pg.Adam(1e-2),
+        pytest.param(pg.Adam(1e-2), marks=REPEATED),
         pg.Adam(pg.CosineDecay(1e-1, 20), weight_decay=0.1),
-        pg.AdamW(1e-2, weight_decay=0.1),
+        pytest.param(pg.AdamW(1e-2, weight_decay=0.1), marks=REPEATED),
         pg.Adam(1e-2, clip_norm=0.1, clip_by_moment=(3.0, 0.1)),
         pg.SGD(1e-2, momentum=0.9, nesterov=True, weight_decay=0.1),
-        pg.SGD(1e-1, clip_norm=0.5),
+        pytest.param(pg.SGD(1e-1, clip_norm=0.5), marks=REPEATED),
     ],
     ids=repr,
 )
