@@ -211,7 +211,10 @@ def scores_over_devices(b, folder):
     places = Places(Path(folder) / "places")
     whole = evaluate(b, [Noisy(), places], chunk_size=1)
     assert places.seen() == {"0"}
-    method = HMC(num_warmup=4, num_samples=4, num_chains=4, num_steps=2)
+    method = HMC(
+        num_warmup=0, num_samples=4, num_chains=4, num_steps=2, engine="probgen", step_size=0.1,
+        adapt_step_size=False, adapt_mass_matrix=False,
+    )  # fmt: skip
 
     def drawn(**options):
         return pg.generate(scored(), 8, seed=0, chunk_size=2, backend=b, **options)

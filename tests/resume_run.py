@@ -40,7 +40,3 @@ def run(backend, compile, case="vae", checkpoint=None, pause=0.0):
         small_vae(), binary_data(200), SVI(loss, pg.Adam(1e-2, clip_norm=5.0)),
         validation=binary_data(40, 1), eval_every=20, **common,
     )  # fmt: skip
-
-
-def run_and_save(backend, compile, case, folder, out, pause):
-    run(backend, compile, case, folder, pause).save_pretrained(out)

@@ -9,10 +9,9 @@ import children
 import numpy as np
 import pytest
 from fit_cases import are_same_bits, assert_same_bits, binary_data, coins, quick, small_vae, svi
-from resume_run import NUM_STEPS, run, run_and_save
+from resume_run import NUM_STEPS, run
 
 import probgen as pg
-from probgen.engine.fitted import Fitted
 from probgen.errors import SaveError
 from probgen.records.checkpoint import Checkpoints
 from probgen.records.store import read_folder
@@ -43,25 +42,18 @@ def kill_at_a_random_moment(process, folder, rng):
 
 
 def check_killed_and_resumed(backend, compile, tmp_path, kills, case="vae"):
+    """Killed so often in processes of their own, then run to its end in this one."""
     rng = np.random.default_rng()  # another moment every time
-    folder, out, said = (tmp_path / name for name in ("checkpoints", "out", "said"))
-
-    def start(pause):
-        return children.start(run_and_save, backend, compile, case, folder, out, pause, said=said)
-
-    killed = []
+    folder, said, killed = tmp_path / "checkpoints", tmp_path / "said", []
     for _ in range(kills):
-        process = start(pause=0.1)
+        process = children.start(run, backend, compile, case, folder, 0.1, said=said)
         was_killed = kill_at_a_random_moment(process, folder, rng)
         assert was_killed or process.exitcode == 0, children.error(said)
         if not was_killed:
             break
         killed.append(steps_in(folder)[-1])
-    process = start(pause=0.0)
-    process.join(timeout=1200)
-    assert process.exitcode == 0, children.error(said)
     assert killed and killed == sorted(killed) and killed[0] < NUM_STEPS
-    whole, resumed = run(backend, compile, case), Fitted.from_pretrained(out)
+    whole, resumed = run(backend, compile, case), run(backend, compile, case, folder)
     assert_same_bits(whole.params, resumed.params)
     assert_same_bits(whole.extras, resumed.extras)
     for name in whole.history:
@@ -75,6 +67,7 @@ def test_killed_again_and_again_it_ends_as_if_nothing_had_happened(backend_name,
     check_killed_and_resumed(backend_name, "graph", tmp_path, kills=2)
 
 
+@pytest.mark.repeated("test_em.py::test_em_stopped_and_resumed_is_the_uninterrupted_run")
 def test_chains_of_each_datum_survive_a_kill(backend_name, tmp_path):
     check_killed_and_resumed(backend_name, "graph", tmp_path, kills=1, case="em")
 

@@ -53,7 +53,7 @@ def leaves(tree):
     return [np.asarray(tree)]
 
 
-def jobs_on(name, fitted, guided):
+def jobs_on(name, guided):
     """Each verb as a function without arguments that gives a list of arrays."""
 
     def fit():
@@ -64,11 +64,6 @@ def jobs_on(name, fitted, guided):
         return leaves(out.params)
 
     def evaluate():
-        measures = [ELBO(2), IWAE(5)]
-        table = pg.evaluate(fitted, IMAGES, measures, seed=2, chunk_size=16, progress_bar=False)
-        return [table[m.name]["estimate"] for m in measures]
-
-    def evaluate_by_draws():
         table = pg.evaluate(guided, COUNTS, [IWAE(4)], seed=3, chunk_size=10, progress_bar=False)
         return [table[IWAE(4).name]["estimate"]]
 
@@ -78,18 +73,16 @@ def jobs_on(name, fitted, guided):
         return [draws.posterior["level"].values]
 
     def generate():
-        return leaves({**pg.generate(fitted, 20, seed=5), **pg.generate(guided, 20, seed=6)})
+        return leaves(pg.generate(guided, 20, seed=6))
 
-    return [fit, evaluate, evaluate_by_draws, infer, generate]
+    return [fit, evaluate, infer, generate]
 
 
 @pytest.fixture(scope="module")
 def jobs(backend_name):
-    options = {"batch_size": 16, "seed": 0, "backend": backend_name, "progress_bar": False}
-    fitted = pg.fit(VAE_OF_BITS, IMAGES, SVI(ELBO()), num_steps=20, **options)
     # Nothing to learn, but a Fitted is what the other verbs take.
     guided = pg.Fitted(guided_counts, {}, info={"backend": backend_name}, shapes={"x": ()})
-    return jobs_on(backend_name, fitted, guided)
+    return jobs_on(backend_name, guided)
 
 
 def at_once(functions):
@@ -122,7 +115,7 @@ def same(found, expected):
 
 
 def check_once(jobs, alone):
-    again = [0, 3]  # two fits, two chains: the same job twice at once
+    again = [0, 2]  # two fits, two chains: the same job twice at once
     several = [*range(len(jobs)), *again]
     for i, found in zip(several, at_once([jobs[i] for i in several]), strict=True):
         assert same(found, alone[i]), jobs[i].__name__
@@ -162,5 +155,5 @@ def test_a_callers_random_state_is_as_it_was(backend_name, jobs):
 
     torch.manual_seed(7)
     before = torch.get_rng_state()
-    at_once([jobs[2], jobs[3], jobs[4]] * 2)
+    at_once([jobs[1], jobs[2], jobs[3]] * 2)
     assert torch.equal(before, torch.get_rng_state())
