@@ -181,6 +181,11 @@ def measure_key(b, measure, seed):
 def searched(b, fitted, x, measure, *, seed=0):
     """(what `measure.finish` makes a table of, tau_hat as a tree of [n, ...] numpy), of one run by
     the noise of `pg.evaluate(..., seed=seed)`."""
+    return searcher(b, fitted, x, measure, seed=seed)(fitted, x)
+
+
+def searcher(b, fitted, x, measure, *, seed=0):
+    """(fitted, x) -> what `searched` gives, for other parameters and data of the same shape."""
     minimise_rows = type(b).minimise_rows
 
     def with_tau(self, declared, loss, *, finish, **options):
@@ -189,12 +194,17 @@ def searched(b, fitted, x, measure, *, seed=0):
 
         return minimise_rows(self, declared, loss, finish=both, **options)
 
-    bound, params = fitted.bind(b, {"x": x[:1]}, num_data=len(x))
+    bound, _ = fitted.bind(b, {"x": x[:1]}, num_data=len(x))
     keys = b.row_keys(measure_key(b, measure, seed), np.arange(len(x)))
-    with mock.patch.object(type(b), "minimise_rows", with_tau):
-        values = measure.device_function(bound, len(x))(params, {"x": b.asarray(x)}, keys)
-    values = tree_map(b.to_numpy, values)
-    return values, values.pop("tau")
+    device_function = measure.device_function(bound, len(x))
+
+    def run(fitted, x):
+        params = fitted.bind(b, {"x": x[:1]}, num_data=len(x))[1]
+        with mock.patch.object(type(b), "minimise_rows", with_tau):
+            values = tree_map(b.to_numpy, device_function(params, {"x": b.asarray(x)}, keys))
+        return values, values.pop("tau")
+
+    return run
 
 
 def free_gaussian(tau):

@@ -215,7 +215,13 @@ def test_batched_equals_looped(b, encoder, count, rows, chunk):
     np.testing.assert_allclose(found["estimate"], plain[:, 1] - plain[:, 0], rtol=1e-8, atol=1e-10)
 
 
-@pytest.mark.parametrize("search", ["guide", "posterior"])
+# What cuts and stacks data knows nothing of what is searched for.
+POSTERIOR = pytest.param(
+    "posterior", marks=pytest.mark.repeated("test_no_cut_of_the_data_changes_a_number")
+)
+
+
+@pytest.mark.parametrize("search", ["guide", POSTERIOR])
 def test_no_cut_of_the_data_changes_a_number(b, search):
     """rows_at_once and chunk size: every quantity of the table to 1e-10 in float64."""
     measure = LikelihoodRegret(search=search, num_steps=12, num_draws=DRAWS)
@@ -234,7 +240,7 @@ def test_no_cut_of_the_data_changes_a_number(b, search):
                 )
         # The noise is that of a datum's place: the same datum elsewhere is scored by other draws.
         one = dataclasses.replace(measure, rows_at_once=cuts[0][0])
-        moved = measured(b, fitted, x[::-1].copy(), one)["estimate"][::-1]
+        moved = measured(b, fitted, x[::-1].copy(), one, chunk_size=cuts[0][1])["estimate"][::-1]
         assert (np.abs(moved - first["estimate"]) > 1e-9).sum() >= COUNT - 1
         middle = COUNT // 2  # stays where it was
         assert abs(moved[middle] - first["estimate"][middle]) < 1e-10
@@ -253,7 +259,13 @@ FROZEN = {
 }
 
 
-@pytest.mark.parametrize("search", FROZEN)
+# Rank 1 differs in what is searched over, which `test_row_keys` holds to the net itself.
+RANK_1 = pytest.param(
+    "rank 1", marks=pytest.mark.repeated("test_decoder_and_encoder_stay_bit_identical")
+)
+
+
+@pytest.mark.parametrize("search", ["guide", "posterior", RANK_1])
 def test_decoder_and_encoder_stay_bit_identical(b, search):
     """Both the numbers of the `Fitted` and the arrays on the device that the search starts from.
 
@@ -283,7 +295,13 @@ def _stay_bit_identical(b, measure, fitted, x):
 # ---- the first layer by its output --------------------------------------------------------------
 
 
-@pytest.mark.parametrize("hidden", [(12, 8), ()])
+# Which layer is the first is `test_row_keys`'.
+LINEAR = pytest.param(
+    (), marks=pytest.mark.repeated("test_rank_1_is_the_exact_search_without_weight_decay")
+)
+
+
+@pytest.mark.parametrize("hidden", [(12, 8), LINEAR])
 def test_rank_1_is_the_exact_search_without_weight_decay(b, hidden):
     """Adam's moments of a first layer are those of its output: the same regret in float64.
 
@@ -313,6 +331,7 @@ def test_rank_1_is_the_exact_search_without_weight_decay(b, hidden):
         np.testing.assert_allclose(other, one, atol=1e-6 * np.abs(gain).max(), rtol=1e-9)
 
 
+@pytest.mark.repeated("test_rank_1_is_the_exact_search_without_weight_decay")
 def test_rank_1_ranks_as_the_exact_search_with_its_published_optimiser(b):
     """Weight decay of that layer and Adam's eps are all that differ: Spearman's rho >= 0.999."""
     with float64(b):

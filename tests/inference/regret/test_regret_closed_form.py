@@ -43,6 +43,8 @@ def test_the_search_finds_the_best_gaussian_of_a_saturating_encoder(b):
     assert abs((found["elbo_after"] - bound).mean()) < 0.1
 
 
+# Data that the saturating encoder does not clip have such a regret too; here are more of them.
+@pytest.mark.repeated("test_the_search_finds_the_best_gaussian_of_a_saturating_encoder")
 def test_an_exact_encoder_has_the_same_regret_for_every_datum(b):
     """The null: with m(x) = m*(x) the gap is one constant, however far x is; nothing tells x apart.
 
@@ -78,6 +80,8 @@ def numpy_bound(model, x, loc, variance, num_particles, num_groups, rng):
     return (top + np.log(np.exp(log_w - top[:, None]).mean(1))).T
 
 
+# What K makes of weights is exact there; here are those of a search.
+@pytest.mark.repeated("test_regret_gaps.py::test_the_regret_of_log_weights_is_the_mean_over_groups")
 def test_the_regret_falls_to_nothing_as_k_grows(b):
     """K is a choice of score: 1.16 nats at K = 1, less than 2 % of it at K = 10,000.
 

@@ -9,7 +9,7 @@ import dataclasses
 import numpy as np
 import pytest
 from floats import float64
-from regret_cases import PPCA, free_gaussian, scored, searched, settled
+from regret_cases import PPCA, free_gaussian, scored, searched, searcher, settled
 
 import probgen as pg
 from probgen.inference.regret.likelihood_regret import LikelihoodRegret, regret
@@ -48,7 +48,14 @@ def test_a_known_gap_is_the_regret(b, search):
     assert (found["late_gain"] < 0.05).all()
 
 
-@pytest.mark.parametrize("search", ["posterior", "guide"])
+# From a guide that is off the search of the guide ends here too.
+@pytest.mark.parametrize(
+    "search",
+    [
+        "posterior",
+        pytest.param("guide", marks=pytest.mark.repeated("test_a_known_gap_is_the_regret")),
+    ],
+)
 def test_an_optimal_guide_has_no_regret(b, search):
     """q = p(z | x): each weight is p(x), nothing can be gained, and what noise loses is small.
 
@@ -108,7 +115,8 @@ def test_a_start_from_the_prior_forgets_the_encoder(b):
     model = PPCA()
     x, far = model.draw(20), model.fitted(shift=3.0)
     measure = settled(800, 6e-2, search="posterior", num_draws=20, start_from="prior")
-    tau, same = (free_gaussian(searched(b, f, x, measure)[1]) for f in (far, model.fitted()))
+    search = searcher(b, far, x, measure)
+    tau, same = (free_gaussian(search(f, x)[1]) for f in (far, model.fitted()))
     for one, other in zip(tau, same, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-12)
     best = model.kl(x, model.posterior_mean(x), model.best_variance)
@@ -142,7 +150,14 @@ def test_several_searches_tell_the_error_that_one_cannot(b):
     assert np.sqrt((found["scoring_error"] ** 2).mean()) < 0.7 * off.std(ddof=1)
 
 
-@pytest.mark.parametrize("search", ["posterior", "guide"])
+# Several searches are one after the other, whatever is searched for.
+POSTERIOR = pytest.param(
+    "posterior",
+    marks=pytest.mark.repeated("test_one_search_claims_no_error_and_is_the_first_of_several"),
+)
+
+
+@pytest.mark.parametrize("search", [POSTERIOR, "guide"])
 def test_one_search_claims_no_error_and_is_the_first_of_several(b, search):
     model = PPCA()
     x, fitted = model.draw(6), model.fitted(shift=0.4)

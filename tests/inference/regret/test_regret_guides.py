@@ -78,6 +78,8 @@ def test_a_guide_that_is_no_function_of_noise_is_taken_one_by_one(b, family):
     assert len(np.unique(first["elbo_before"][[0, 7, 8]])) == 3  # the same datum three times
 
 
+# The nets of a full guide are searched as those of any other.
+@pytest.mark.repeated("test_regret_gaps.py::test_a_known_gap_is_the_regret")
 def test_a_full_covariance_guide_closes_its_gap(b):
     """search="guide" of a full-covariance encoder at random weights: near log p(x) in the end,
     where the diagonal guide's best bound stays below by its closed form."""
@@ -126,6 +128,7 @@ def test_a_hierarchy_is_searched_at_every_level(b):
     assert found["estimate"].min() > 0 and found["estimate"].mean() > 5
 
 
+@pytest.mark.repeated("test_regret_batched.py::test_no_cut_of_the_data_changes_a_number")
 def test_no_cut_of_the_data_changes_the_regret_of_a_hierarchy(b):
     """Each datum has its own noise at every level: to 1e-9 in float64. The bound rises far."""
     x = np.random.default_rng(1).normal(size=(6, 5))
