@@ -21,7 +21,7 @@ ONE_CORE := MALLOC_ARENA_MAX=2 OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_
 	XLA_FLAGS="--xla_cpu_multi_thread_eigen=false $$XLA_FLAGS"
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo doctor test test-all test-changed check format bench reproduce clean distclean
+.PHONY: help install demo doctor test test-all test-changed check lint format bench reproduce clean distclean
 
 help:  ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -49,7 +49,7 @@ demo: $(STAMP)  ## train, sample and judge a small model of digits, in two or th
 doctor: $(STAMP)  ## what is installed here, and what works
 	$(BIN)/probgen doctor
 
-test: check  ## what CI runs: format, lint, types, tests, docstring examples
+test: lint  ## what CI runs: format, lint, types, tests, docstring examples
 	$(ONE_CORE) $(BIN)/pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 test-all:  ## before a release: also the tests of laws that other tests hold
@@ -58,10 +58,12 @@ test-all:  ## before a release: also the tests of laws that other tests hold
 test-changed: $(STAMP)  ## two minutes of the tests that reach what differs from main (BASE=...)
 	$(ONE_CORE) $(BIN)/python -m tools.changed_tests --base $(BASE) -n $(WORKERS) $(ARGS)
 
-check: $(STAMP)  ## format, lint and types alone
+check: lint  ## format, lint and types alone
+	$(BIN)/python tools/typecheck.py
+
+lint: $(STAMP)  ## format and lint alone
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/python tools/typecheck.py
 
 format: $(STAMP)  ## rewrite the files as `make check` wants them
 	$(BIN)/ruff check --fix .

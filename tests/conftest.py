@@ -78,7 +78,10 @@ def _gpu_is_visible() -> bool:
 
 # Folders and files with tests of ten seconds. They come first: at the end of a run, what is left is
 # short, and no worker waits long for another.
-LONG = {"regret", "test_resume.py", "test_docs_evaluation.py", "test_docs_time.py", "test_cli.py"}
+LONG = {
+    "regret", "test_types.py", "test_resume.py", "test_docs_evaluation.py", "test_docs_time.py",
+    "test_cli.py",
+}  # fmt: skip
 
 
 @pytest.hookimpl(trylast=True)  # after `-m` has chosen
