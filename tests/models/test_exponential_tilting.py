@@ -124,6 +124,12 @@ def test_no_energy_is_the_base_and_a_steep_one_collapses(b, exact):
     look = EnergyGuard(gain_draws=50).held_out(Contrast(bound, "noise"))
     found = at_once(b, lambda *given: look(bound, *given), params, {"x": b.asarray(x)}, b.key(0))
     assert abs(float(found["gain"])) < 1e-6 and float(found["importance_share"]) > 1 - 1e-6
+
+
+@pytest.mark.repeated("test_resampled_latents_and_chains_have_one_pushforward")
+def test_chains_without_energy_keep_the_base(b):
+    """C: by a two-sample test."""
+    flat = tilted_flow(scale=0.0, offset=0.7)
     chain = HMC(num_steps=3, step_size=0.5, num_warmup=0, num_samples=3, adapt_step_size=False)
     moved = pg.generate(flat, 1000, method=chain, space="noise", seed=0, backend=b)["x"]
     drawn = pg.generate(flat.model.base, 1000, seed=1, backend=b)["x"]

@@ -28,14 +28,21 @@ SMALL, MADE = nets.MLP((5,), activation="tanh"), nets.MADE((6,), activation="tan
 CONV = nets.Sequential((nets.Conv(3), "tanh", nets.Conv(1)))
 BINS = Spline(4, bound=2.0)
 FLOWS = {
-    "affine coupling": Flow(3, Coupling(SMALL, masks=("parity", "halves")), num_layers=3),
+    "affine coupling": Flow(3, Coupling(SMALL, masks=("parity", "halves")), num_layers=2),
     "spline coupling": Flow(3, Coupling(SMALL, BINS), num_layers=2),
     "autoregressive": Flow(3, MaskedAutoregressive(MADE), num_layers=2),
     "autoregressive splines": Flow(3, MaskedAutoregressive(MADE, BINS), num_layers=1),
     "inverse autoregressive": Flow(3, MaskedAutoregressive(MADE, fast="draws"), num_layers=2),
     "checkerboard": Flow((3, 2, 1), Coupling(CONV), num_layers=2),
-    "channels": Flow((1, 2, 3), Coupling(SMALL, masks=("checkerboard", "parity")), num_layers=4),
+    "channels": Flow((1, 2, 3), Coupling(SMALL, masks=("checkerboard", "parity")), num_layers=2),
 }
+LAW = pytest.mark.parametrize("name", [
+    # An autoregressive layer and splines, each of which has a case of its own.
+    pytest.param(name, marks=pytest.mark.repeated(
+        "test_the_density_is_that_of_the_noise_over_the_jacobian_determinant"
+    )) if name == "autoregressive splines" else name
+    for name in FLOWS
+])  # fmt: skip
 IAF = FLOWS["inverse autoregressive"]
 NUM = 5
 
@@ -87,7 +94,7 @@ def measured(backend_name, name):
     return tree_map(b.to_numpy, b.compile(compute)(eps))
 
 
-@pytest.mark.parametrize("name", FLOWS)
+@LAW
 def test_the_density_is_that_of_the_noise_over_the_jacobian_determinant(backend_name, name):
     """log p(x) = log N(eps) - log |det dx/d eps|, known with the draw and asked for x alone; and
     what x came from is found again."""
@@ -101,7 +108,7 @@ def test_the_density_is_that_of_the_noise_over_the_jacobian_determinant(backend_
 
 
 @pytest.mark.skipif(not all(backends.available().values()), reason="one backend is missing")
-@pytest.mark.parametrize("name", FLOWS)
+@LAW
 def test_both_backends_have_the_same_flow(name):
     """To 1e-5 of the largest: log densities are sums whose terms cancel."""
     one, other = measured("torch", name), measured("jax", name)

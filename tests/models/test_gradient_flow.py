@@ -180,6 +180,7 @@ def test_a_quadratic_energy_makes_a_gaussian_which_is_not_its_gibbs_law(b, quadr
     assert np.abs(got - want).max() < 5 * want.max() * (2 / 4000) ** 0.5
 
 
+@pytest.mark.repeated("test_log_det_is_that_of_the_whole_map")
 def test_the_density_integrates_to_one(b, bent):
     side = np.arange(-7.0, 7.0, 0.4)
     flatter = tree_map(lambda w: 0.8 * b.to_numpy(w), bent)  # for so coarse a grid
@@ -280,6 +281,7 @@ def test_a_flow_of_order_four_is_the_limit_and_has_its_density(b, bent, noise):
     assert 7.0 < coarse / fine < 10.0 and coarse > 1e-3
 
 
+@pytest.mark.repeated("test_a_flow_of_order_four_is_the_limit_and_has_its_density")
 def test_half_the_step_halves_the_distance_to_the_flow(b, bent, noise):
     def run(params, x):
         energy = lambda x: ENERGY.apply(params["energy"], x)  # noqa: E731
@@ -324,7 +326,14 @@ def test_the_loss_is_a_critics_with_no_gradient_through_the_generator(b, bent):
     assert "a map of where the chains start" in chains.note
 
 
-@pytest.mark.parametrize("probes", [None, np.array([[1.0, 1.0], [1.0, -1.0]])], ids=["H", "Hv"])
+BY_HESSIAN = pytest.mark.repeated("test_it_is_fitted_by_its_own_likelihood")
+PROBES = [
+    pytest.param(None, id="H", marks=BY_HESSIAN),
+    pytest.param(np.array([[1.0, 1.0], [1.0, -1.0]]), id="Hv"),
+]
+
+
+@pytest.mark.parametrize("probes", PROBES)
 def test_its_own_likelihood_has_the_derivative_of_the_inverse(b, bent, noise, probes):
     """Along a direction of parameters, by differences; so it can be fitted by SVI."""
     x = noise[:64]

@@ -125,6 +125,7 @@ def model_without():
     return pg.model(generator.program).with_guide(another)
 
 
+@pytest.mark.repeated("test_who_asks_for_a_capability_finds_it_behind_another_guide")
 def test_pairs_and_the_way_back_are_those_of_the_family(b):
     """A discriminator of (x_{t-1}, x_t, t') is given them, and a flow's steps are taken back."""
     learner = Adversarial(nets.TimedDiscriminator((4,), 4), pg.SGD(0.1), pg.SGD(0.1))

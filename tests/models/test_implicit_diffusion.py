@@ -220,6 +220,9 @@ def test_a_draw_takes_as_many_calls_as_there_are_steps(b):
     assert Counting.calls - 2 * 4 <= 4
 
 
+@pytest.mark.repeated(
+    "test_learner_contracts.py::test_a_generator_learns_a_gaussian_against_a_critic_of_its_own"
+)
 def test_torch_and_jax_give_the_same_losses_steps_and_samples(same_noise):
     learner = Adversarial(D, r1=0.1, r1_every=2, consistency=0.5)
     learner = dataclasses.replace(
@@ -248,10 +251,8 @@ def test_it_is_fitted_kept_and_drawn_from_and_goes_on_to_the_bit(b, tmp_path):
     assert not seen.names
     whole = fit(b, small(), learner, 4, **options)
     assert_same_bits([whole.params, whole.extras], [resumed.params, resumed.extras])
-    raw = fit(b, small(), learner, 4)
-    assert np.abs(raw.params["generator"]["mlp"]["out"]["weight"]
-                  - whole.params["generator"]["mlp"]["out"]["weight"]).max() > 0  # fmt: skip
-    assert_same_bits(raw.extras, whole.extras)
+    raw, mean = (f.params["generator"]["mlp"]["out"]["weight"] for f in (whole.raw, whole))
+    assert np.abs(raw - mean).max() > 0
     whole.save_pretrained(tmp_path / "m")
     kept = pg.Fitted.from_pretrained(tmp_path / "m")
     draws = [pg.generate(f, 4, seed=3, backend=b)["x"] for f in (whole, kept)]

@@ -183,6 +183,9 @@ def test_a_vae_behind_a_fitted_energy_is_fitted_and_scored(b):
         pg.evaluate(fitted, X, [ELBO()], seed=0)
 
 
+@pytest.mark.repeated(
+    "test_step_variances.py::test_of_normal_data_the_large_variances_have_the_exact_bound_and_the_exact_draws"
+)
 def test_the_forward_process_is_a_guide_with_the_bound_of_all_steps(b):
     """E_q[log p - log q] drawn through the guide, and the closed form of its KL terms."""
     fitted, u, lam = exact_diffusion(2, steps=6)
