@@ -17,7 +17,7 @@ from probgen.errors import (
     ShapeError,
 )
 from probgen.evaluation.calibration import diagnose, posterior_predictive, predictive_check
-from probgen.inference import NUTS
+from probgen.inference import Langevin
 
 
 def ar1(phi, shape, seed=0):
@@ -220,15 +220,12 @@ def test_outliers_that_the_model_cannot_make_are_seen(b):
 
 
 def test_infers_draws_are_read_and_many_are_thinned(b):
-    if b.name == "torch":
-        pytest.skip("the same code; Pyro's chains take seconds")
     y = np.random.default_rng(11).normal(size=6).astype(np.float32)
-    draws = pg.infer(
-        normal, y, NUTS(num_warmup=100, num_samples=200, num_chains=2), seed=0, backend=b
-    )
+    method = Langevin(0.1, num_steps=200, num_warmup=100, num_chains=2, metropolis=True)
+    draws = pg.infer(normal, y, method, seed=0, backend=b, progress_bar=False)
     check = predictive_check(normal, draws, y, num_draws=100, seed=0, backend=b)
     assert check.replicated.shape == (2, 50, 4) and check.p_values[0] == pytest.approx(0.5, abs=0.3)
-    assert diagnose(draws).divergences == 0 and diagnose(draws).bfmi.shape == (2,)
+    assert list(diagnose(draws).names) == ["mu"]
 
 
 GOOD = {"mu": np.zeros((2, 9, 1), np.float32)}

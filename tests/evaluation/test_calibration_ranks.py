@@ -62,7 +62,13 @@ POWER = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", POWER)
+AGAIN = pytest.mark.repeated("test_the_power_is_the_published_one")
+PLAIN = ("correct", "sd x 1.25", "shift 0.25 sd", "sd x 0.95")  # never, always, or hardly seen
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(each, marks=AGAIN if each in PLAIN else ()) for each in POWER]
+)
 def test_the_power_is_the_published_one(name):
     options, published = POWER[name]
     rng, repeats = np.random.default_rng(3), 100

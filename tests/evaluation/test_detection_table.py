@@ -47,6 +47,7 @@ def table(measures):
 # --- who wins ----------------------------------------------------------------------------------
 
 
+@pytest.mark.repeated("test_verdicts_follow_from_the_comparisons_of_the_table")
 @pytest.mark.parametrize("num_measures, num_sets", [(2, 5), (4, 1)])
 def test_equally_good_measures_have_a_winner_in_at_most_5_of_100_tables(num_measures, num_sets):
     """Without Holm's correction two measures on five sets would have one in 1 - .95^5 = 23 %."""

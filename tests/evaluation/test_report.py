@@ -299,7 +299,12 @@ def chromium():
     return browser.find()
 
 
-@pytest.mark.parametrize(("width", "dark"), [(360, False), (1100, True)])
+PHONE = pytest.param(360, False, marks=pytest.mark.repeated(
+    "test_evaluation_report.py::test_the_page_in_a_browser"
+))  # fmt: skip
+
+
+@pytest.mark.parametrize(("width", "dark"), [PHONE, (1100, True)])
 def test_a_page_fits_a_phone_and_a_desk_in_both_schemes(chromium, width, dark):
     found, console = browser.look(chromium, example().html(), width, dark=dark)
     assert console == []
@@ -310,6 +315,7 @@ def test_a_page_fits_a_phone_and_a_desk_in_both_schemes(chromium, width, dark):
     assert (paper < ink) == dark
 
 
+@pytest.mark.repeated("test_a_page_fits_a_phone_and_a_desk_in_both_schemes")
 def test_the_browser_sees_what_is_wrong(chromium):
     """A page that breaks each rule: the checks above are not blind."""
     page = example().html()

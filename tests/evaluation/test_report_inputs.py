@@ -192,15 +192,17 @@ def test_help_of_report_is_that_of_the_verb():
 
 
 def test_the_json_says_how_many_data_differ(tmp_path):
-    fitted = pg.fit(
-        pg.models.VAE(
-            latent=pg.dist.Normal(0, 1).expand([1]).to_event(1),
-            decoder=pg.nets.MLP(hidden=(), out=3), likelihood=pg.dist.Bernoulli,
-            encoder=pg.nets.MLP(hidden=(), out=1, heads=("loc", "log_scale")),
-        ),
-        np.zeros((20, 3), np.float32), pg.inference.SVI(pg.inference.ELBO(), pg.Adam(1e-3)),
-        num_steps=2, batch_size=10, seed=0, progress_bar=False,
+    model = pg.models.VAE(
+        latent=pg.dist.Normal(0, 1).expand([1]).to_event(1),
+        decoder=pg.nets.MLP(hidden=(), out=3), likelihood=pg.dist.Bernoulli,
+        encoder=pg.nets.MLP(hidden=(), out=1, heads=("loc", "log_scale")),
     )  # fmt: skip
+    layers = {"decoder": (1, 3), "encoder": (3, 2)}
+    params = {
+        name: {"out": {"weight": np.ones(shape, "f"), "bias": np.zeros(shape[1:], "f")}}
+        for name, shape in layers.items()
+    }
+    fitted = pg.Fitted(model, params, shapes={"x": (3,)})
     path = evaluation.report(fitted, OWN, {"s": table({"m": normal(3, 4)})}, name="x",
                              num_distinct={"s": 11}, path=tmp_path / "r.html",
                              progress_bar=False)  # fmt: skip

@@ -117,7 +117,12 @@ def test_the_bias_formula_holds_for_unequal_variances_and_sizes():
     assert error < 0.05 * expected
 
 
-@pytest.mark.parametrize("shift", [0.0, 0.4])
+EQUAL = pytest.param(0.0, marks=pytest.mark.repeated(
+    "test_frechet_of_samples_tends_to_the_closed_form"
+))  # fmt: skip
+
+
+@pytest.mark.parametrize("shift", [EQUAL, 0.4])
 def test_frechet_of_samples_tends_to_the_closed_form(shift):
     """FD is too large by its bias, FD_inf is not; errors are those of new data, or safely more."""
     truth = 8 * shift**2 + 8 * (0.5 * (shift > 0)) ** 2

@@ -72,6 +72,7 @@ def own(vae, sets, b):
     return scores(vae, OWN, sets, b)[0]
 
 
+@pytest.mark.repeated("test_an_energy_that_knows_letters_tells_them_better_and_its_negative_worse")
 def test_no_energy_is_the_vae_itself(vae, sets, own, b):
     found, table = scores(tilted(vae, np.zeros(64, np.float32)), WHOLE, sets, b)
     assert table.units[WHOLE.name] == "nats + constant"
