@@ -91,6 +91,8 @@ def test_of_shared_latents_evaluate_says_what_else_is_known(b):
     np.testing.assert_allclose(found, exact, atol=0.1)
 
 
+# That SVI finds what a guide can hold is seen of mean field, below.
+@pytest.mark.repeated("test_joint_guides_hold_a_correlated_gaussian_posterior")
 def test_svi_finds_the_correlated_posterior(b):
     """Within a fifth of its standard deviations, which is the noise of 600 steps of one draw."""
     model = regression.with_guide(AutoMultivariateNormal())

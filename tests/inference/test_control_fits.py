@@ -52,18 +52,12 @@ def test_a_controlled_fit_tracks_its_set_point_and_rescues_the_code(backend):
     """
     options = {"model": vae((32,))}
     collapsed = fit(ELBO(kl_weight=4.0), backend, 300, **options)
-    controllers = {4.0: PI(ki=1e-2, initial_beta=1.5), 10.0: PI(ki=1e-2, initial_beta=0.5)}
-    found = {
-        c: fit(ControlledELBO(set_point=c, controller=controller), backend, 500, **options)
-        for c, controller in controllers.items()
-    }
-    for c, fitted in found.items():
-        assert fitted.history.last("kl", 200) == pytest.approx(c, rel=0.04)
-    assert found[4.0].history.last("kl_weight") > found[10.0].history.last("kl_weight")
-    assert found[4.0].history.last("log_prob") < found[10.0].history.last("log_prob")
+    loss = ControlledELBO(set_point=4.0, controller=PI(ki=1e-2, initial_beta=1.5))
+    found = fit(loss, backend, 500, **options)
+    history = found.history
+    assert history.last("kl", 200) == pytest.approx(4.0, rel=0.04)
     assert collapsed.history.last("kl") < 1.0
-    assert found[4.0].report.active_units["z"].sum() >= 2
-    history = found[4.0].history
+    assert found.report.active_units["z"].sum() >= 2
     np.testing.assert_allclose(history["elbo"], history["log_prob"] - history["kl"], rtol=1e-4)
 
 

@@ -27,20 +27,14 @@ from probgen.trees import tree_map
 # ---- gradients -----------------------------------------------------------------------------------
 
 
-def test_the_doubly_reparametrised_gradient_is_unbiased(b):
-    plain = gradients(b, learned, ImportanceWeightedELBO(8), np.tile(X, (400, 1)), 30)
-    doubly = ImportanceWeightedELBO(8, doubly_reparametrized=True)
-    other = gradients(b, learned, doubly, np.tile(X, (400, 1)), 30)
+def test_the_doubly_reparametrised_gradient_is_unbiased_and_of_lower_variance(b):
+    x = np.tile(X, (100, 1))
+    plain = gradients(b, learned, ImportanceWeightedELBO(32), x, 60)
+    doubly = ImportanceWeightedELBO(32, doubly_reparametrized=True)
+    other = gradients(b, learned, doubly, x, 60)
     for name in ("loc", "log_scale"):
         (one, e1), (two, e2) = mean_and_error(plain[name]), mean_and_error(other[name])
         assert np.all(np.abs(one - two) < 5 * np.hypot(e1, e2))
-
-
-def test_the_doubly_reparametrised_gradient_has_the_lower_variance(b):
-    plain = gradients(b, learned, ImportanceWeightedELBO(64), X, 100)
-    doubly = ImportanceWeightedELBO(64, doubly_reparametrized=True)
-    other = gradients(b, learned, doubly, X, 100)
-    for name in ("loc", "log_scale"):
         assert np.all(other[name].var(0) < 0.5 * plain[name].var(0))
 
 
@@ -104,9 +98,7 @@ def enumerated(beta, x):
     )
 
 
-@pytest.mark.parametrize(
-    "beta, num_particles, analytic_kl", [(1.0, 1, False), (3.0, 1, True), (3.0, 4, False)]
-)
+@pytest.mark.parametrize("beta, num_particles, analytic_kl", [(3.0, 1, True), (3.0, 4, False)])
 def test_the_score_function_gradient_is_the_exact_one(b, beta, num_particles, analytic_kl):
     x = np.array([0.5, -1.0], np.float32)
     loss = ELBO(num_particles=num_particles, kl_weight=beta, analytic_kl=analytic_kl)

@@ -102,7 +102,13 @@ def iris(covariance):
         return x, mixture, start, theirs.fit(x)
 
 
-@pytest.mark.parametrize("covariance", ["full", "diagonal"])
+# A diagonal covariance is held to scikit-learn's numbers below, and by a gradient step.
+DIAGONAL = pytest.param(
+    "diagonal", marks=pytest.mark.repeated("test_what_is_summed_out_is_known_after_a_fit")
+)
+
+
+@pytest.mark.parametrize("covariance", ["full", DIAGONAL])
 def test_exact_em_is_scikit_learns_on_iris_and_never_falls(b, covariance):
     x, mixture, start, theirs = iris(covariance)
     options = {"init": start, "batch_size": None, "num_steps": 20}

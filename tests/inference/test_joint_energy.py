@@ -103,24 +103,33 @@ def one_step(b, model, learn, params, flatten=flatten, x=np.tile(X, (500, 1))):
     return flatten(b, after) - flatten(b, start), {k: b.to_numpy(v) for k, v in metrics.items()}
 
 
-def test_the_step_is_the_gradient_of_the_bound_in_every_net(b):
+WAYS = {
+    "weights": ImportanceSampling(20_000),
+    "chains": Langevin(0.1, num_steps=40, metropolis=True),
+}
+# Chains in place of weighted draws are the same there for the same gradient.
+CHAINS = pytest.param(
+    "chains",
+    marks=pytest.mark.repeated(
+        "test_maximum_likelihood.py::test_the_rule_is_the_gradient_of_the_log_likelihood"
+    ),
+)
+
+
+@pytest.mark.parametrize("name", ["weights", CHAINS])
+def test_the_step_is_the_gradient_of_the_bound_in_every_net(b, name):
     """By weighted draws of p_0, and by chains, from 10,000 chains; 100,000 draws of q."""
     prior = EBM(Bent(), LINE)
     wanted = gradient(flatten(b, START))
     assert np.abs(wanted[-2:]).min() > 0.05  # the energy's, which the ELBO alone has otherwise
-    ways = {
-        "weights": ImportanceSampling(20_000),
-        "chains": Langevin(0.1, num_steps=40, metropolis=True),
-    }
-    for name, sampler in ways.items():
-        learn = MaximumLikelihood(sampler, optimizer=pg.SGD(1.0), bound=ELBO(10))
-        step, metrics = one_step(b, vae(prior), learn, START)
-        np.testing.assert_allclose(step, wanted, atol=0.02 * np.abs(wanted).max(), err_msg=name)
-        if name == "weights":  # and the loss is minus the bound with its constants, nats
-            axis = np.linspace(-8, 8, 4001)
-            constant = -2 * np.log(SCALE * np.sqrt(2 * np.pi)) + np.logaddexp.reduce(-0.5 * axis**2)
-            bound = objective(flatten(b, START)) + constant
-            assert abs(-metrics["loss"] - bound) < 0.05, (metrics["loss"], bound)
+    learn = MaximumLikelihood(WAYS[name], optimizer=pg.SGD(1.0), bound=ELBO(10))
+    step, metrics = one_step(b, vae(prior), learn, START)
+    np.testing.assert_allclose(step, wanted, atol=0.02 * np.abs(wanted).max())
+    if name == "weights":  # and the loss is minus the bound with its constants, nats
+        axis = np.linspace(-8, 8, 4001)
+        constant = -2 * np.log(SCALE * np.sqrt(2 * np.pi)) + np.logaddexp.reduce(-0.5 * axis**2)
+        bound = objective(flatten(b, START)) + constant
+        assert abs(-metrics["loss"] - bound) < 0.05, (metrics["loss"], bound)
 
 
 def test_log_z_moves_with_the_law_that_the_energy_tilts(b):

@@ -247,6 +247,7 @@ def test_a_reference_that_cannot_serve_is_refused(b):
 # ---- all of them ---------------------------------------------------------------------------------
 
 
+@pytest.mark.repeated("test_scores_onepass.py::test_how_data_are_cut_changes_no_score")
 def test_chunks_change_no_number(b):
     case = Hierarchy()
     plain = [
