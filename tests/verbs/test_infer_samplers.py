@@ -65,6 +65,8 @@ def test_every_sampler_gives_the_posterior_that_theory_says(b, name):
     assert_moments(draws.posterior.mu.values[..., None], [MEAN], np.array([[variance]]), name)
     np.testing.assert_allclose(draws.posterior.twice, 2 * draws.posterior.mu, rtol=1e-5)
     assert draws.sample_stats.lp.dims == ("chain", "draw")
+    if name == "HMC":
+        assert (draws.sample_stats.n_steps == 3).all() and "tree_depth" not in draws.sample_stats
     if name == "MALA":
         mu = draws.posterior.mu.values[..., None]
         np.testing.assert_allclose(
