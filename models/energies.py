@@ -6,7 +6,7 @@ from typing import Any
 
 import probgen as pg
 from probgen.errors import ShapeError
-from probgen.language.program import current
+from probgen.language.run import current
 
 Array = Any
 

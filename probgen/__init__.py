@@ -31,7 +31,7 @@ _NAMES = {
         ("sample", "factor", "deterministic", "plate", "data_plate", "net", "submodel", "subguide"),
         "probgen.language.program",
     ),
-    "ROW": "probgen.language.program",
+    "ROW": "probgen.language.run",
     "scan": "probgen.language.series",
     **dict.fromkeys(("model", "Model"), "probgen.language.model"),
     **dict.fromkeys(

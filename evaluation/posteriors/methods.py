@@ -20,7 +20,7 @@ from probgen.inference.sample.guide import Guide
 from probgen.language.declared import declaration
 from probgen.language.kinds import REFUSED, Count, Many, kind
 from probgen.language.optim import Adam, CosineDecay
-from probgen.language.program import ROW
+from probgen.language.run import ROW
 from probgen.verbs.fit import fit
 from probgen.verbs.infer import infer
 

@@ -24,7 +24,7 @@ from probgen.engine.target import Sampler, run_chain, transitions
 from probgen.errors import AlgorithmError
 from probgen.inference.sample.hamiltonian import leading
 from probgen.language.declared import declaration
-from probgen.language.program import ROW
+from probgen.language.run import ROW
 
 Array = Any
 Tree = Any

@@ -27,7 +27,7 @@ from probgen.inference.sample.hamiltonian import normals
 from probgen.inference.sample.langevin import Langevin
 from probgen.language.capabilities import DrawsMean
 from probgen.language.model import capability
-from probgen.language.program import DATA_PLATE, NOT_NORMAL
+from probgen.language.run import DATA_PLATE, NOT_NORMAL
 
 Array = Any
 Tree = Any

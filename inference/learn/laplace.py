@@ -26,7 +26,7 @@ from probgen.engine.auto_guide import AutoGuide, Settled
 from probgen.engine.bound import Bound
 from probgen.engine.posterior import Posterior
 from probgen.errors import AlgorithmError
-from probgen.language.program import DATA_PLATE, ROW
+from probgen.language.run import DATA_PLATE, ROW
 from probgen.language.series import moved
 from probgen.trees import tree_map
 

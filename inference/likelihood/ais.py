@@ -24,7 +24,7 @@ from probgen.inference.likelihood.annealing import Annealer, Settings
 from probgen.inference.likelihood.interval import lower_limit
 from probgen.language.declared import declaration
 from probgen.language.kinds import BelowOne, Many, OpenShare, Positive, TwoOrMore, between
-from probgen.language.program import DATA_PLATE
+from probgen.language.run import DATA_PLATE
 
 Array = Any
 

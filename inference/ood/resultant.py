@@ -34,7 +34,7 @@ from probgen.inference.ood.reference import ReferenceData, over, set_reference
 from probgen.language.declared import declaration
 from probgen.language.identity import identity
 from probgen.language.kinds import CountOrZero, Many, Width, having, within
-from probgen.language.program import DATA_PLATE
+from probgen.language.run import DATA_PLATE
 
 Array = Any
 Density = Annotated[

@@ -30,7 +30,7 @@ from probgen import dist, nets, ops
 from probgen.engine.bound import Bound
 from probgen.errors import AlgorithmError
 from probgen.inference.objectives.terms import compute, log_weights
-from probgen.language.program import DATA_PLATE
+from probgen.language.run import DATA_PLATE
 from probgen.nets.buffers import bare, kept_up
 from probgen.trees import tree_leaves
 

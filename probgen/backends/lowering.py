@@ -27,7 +27,7 @@ from probgen.errors import (
 from probgen.language import densities, domains, noise, ops
 from probgen.language.dist import Deferred
 from probgen.language.noise import NoiseMap
-from probgen.language.program import DATA_PLATE, NOT_NORMAL, PARTICLES, Run
+from probgen.language.run import DATA_PLATE, NOT_NORMAL, PARTICLES, Run
 
 # Arguments that shape a distribution and are not parameters of it.
 STRUCTURE = frozenset({"dim", "total_count", "event_dim", "num_levels", "low", "high"})

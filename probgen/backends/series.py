@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 from probgen.errors import AlgorithmError
 from probgen.language import ops
 from probgen.language.noise import NoiseMap
-from probgen.language.program import DATA_PLATE, PARTICLES
+from probgen.language.run import DATA_PLATE, PARTICLES
 from probgen.language.series import moved
 
 Array = Any

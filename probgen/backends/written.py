@@ -19,7 +19,7 @@ from probgen.language import ops
 from probgen.language.constraints import BijectTo, Constraint, constraint, guard
 from probgen.language.dist import Deferred
 from probgen.language.noise import NoiseMap
-from probgen.language.program import within_run
+from probgen.language.run import within_run
 from probgen.language.supports import constraint_of
 
 Array = Any

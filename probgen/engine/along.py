@@ -35,7 +35,7 @@ from probgen.engine.messages import (
     values_told,
 )
 from probgen.engine.structure import Structure
-from probgen.language.program import moments
+from probgen.language.run import moments
 from probgen.language.series import moved
 from probgen.trees import tree_map
 

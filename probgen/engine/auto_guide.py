@@ -24,7 +24,7 @@ from probgen.engine.guide_walk import LatentPlace, walk
 from probgen.engine.structure import Structure
 from probgen.errors import AlgorithmError, DeclarationError
 from probgen.language.model import Model
-from probgen.language.program import ROW
+from probgen.language.run import ROW
 
 if TYPE_CHECKING:
     from probgen.engine.bound import Bound

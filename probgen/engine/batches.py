@@ -13,7 +13,7 @@ from probgen.data.sources import ArraySource, LazySource
 from probgen.data.streams import StreamSource
 from probgen.errors import DataError
 from probgen.language.model import Model, arguments
-from probgen.language.program import ROW
+from probgen.language.run import ROW
 
 RESIDENT_BYTES = 2**30  # data up to this size are kept on the device
 STACKED_BYTES = 2**25  # and this much of larger data is stacked at a time

@@ -21,7 +21,7 @@ from probgen.engine.updates import ParameterUpdates
 from probgen.errors import AlgorithmError
 from probgen.language.capabilities import Denoises
 from probgen.language.model import Inputs, Model, call_arguments, capability
-from probgen.language.program import DATA_PLATE
+from probgen.language.run import DATA_PLATE
 from probgen.trees import tree_items
 
 Array = Any

@@ -21,7 +21,7 @@ from probgen.engine.bound import Bound
 from probgen.engine.combinations import probabilities
 from probgen.engine.guide_draws import guide_at_means
 from probgen.errors import AlgorithmError, NonFiniteError
-from probgen.language.program import DATA_PLATE
+from probgen.language.run import DATA_PLATE
 
 ROWS = 1000
 

@@ -15,7 +15,7 @@ import numpy as np
 from probgen.backends.protocol import Backend, Site
 from probgen.engine.structure import SiteInfo, Structure
 from probgen.errors import AlgorithmError
-from probgen.language.program import DATA_PLATE
+from probgen.language.run import DATA_PLATE
 from probgen.language.supports import finite_values
 
 Array = Any

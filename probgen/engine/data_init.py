@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from probgen.engine.bound import Bound
-from probgen.language.program import on_call
+from probgen.language.run import on_call
 from probgen.language.seeds import named
 from probgen.nets.base import wants_data
 from probgen.trees import tree_map

@@ -18,7 +18,7 @@ from probgen.engine.bound import Bound
 from probgen.engine.data_support import bounds
 from probgen.errors import AlgorithmError
 from probgen.language.model import arguments
-from probgen.language.program import held as program_held
+from probgen.language.run import held as program_held
 from probgen.language.supports import constraint_of
 from probgen.trees import tree_map
 

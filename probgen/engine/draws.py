@@ -14,7 +14,7 @@ import numpy as np
 
 from probgen.engine.structure import SiteInfo
 from probgen.errors import DataError, NonFiniteError, ShapeError
-from probgen.language.program import DATA_PLATE
+from probgen.language.run import DATA_PLATE
 
 
 def data_axis(site: SiteInfo, shape: tuple[int, ...], count: int) -> int | None:

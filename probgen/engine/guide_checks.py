@@ -14,7 +14,7 @@ from collections.abc import Callable
 from probgen.engine.structure import Structure
 from probgen.errors import ShapeError, SupportError, UnknownName
 from probgen.language.dist import did_you_mean
-from probgen.language.program import DATA_PLATE
+from probgen.language.run import DATA_PLATE
 from probgen.language.supports import compare, support_of
 
 

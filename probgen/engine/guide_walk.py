@@ -12,7 +12,8 @@ import numpy as np
 
 from probgen.errors import AlgorithmError
 from probgen.language import dist, ops
-from probgen.language.program import DATA_PLATE, ROW, Run, current, net
+from probgen.language.program import net
+from probgen.language.run import DATA_PLATE, ROW, Run, current
 from probgen.language.series import moved
 from probgen.language.supports import finite_values, support_of
 from probgen.nets.layers import Parameter

@@ -26,7 +26,7 @@ from probgen.engine.enumeration import check_supports, first_values, summed
 from probgen.engine.messages import in_loops
 from probgen.engine.target import Target
 from probgen.errors import AlgorithmError, NonFiniteError, SupportError
-from probgen.language.program import DATA_PLATE
+from probgen.language.run import DATA_PLATE
 from probgen.trees import tree_leaves, tree_map
 
 Array = Any

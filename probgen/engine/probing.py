@@ -24,7 +24,7 @@ from probgen.errors import AlgorithmError, DeclarationError, ProbgenError, Unkno
 from probgen.language import domains
 from probgen.language.dist import did_you_mean
 from probgen.language.model import Model, arguments, call_arguments
-from probgen.language.program import DATA_PLATE
+from probgen.language.run import DATA_PLATE
 from probgen.language.site_shapes import check_value
 
 Arrays = Mapping[str, Any]

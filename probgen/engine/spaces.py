@@ -26,7 +26,7 @@ from probgen.engine.enumeration import check_supports, summed
 from probgen.engine.target import Target
 from probgen.errors import AlgorithmError
 from probgen.language.kinds import having
-from probgen.language.program import DATA_PLATE, NOT_NORMAL
+from probgen.language.run import DATA_PLATE, NOT_NORMAL
 
 Array = Any
 SPACES = ("data", "latent", "noise")

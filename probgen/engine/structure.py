@@ -15,7 +15,7 @@ import numpy as np
 from probgen.backends.lowering import axis_sizes
 from probgen.backends.protocol import Backend, Site
 from probgen.language.identity import Form
-from probgen.language.program import DATA_PLATE
+from probgen.language.run import DATA_PLATE
 from probgen.language.supports import support_of
 
 

@@ -25,7 +25,7 @@ from probgen.engine.bind import bind
 from probgen.engine.fitted import Fitted
 from probgen.errors import AlgorithmError, BackendError, DeclarationError
 from probgen.language.model import Model, arguments, call_arguments
-from probgen.language.program import DATA_PLATE, Run, current, running
+from probgen.language.run import DATA_PLATE, Run, current, running
 from probgen.records import store
 from probgen.trees import tree_like, tree_map
 

@@ -21,8 +21,8 @@ from typing import Any
 
 from probgen.errors import BackendError, DeclarationError, DuplicateSite, ShapeError
 from probgen.language import ops
-from probgen.language.program import Run, claim, current, held, moments, running_inside
 from probgen.language.recursions import length_of
+from probgen.language.run import Run, claim, current, held, moments, running_inside
 from probgen.trees import tree_items, tree_leaves, tree_map
 
 Array = Any

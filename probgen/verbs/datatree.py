@@ -9,7 +9,7 @@ import numpy as np
 from probgen.engine.bound import Bound
 from probgen.engine.posterior import Posterior
 from probgen.errors import AlgorithmError
-from probgen.language.program import DATA_PLATE
+from probgen.language.run import DATA_PLATE
 
 
 def check_names(bound: Bound) -> None:

@@ -15,7 +15,7 @@ from probgen.engine.bound import Bound
 from probgen.engine.data_support import SupportCheck
 from probgen.errors import AlgorithmError, DataError, ShapeError, UnknownName
 from probgen.language.model import Model
-from probgen.language.program import ROW
+from probgen.language.run import ROW
 
 BATCH = 128
 

@@ -21,7 +21,7 @@ from probgen.engine.bound import parameter_count
 from probgen.engine.fitted import Fitted
 from probgen.engine.structure import Structure
 from probgen.language.model import Model
-from probgen.language.program import DATA_PLATE
+from probgen.language.run import DATA_PLATE
 from probgen.trees import tree_items
 from probgen.views.formula import call, latex
 from probgen.views.picture import Picture, draw

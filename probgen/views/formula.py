@@ -14,7 +14,7 @@ from probgen.engine.fitted import Fitted
 from probgen.engine.structure import Structure
 from probgen.language.dist import Deferred
 from probgen.language.model import Model, arguments
-from probgen.language.program import DATA_PLATE
+from probgen.language.run import DATA_PLATE
 from probgen.views.picture import Picture, draw
 
 __all__ = ["call", "latex", "symbol"]

@@ -8,7 +8,7 @@ from typing import Any
 
 from probgen.engine.fitted import Fitted
 from probgen.language.model import Model
-from probgen.language.program import DATA_PLATE
+from probgen.language.run import DATA_PLATE
 from probgen.views.palette import COLOURS
 from probgen.views.picture import Picture, draw
 from probgen.views.plates import Arrow, Graph, Node, plates_svg

@@ -40,7 +40,7 @@ from probgen.backends.turns import numpyro_turn
 from probgen.backends.written import stand_in
 from probgen.errors import AlgorithmError
 from probgen.language import domains
-from probgen.language.program import DATA_PLATE, NO_BIJECTION, Run, running
+from probgen.language.run import DATA_PLATE, NO_BIJECTION, Run, running
 
 
 class Lowering(BaseLowering):

@@ -24,7 +24,7 @@ from probgen.backends.native_parts import (
 )
 from probgen.backends.torch.lowering import Lowering
 from probgen.errors import BackendError, ShapeError
-from probgen.language.program import DATA_PLATE, Run
+from probgen.language.run import DATA_PLATE, Run
 
 __all__ = ["Lowering", "NativeLowering", "apart", "hiding", "param", "run_native"]
 
