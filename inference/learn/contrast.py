@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from probgen.engine.bound import Bound
-from probgen.engine.dependence import require_contrast, sites_of_constant
+from probgen.engine.learned_constants import require_contrast, sites_of_constant
 from probgen.engine.spaces import total
 from probgen.errors import AlgorithmError
 from probgen.trees import tree_leaves

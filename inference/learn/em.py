@@ -16,8 +16,8 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 from probgen.engine.bound import Bound
-from probgen.engine.dependence import require_fixed_constant
 from probgen.engine.gradient import GradientLearner
+from probgen.engine.learned_constants import require_fixed_constant
 from probgen.engine.learner import Learner, all_params
 from probgen.engine.messages import in_loops
 from probgen.engine.target import AnySampler

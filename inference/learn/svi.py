@@ -6,8 +6,8 @@ import dataclasses
 from typing import Annotated, Any, Protocol
 
 from probgen.engine.bound import Bound
-from probgen.engine.dependence import require_fixed_constant
 from probgen.engine.gradient import GradientLearner
+from probgen.engine.learned_constants import require_fixed_constant
 from probgen.engine.learner import Learner
 from probgen.errors import AlgorithmError
 from probgen.inference.objectives.collapse import collapse_report, unit_note
