@@ -30,7 +30,7 @@ class Compilations:
         self._open.callback(jax.monitoring.unregister_event_duration_listener, heard)
 
     def _torch(self):
-        from probgen.backends.torch.compile import Graph
+        from probgen.backends.torch.graph import Graph
 
         build = Graph._build
 

@@ -27,8 +27,9 @@ from probgen.backends.torch import (
 )
 from probgen.backends.torch import ops as torch_ops
 from probgen.backends.torch.calculus import value_and_grad
-from probgen.backends.torch.compile import Compiled, Seen, cond
+from probgen.backends.torch.compile import Compiled, Seen
 from probgen.backends.torch.distributions import like_multivariate
+from probgen.backends.torch.graph import cond
 from probgen.backends.torch.lowering import (
     Lowering,
     probe_program,
