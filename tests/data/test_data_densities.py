@@ -31,7 +31,7 @@ DENSITIES = {
     "checkerboard": checkerboard(),
     "checkerboard_six": checkerboard(6, extent=3.0),
 }
-CELLS, FINE = 24, 20
+CELLS, FINE = 24, 10
 
 
 @pytest.fixture(params=list(DENSITIES))
@@ -92,7 +92,7 @@ def test_same_seed_same_draws_and_the_global_state_is_left_alone(density):
 def test_two_moons_is_the_density_of_scikit_learns_simulator():
     """An independent route: its arcs are evenly spaced points, ours a continuous blur of them."""
     x = make_moons(40_000, noise=0.1, random_state=0)[0] - [0.5, 0.25]
-    statistic, freedom = chi_square(x, two_moons(0.1))
+    statistic, freedom = chi_square(x, DENSITIES["two_moons"])
     assert statistic < freedom + 5 * np.sqrt(2 * freedom)
 
 

@@ -82,6 +82,7 @@ def test_it_starts_as_the_net_and_merged_weights_are_its_own(b):
     assert np.abs(one).max() > 0.1 and low.has_maps and low.out_shape(*shapes) == (4, 4, 1)
 
 
+@pytest.mark.repeated("test_a_rank_away_is_found_with_the_weights_held")
 def test_a_fitted_diffusion_is_tuned_in_three_lines(b):
     """Of a fit of denoiser and condition net nothing moves but A and B."""
     y = RNG.integers(0, 2, 64)

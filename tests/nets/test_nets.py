@@ -66,8 +66,7 @@ NETS = [
     (nets.ConvEnergy((4, 6)), [IMAGE]),
     (nets.ConvEnergy((4,), (8,), spectral=True), [IMAGE]),
     (nets.MLPEnergy((16,)), [IMAGE]),
-    (nets.UNet((4, 8), num_groups=2), [IMAGE, ()]),
-    (nets.UNet((4,), 2, 1, (0,), 2, time_scale=10.0), [IMAGE, (), (4, 6)]),
+    (nets.UNet((4, 8), 2, 1, (0,), 2, 2, time_scale=10.0), [IMAGE, (), (4, 6)]),
     (nets.TransformerLayer(3, 2), [TOKENS]),
     (nets.TransformerLayer(2, 1, "relu"), [TOKENS, (4, 6), (5,)]),
     (nets.PatchTransformer(2, 6, 1, 2, 2), [IMAGE, (), (4, 5)]),
@@ -77,6 +76,9 @@ NETS = [
 ]
 IDS = [f"{type(net).__name__}{i}" for i, (net, _) in enumerate(NETS)]
 LAW = pytest.mark.parametrize(("net", "shapes"), NETS, ids=IDS)
+EACH = {type(net): (net, shapes) for net, shapes in NETS[:-1]}
+PARTS = pytest.mark.repeated("test_both_backends_agree_on_the_gradient")  # those they are made of
+EACH |= {k: pytest.param(*EACH[k], marks=PARTS) for k in (nets.UNet, nets.PatchTransformer)}
 LIBRARIES = ["torch", "jax"]
 
 
@@ -93,9 +95,8 @@ def module(name):
 def declared(net, shapes, seed=0):
     """Initial parameters, moved a little, so that nothing hides behind a start at zero."""
     rng = np.random.default_rng(seed)
-    return tree_map(
-        lambda p: (p + 0.1 * rng.standard_normal(p.shape)).astype("f"), net.init(rng, *shapes)
-    )
+    params = net.init(rng, *shapes)
+    return tree_map(lambda p: (p + 0.1 * rng.standard_normal(p.shape)).astype("f"), params)
 
 
 def inputs(shapes, lead=(), seed=1):
@@ -133,15 +134,14 @@ def test_both_backends_agree_on_the_same_parameters(net, shapes):
     close(*results)
 
 
-@pytest.mark.parametrize(("net", "shapes"), {type(n): (n, s) for n, s in NETS[:-1]}.values())
+@pytest.mark.parametrize(("net", "shapes"), EACH.values())
 def test_both_backends_agree_on_the_gradient(net, shapes):
     torch, jax = pytest.importorskip("torch"), pytest.importorskip("jax")
     params, xs = declared(net, shapes), inputs(shapes, (3,))
 
     def loss(lib):
         def fn(params, *xs):
-            ys = tree_leaves(net.apply(params, *xs))
-            return sum(lib.sum(y * lib.sin(y + 1.0)) for y in ys)
+            return sum(lib.sum(y * lib.sin(y + 1.0)) for y in tree_leaves(net.apply(params, *xs)))
 
         return fn
 
@@ -149,10 +149,9 @@ def test_both_backends_agree_on_the_gradient(net, shapes):
         return tree_map(lib.asarray, params), *(lib.asarray(x) for x in xs)
 
     every = tuple(range(1 + len(xs)))
-    lib = module("torch")
-    ours = torch.func.grad(loss(lib), argnums=every)(*arguments(lib))
-    lib = module("jax")
-    theirs = jax.jit(jax.grad(loss(lib), argnums=every))(*arguments(lib))
+    t, j = module("torch"), module("jax")
+    ours = torch.func.grad(loss(t), argnums=every)(*arguments(t))
+    theirs = jax.jit(jax.grad(loss(j), argnums=every))(*arguments(j))
     close(tree_map(np.asarray, ours), tree_map(np.asarray, theirs), rtol=2e-4)
 
 

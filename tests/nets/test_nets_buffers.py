@@ -7,6 +7,7 @@ import pytest
 
 import probgen as pg
 from probgen import dist, nets
+from probgen.engine.bind import bind
 from probgen.errors import DeclarationError
 from probgen.inference import ELBO, SVI, Denoising, Langevin, LikelihoodRegret, MaximumLikelihood
 from probgen.inference.regret.refit import bind_search
@@ -65,7 +66,14 @@ def norms_in_use(params):
     return found
 
 
-@pytest.mark.parametrize("name", CASES)
+SVI_TOO = pytest.mark.repeated(
+    "test_nets_promises.py::test_norms_groups_and_frozen_nets_hold_after_300_steps"
+)
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param("SVI", marks=SVI_TOO), "MaximumLikelihood", "Denoising"]
+)
 def test_a_fitted_spectral_norm_is_one_whatever_learns_it(b, name):
     """Weight decay and a moving average included; before, 3.1 and 3.4 were seen."""
     model, algorithm = CASES[name]
@@ -118,6 +126,7 @@ def test_a_net_of_ones_own_says_what_moves_its_buffers(b):
     assert buffer_paths(Counting(), state["own"]) == {("steps",)}
 
 
+@pytest.mark.repeated("test_resume.py::test_resumed_at_any_step_it_is_the_uninterrupted_run")
 def test_the_power_iteration_of_a_fit_goes_on_after_a_resume(b, tmp_path):
     model, algorithm = CASES["MaximumLikelihood"]
     options = dict(batch_size=32, seed=0, backend=b, progress_bar=False)
@@ -130,9 +139,8 @@ def test_the_power_iteration_of_a_fit_goes_on_after_a_resume(b, tmp_path):
 
 
 def test_a_datums_own_search_moves_the_weights_and_keeps_them_normalised(b):
-    options = dict(num_steps=5, batch_size=32, seed=0, backend=b, progress_bar=False)
-    fitted = pg.fit(vae(), X, SVI(ELBO()), **options)
-    bound, params = fitted.bind(b, {"x": X[:1]})
+    bound, params = bind(vae(), b, data={"x": X[:1]}, seed=0)
+    fitted = pg.Fitted(vae(), tree_map(b.to_numpy, params), shapes={"x": (2,)})
     search = bind_search(bound, "test", "guide", False, "guide")
     tau = search.init(params, {"x": b.asarray(X[0])})
     assert not [path for path, _ in tree_items(tau) if path[-1] == "u"]
@@ -205,15 +213,3 @@ def test_a_jax_module_that_asks_for_a_key_is_refused_in_words():
         )  # fmt: skip
         with pytest.raises(DeclarationError, match=cure):
             pg.fit(model, X, SVI(ELBO()), num_steps=1, seed=0, backend="jax", progress_bar=False)
-
-
-def test_a_flax_module_takes_part_in_a_fit():
-    """Its weights are drawn when the model is bound, inside a trace."""
-    pytest.importorskip("jax")
-    linen = pytest.importorskip("flax.linen")
-    model = VAE(
-        latent=NORMAL, decoder=nets.from_flax(linen.Dense(2), 1), likelihood=dist.Normal,
-        encoder=nets.MLP((4,), 2, heads=HEADS), data_shape=(2,),
-    )  # fmt: skip
-    fitted = pg.fit(model, X, SVI(ELBO()), num_steps=2, seed=0, backend="jax", progress_bar=False)
-    assert fitted.params["decoder"]["kernel"].shape == (2, 2)

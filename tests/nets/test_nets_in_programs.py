@@ -45,10 +45,8 @@ def test_a_conditional_decoder_takes_particles_of_one_input(b):
     mean = np.concatenate([z, c], axis=-1) @ weight + bias
     want = -0.5 * ((X - mean) ** 2).sum(-1) - 2 * np.log(2 * np.pi)
     np.testing.assert_allclose(got, want, rtol=1e-4)
-    fitted = pg.fit(
-        model, X, SVI(ELBO(), pg.SGD(1e-9)), inputs={"c": 2 * X}, num_steps=1, seed=0, backend=b,
-        progress_bar=False,
-    )  # fmt: skip
+    shapes = {"x": (4,), "c": (4,)}
+    fitted = pg.Fitted(model, b.tree_map(b.to_numpy, params), shapes=shapes)
     scores = pg.evaluate(fitted, X, [IWAE(20)], inputs={"c": 2 * X}, seed=0, backend=b,
                          progress_bar=False)  # fmt: skip
     assert np.isfinite(scores["IWAE(20)"].estimate).all()
