@@ -59,7 +59,7 @@ def fuzz(folders, kind, tmp_path, rng, trials):
 def test_a_damaged_folder_is_read_as_it_was_or_refused(folders, kind, tmp_path, backend_name):
     """Other damage on each backend, whose folders are alike but for the fitted weights."""
     seed = {"torch": 1, "jax": 2}[backend_name]
-    fuzz(folders, kind, tmp_path, np.random.default_rng(seed), 20 if kind == "run" else 75)
+    fuzz(folders, kind, tmp_path, np.random.default_rng(seed), 12 if kind == "run" else 45)
 
 
 @pytest.mark.slow

@@ -230,6 +230,7 @@ def test_likelihood_regret_figures(backend_name, tmp_path):
 # ---- in seconds ----------------------------------------------------------------------------------
 
 
+@pytest.mark.repeated("test_regret_batched.py::test_batched_equals_looped")
 def test_the_study_runs_end_to_end(b):
     """Fits, scores, statistics and figures, on 12 small images a set; no number is worth a look."""
     pair = of_sets(small_digits_pair(300, 40, 12, 8, seed=1), ("letters", "black"))
