@@ -47,13 +47,11 @@ def test_bounds_lie_on_either_side_of_the_truth(b):
 
 
 def test_gap_closes_with_the_number_of_temperatures(b):
-    """Probabilistic PCA of 16 values, 4 latents, noise 0.3, 8 chains. The gap falls as 1 / T."""
-    gaps = []
-    for num_steps in (30, 450):
-        method = AIS(num_steps, num_chains=8, num_leapfrog=2, num_pilot_steps=50)
-        out = bdmc(ppca(), 60, method, seed=0, backend=b, progress_bar=False)
-        gaps.append(check_bracket(out, ppca_exact(out.data["x"]), is_tight=num_steps == 450))
-    assert gaps[0] > 2.0 and -0.05 < gaps[1] < gaps[0] / 8, gaps
+    """Probabilistic PCA of 16 values, 4 latents, noise 0.3, 8 chains. The gap falls as 1 / T: that
+    of 15 temperatures, below, is some 30 times as large."""
+    method = AIS(450, num_chains=8, num_leapfrog=2, num_pilot_steps=50)
+    out = bdmc(ppca(), 60, method, seed=0, backend=b, progress_bar=False)
+    assert -0.05 < check_bracket(out, ppca_exact(out.data["x"])) < 0.25
 
 
 @pytest.mark.slow
@@ -77,6 +75,7 @@ def test_results_do_not_depend_on_the_chunks(b):
         np.testing.assert_allclose(getattr(parts, name), getattr(whole, name), rtol=1e-6)
     np.testing.assert_allclose(parts.data["x"], whole.data["x"], rtol=1e-9)
     assert np.ptp(whole.data["x"][:, 0]) > 0.1  # each datum has its own key
+    assert whole.mean("gap")[0] > 2.0  # so few temperatures
 
     record = json.loads(json.dumps(whole.to_dict()))
     assert record["unit"] == "nats" and record["num_simulations"] == 6

@@ -105,7 +105,13 @@ def test_log_z_of_a_mixture_from_a_start_far_off(b):
     near(log_partition(HILLS, METHOD, base=Gaussian([1.0, 1.0], 5.0), seed=2, backend=b), TRUTH)
 
 
-def test_log_z_under_inputs_is_that_of_their_value(b):
+ONE_NUMBER = pytest.param(
+    1.0, marks=pytest.mark.repeated("test_log_z_under_inputs_is_that_of_their_value")
+)
+
+
+@pytest.mark.parametrize("c", [ONE_NUMBER, np.float32([-2.0])], ids=["number", "array"])
+def test_log_z_under_inputs_is_that_of_their_value(b, c):
     """exp(c x) N(x; m, 1): log Z = c m + c^2 / 2, c an input and m one of the fit's constants."""
 
     @pg.model
@@ -115,11 +121,9 @@ def test_log_z_under_inputs_is_that_of_their_value(b):
             pg.factor("push", c * x)
 
     fitted = Fitted(pushed, {}, shapes={"x": ()}, constants={"m": np.float32(0.5)})
-    for c in (1.0, np.float32([-2.0])):
-        out = log_partition(
-            fitted, AIS(40, 800, 3, num_pilot_steps=20), inputs={"c": c}, seed=0, backend=b
-        )
-        near(out, float(np.sum(c)) * 0.5 + float(np.sum(c)) ** 2 / 2)
+    method = AIS(40, 800, 3, num_pilot_steps=20)
+    out = log_partition(fitted, method, inputs={"c": c}, seed=0, backend=b)
+    near(out, float(np.sum(c)) * 0.5 + float(np.sum(c)) ** 2 / 2)
     with pytest.raises(DataError, match="inputs: got 'd', expected one of"):
         log_partition(fitted, inputs={"d": 1.0}, seed=0, backend=b)
 

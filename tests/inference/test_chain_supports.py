@@ -94,10 +94,6 @@ def test_a_positive_latent_keeps_its_posterior(b):
     within(np.log(out), law.expect(np.log))
 
 
-# Chains on such a base keep its law; what they teach is `test_maximum_likelihood`'s.
-@pytest.mark.repeated(
-    "test_maximum_likelihood.py::test_the_rule_is_the_gradient_of_the_log_likelihood"
-)
 def test_maximum_likelihood_over_a_positive_base_learns_the_rate(b):
     """exp(-x) exp(-w x) is Exponential(1 + w) up to its constant: 1 + w = 1 / mean(x)."""
 

@@ -118,6 +118,7 @@ def test_particles_lower_the_variance_of_the_score_function_gradient(b):
     assert four.var() < 0.7 * one.var()
 
 
+@pytest.mark.repeated("test_fit.py::test_accumulated_parts_give_the_gradient_of_the_whole_batch")
 def test_accumulated_parts_give_the_whole_batchs_gradient(b):
     """With a deterministic guide, so that no noise differs; a fit of 5 steps ends alike."""
 

@@ -18,6 +18,7 @@ from probgen.inference.learn.em_distillation_chain import Generator as Generator
 from probgen.inference.learn.em_distillation_scores import scores_of
 from probgen.language.seeds import named
 from probgen.models import Diffusion, Generator, NoiseSchedule, OneStep, likelihoods
+from probgen.trees import tree_leaves
 
 TEACHER = small_teacher()
 QUICK = EMDistillation(
@@ -68,9 +69,14 @@ def test_a_fit_that_stopped_goes_on_to_the_same_bits_and_not_with_another_teache
 
 
 def test_a_fit_that_goes_on_finds_the_students_score_again(b, fitted):
-    still = dataclasses.replace(QUICK, score_optimizer=pg.SGD(1e-30))
-    again = fit(b, fitted, still, num_steps=1)
-    assert_same_bits(again.extras, fitted.extras)
+    """It is two updates by 0.001 each away from where it was, which was further from the start."""
+    again = fit(b, fitted, num_steps=1)
+    name = "student_score/denoiser"
+    start, was, found = (
+        np.concatenate([np.ravel(v) for v in tree_leaves(tree)])
+        for tree in (TEACHER.params["denoiser"], fitted.extras[name], again.extras[name])
+    )
+    assert 1e-4 < np.abs(found - was).max() < 2.2e-3 < 4e-3 < np.abs(was - start).max()
 
 
 def test_where_z_hardly_moves_that_is_said_and_where_it_stays_too(fitted):

@@ -83,7 +83,12 @@ def bent_draws(rng, n, heat):
     return np.stack([a, rng.normal(0.5 * a * a, np.sqrt(heat) / 2)], 1)
 
 
-@pytest.mark.parametrize("name", EXACT)
+# At another temperature, and with a jitter, the plain kernels are seen as well.
+REPEATED = pytest.mark.repeated("test_a_tested_kernel_keeps_the_power_of_the_density_that_it_names")
+PLAIN = [pytest.param(name, marks=REPEATED) for name in ("MALA", "HMC")]
+
+
+@pytest.mark.parametrize("name", [*PLAIN, "tempered", "clipped", "learned", "jittered HMC"])
 def test_a_tested_kernel_keeps_the_power_of_the_density_that_it_names(backend, name):
     """Chains that start at exact draws of p^(1/T) stay there, whatever is scaled or clipped."""
     declared, rng = EXACT[name], np.random.default_rng(3)

@@ -63,9 +63,9 @@ def test_a_datum_with_the_best_attainable_values_scores_zero(backend):
     fitted, _ = categorical_vae(np.random.default_rng(1))
     row = np.array([0.5, -1.0, 0.0, 0.3], np.float32)
     fitted.params["decoder"]["out"]["bias"] = np.tile(row, 3)
-    x = np.random.default_rng(2).integers(0, 4, (30, 3)).astype(np.int32)
+    x = np.random.default_rng(2).integers(0, 4, (50, 3)).astype(np.int32)
     score = BiasCorrected(x, num_particles=4)
-    table = pg.evaluate(fitted, x, [score], seed=0, backend=backend)
+    table = pg.evaluate(fitted, x, [score], seed=0, backend=backend, chunk_size=20)
     np.testing.assert_allclose(table[score.name]["estimate"], 0.0, atol=1e-5)
     assert table[score.name]["nll"].values.std() > 0.1
 

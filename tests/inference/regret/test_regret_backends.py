@@ -61,7 +61,16 @@ CASES = [
         id="guide",
         marks=pytest.mark.repeated("test_regret_batched.py::test_batched_equals_looped"),
     ),
-    *[pytest.param(m, "diagonal", False, id=m) for m in list(MEASURES)[1:]],
+    pytest.param(
+        "rank 1, clipped",
+        "diagonal",
+        False,
+        id="rank 1, clipped",
+        marks=pytest.mark.repeated(
+            "test_regret_batched.py::test_rank_1_is_the_exact_search_without_weight_decay"
+        ),
+    ),
+    pytest.param("posterior, K = 5", "diagonal", False, id="posterior, K = 5"),
     # Full guides have a closed form on both backends in `test_regret_guides`.
     pytest.param("guide", "full", False, marks=pytest.mark.slow),
     ("posterior, K = 5", "diagonal", True),

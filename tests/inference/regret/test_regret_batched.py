@@ -197,7 +197,11 @@ LOOPS = {"torch": torch_loop, "jax": jax_loop}
 
 
 @pytest.mark.parametrize(
-    ("encoder", "count", "rows", "chunk"), [("mlp", COUNT, ROWS, COUNT), ("conv", 4, 2, 3)]
+    ("encoder", "count", "rows", "chunk"),
+    [
+        ("mlp", COUNT, ROWS, COUNT),
+        pytest.param("conv", 4, 2, 3, marks=pytest.mark.repeated("test_batched_equals_looped")),
+    ],
 )
 def test_batched_equals_looped(b, encoder, count, rows, chunk):
     """100 steps of the published search: to 1e-10 in float64, in stacks and what is left of them.
