@@ -135,11 +135,26 @@ SERIALS = np.array([0.1, 0.35, 0.2], np.float32)
 def check_tank(draws):
     """Gamma(4, 1/2) times most^-3 above the largest serial is an exponential tail from there; of x,
     E x = E most / 2 and E x^2 = E most^2 / 3: wrong by far when the Jacobian forgets `most`."""
-    most, x = draws.posterior.most.values, draws.posterior.x.values
+    most, x = (draws.posterior[n].values.astype(np.float64) for n in ("most", "x"))
     assert (most > 0.35).all() and (x < most).all()
     assert_mean(most, 0.35 + 2.0, "most")
     assert_mean(x, (0.35 + 2.0) / 2, "x")
     assert_mean(x**2, (2.35**2 + 4.0) / 3, "x^2")
+    check_statistics_of_tank(draws.sample_stats, most, x)
+
+
+def check_statistics_of_tank(stats, most, x):
+    """They are those of the draws. lp is the density on the real line, where x is most / (1 +
+    exp(-u)): log p(most, x, serials) + log most + log x (most - x) / most."""
+    expected = scipy.stats.gamma(4, scale=2).logpdf(most) - 4 * np.log(most)
+    expected += np.log(x) + np.log1p(-x / most) + np.log(most)
+    np.testing.assert_allclose(stats.lp, expected, rtol=1e-3, atol=1e-3)
+    assert (stats.energy.values >= -stats.lp.values.max() - 1.0).all()
+    assert ((stats.acceptance_rate >= 0) & (stats.acceptance_rate <= 1 + 1e-5)).all()
+    assert (stats.n_steps < 2**stats.tree_depth).all()
+    assert (stats.step_size > 0).all()
+    reached = stats.reached_max_treedepth.values
+    assert reached.mean() < 0.1 and (stats.tree_depth.values[reached] == 6).all()
 
 
 # Name -> (model, data, inputs, check, options of NUTS).

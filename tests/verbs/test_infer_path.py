@@ -34,7 +34,14 @@ def infer(b, method="hmc", **options):
                     progress_bar=False, **options)  # fmt: skip
 
 
-@pytest.fixture(scope="module", params=METHODS)
+# What a piece keeps of a chain is what the sampler says, whichever it is.
+NUTS_TOO = pytest.param(
+    "nuts",
+    marks=pytest.mark.repeated("test_killed_again_and_again_the_draws_are_those_of_one_run"),
+)
+
+
+@pytest.fixture(scope="module", params=["hmc", NUTS_TOO])
 def method(request):
     return request.param
 
@@ -95,7 +102,13 @@ def test_killed_again_and_again_the_draws_are_those_of_one_run(
     assert not seen
 
 
-@pytest.mark.parametrize("stop", [12, 25, 40, 55])
+LATER = [
+    pytest.param(stop, marks=pytest.mark.repeated("test_killed_while_it_writes_it_goes_on"))
+    for stop in (25, 55)
+]
+
+
+@pytest.mark.parametrize("stop", [12, 40, *LATER])
 def test_killed_while_it_writes_it_goes_on(b, whole_of_hmc, tmp_path, stop):
     """At some call to the file system, in the first pieces."""
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped):

@@ -116,7 +116,7 @@ def test_chains_of_workers_have_a_step_each(small, draws):
 def test_a_step_that_nobody_learned_is_refused(small, draws):
     with pytest.raises(AlgorithmError, match="num_warmup=0, expected some num_warmup to learn a"):
         infer(small, mala(num_warmup=0))
-    for other in (hmc(None, num_chains=4), Langevin(0.1)):
+    for other in (hmc("probgen", num_chains=4), Langevin(0.1)):
         with pytest.raises(AlgorithmError, match="a warm_start without a step size of Langevin"):
             infer(small, mala(num_warmup=0), warm_start=infer(small, other))
     with pytest.raises(AlgorithmError, match="without mass matrices, expected that of NUTS"):
