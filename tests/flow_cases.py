@@ -114,9 +114,18 @@ def marginal(lam, bar):
     return bar * lam + 1.0 - bar
 
 
-def measured(b, measure, fitted, x, seed=0):
-    """The measure of x as numpy arrays."""
+def measuring(b, measure, fitted):
+    """x -> the measure of it as numpy arrays."""
     bound, params = fitted.bind(b)
     run = b.compile(measure.device_function(bound), over="steps")
-    out = run(params, {"x": b.asarray(x)}, b.key(seed))
-    return {k: b.to_numpy(v) for k, v in out.items()}
+
+    def measured(x, seed=0):
+        out = run(params, {"x": b.asarray(x)}, b.key(seed))
+        return {k: b.to_numpy(v) for k, v in out.items()}
+
+    return measured
+
+
+def measured(b, measure, fitted, x, seed=0):
+    """The measure of x as numpy arrays."""
+    return measuring(b, measure, fitted)(x, seed)

@@ -160,24 +160,25 @@ def test_importance_weights_of_the_other_latents_are_of_the_marginal(b):
 
 @pg.model
 def summed_out():
-    w = pg.sample("w", dist.Dirichlet(np.ones(2)))
+    w = pg.sample("w", dist.Uniform(0.0, 1.0))
     mu = pg.sample("mu", dist.Normal(np.array([-1.0, 1.0]), 2.0).to_event(1))
     with pg.data_plate():
-        z = pg.sample("z", dist.Categorical(probs=w))
+        z = pg.sample("z", dist.Categorical(probs=ops.stack([w, 1.0 - w], axis=-1)))
         pg.sample("x", dist.Normal(mu[z], 1.0))
 
 
 @pg.model
 def marginal():
-    w = pg.sample("w", dist.Dirichlet(np.ones(2)))
+    w = pg.sample("w", dist.Uniform(0.0, 1.0))
     mu = pg.sample("mu", dist.Normal(np.array([-1.0, 1.0]), 2.0).to_event(1))
     with pg.data_plate():
-        pg.sample("x", dist.MixtureSameFamily(dist.Categorical(probs=w), dist.Normal(mu, 1.0)))
+        weights = dist.Categorical(probs=ops.stack([w, 1.0 - w], axis=-1))
+        pg.sample("x", dist.MixtureSameFamily(weights, dist.Normal(mu, 1.0)))
 
 
 def test_chains_climb_the_density_of_a_program_marginalised_by_hand(b):
     """At points of the real line: density and gradient, to 1e-5 of their size."""
-    free = {"w": np.float32([[0.3], [-1.0]]), "mu": np.float32([[-1.0, 0.5], [2.0, 0.1]])}
+    free = {"w": np.float32([0.3, -1.0]), "mu": np.float32([[-1.0, 0.5], [2.0, 0.1]])}
     found = []
     for model in (summed_out, marginal):
         bound, params = bind(model, b, data={"x": X[:, 0]}, whole=True)
@@ -196,12 +197,11 @@ def test_chains_climb_the_density_of_a_program_marginalised_by_hand(b):
 
 
 def test_draws_bring_the_probabilities_of_what_was_summed_out(b):
-    x = X[:, 0]
-    method = Langevin(0.01, num_steps=3, num_chains=2)
+    x, method = X[:, 0], Langevin(0.01, num_steps=3, num_chains=2)
     options = {"seed": 0, "backend": b, "progress_bar": False, "log_likelihood": True}
     draws = pg.infer(summed_out, {"x": x}, method, **options)
     posterior = draws.posterior
-    w, mu = posterior["w"].values, posterior["mu"].values
+    w, mu = np.stack([posterior["w"], 1 - posterior["w"]], axis=-1), posterior["mu"].values
     joint = np.log(w) + stats.norm(mu, 1.0).logpdf(x[:, None, None, None])  # [n, chain, draw, k]
     total = np.moveaxis(logsumexp(joint, axis=-1), 0, -1)
     probs = np.moveaxis(joint, 0, 2) - total[..., None]

@@ -6,7 +6,15 @@ as the paper writes it, both with the exact score of 1000 levels. Far-away data 
 
 import numpy as np
 import pytest
-from flow_cases import LinearBeta, MixtureDenoiser, draws, exact_diffusion, log_normal, measured
+from flow_cases import (
+    LinearBeta,
+    MixtureDenoiser,
+    draws,
+    exact_diffusion,
+    log_normal,
+    measured,
+    measuring,
+)
 from scipy.integrate import solve_ivp
 
 from probgen.engine.fitted import Fitted
@@ -55,12 +63,13 @@ def mixture():
 def test_a_mixture_within_the_tolerance(b, mixture):
     (fitted, x, log_p), tolerance = mixture, 1e-2
     flow = ProbabilityFlow(tolerance=tolerance, down_to="lowest_noise")
-    out = measured(b, flow, fitted, x)
+    run = measuring(b, flow, fitted)
+    out = run(x)
     off = abs(out["estimate"] - log_p)
     assert off.max() < tolerance + SINGLE and out["solver_error"].max() <= tolerance
     # Each datum has steps of its own: its numbers do not depend on its neighbours.
     assert len(set(out["network_calls"])) > 3
-    among = measured(b, flow, fitted, np.concatenate([x[:3], x[:1].repeat(len(x) - 3, 0)]))
+    among = run(np.concatenate([x[:3], x[:1].repeat(len(x) - 3, 0)]))
     np.testing.assert_allclose(among["estimate"][:3], out["estimate"][:3], rtol=1e-5, atol=1e-4)
 
 

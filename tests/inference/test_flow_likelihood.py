@@ -8,7 +8,6 @@ scipy's adaptive solver of the ODE as the paper writes it.
 import numpy as np
 import pytest
 from flow_cases import (
-    TYPES,
     LinearBeta,
     MixtureDenoiser,
     draws,
@@ -46,7 +45,14 @@ def test_the_flow_gives_the_density_of_gaussian_data(b):
     np.testing.assert_allclose(out["log_prior"] + out["log_volume"], out["estimate"], rtol=1e-6)
 
 
-@pytest.mark.parametrize("kind", TYPES)
+# That of x_0 itself is `v_prediction`'s at the last level, and of the samplers' tables.
+SAMPLE = pytest.param(
+    "sample",
+    marks=pytest.mark.repeated("test_every_prediction_type_is_one_flow_with_its_own_density"),
+)
+
+
+@pytest.mark.parametrize("kind", ["epsilon", SAMPLE, "v_prediction"])
 def test_every_prediction_type_is_one_flow_with_its_own_density(b, kind):
     """With few levels N(0, I) is not the last one's law, and the first has noise to speak of: the
     flow's density says both. Below the first, dx/dw = -(1 - 1/v_0) x for w up to -log a_0."""

@@ -34,7 +34,7 @@ SCORES = [
     *PARTS, IWAE(PARTICLES), Mahalanobis(REFERENCE), Mahalanobis(REFERENCE, LABELS),
     Typicality(REFERENCE, PARTICLES), LPath(REFERENCE), DoSE(REFERENCE, (NLL, KLTerm(8))),
     COMBINED,
-    BiasCorrected(num_particles=PARTICLES), GradientNorm(REFERENCE),
+    BiasCorrected(num_particles=PARTICLES), GradientNorm(REFERENCE, data_at_once=4),
     GradientNorm(REFERENCE, "density", data_at_once=4), GradientNorm(method="norm", nets="guide"),
 ]  # fmt: skip
 # One gradient of three: they differ in what is made of the norms.
