@@ -117,7 +117,10 @@ RIGHT = {
 }
 
 
-@pytest.mark.parametrize("name", RIGHT)
+HMC_TOO = pytest.param("HMC", marks=pytest.mark.repeated("test_mala_and_hmc_are_accepted"))
+
+
+@pytest.mark.parametrize("name", ["MALA", HMC_TOO])
 def test_mala_and_hmc_are_accepted(name, b):
     options = {"num_chains": 100, "num_samples": 100, "seed": 0, "backend": b}
     right = geweke_model(local, RIGHT[name], **options)

@@ -277,33 +277,31 @@ def local():
         pg.sample("x", dist.Normal(z, 0.5))
 
 
-def guided(shift, scale):
+def guided(shift):
     """z | x ~ N(0.8 x, 0.2), spoilt."""
 
     def guide(x):
         with pg.data_plate():
-            pg.sample("z", dist.Normal(0.8 * x + shift, scale * 0.2**0.5))
+            pg.sample("z", dist.Normal(0.8 * x + shift, 0.2**0.5))
 
     return local.with_guide(guide)
 
 
 def test_guides_are_judged(b):
     options = {"num_data": 2, "num_simulations": 150, "seed": 5, "backend": b}
-    right = sbc(guided(0.0, 1.0), Guide(), **options)
+    right = sbc(guided(0.0), Guide(), **options)
     assert right.adjusted.min() > 0.001 and right.names[:2] == ("z[0]", "z[1]")
     assert not vsbc(right).biased
-    narrow = sbc(guided(0.0, 0.5), Guide(), **options)
-    assert not narrow.accepted and not vsbc(narrow).biased
-    low = vsbc(sbc(guided(-0.4, 1.0), Guide(), **options))
+    wrong = sbc(guided(-0.4), Guide(), **options)
+    assert not wrong.accepted
+    low = vsbc(wrong)
     assert low.biased == ("z[0]", "z[1]")  # the densities are left out
     assert all(r.bias > 5 * r.bias_error for r in low.results)
 
 
 def test_the_same_seed_gives_the_same_ranks(b):
     options = {"num_data": 2, "num_simulations": 20, "num_draws": 9, "backend": b}
-    first, second, other = (
-        sbc(guided(0.0, 1.0), Guide(), **options, seed=s).ranks for s in (6, 6, 7)
-    )
+    first, second, other = (sbc(guided(0.0), Guide(), **options, seed=s).ranks for s in (6, 6, 7))
     np.testing.assert_array_equal(first, second)
     assert (first != other).any()
 

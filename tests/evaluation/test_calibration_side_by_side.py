@@ -14,7 +14,7 @@ from probgen.engine.bind import bind
 from probgen.engine.chain_pieces import Pieces
 from probgen.engine.markov import draw_posterior
 from probgen.engine.posterior import Posterior
-from probgen.evaluation.calibration import sbc, study
+from probgen.evaluation.calibration import methods, sbc, study
 from probgen.evaluation.calibration.side_by_side import draw_side_by_side, goes_side_by_side
 from probgen.inference import NUTS, Langevin
 
@@ -65,6 +65,24 @@ def test_what_moves_side_by_side(b, method, is_so):
     assert goes_side_by_side(method, b) is expected
 
 
+def test_a_study_draws_the_chains_of_all_its_sets_at_once(b, monkeypatch):
+    """And ranks each truth among the draws of its own set."""
+    seen = []
+
+    def drawn(method, posterior, params, sets, *rest):
+        found = draw_side_by_side(method, posterior, params, sets, *rest)
+        seen.extend(found)
+        return found
+
+    monkeypatch.setattr(methods, "draw_side_by_side", drawn)
+    result = sbc(
+        coins, FIXED, observed=("heads", "x"), num_data=2, num_simulations=20, num_draws=9,
+        thinning=1, seed=0, backend=b, progress_bar=False,
+    )  # fmt: skip
+    assert result.ranks.shape == (20, 4) and len(seen) == 20
+
+
+@pytest.mark.repeated("test_chains_are_those_of_each_data_set_by_itself")
 def test_our_own_chains_are_calibrated(b):
     """The Jacobian of a bounded support takes part."""
     method = NUTS(num_warmup=40, num_chains=1, max_tree_depth=3, engine="probgen")

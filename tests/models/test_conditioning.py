@@ -83,19 +83,21 @@ def test_guidance_is_the_line_through_null_and_condition(b):
     )
     mask = b.asarray(np.array([True, False, True, False]))
 
+    rows = b.to_numpy(params["condition"]["table"])
+
     def run(params):
         def ask(scale=1.0, c=y, **more):
             return declared.predict(params, x, t, {"condition": c}, scale, **more)
 
-        def by_hand(rows):
-            table = b.to_numpy(params["condition"]["table"])[rows][:, None]
-            return declared.denoiser.apply(params["denoiser"], x, t, b.asarray(table))
+        def by_hand(of):
+            table = b.asarray(rows[of][:, None])
+            return declared.denoiser.apply(params["denoiser"], x, t, table)
 
         hand = {r: by_hand(list(r)) for r in ((0, 1, 1, 0), (2,) * 4, (2, 1, 2, 0), (1,) * 4)}
         found = [ask(s) for s in (0.0, 1.0, 3.0)]
         return hand, found, ask(dropped=mask), ask(c=1), ask(c=b.asarray(np.array(1)))
 
-    hand, (null, plain, three), dropped, one, same = b.tree_map(b.to_numpy, run(params))
+    hand, (null, plain, three), dropped, one, same = at_once(b, run, params)
     np.testing.assert_allclose(null, hand[(2,) * 4], rtol=1e-6)
     np.testing.assert_allclose(plain, hand[(0, 1, 1, 0)], rtol=1e-6)
     np.testing.assert_allclose(three, null + 3.0 * (plain - null), rtol=1e-5, atol=1e-5)
@@ -243,10 +245,14 @@ def test_the_condition_net_runs_before_every_loop(b):
     bound, params = bind(declared, b, data=rows, seed=0)
     batch = {n: b.asarray(v) for n, v in rows.items()}
     for measure in (DenoisingELBO(), ProbabilityFlow(2)):
-        found = measure.device_function(bound)(params, batch, b.key(0))["estimate"]
-        assert np.isfinite(b.to_numpy(found)).all()
-    draws = DDIM(2).draws_of(bound)(params, {"condition": batch["condition"]}, b.key(0), 2)
-    assert np.isfinite(b.to_numpy(draws["x"])).all()
+        found = at_once(b, measure.device_function(bound), params, batch, b.key(0))["estimate"]
+        assert np.isfinite(found).all()
+    draw = DDIM(2).draws_of(bound)
+    del batch["x"]
+    draws = at_once(
+        b, lambda params, batch, key: draw(params, batch, key, 2), params, batch, b.key(0)
+    )
+    assert np.isfinite(draws["x"]).all()
 
 
 def test_the_bound_is_learned_with_every_condition_in_place(b):

@@ -83,6 +83,7 @@ def exact(b):
     return log_partition(tilted_flow(), Quadrature(201), seed=0, backend=b)
 
 
+@pytest.mark.repeated("test_a_quadratic_tilt_of_a_linear_flow_is_gaussian")
 def test_a_tilted_flow_integrates_to_one(b, exact):
     """B: quadrature in noise space, importance sampling, and a sum over a grid of data agree."""
     sampled = log_partition(tilted_flow(), ImportanceSampling(50_000), seed=0, backend=b)

@@ -116,6 +116,7 @@ def test_both_backends_have_the_same_flow(name):
         np.testing.assert_allclose(one[key], other[key], atol=1e-5 * np.abs(one[key]).max())
 
 
+@pytest.mark.repeated("test_the_density_is_that_of_the_noise_over_the_jacobian_determinant")
 def test_a_flow_integrates_to_one(b):
     """All four kinds of layers in one, on a grid in two dimensions."""
     layers = (Coupling(SMALL), Coupling(SMALL, BINS), MaskedAutoregressive(MADE, fast="draws"),

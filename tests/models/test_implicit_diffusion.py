@@ -288,5 +288,5 @@ def test_what_does_not_fit_is_refused(backend_name):
 def test_it_is_trained_in_float64_too(b):
     """Its steps are integers, which as times are of the running kind."""
     with float64(b):
-        found = fit(b, small(), Adversarial(D, r1=0.1), 1)
+        found = fit(b, small(), Adversarial(D), 1)
     assert {x.dtype for x in tree_leaves(found.params)} == {np.dtype("float64")}

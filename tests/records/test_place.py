@@ -229,7 +229,7 @@ for value in range(1, 100000):
 def test_a_process_that_is_really_killed_leaves_what_it_had_written(tmp_path):
     """SIGKILL at a random moment of a process that writes without end."""
     rng = np.random.default_rng()
-    for _ in range(4):
+    for _ in range(2):
         process = subprocess.Popen(
             [sys.executable, "-c", WRITE, tmp_path / "run"], env=OUTSIDE, stdout=subprocess.PIPE,
             text=True,
