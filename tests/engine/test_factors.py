@@ -141,7 +141,7 @@ def test_chains_over_latents_take_factors_as_they_are(b):
         m = pg.sample("m", dist.Normal(0.0, 1.0))
         pg.factor("tilt", 3.0 * m)
 
-    hmc = HMC(num_warmup=100, num_samples=250, num_chains=1, num_steps=2)
+    hmc = HMC(num_warmup=100, num_samples=250, num_chains=1, num_steps=2, engine="probgen")
     draws = pg.infer(pulled, None, hmc, seed=0, backend=b, progress_bar=False).posterior["m"]
     assert abs(float(draws.mean()) - 3.0) < 0.5
 
