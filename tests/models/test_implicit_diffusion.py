@@ -220,9 +220,6 @@ def test_a_draw_takes_as_many_calls_as_there_are_steps(b):
     assert Counting.calls - 2 * 4 <= 4
 
 
-@pytest.mark.repeated(
-    "test_learner_contracts.py::test_a_generator_learns_a_gaussian_against_a_critic_of_its_own"
-)
 def test_torch_and_jax_give_the_same_losses_steps_and_samples(same_noise):
     learner = Adversarial(D, r1=0.1, r1_every=2, consistency=0.5)
     learner = dataclasses.replace(

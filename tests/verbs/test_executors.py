@@ -267,7 +267,6 @@ def test_loky_goes_on_with_another_pool(tmp_path):
     same(table, evaluate(b, [ends]))
 
 
-@pytest.mark.repeated("test_loky_goes_on_with_another_pool")
 # Of a nanny that starts a worker anew, and of tornado's loops.
 @pytest.mark.filterwarnings("default")
 def test_dask_does_the_work_of_a_killed_worker_again(tmp_path):
