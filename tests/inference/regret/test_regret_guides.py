@@ -61,21 +61,29 @@ def scored(b, fitted, x, measure, *, chunk_size=100, **options):
     return {n: v.values for n, v in table[measure.name].data_vars.items()}
 
 
+AGAIN = np.concatenate([X, X[:1], X[:1]])
+ONE_BY_ONE = {"num_steps": 50, "num_draws": 20, "optimizer": pg.Adam(5e-2)}
 OTHERS = [pytest.param(family, marks=pytest.mark.slow) for family in ("Gamma", "LogNormal")]
 
 
 @pytest.mark.parametrize("family", ["FoldedDistribution", *OTHERS])
 def test_a_guide_that_is_no_function_of_noise_is_taken_one_by_one(b, family):
-    """The same numbers for every chunk size and stack; each datum with its own noise; and the
-    search gains: from random weights the bound rises for nearly all data."""
-    fitted, x = fitted_of(b, story(family), X), np.concatenate([X, X[:1], X[:1]])
-    options = {"num_steps": 50, "num_draws": 20, "optimizer": pg.Adam(5e-2)}
-    first = scored(b, fitted, x, LikelihoodRegret(**options))
-    assert (first["estimate"] > 0).mean() > 0.8 and first["estimate"].mean() > 0.3
-    found = scored(b, fitted, x, LikelihoodRegret(**options, rows_at_once=1), chunk_size=3)
-    for name, values in found.items():
-        np.testing.assert_allclose(values, first[name], rtol=2e-3, atol=2e-3, err_msg=name)
-    assert len(np.unique(first["elbo_before"][[0, 7, 8]])) == 3  # the same datum three times
+    """Each datum with its own noise; and the search gains: from random weights the bound rises for
+    nearly all data."""
+    found = scored(b, fitted_of(b, story(family), X), AGAIN, LikelihoodRegret(**ONE_BY_ONE))
+    assert (found["estimate"] > 0).mean() > 0.8 and found["estimate"].mean() > 0.3
+    assert len(np.unique(found["elbo_before"][[0, 7, 8]])) == 3  # the same datum three times
+
+
+@pytest.mark.repeated("test_regret_batched.py::test_no_cut_of_the_data_changes_a_number")
+def test_no_cut_of_the_data_changes_what_is_taken_one_by_one(b):
+    fitted = fitted_of(b, story("FoldedDistribution"), X)
+    one, other = (
+        scored(b, fitted, AGAIN, LikelihoodRegret(**ONE_BY_ONE, rows_at_once=rows), chunk_size=size)
+        for rows, size in ((None, 100), (1, 3))
+    )
+    for name, values in other.items():
+        np.testing.assert_allclose(values, one[name], rtol=2e-3, atol=2e-3, err_msg=name)
 
 
 # The nets of a full guide are searched as those of any other.
@@ -119,6 +127,8 @@ def hierarchy():
     )  # fmt: skip
 
 
+# Free Gaussians of every level gain there, on both backends; here it is the nets of the guide.
+@pytest.mark.repeated("test_regret_backends.py::test_backends_agree_for_the_same_weights_and_noise")
 def test_a_hierarchy_is_searched_at_every_level(b):
     """z and prior/z both: the bound rises far, by the top level's guide too."""
     x = np.random.default_rng(1).normal(size=(6, 5)).astype(np.float32)
