@@ -148,7 +148,7 @@ def check_statistics_of_tank(stats, most, x):
     exp(-u)): log p(most, x, serials) + log most + log x (most - x) / most."""
     expected = scipy.stats.gamma(4, scale=2).logpdf(most) - 4 * np.log(most)
     expected += np.log(x) + np.log1p(-x / most) + np.log(most)
-    np.testing.assert_allclose(stats.lp, expected, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(stats.lp, expected, rtol=1e-4, atol=1e-4)
     assert (stats.energy.values >= -stats.lp.values.max() - 1.0).all()
     assert ((stats.acceptance_rate >= 0) & (stats.acceptance_rate <= 1 + 1e-5)).all()
     assert (stats.n_steps < 2**stats.tree_depth).all()
