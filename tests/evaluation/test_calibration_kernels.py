@@ -128,6 +128,7 @@ def test_mala_and_hmc_are_accepted(name, b):
     assert right.names == ("z[0]", "z[0]^2", "z[0] x", "z[1]", "z[1]^2", "z[1] x", "log p")
 
 
+@pytest.mark.repeated("test_a_spoilt_density_is_rejected")
 def test_ula_is_rejected(b):
     wrong = geweke_model(local, Langevin(0.2), num_chains=100, num_samples=100, seed=0, backend=b)
     assert "log p" in wrong.rejected

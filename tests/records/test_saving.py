@@ -72,10 +72,7 @@ def test_a_run_of_one_backend_gives_the_same_numbers_on_the_other(backend_name, 
     if there == backend_name or not available()[there]:
         pytest.skip("needs the other backend")
     data = binary_data(16, 5)
-    fitted = pg.fit(
-        small_vae(), binary_data(), svi(), num_steps=20, batch_size=16, seed=0,
-        backend=quick(backend_name),
-    )  # fmt: skip
+    fitted = drawn(small_vae(), data, backend_name)
     fitted.save_pretrained(tmp_path / "run")
     loaded = Fitted.from_pretrained(tmp_path / "run")
     z = np.random.default_rng(0).standard_normal((16, 2)).astype(np.float32)
