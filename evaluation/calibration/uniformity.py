@@ -135,12 +135,11 @@ def _below(values: np.ndarray, cuts: np.ndarray) -> np.ndarray:
     return np.searchsorted(np.sort(values), cuts, side="left")
 
 
-def _tails(num: int, points: np.ndarray) -> np.ndarray:
-    """[num + 1, k] two-sided tail probability of a binomial count at each point, before doubling.
+def _tails(k: np.ndarray, num: int, points: np.ndarray) -> np.ndarray:
+    """Two-sided tail probability of counts at each point [k], before doubling.
 
     The smaller of P(K <= k) and P(K >= k), K ~ Binomial(num, z).
     """
-    k = np.arange(num + 1)[:, None]
     return np.minimum(stats.binom.cdf(k, num, points), stats.binom.sf(k - 1, num, points))
 
 
@@ -167,7 +166,7 @@ def envelope(
     """
     seed, cuts = check_seed(seed, "envelope"), _cuts(num_draws)
     points = cuts / (num_draws + 1)
-    tails = _tails(num_simulations, points)
+    tails = _tails(np.arange(num_simulations + 1)[:, None], num_simulations, points)
     cells = np.diff(np.concatenate([[0.0], points, [1.0]]))
     counts = np.random.default_rng(seed).multinomial(num_simulations, cells, size=num_null)
     below = np.cumsum(counts[:, :-1], axis=1)
@@ -191,9 +190,8 @@ def ecdf_test(values: Any, num_draws: Count, band: Envelope | None = None) -> fl
     """
     values = check_ranks(values, num_draws)
     band = band or envelope(len(values), num_draws)
-    tails = _tails(len(values), band.points)
     cuts = np.round(band.points * (num_draws + 1)).astype(np.int64)
-    seen = tails[_below(values, cuts), np.arange(len(cuts))].min()
+    seen = _tails(_below(values, cuts), len(values), band.points).min()
     # The set itself counts as one of its null, so that no p-value is zero; equal tails are ties.
     beaten = int((band.null <= seen * (1 + 1e-12)).sum())
     return (beaten + 1) / (len(band.null) + 1)

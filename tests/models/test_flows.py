@@ -166,10 +166,10 @@ def test_a_spline_increases_with_one_continuous_derivative_and_stays_outside(b):
 def test_raw_zeros_are_the_identity(b, map):
     x = np.linspace(-6, 6, 12, dtype=np.float32).reshape(3, 4)
     zeros = b.asarray(np.zeros((3, map.count, 4), np.float32))
-    for way in (map.apply, map.invert):
-        y, slope = b.compile(way)(b.asarray(x), zeros)
-        np.testing.assert_allclose(b.to_numpy(y), x, atol=2e-6)
-        np.testing.assert_allclose(b.to_numpy(slope), 0.0, atol=2e-6)
+    ways = at_once(b, lambda *given: [map.apply(*given), map.invert(*given)], b.asarray(x), zeros)
+    for y, slope in ways:
+        np.testing.assert_allclose(y, x, atol=2e-6)
+        np.testing.assert_allclose(slope, 0.0, atol=2e-6)
 
 
 def test_layers_in_turn_come_to_both_sides_each():
@@ -214,8 +214,12 @@ def test_an_inverse_flow_knows_the_density_of_its_draws_without_inverting(b, mon
     bound, params = bind(IAF, b)
     calls, apply = [], nets.MADE.apply
     monkeypatch.setattr(nets.MADE, "apply", lambda *a: (calls.append(1), apply(*a))[1])
-    site = bound.trace(params, {}, key=b.key(0), batch_size=2)["x"]
-    assert np.isfinite(b.to_numpy(site.log_prob)).all() and len(calls) == IAF.num_layers
+
+    def log_prob(params, key):
+        return bound.trace(params, {}, key=key, batch_size=2)["x"].log_prob
+
+    assert np.isfinite(at_once(b, log_prob, params, b.key(0))).all()
+    assert len(calls) == IAF.num_layers
 
 
 # ---- fits ----------------------------------------------------------------------------------------
