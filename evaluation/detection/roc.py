@@ -209,11 +209,8 @@ def roc_band(
     )
     demand_spread(scores.inside, scores.outside, scores.name)
     grid = np.linspace(0.0, 1.0, num_grid)
-    drawn = [
-        _tpr_on_grid(in_row, out_row, grid)
-        for chunk in resampled_counts(scores, num_resamples=num_resamples, seed=seed)
-        for in_row, out_row in zip(*chunk, strict=True)
-    ]
+    chunks = resampled_counts(scores, num_resamples=num_resamples, seed=seed)
+    drawn = np.concatenate([_tpr_on_grid(*chunk, grid) for chunk in chunks])
     lower, upper = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2], axis=0)
     area = auroc_of_counts(*counts(scores)[::-1])
     slack = one_way_slack(level, scores.sizes)
@@ -225,14 +222,19 @@ def roc_band(
 
 
 def _tpr_on_grid(in_counts: np.ndarray, out_counts: np.ndarray, grid: np.ndarray) -> np.ndarray:
-    """[grid] height of one curve: its highest point on a vertical, the chord over a tie group."""
-    false = np.concatenate([[0], np.cumsum(in_counts)]) / in_counts.sum()
-    hits = np.concatenate([[0], np.cumsum(out_counts)]) / out_counts.sum()
-    left = np.searchsorted(false, grid, side="right") - 1
-    right = np.minimum(left + 1, len(false) - 1)
-    run = false[right] - false[left]
-    share = np.where(run > 0, (grid - false[left]) / np.where(run > 0, run, 1.0), 0.0)
-    return hits[left] + share * (hits[right] - hits[left])
+    """[*batch, grid] height of a curve: its highest point on a vertical, the chord over a tie
+    group; of counts [*batch, u]."""
+    false, hits = (
+        np.insert(np.cumsum(c, axis=-1), 0, 0, axis=-1) / c.sum(axis=-1, keepdims=True)
+        for c in (in_counts, out_counts)
+    )
+    left = np.apply_along_axis(np.searchsorted, -1, false, grid, "right") - 1
+    right = np.minimum(left + 1, false.shape[-1] - 1)
+    at, tpr = (np.take_along_axis(v, left, axis=-1) for v in (false, hits))
+    run = np.take_along_axis(false, right, axis=-1) - at
+    rise = np.take_along_axis(hits, right, axis=-1) - tpr
+    share = np.where(run > 0, (grid - at) / np.where(run > 0, run, 1.0), 0.0)
+    return tpr + share * rise
 
 
 def _ranked(scores: Scores, positive: PositiveClass) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
