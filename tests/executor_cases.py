@@ -18,8 +18,8 @@ __all__ = ["X", "Ends", "Fragile", "Spoilt", "evaluate", "pool", "same", "vae", 
 
 
 def pool():
-    """Two processes, forks of one that has imported the frameworks."""
-    return ProcessPoolExecutor(2, mp_context=children.FORKS)
+    """A process, a fork of one that has imported the frameworks."""
+    return ProcessPoolExecutor(1, mp_context=children.FORKS)
 
 
 class Ends:

@@ -30,12 +30,12 @@ def steps_in(folder):
 
 
 def kill_at_a_random_moment(process, folder, rng):
-    """SIGKILL between 0 and 0.5 s after the process has written a checkpoint of its own."""
+    """SIGKILL between 0 and 0.25 s after the process has written a checkpoint of its own."""
     before, deadline = steps_in(folder), time.monotonic() + 1200
     while steps_in(folder) == before and process.is_alive():
         assert time.monotonic() < deadline, "no checkpoint in twenty minutes"
         time.sleep(0.005)
-    time.sleep(rng.uniform(0, 0.5))
+    time.sleep(rng.uniform(0, 0.25))
     process.kill()
     process.join()
     return process.exitcode == -signal.SIGKILL
@@ -46,7 +46,7 @@ def check_killed_and_resumed(backend, compile, tmp_path, kills, case="vae"):
     rng = np.random.default_rng()  # another moment every time
     folder, said, killed = tmp_path / "checkpoints", tmp_path / "said", []
     for _ in range(kills):
-        process = children.start(run, backend, compile, case, folder, 0.1, said=said)
+        process = children.start(run, backend, compile, case, folder, 0.05, said=said)
         was_killed = kill_at_a_random_moment(process, folder, rng)
         assert was_killed or process.exitcode == 0, children.error(said)
         if not was_killed:

@@ -24,7 +24,7 @@ RNG = np.random.default_rng(0)
 X = RNG.normal(1.0, 2.0, N).astype(np.float32)
 COVARIATE = np.linspace(-1, 1, N).astype(np.float32)
 Y = (2 * COVARIATE + 0.1).astype(np.float32)
-SHORT = HMC(num_warmup=100, num_samples=150, num_chains=1, num_steps=2)
+SHORT = HMC(num_warmup=100, num_samples=150, num_chains=1, num_steps=2, engine="probgen")
 
 
 def guide():

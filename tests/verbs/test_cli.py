@@ -208,7 +208,20 @@ def test_help_names_every_command(capsys):
 # --- doctor ----------------------------------------------------------------------------------
 
 
-def test_doctor_names_versions_devices_and_the_choice(capsys):
+def test_doctor_names_versions_devices_and_the_choice(capsys, monkeypatch):
+    """Inductor gives graphs back as they are: what it makes of them takes seconds."""
+    if not backends._missing("torch"):
+        as_it_is = lambda module, example, inner_compile: module  # noqa: E731
+        monkeypatch.setattr("torch._inductor.compile_fx.compile_fx", as_it_is)
+    look_at_doctor(capsys)
+
+
+@pytest.mark.repeated("test_doctor_names_versions_devices_and_the_choice")
+def test_doctor_does_so_where_it_compiles(capsys):
+    look_at_doctor(capsys)
+
+
+def look_at_doctor(capsys):
     assert cli.main(["doctor"]) == 0
     text = capsys.readouterr().out
     for name in (name for name, is_here in backends.available().items() if is_here):
@@ -217,11 +230,13 @@ def test_doctor_names_versions_devices_and_the_choice(capsys):
     assert "cpu" in text and "mlxtend" in text
     chosen = backends.resolve("auto")
     assert f"fit would run on {chosen.name}, device {chosen.device}" in text
+    if not backends._missing("torch"):
+        assert "yes, by inductor" in text
 
 
 @pytest.fixture
 def uncompiled(monkeypatch):
-    """What inductor makes of a graph is looked at above, in seconds; not again."""
+    """What inductor makes of a graph is looked at above; not again."""
     if not backends._missing("torch"):
         from probgen.backends.torch import probe
 

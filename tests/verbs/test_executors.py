@@ -81,7 +81,7 @@ def test_chains_of_hmc_are_those_of_one_process(backend_name, request, tmp_path)
 
 def test_chains_of_our_engine_are_those_of_one_process(b):
     """Each by itself, in order: draws and statistics of three chains that start at three places,
-    to rounding; and by another call to the bit. NUTS has `test_infer_warm_start.py`."""
+    to rounding; and by another call to the bit."""
     method = HMC(
         num_warmup=0, num_samples=8, num_chains=3, num_steps=2, engine="probgen", step_size=0.1,
         adapt_step_size=False, adapt_mass_matrix=False,

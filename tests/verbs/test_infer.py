@@ -29,13 +29,20 @@ def small(backend_name):
 REPEATED = pytest.mark.repeated("test_nuts_keeps_a_posterior_known_in_closed_form")
 
 
+OF_A_SIMPLEX = pytest.mark.repeated(
+    "test_chain_supports.py::test_a_chain_keeps_a_base_of_any_support"
+)
+
+
 @pytest.mark.parametrize(
     "case",
     [
-        "dirichlet-categorical", "supports",
-        pytest.param("regression", marks=REPEATED), pytest.param("correlated", marks=REPEATED),
+        "supports",
+        pytest.param("regression", marks=REPEATED),
+        pytest.param("correlated", marks=REPEATED),
+        pytest.param("die", marks=OF_A_SIMPLEX),
     ],
-)  # fmt: skip
+)
 def test_nuts_keeps_a_posterior_known_in_closed_form(case, small):
     model, data, inputs, check, options = CASES[case]
     method = sized(NUTS, small, max_tree_depth=6, **options)

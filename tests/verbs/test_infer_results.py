@@ -13,7 +13,7 @@ STILL = {
     "num_warmup": 0, "num_samples": 1, "num_chains": 3, "step_size": 1e-6, "num_steps": 1,
     "adapt_step_size": False,
 }  # fmt: skip
-FEW = HMC(**TINY, num_steps=2)
+FEW = HMC(**TINY, num_steps=2, engine="probgen")
 
 
 @pytest.fixture(scope="module")

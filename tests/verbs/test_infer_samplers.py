@@ -88,7 +88,13 @@ def test_what_was_compiled_for_a_sampler_serves_other_data_and_no_other_sampler(
     assert float(tiny.sample_stats.acceptance_rate.mean()) > 0.99
 
 
-@pytest.mark.parametrize("name", ["MALA", "Guide"])
+MALA_TOO = pytest.param(
+    "MALA",
+    marks=pytest.mark.repeated("test_infer_warm_step.py::test_killed_it_goes_on_to_the_same_bits"),
+)
+
+
+@pytest.mark.parametrize("name", [MALA_TOO, "Guide"])
 def test_killed_again_and_again_the_draws_are_those_of_one_run(b, name, tmp_path, monkeypatch):
     method = {"MALA": Langevin(0.1, 47, metropolis=True, num_warmup=9, thinning=3),
               "Guide": Guide(41)}[name]  # fmt: skip

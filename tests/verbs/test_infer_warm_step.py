@@ -69,6 +69,9 @@ def test_a_warm_up_starts_from_the_step_that_is_given(small, draws):
     np.testing.assert_allclose(after.step_size.values, grown * own * np.ones(3), rtol=1e-3)
 
 
+@pytest.mark.repeated(
+    "test_kernels.py::test_a_tested_kernel_keeps_the_power_of_the_density_that_it_names"
+)
 def test_what_goes_on_without_a_warm_up_has_the_law_and_the_acceptance(small):
     first = infer(small, mala(num_steps=1000, num_warmup=300, step_size=1e-3))
     step = first.sampling_state.step_size.values
