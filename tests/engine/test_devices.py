@@ -25,10 +25,11 @@ from probgen.engine import together
 from probgen.errors import AlgorithmError, BackendError
 
 QUICK_TORCH = [
-    "free bits", "in parts", "global latents", "replay buffer", "denoising", "adversarial",
-    "em by chains", "iwae", "convolutions", "a drift",
+    "free bits", "in parts", "global latents", "replay buffer", "adversarial", "em by chains",
+    "convolutions",
 ]  # fmt: skip
-QUICK_JAX = ["denoising", "a user's em", "convolutions"]
+QUICK_JAX = ["a user's em", "convolutions"]
+MORE = ["iwae", "denoising", "a drift"]
 CHECKS = (
     parallel_run.resumes_on_another_number, parallel_run.refuses_another_fit_elsewhere,
     parallel_run.ends_together,
@@ -78,17 +79,29 @@ def test_four_devices_of_xla_compute_what_one_does(tmp_path):
     run_all(parallel_run.xla, (4, str(tmp_path), QUICK_JAX, checks), folder=tmp_path)
 
 
+@pytest.mark.repeated("test_two_processes_of_torch_compute_what_one_does")
+def test_so_do_more_learners_on_torch(tmp_path):
+    pytest.importorskip("torch")
+    two_of_gloo(tmp_path, MORE)
+
+
+@pytest.mark.repeated("test_four_devices_of_xla_compute_what_one_does")
+def test_so_do_more_learners_on_jax(tmp_path):
+    pytest.importorskip("jax")
+    run_all(parallel_run.xla, (4, str(tmp_path), MORE, ()), folder=tmp_path)
+
+
 @pytest.mark.slow
 def test_so_does_every_learner_on_torch(tmp_path):
     pytest.importorskip("torch")
     checks = (parallel_run.keeps_parameters_in_pieces,)
-    two_of_gloo(tmp_path, sorted(set(CASES) - set(QUICK_TORCH)), checks)
+    two_of_gloo(tmp_path, sorted(set(CASES) - {*QUICK_TORCH, *MORE}), checks)
 
 
 @pytest.mark.slow
 def test_so_does_every_learner_on_jax(tmp_path):
     pytest.importorskip("jax")
-    names = sorted(set(CASES) - set(QUICK_JAX))
+    names = sorted(set(CASES) - {*QUICK_JAX, *MORE})
     checks = (parallel_run.keeps_parameters_in_pieces,)
     run_all(parallel_run.xla, (4, str(tmp_path), names, checks), folder=tmp_path)
 

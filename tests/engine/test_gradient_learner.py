@@ -66,7 +66,8 @@ def test_a_loss_of_ones_own_is_an_algorithm_and_a_nets_penalty_joins_it(b):
 
 def test_each_group_moves_by_its_own_optimiser(b):
     """SGD has no state that mixes nets: each net moves as it would alone under its own rate."""
-    model, start = small_vae(), fit(b, small_vae(), SVI(ELBO(), pg.SGD(1e-30)), num_steps=1)
+    model = small_vae(hidden=())
+    start = fit(b, model, SVI(ELBO(), pg.SGD(1e-30)), num_steps=1)
     groups = pg.Groups({"decoder": pg.SGD(0.1)}, rest=pg.SGD(0.02))
     runs = [fit(b, model, SVI(ELBO(), o), num_steps=1) for o in (groups, pg.SGD(0.1))]
     for net, share in (("decoder", 1.0), ("encoder", 0.2)):
@@ -80,10 +81,10 @@ def test_each_group_moves_by_its_own_optimiser(b):
 def test_groups_of_one_optimiser_are_that_optimiser_and_go_on_after_a_resume(b, tmp_path):
     one, other = pg.Adam(1e-2), pg.Adam(1e-2)
     groups = SVI(ELBO(), pg.Groups({"decoder": one, "encoder": other}))
-    whole = fit(b, small_vae(), groups)
-    assert_same_bits(whole.params, fit(b, small_vae(), SVI(ELBO(), one)).params)
-    fit(b, small_vae(), groups, num_steps=2, checkpoint=tmp_path)
-    assert_same_bits(whole.params, fit(b, small_vae(), groups, checkpoint=tmp_path).params)
+    whole = fit(b, small_vae(hidden=()), groups)
+    assert_same_bits(whole.params, fit(b, small_vae(hidden=()), SVI(ELBO(), one)).params)
+    fit(b, small_vae(hidden=()), groups, num_steps=2, checkpoint=tmp_path)
+    assert_same_bits(whole.params, fit(b, small_vae(hidden=()), groups, checkpoint=tmp_path).params)
 
 
 @pytest.mark.parametrize(
@@ -99,7 +100,7 @@ def test_groups_that_do_not_fit_the_nets_are_refused(b, groups, error, match):
 
 
 def test_frozen_nets_keep_their_bits_and_the_others_learn(b, tmp_path):
-    start = fit(b, small_vae(), svi(), num_steps=1)
+    start = fit(b, small_vae(hidden=()), svi(), num_steps=1)
     fitted = fit(b, start, svi(weight_decay=0.1), freeze=("decoder",), ema_decay=0.9)
     assert_same_bits(fitted.params["decoder"], start.params["decoder"])
     assert (fitted.params["encoder"]["out"]["bias"] != start.params["encoder"]["out"]["bias"]).any()

@@ -74,7 +74,6 @@ def test_encoder_and_decoder_run_as_often_for_five_scores_as_for_one(b, monkeypa
     one = count([IWAE(7)])
     five = [IWAE(7), NegativeLogLikelihood(7), ELBO(7), ReconstructionError(7), KLTerm(7, False)]
     assert count(five) == one and min(one.values()) > 0
-    assert count([IWAE(7), ELBO(8)])["encoder"] > one["encoder"]  # another number is another draw
 
 
 def test_a_chunk_is_put_on_the_device_once_for_all_measures(b, monkeypatch):
