@@ -253,6 +253,7 @@ def test_help_lists_the_words(capsys):
 # --- what suits a model ----------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_density_is_judged_without_code_lengths_and_says_so(tmp_path, capsys):
     """1-d data under a Normal: no pictures, no complexity by default; asked for, refused."""
     x = RNG.normal(size=(200, 3)).astype(np.float32)

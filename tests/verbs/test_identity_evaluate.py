@@ -57,7 +57,14 @@ def killed_and_resumed(b, place, first, second, what, measures=lambda fitted: [I
     assert evaluate(b, second, place, *measures(second)) == 1
 
 
-@pytest.mark.parametrize("what", ["nothing", "the body", "the closure's constant", "the guide"])
+# What an identity tells apart is in `test_identity.py`.
+ALSO = [
+    pytest.param(what, marks=pytest.mark.repeated("test_an_edited_program_is_not_gone_on_with"))
+    for what in ("the closure's constant", "the guide")
+]
+
+
+@pytest.mark.parametrize("what", ["nothing", "the body", *ALSO])
 def test_an_edited_program_is_not_gone_on_with(b, tmp_path, what):
     """Its file imported anew is; and no table is mixed of two models."""
     first, second = (Fitted(edited(w), {}, shapes={"x": (3,)}) for w in ("nothing", what))

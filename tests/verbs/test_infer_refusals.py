@@ -93,7 +93,7 @@ def test_what_cannot_be_inferred_is_refused_by_name(small):
     with pytest.raises(AlgorithmError, match="at least one latent"):
         run(observed, {"y": Y}, small)
     with pytest.raises(NonFiniteError, match="chain 0 of 'broken'.*'bad'"):
-        run(broken, None, small, NUTS(**TINY))
+        run(broken, None, small, NUTS(**TINY, engine="probgen"))
     with pytest.raises(AlgorithmError, match=r"nets \['decoder'\].*no parameters"):
         run(untrained, {"y": Y}, small)
     with pytest.raises(SupportError, match="data 'events': 1 of 2 events lie outside"):

@@ -67,6 +67,7 @@ def test_the_predictive_has_its_closed_form(b, predictive, mean, sd, note):
     within(z[1:] * z[:-1], 0.0)
 
 
+@pytest.mark.repeated("test_the_predictive_has_its_closed_form")
 def test_what_svi_learned_is_what_is_generated(b):
     """y = 5 x + e: the fitted w is near 5, and so are draws at x = 1; the prior's are not."""
     rng = np.random.default_rng(0)
