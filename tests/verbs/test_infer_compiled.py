@@ -14,7 +14,8 @@ QUICK = HMC(num_warmup=100, num_samples=100, num_chains=2, num_steps=4)  # to co
 
 
 def test_what_a_program_closes_over_is_never_stale():
-    """A number; an array in place, so that neither program nor array is another object."""
+    """A number; an array in place, so that neither program nor array is another object. Where no
+    backend is named it is JAX."""
     scales, where = {"prior": 1.0}, np.zeros(5, np.float32)
 
     @pg.model
@@ -22,7 +23,8 @@ def test_what_a_program_closes_over_is_never_stale():
         pg.sample("w", dist.Normal(where, scales["prior"]).to_event(1))
 
     def draws():
-        found = pg.infer(program, None, QUICK, seed=0, backend="jax", progress_bar=False)
+        found = pg.infer(program, None, QUICK, seed=0, progress_bar=False)
+        assert found.attrs["backend"] == "jax"
         return found.posterior.w.values
 
     first = draws()

@@ -7,7 +7,7 @@ from infer_cases import EVENTS, TINY, C, Y, counts, quick, regression, run
 
 import probgen as pg
 from probgen import dist
-from probgen.inference import HMC, Langevin
+from probgen.inference import HMC
 
 STILL = {
     "num_warmup": 0, "num_samples": 1, "num_chains": 3, "step_size": 1e-6, "num_steps": 1,
@@ -132,10 +132,3 @@ def test_chains_start_where_they_are_told(strategy, small):
         assert (abs(np.log(rate)) < 2).all()
     if strategy == "init_to_median":
         assert ((rate > 1.0) & (rate < 9.0)).all()
-
-
-def test_auto_prefers_jax():
-    pytest.importorskip("numpyro")
-    walk = Langevin(0.1, num_steps=1)
-    draws = pg.infer(counts, {"events": EVENTS}, walk, seed=0, progress_bar=False)
-    assert draws.attrs["backend"] == "jax"
