@@ -17,6 +17,8 @@ from probgen.errors import NonFiniteError, ProbgenError
 from probgen.language.dist import Deferred
 from probgen.language.domains import CURE, constant, domain, problems
 
+FEW = 12  # sites
+
 
 def explain(
     bound: Bound,
@@ -77,9 +79,12 @@ def _without_density(
             n: (sites[n].value, b.log_prob(sites[n].fn, sites[n].value)) for n in bound.observed
         }
 
+    # As one program, where by itself each operation would be compiled; but not a chain of many
+    # steps, whose operations are those of one.
+    is_short = len(bound.structure.sites) <= FEW
     try:
-        # As one program: by itself each operation would be compiled.
-        found = b.tree_map(b.to_numpy, b.compile(run, num_calls=1)(params, batch, key))
+        found = (b.compile(run, num_calls=1) if is_short else run)(params, batch, key)
+        found = b.tree_map(b.to_numpy, found)
     except (ProbgenError, RuntimeError, ValueError, TypeError):
         return
     for name, (value, log_prob) in found.items():

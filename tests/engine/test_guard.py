@@ -1,11 +1,16 @@
 """NaN and infinity: found with their term and step, rolled back, never returned."""
 
+import re
+
 import numpy as np
 import pytest
+from compilations import Compilations
 from fit_cases import assert_same_bits, binary_data, coins, leaves, quick
 
 import probgen as pg
 from probgen import dist, nets
+from probgen.engine.bind import bind
+from probgen.engine.explain import explain
 from probgen.engine.guard import Guard, lower_step
 from probgen.engine.learner import Learner
 from probgen.errors import NonFiniteError
@@ -213,3 +218,39 @@ def test_a_good_run_has_no_events(b):
     )  # fmt: skip
     assert run.history.events == []
     assert_same_bits(run.params, again.params)
+
+
+def walk(length):
+    """z_t ~ N(z_{t-1}, scale), of which the last is the rate's logarithm of the data."""
+
+    @pg.model
+    def program():
+        scale = pg.net("scale", nets.Parameter(()))()
+        with pg.data_plate():
+            z = 0.0
+            for t in range(length):
+                z = pg.sample(f"z{t}", dist.Normal(z, pg.ops.exp(scale)))
+            pg.sample("x", dist.Gamma(2.0, pg.ops.exp(z)))
+
+    return program
+
+
+@pytest.mark.parametrize(
+    "scale, x, said",
+    [
+        (np.nan, 1.0, "site 'z0' of the model: .*got nan"),
+        (0.0, -1.0, "datum at .* density 0 under"),
+    ],
+)
+def test_of_a_longer_chain_the_error_compiles_nothing_more(b, scale, x, said):
+    """Before, JAX compiled all steps as one program: of a thousand, for many minutes."""
+    compiled = []
+    for length in (14, 20):
+        data = {"x": np.full(3, 1.0, np.float32)}
+        bound, params = bind(walk(length), b, data=data, seed=0)
+        params = b.tree_map(lambda a: b.asarray(np.full(a.shape, scale, "f4")), params)
+        with Compilations(b.name) as seen:
+            text = explain(bound, params, {"x": b.asarray(np.full(3, x, "f4"))}, b.key(0))
+        assert re.search(said, text)
+        compiled.append(seen.names)
+    assert not compiled[1]

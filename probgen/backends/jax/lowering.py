@@ -223,23 +223,15 @@ def read_arguments(
     program: Callable, params: Mapping, *, values: Mapping[str, Any], inputs: Mapping[str, Any],
     key: Any, batch_size: int | None,
 ) -> tuple[dict[str, Any], Callable, dict[str, Any]]:  # fmt: skip
-    """One compiled run: (declarations by site, what reads an argument as numpy, values)."""
-    kept: dict[str, Any] = {}
-
-    def go(params: Any, values: Any, key: Any) -> Any:
-        run, _ = run_program(program, params, Lowering(values, key, None), inputs, batch_size, None)
-        kept["sites"] = declarations(run)
-        leaves = (v for d in kept["sites"].values() for v in d.leaves())
-        kept["traced"] = [v for v in leaves if isinstance(v, jax.Array)]
-        return kept["traced"], run.values
-
-    found, drawn = jax.jit(go)(dict(params), dict(values), key)
-    by_id = {id(v): np.asarray(x) for v, x in zip(kept["traced"], found, strict=True)}
+    """One run, operation by operation, so that a chain of a thousand steps compiles those of one:
+    (declarations by site, what reads an argument as numpy, values)."""
+    lowering = Lowering(dict(values), key, None)
+    run, _ = run_program(program, dict(params), lowering, inputs, batch_size, None)
 
     def read(x: Any) -> np.ndarray | None:
-        return by_id[id(x)] if id(x) in by_id else domains.constant(x)
+        return np.asarray(x) if isinstance(x, jax.Array) else domains.constant(x)
 
-    return kept["sites"], read, drawn
+    return declarations(run), read, run.values
 
 
 def _bernoulli_logits(value: Any, logits: Any) -> Any:
