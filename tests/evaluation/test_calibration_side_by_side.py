@@ -10,10 +10,8 @@ import pytest
 
 import probgen as pg
 from probgen import dist
-from probgen.engine.bind import bind
 from probgen.engine.chain_pieces import Pieces
 from probgen.engine.markov import draw_posterior
-from probgen.engine.posterior import Posterior
 from probgen.evaluation.calibration import methods, sbc, study
 from probgen.evaluation.calibration.side_by_side import draw_side_by_side, goes_side_by_side
 from probgen.inference import NUTS, Langevin
@@ -33,21 +31,28 @@ def coins():
         pg.sample("x", dist.Normal(slope, 1.0))
 
 
-def data(seed):
-    rng = np.random.default_rng(seed)
-    return {"heads": rng.integers(0, 2, 2).astype("float32"), "x": rng.normal(seed, 1.0, 2)}
+def test_chains_are_those_of_each_data_set_by_itself(b, monkeypatch):
+    """To rounding: a study draws those of all its sets at once, chains 2 i and 2 i + 1 of the i-th;
+    the last of all is asked."""
+    seen = []
 
+    def drawn(*given):
+        seen.append((given, draw_side_by_side(*given)))
+        return seen[-1][1]
 
-def test_chains_are_those_of_each_data_set_by_itself(b):
-    """To rounding: chains 2 i and 2 i + 1 of the i-th set. The last of all is asked."""
-    sets = [{n: b.asarray(v) for n, v in data(i).items()} for i in range(3)]
-    bound, params = bind(coins, b, data=data(0), num_data=2, whole=True)
-    posterior, key = Posterior(bound, 2), b.key(1)
-    found = draw_side_by_side(FIXED, posterior, params, sets, key, lambda *_: None)
-    six = dataclasses.replace(FIXED, num_chains=6)
-    alone = draw_posterior(six, posterior, params, sets[2], key, None, False, Pieces(only=5))
+    monkeypatch.setattr(methods, "draw_side_by_side", drawn)
+    result = sbc(
+        coins, FIXED, observed=("heads", "x"), num_data=2, num_simulations=20, num_draws=9,
+        thinning=1, seed=0, backend=b, progress_bar=False,
+    )  # fmt: skip
+    (((method, posterior, params, sets, key, *_), found),) = seen
+    assert len(sets) == len(found) == 20 and result.ranks.shape == (20, 4)
+    num = method.num_chains
+    all_of_them = dataclasses.replace(method, num_chains=20 * num)
+    only = Pieces(only=20 * num - 1)
+    alone = draw_posterior(all_of_them, posterior, params, sets[-1], key, None, False, only)
     for name, v in alone.free.items():
-        np.testing.assert_allclose(found[2].free[name][1], v[0], atol=1e-3)
+        np.testing.assert_allclose(found[-1].free[name][-1], v[0], atol=1e-3)
         assert np.ptp(v) > 0.1
 
 
@@ -63,23 +68,6 @@ def test_chains_are_those_of_each_data_set_by_itself(b):
 def test_what_moves_side_by_side(b, method, is_so):
     expected = b.hmc_engines[0] == "probgen" if is_so is None else is_so
     assert goes_side_by_side(method, b) is expected
-
-
-def test_a_study_draws_the_chains_of_all_its_sets_at_once(b, monkeypatch):
-    """And ranks each truth among the draws of its own set."""
-    seen = []
-
-    def drawn(method, posterior, params, sets, *rest):
-        found = draw_side_by_side(method, posterior, params, sets, *rest)
-        seen.extend(found)
-        return found
-
-    monkeypatch.setattr(methods, "draw_side_by_side", drawn)
-    result = sbc(
-        coins, FIXED, observed=("heads", "x"), num_data=2, num_simulations=20, num_draws=9,
-        thinning=1, seed=0, backend=b, progress_bar=False,
-    )  # fmt: skip
-    assert result.ranks.shape == (20, 4) and len(seen) == 20
 
 
 @pytest.mark.repeated("test_chains_are_those_of_each_data_set_by_itself")
