@@ -14,7 +14,7 @@ import numpy as np
 import numpyro.distributions as numpyro_dist
 from numpyro.distributions import constraints
 
-from probgen.backends.lowering import (
+from probgen.backends.laws import (
     composed,
     elementwise,
     gaussian_map,

@@ -15,7 +15,7 @@ from pyro.distributions.transforms import biject_to
 from torch.distributions import constraints
 from torch.distributions.transforms import IndependentTransform
 
-from probgen.backends.lowering import (
+from probgen.backends.laws import (
     composed,
     elementwise,
     gaussian_map,
