@@ -68,7 +68,7 @@ def jobs_on(name, guided):
         return [table[IWAE(4).name]["estimate"]]
 
     def infer():
-        method = HMC(num_warmup=8, num_samples=8, num_chains=1, num_steps=2)
+        method = HMC(num_warmup=8, num_samples=8, num_chains=1, num_steps=2, engine="probgen")
         draws = pg.infer(rate, COUNTS, method, seed=4, backend=name, progress_bar=False)
         return [draws.posterior["level"].values]
 
