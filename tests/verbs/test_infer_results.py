@@ -110,7 +110,7 @@ def test_thinning_keeps_every_nth_transition(small):
     sizes = {"num_warmup": 5, "num_chains": 2, "num_steps": 2}
     every = run(counts, {"events": EVENTS}, small, HMC(num_samples=12, **sizes))
     third = run(counts, {"events": EVENTS}, small, HMC(num_samples=12, thinning=3, **sizes))
-    assert third.posterior.rate.shape == (2, 4)
+    assert third.posterior.rate.shape == (2, 4) and (third.sample_stats.n_steps == 2).all()
     np.testing.assert_allclose(third.posterior.rate, every.posterior.rate[:, 2::3], rtol=1e-5)
 
 

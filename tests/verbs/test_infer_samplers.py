@@ -37,8 +37,8 @@ def encoded(y):
 H = 0.05  # of a posterior with precision 8: a bias of 1 / (1 - 8 H / 2) = 25 %
 LONG = {"num_warmup": 50, "num_steps": 400, "num_chains": 20}
 METHODS = {
-    "HMC": HMC(num_warmup=20, num_samples=300, num_chains=2, num_steps=3, step_size=0.3,
-               adapt_step_size=False, adapt_mass_matrix=False),
+    "HMC": HMC(num_warmup=150, num_samples=200, num_chains=4, trajectory_length=1.6,
+               target_accept_prob=0.97),
     "MALA": Langevin({"mu": 0.15}, metropolis=True, **LONG),
     "Langevin": Langevin(H, **LONG),
     "Guide": Guide(4000),
@@ -66,7 +66,8 @@ def test_every_sampler_gives_the_posterior_that_theory_says(b, name):
     np.testing.assert_allclose(draws.posterior.twice, 2 * draws.posterior.mu, rtol=1e-5)
     assert draws.sample_stats.lp.dims == ("chain", "draw")
     if name == "HMC":
-        assert (draws.sample_stats.n_steps == 3).all() and "tree_depth" not in draws.sample_stats
+        assert "tree_depth" not in draws.sample_stats
+        assert float(draws.sample_stats.n_steps.mean()) > 1.5
     if name == "MALA":
         mu = draws.posterior.mu.values[..., None]
         np.testing.assert_allclose(
