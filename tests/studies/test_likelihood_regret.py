@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fit_cases import quick
 
 from probgen.errors import DataError, DeclarationError
 from probgen.evaluation.detection import compare
@@ -230,8 +231,7 @@ def test_likelihood_regret_figures(backend_name, tmp_path):
 # ---- in seconds ----------------------------------------------------------------------------------
 
 
-@pytest.mark.repeated("test_regret_batched.py::test_batched_equals_looped")
-def test_the_study_runs_end_to_end(b):
+def runs_end_to_end(b):
     """Fits, scores, statistics and figures, on 12 small images a set; no number is worth a look."""
     pair = of_sets(small_digits_pair(300, 40, 12, 8, seed=1), ("letters", "black"))
     found = run(pair, Settings.quick(), seed=0, backend=b)
@@ -251,6 +251,18 @@ def test_the_study_runs_end_to_end(b):
     assert set(figures(found.scored, ("letters",), ("NLL, K=4",))) == {"NLL, K=4"}
     assert dots(found.scored, pair, ("letters",)).axes
     assert found.table.cell("NLL, K=4", "black").distinct_out == 1
+
+
+def test_the_study_runs_end_to_end():
+    """On torch, which is the sooner to run so little."""
+    pytest.importorskip("torch")
+    runs_end_to_end(quick("torch"))
+
+
+@pytest.mark.repeated("test_the_study_runs_end_to_end")
+def test_the_study_runs_end_to_end_on_jax():
+    pytest.importorskip("jax")
+    runs_end_to_end(quick("jax"))
 
 
 def test_letters_are_whole_and_near_the_middle():
