@@ -30,23 +30,29 @@ def pieces(x, size):
                    for part in np.split(x, x.shape[1] // size, axis=1)]  # fmt: skip
 
 
-def test_chains_end_at_the_first_look_that_suffices_and_are_the_longer_ones_beginning(b):
-    rule = Until(rhat=1.05, ess=200.0)
-    whole, ended = draws(chains(), b), draws(chains(), b, until=rule)
+RULE = Until(rhat=1.05, ess=200.0)
+
+
+@pytest.fixture(scope="module")
+def ended(b):
+    return draws(chains(), b, until=RULE)
+
+
+def test_chains_end_at_the_first_look_that_suffices_and_are_the_longer_ones_beginning(b, ended):
+    whole = draws(chains(), b)
     x, shorter = whole.posterior["x"].values, ended.posterior["x"].values
     assert 200 <= shorter.shape[1] < x.shape[1]
     np.testing.assert_array_equal(shorter, x[:, : shorter.shape[1]])
     looks = range(100, x.shape[1] + 1, 100)
-    enough = [all(not rule.lacks(x[:, :n, i]) for i in range(2)) for n in looks]
+    enough = [all(not RULE.lacks(x[:, :n, i]) for i in range(2)) for n in looks]
     assert shorter.shape[1] == looks[enough.index(True)]
     assert ended.attrs["lacks"] == "" and "until" in ended.attrs and "until" not in whole.attrs
 
 
-def test_a_run_that_was_killed_ends_at_the_same_place(b, tmp_path, monkeypatch):
+def test_a_run_that_was_killed_ends_at_the_same_place(b, ended, tmp_path, monkeypatch):
     from probgen.engine import chain_pieces
 
-    rule = Until(rhat=1.05, ess=200.0)
-    want = draws(chains(), b, until=rule).posterior["x"].values
+    want = ended.posterior["x"].values
     pause, calls = chain_pieces.Pieces.pause, []
 
     def killed(self, done):
@@ -57,11 +63,11 @@ def test_a_run_that_was_killed_ends_at_the_same_place(b, tmp_path, monkeypatch):
 
     monkeypatch.setattr(chain_pieces.Pieces, "pause", killed)
     with pytest.raises(KeyboardInterrupt):
-        draws(chains(), b, until=rule, path=tmp_path / "run")
+        draws(chains(), b, until=RULE, path=tmp_path / "run")
     monkeypatch.undo()
-    again = draws(chains(), b, until=rule, path=tmp_path / "run")
+    again = draws(chains(), b, until=RULE, path=tmp_path / "run")
     np.testing.assert_array_equal(again.posterior["x"].values, want)
-    read = draws(chains(), b, until=rule, path=tmp_path / "run")
+    read = draws(chains(), b, until=RULE, path=tmp_path / "run")
     np.testing.assert_array_equal(read.posterior["x"].values, want)
     with pytest.raises(pg.errors.OtherRun):
         draws(chains(), b, path=tmp_path / "run")

@@ -197,8 +197,6 @@ def supports():
     top = pg.sample("top", dist.Exponential(1.0))
     pg.sample("below", dist.Uniform(0.0, top).expand([2]).to_event(1))
     pg.sample("corr", dist.LKJCholesky(3, 1.0))
-    with pg.plate("groups", 4):
-        pg.sample("g", dist.Normal(0.0, 1.0))
 
 
 def test_what_one_backend_learned_serves_the_other():
