@@ -212,7 +212,7 @@ def scores_over_devices(b, folder):
     whole = evaluate(b, [Noisy(), places], chunk_size=1)
     assert places.seen() == {"0"}
     method = HMC(
-        num_warmup=0, num_samples=4, num_chains=4, num_steps=2, engine="probgen", step_size=0.1,
+        num_warmup=0, num_samples=4, num_chains=2, num_steps=2, engine="probgen", step_size=0.1,
         adapt_step_size=False, adapt_mass_matrix=False,
     )  # fmt: skip
 
