@@ -1,5 +1,7 @@
 """The minibatch law: objectives of equal minibatches average to that of the full data."""
 
+import functools
+
 import numpy as np
 import scipy.stats as st
 
@@ -44,8 +46,12 @@ def test_minibatch_objectives_average_to_the_full_one(backend):
     loss = ELBO(analytic_kl=True)
     key = backend.key(0)
 
+    @functools.partial(backend.compile, num_calls=5)
+    def compiled(rows):
+        return loss.evaluate(bound, params, {"x": rows}, key)["elbo"]
+
     def elbo(rows):
-        return float(loss.evaluate(bound, params, {"x": backend.asarray(rows)}, key)["elbo"])
+        return float(compiled(backend.asarray(rows)))
 
     full = elbo(x)
     parts = [elbo(x[i : i + BATCH]) for i in range(0, N, BATCH)]
@@ -101,11 +107,13 @@ def test_a_vae_in_minibatches_averages_to_the_full_one_with_fixed_noise(backend)
     z = RNG.normal(size=(8, 2)).astype(np.float32)
     bound, params = bind(vae, backend, data={"x": x})
 
+    @functools.partial(backend.compile, num_calls=5)
+    def compiled(x, z):
+        sites = bound.trace(params, {"x": x}, {"z": z})
+        return sum(backend.ops.mean(s.log_prob) for s in sites.values())
+
     def joint(rows):
-        sites = bound.trace(
-            params, {"x": backend.asarray(x[rows])}, {"z": backend.asarray(z[rows])}
-        )
-        return sum(float(backend.ops.mean(s.log_prob)) for s in sites.values())
+        return float(compiled(backend.asarray(x[rows]), backend.asarray(z[rows])))
 
     parts = [joint(slice(i, i + 2)) for i in range(0, 8, 2)]
     np.testing.assert_allclose(np.mean(parts), joint(slice(0, 8)), rtol=1e-5)
