@@ -25,11 +25,11 @@ from probgen.engine import together
 from probgen.errors import AlgorithmError, BackendError
 
 QUICK_TORCH = [
-    "free bits", "in parts", "global latents", "replay buffer", "adversarial", "em by chains",
-    "convolutions",
+    "free bits", "in parts", "global latents", "replay buffer", "denoising", "adversarial",
+    "em by chains", "convolutions",
 ]  # fmt: skip
-QUICK_JAX = ["a user's em", "convolutions"]
-MORE = ["iwae", "denoising", "a drift"]
+QUICK_JAX = ["denoising", "a user's em", "convolutions"]
+MORE = ["iwae", "a drift"]
 CHECKS = (
     parallel_run.resumes_on_another_number, parallel_run.refuses_another_fit_elsewhere,
     parallel_run.ends_together,
