@@ -13,7 +13,7 @@ from pathlib import Path
 from probgen import backends
 
 GIB = 2**30
-LARGE = 3 * GIB
+LARGE = int(3.5 * GIB)
 
 
 def resident() -> int:

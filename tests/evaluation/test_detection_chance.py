@@ -52,6 +52,18 @@ def test_a_best_of_many_that_clears_one_half_by_chance_is_no_claim_and_said():
     assert "better than chance." not in text.replace("shown to be better than chance.", "")
 
 
+def test_one_that_detects_beside_one_that_may_is_not_called_the_best():
+    rng = np.random.default_rng(1)
+    own = rng.normal(size=(2, 40))
+    tables = {
+        name: (x, {"s": rng.normal(shift, 1.0, 40)})
+        for name, x, shift in zip(("strong", "weak"), own, (0.75, 0.45), strict=True)
+    }
+    (said,) = verdicts(d.compare(tables, num_resamples=100))
+    assert said.readings == {"strong": DETECTS, "weak": UNCLEAR} and said.winner is None
+    assert said.text.endswith("None is shown to be the best.")
+
+
 @pytest.mark.repeated("test_any_claim_about_pure_noise_is_made_in_at_most_5_of_100_tables")
 def test_tables_of_pure_noise_claim_nothing_and_say_why():
     """Twelve measures on six sets, 15 tables; the best of so many does clear 1/2 on its own."""

@@ -165,6 +165,13 @@ def test_average_precision_of_perfect_and_reversed_detectors_by_hand():
     assert worst == pytest.approx(((1 / 5 + 2 / 6) / 2, (1 / 5 + 2 / 6) / 2, (1 / 3 + 2 / 4) / 2))
 
 
+def test_of_one_datum_an_average_precision_may_be_anything():
+    """One that all the model's own data are copies of says nothing of how they spread."""
+    options = {"metric": d.Metric("aupr"), "num_resamples": 100}
+    value, *ends = d.bootstrap_interval([1.0, 1.0, 1.0], [0.5, 2.0, 3.0], **options)
+    assert 0 < value < 1 and ends == [0.0, 1.0]
+
+
 def true_average_precision(delta, prevalence):
     """Of N(delta, 1) among N(0, 1): the precision at each positive, integrated over their law."""
     t = np.linspace(-12, 12, 20_001)

@@ -257,6 +257,11 @@ def test_median_bandwidth_is_the_median_of_all_distances():
     assert median_bandwidth(np.array([[0.0], [1.0], [5.0]])) == 4.0
     with pytest.raises(DataError, match="half of whose pairs are equal"):
         median_bandwidth(np.zeros((10, 2)))
+    x = np.random.default_rng(0).normal(size=(2000, 2))
+    some = [median_bandwidth(x, seed=seed, max_points=500) for seed in (0, 0, 1)]
+    assert some[0] == some[1] != some[2]
+    whole = 2 * np.sqrt(np.log(2))  # of |x - y|^2 / 2, a chi-square of two degrees of freedom
+    np.testing.assert_allclose(some, whole, rtol=0.1)
 
 
 def test_kid_is_zero_for_equal_laws_and_far_from_it_for_a_shift():

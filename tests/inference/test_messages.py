@@ -234,13 +234,7 @@ def mixed():
         pg.scan("t", step, 0.0, length=6)
 
 
-# All data in one state: what follows the loop is in `left_to_right` too.
-SHARED = pytest.param(
-    shared, marks=pytest.mark.repeated("test_a_posterior_of_what_is_left_is_that_of_all_paths")
-)
-
-
-@pytest.mark.parametrize("model", [SHARED, mixed])
+@pytest.mark.parametrize("model", [shared, mixed])
 def test_a_posterior_of_what_is_left_is_that_of_all_paths(b, monkeypatch, model):
     """Also where data lie outside of the support that some states give them."""
     x = np.float32([[0.95, 0.3, 0.99, 1.6, 0.92, 0.97], [1.0, 0.2, 0.97, 1.1, 0.95, 0.98]])

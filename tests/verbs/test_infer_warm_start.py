@@ -262,15 +262,6 @@ def test_a_file_keeps_what_was_learned(small, tmp_path, learned):
         np.testing.assert_array_equal(found, want)
 
 
-THEIRS = pytest.param(
-    1,
-    marks=pytest.mark.repeated(
-        "test_infer_path.py::test_killed_again_and_again_the_draws_are_those_of_one_run"
-    ),
-)
-
-
-@pytest.mark.parametrize("engine", [0, THEIRS], ids=["ours", "the library's"], indirect=True)
 def test_killed_it_goes_on_to_the_same_bits(small, engine, tmp_path, monkeypatch, learned):
     method = hmc(engine, num_warmup=6, num_samples=6, num_chains=3 if engine != "pyro" else 12)
     first = learned()
