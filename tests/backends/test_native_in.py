@@ -187,7 +187,12 @@ def native_vae(name, plate_name="data"):
     return pg.from_numpyro(model, guide, data_plate=plate_name)
 
 
-@pytest.mark.parametrize("plate_name", ["data", "rows"])
+DATA = pytest.param(
+    "data", marks=pytest.mark.repeated("test_a_native_vae_has_particles_and_generate_draws")
+)
+
+
+@pytest.mark.parametrize("plate_name", [DATA, "rows"])
 def test_a_native_vae_learns_in_our_fit(backend, plate_name):
     run_on = backends.load("torch", "cpu", compile="graph") if backend.name == "torch" else backend
     model = native_vae(backend.name, plate_name)

@@ -204,7 +204,10 @@ CALLS = {
 
 # They go through what another case goes through: the same loop, with another step in it.
 REPEATED = pytest.mark.repeated("test_a_second_call_compiles_nothing")
-ALIKE = {"our own HMC", "MALA", "EM", "Heun", "DPM-Solver", "ancestral in leaps"}
+ALIKE = {
+    "our own HMC", "MALA", "EM", "Heun", "DPM-Solver", "ancestral in leaps", "inpainting",
+    "three measures",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(
