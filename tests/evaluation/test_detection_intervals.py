@@ -13,7 +13,7 @@ from sklearn.metrics import average_precision_score
 
 from probgen.errors import DataError, ShapeError
 from probgen.evaluation import detection as d
-from probgen.evaluation.detection.average_precision import delete_one
+from probgen.evaluation.detection.average_precision import average_precision_interval, delete_one
 from probgen.evaluation.detection.counts import counts, resampled_counts
 from probgen.evaluation.detection.intervals import bootstrap_intervals
 from probgen.evaluation.detection.roc import _tpr_on_grid
@@ -165,10 +165,9 @@ def test_average_precision_of_perfect_and_reversed_detectors_by_hand():
     assert worst == pytest.approx(((1 / 5 + 2 / 6) / 2, (1 / 5 + 2 / 6) / 2, (1 / 3 + 2 / 4) / 2))
 
 
-def test_of_one_datum_an_average_precision_may_be_anything():
-    """It says nothing of how the others of its set spread."""
-    options = {"metric": d.Metric("aupr"), "num_resamples": 100}
-    value, *ends = d.bootstrap_interval([1.0], [0.5, 2.0, 3.0], **options)
+def test_of_copies_of_one_datum_an_average_precision_may_be_anything():
+    scores = d.as_scores([1.0, 1.0, 1.0], [0.5, 2.0, 3.0], distinct=(1, 3))
+    value, *ends = average_precision_interval(scores, d.Metric("aupr"), 0.95)
     assert 0 < value < 1 and ends == [0.0, 1.0]
 
 
