@@ -129,9 +129,7 @@ def test_several_steps_of_the_discriminator_leave_the_generator_alone(b):
 
 
 # What else the critic is shown is in `test_implicit_conditions`.
-@pytest.mark.repeated(
-    "test_learner_contracts.py::test_a_generator_learns_a_gaussian_against_a_critic_of_its_own"
-)
+@pytest.mark.repeated("test_each_player_moves_by_its_own_gradient_alone")
 def test_a_conditional_generator_keeps_its_condition(b):
     """x ~ N(2 y, 0.3^2): at y = 1 and y = -1 the draws lie where the data do."""
     rng = np.random.default_rng(1)

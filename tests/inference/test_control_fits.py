@@ -44,6 +44,8 @@ def fit(loss, backend, num_steps, **options):
     )
 
 
+# That such weights lead the KL to its set point is `test_control`'s.
+@pytest.mark.repeated("test_the_weight_of_a_step_comes_from_its_own_kl")
 def test_a_controlled_fit_tracks_its_set_point_and_rescues_the_code(backend):
     """500 steps, started near the steady weight; the mean KL of the last 200 to 4%.
 
@@ -97,6 +99,8 @@ def test_with_accumulation_the_controller_moves_once_per_update_on_the_mean_kl(q
     np.testing.assert_allclose(history["kl_weight"][1:], want[:-1], atol=2e-6)
 
 
+# What a controller remembers is in the state of its learner, all of which a checkpoint keeps.
+@pytest.mark.repeated("test_em.py::test_em_stopped_and_resumed_is_the_uninterrupted_run")
 def test_a_resumed_fit_has_the_weights_of_the_uninterrupted_one(quick, tmp_path):
     """By the controller that remembers more."""
     loss = ControlledELBO(set_point=3.0, controller=IncrementalPI())

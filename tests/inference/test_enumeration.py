@@ -176,14 +176,14 @@ def marginal():
         pg.sample("x", dist.MixtureSameFamily(weights, dist.Normal(mu, 1.0)))
 
 
+@pytest.mark.repeated("test_a_moment_that_all_data_share_is_summed_over_all_of_them")
 def test_chains_climb_the_density_of_a_program_marginalised_by_hand(b):
     """At points of the real line: density and gradient, to 1e-5 of their size."""
     free = {"w": np.float32([0.3, -1.0]), "mu": np.float32([[-1.0, 0.5], [2.0, 0.1]])}
     found = []
     for model in (summed_out, marginal):
         bound, params = bind(model, b, data={"x": X[:, 0]}, whole=True)
-        posterior = Posterior(bound, 4)
-        posterior.check()
+        (posterior := Posterior(bound, 4)).check()
         rows = {"x": b.asarray(X[:, 0])}
 
         def density(u, params=params, rows=rows, posterior=posterior):

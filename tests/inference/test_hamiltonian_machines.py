@@ -156,9 +156,16 @@ def gumbel_and_more(rng, num):
     return np.stack([first, 0.5 * first**2 + 0.5 * rng.normal(size=num)], axis=1)
 
 
-@pytest.mark.parametrize(
-    ("make", "size"), [(no_u_turn, 0.35), (fixed_time, 0.3)], ids=["NUTS", "HMC"]
+# Of the trees above the law is known; `test_infer` sees it too.
+TREES = pytest.param(
+    no_u_turn,
+    0.35,
+    id="NUTS",
+    marks=pytest.mark.repeated("test_infer.py::test_nuts_keeps_a_posterior_known_in_closed_form"),
 )
+
+
+@pytest.mark.parametrize(("make", "size"), [TREES, pytest.param(fixed_time, 0.3, id="HMC")])
 def test_the_law_of_draws_stays(b, make, size):
     """4,000 chains that start by it are of it after four transitions: by the Kolmogorov-Smirnov
     distance of x_0 and of x_1 - x_0^2 / 2, at a level of 1e-4 each."""

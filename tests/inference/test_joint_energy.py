@@ -161,6 +161,7 @@ def test_log_z_moves_with_the_law_that_the_energy_tilts(b):
     np.testing.assert_allclose(step, [slope, -slope], atol=0.04)
 
 
+@pytest.mark.repeated("test_the_step_is_the_gradient_of_the_bound_in_every_net")
 def test_a_frozen_energy_of_zero_leaves_the_gradient_of_the_elbo(b):
     nothing = {"a": np.float32(0.0), "c": np.float32(0.0)}
     prior = pg.Fitted(EBM(Bent(), LINE), {"energy": nothing}, shapes={"x": (1,)})

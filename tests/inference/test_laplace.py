@@ -62,6 +62,7 @@ def gaussian_of(fitted, names, before=0):
     return np.concatenate(loc, -1), tril @ np.swapaxes(tril, -1, -2)
 
 
+@pytest.mark.repeated("test_a_hierarchy_of_gaussians_has_its_whole_posterior")
 def test_it_is_the_posterior_of_a_linear_gaussian_model(b, tmp_path):
     """Mean and covariance to 1e-3, and log p(y) from any of its draws."""
     fitted = fitted_to(regression.with_guide(LAPLACE), {"y": Y}, b, inputs={"c": C})
@@ -103,7 +104,7 @@ def test_of_a_rate_it_is_the_formula_on_the_log_scale(b):
     np.testing.assert_allclose(fitted.history["elbo"][-1], joint / len(counts), rtol=1e-5)
 
 
-def test_a_hierarchy_of_gaussians_has_its_whole_posterior(b):
+def test_a_hierarchy_of_gaussians_has_its_whole_posterior(b, tmp_path):
     """m ~ N(0, I_2), v_n ~ N(m_1, 1), z_n ~ N(A m + v_n, I_2), y_n ~ N(z_n, 1): the covariance of
     all 2 + 3 N numbers, and log p(y) from any draw of q(m) prod q(v_n, z_n | m)."""
     a = np.float32([[1.0, 0.5], [-0.5, 1.0]])
@@ -137,7 +138,9 @@ def test_a_hierarchy_of_gaussians_has_its_whole_posterior(b):
     pull = np.zeros(2 + 3 * n)
     pull[2:][seen] = y.ravel()
     np.testing.assert_allclose(np.concatenate([mean, own.ravel()]), whole @ pull, atol=1e-2)
-    draws = pg.infer(fitted, {"y": y}, Guide(50), inputs={"row": np.arange(n)}, seed=1,
+    fitted.save_pretrained(tmp_path / "fit")
+    again = pg.Fitted.from_pretrained(tmp_path / "fit", model=fitted.model)
+    draws = pg.infer(again, {"y": y}, Guide(50), inputs={"row": np.arange(n)}, seed=1,
                      progress_bar=False)  # fmt: skip
     law = np.linalg.inv(less.T @ less)[2:, 2:][np.ix_(seen, seen)] + np.eye(2 * n)
     evidence = stats.multivariate_normal(np.zeros(2 * n), law).logpdf(y.ravel())

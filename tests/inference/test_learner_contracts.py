@@ -30,6 +30,8 @@ def fit(b, model, data, algorithm, **options):
 # ---- EM ----
 
 
+# That EM by chains that go on finds it is `test_em_gaussian`'s; here each datum keeps its chain.
+@pytest.mark.repeated("test_chains_go_on_with_a_fitted_model_and_only_those_of_the_batch_move")
 def test_em_with_a_chain_a_datum_finds_the_factor_models_covariance(b):
     """Within one standard error of the sample's own, of each entry; chains that begin anew at each
     visit find no factor at all."""
@@ -79,7 +81,9 @@ def law_of(fitted):
     return layer["bias"], layer["weight"].T @ layer["weight"]
 
 
-def test_a_generator_learns_a_gaussian_against_a_critic_of_its_own(b, tmp_path):
+# What each player moves by is exact there, to the lazy penalty.
+@pytest.mark.repeated("test_adversarial.py::test_each_player_moves_by_its_own_gradient_alone")
+def test_a_generator_learns_a_gaussian_against_a_critic_of_its_own(b):
     critic, players = nets.MLP((32, 32), (), activation="silu", in_ndim=1), pg.Adam(5e-3, b1=0.0)
     learner = Adversarial(critic, players, players, r1=0.2, r1_every=4)
     options = dict(num_steps=800, batch_size=100, ema_decay=0.98)
@@ -88,6 +92,11 @@ def test_a_generator_learns_a_gaussian_against_a_critic_of_its_own(b, tmp_path):
     np.testing.assert_allclose(mean, MEAN, atol=0.1)
     np.testing.assert_allclose(cov, ROOT @ ROOT.T, atol=0.06)
 
+
+def test_a_critic_of_its_own_is_kept_and_goes_on(b, tmp_path):
+    critic, moving = nets.MLP((4,), (), activation="silu", in_ndim=1), pg.SGD(0.1)
+    learner = Adversarial(critic, discriminator_optimizer=moving)
+    fitted = fit(b, affine(), gaussian_data(), learner, num_steps=2, batch_size=100)
     fitted.save_pretrained(tmp_path)
     kept = pg.Fitted.from_pretrained(tmp_path)
     still = Adversarial(critic, discriminator_optimizer=pg.SGD(1e-30))

@@ -144,6 +144,7 @@ def test_nothing_is_differentiated_through_the_chain(b, bound):
     np.testing.assert_allclose(metrics["loss"], energies + base, rtol=1e-4)
 
 
+@pytest.mark.repeated("test_the_rule_is_the_gradient_of_the_log_likelihood")
 def test_weighted_draws_learn_the_precision_of_a_gaussian(b):
     """exp(-w x^2 / 2) N(x; 0, 1) has the precision 1 + w: 1 / mean(x^2)."""
 

@@ -245,15 +245,16 @@ KNOWN = [
     pytest.param("energies", marks=pytest.mark.repeated(
         "test_ais_partition.py::test_energies_give_a_density_that_is_labelled"
     )),
+    pytest.param("a tilted VAE", marks=pytest.mark.repeated(
+        "test_unnormalized_bound.py::test_a_tilt_of_the_latent_is_that_of_quadrature"
+    )),
     pytest.param("a table", marks=pytest.mark.repeated(
         "test_scores_onepass_bias.py::test_the_correction_of_levels_is_their_mean_probability"
     )),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "case", [*KNOWN, BY_V, "a full covariance", "a tilted VAE", "codes", "lossy images"]
-)
+@pytest.mark.parametrize("case", [*KNOWN, BY_V, "a full covariance", "codes", "lossy images"])
 def test_backends_agree_for_the_same_weights_and_noise(case):
     one, other = tables(case, np.float64)
     assert list(one) == list(other)
@@ -303,7 +304,7 @@ def check(run):
     return one
 
 
-@pytest.mark.repeated("test_ais_bracket.py::test_gap_closes_with_the_number_of_temperatures")
+@pytest.mark.repeated("test_ais_bracket.py::test_bounds_lie_on_either_side_of_the_truth")
 def test_both_sides_of_a_bracket_agree():
     """Forward and reverse, on the data that both backends simulate alike."""
     fitted = cast(vae(likelihoods.Normal(0.5)), np.float64)

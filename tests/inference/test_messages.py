@@ -68,6 +68,8 @@ def put(b, tree):
     return b.tree_map(b.asarray, tree)
 
 
+# The forward algorithm's likelihood is held to them by Baum and Welch's EM, below.
+@pytest.mark.repeated("test_messages_are_the_sum_over_all_paths")
 def test_a_long_hidden_markov_model_has_the_likelihood_of_the_forward_algorithm(b):
     """T = 200, and its gradient; then the smoothed probabilities, and the mean by them."""
     bound, _ = bind(hidden_markov(T), b, data={"x": X[:1]})

@@ -185,6 +185,8 @@ def test_how_data_are_cut_changes_no_score(tables):
         )
 
 
+# Each of these scores is a closed form of its own datum and the reference, above.
+@pytest.mark.repeated("test_the_parts_are_closed_forms_where_the_guide_is_the_posterior")
 def test_the_order_of_data_changes_no_score_without_noise(backend, tables):
     order = np.random.default_rng(0).permutation(len(X))
     scores = [KLTerm(8), Mahalanobis(REFERENCE), LPath(REFERENCE)]

@@ -237,7 +237,9 @@ def test_a_full_covariance_guide_of_levels_is_refused_for_a_free_posterior(b):
         scored(b, fitted_of(b, declared, x), x, POSTERIOR)
 
 
-@pytest.mark.repeated("test_regret_gaps.py::test_a_known_gap_is_the_regret")
+@pytest.mark.repeated(
+    "test_regret_closed_form.py::test_the_search_finds_the_best_gaussian_of_a_saturating_encoder"
+)
 def test_a_search_without_nets_is_possible_for_the_posterior(b):
     """q = N(x/2, 0.7^2) for the posterior N(x/2, 1/2): the gap is 0.0205 nats, as is the regret."""
     gap = 2 * 0.5 * (0.49 * 2 - 1 - math.log(0.49 * 2))
