@@ -121,7 +121,8 @@ def test_a_patch_is_a_window_of_its_photograph():
     photo = skimage_data.camera() / np.float32(255)
     windows = np.lib.stride_tricks.sliding_window_view(photo, (8, 8))
     for patch in data.patches(8, 3, 1, source="camera").images[..., 0]:
-        assert (abs(windows - patch).max(axis=(2, 3)) < 1e-6).any()
+        alike = windows[abs(windows[..., 0, 0] - patch[0, 0]) < 1e-6]  # in their first pixel
+        assert (abs(alike - patch).max(axis=(1, 2)) < 1e-6).any()
 
 
 def test_letters_are_balanced_centred_and_inked_like_digits():

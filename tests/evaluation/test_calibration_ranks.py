@@ -63,7 +63,13 @@ POWER = {
 
 
 AGAIN = pytest.mark.repeated("test_the_power_is_the_published_one")
-PLAIN = ("correct", "sd x 1.25", "shift 0.25 sd", "sd x 0.95")  # never, always, or hardly seen
+PLAIN = (
+    "correct",
+    "sd x 0.8",
+    "sd x 1.25",
+    "shift 0.25 sd",
+    "sd x 0.95",
+)  # never, always, or hardly seen
 
 
 @pytest.mark.parametrize(

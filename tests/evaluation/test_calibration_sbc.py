@@ -186,6 +186,8 @@ def ignoring(data, num_draws, seed):
     return {"mu": np.random.default_rng(seed).normal(size=num_draws)}
 
 
+# A method that ignores the data is rejected by the same ranks above, in numpy.
+@pytest.mark.repeated("test_inputs_and_vectors_take_part")
 def test_a_models_closed_form_is_accepted_and_its_prior_is_not(b):
     options = {"num_data": NUM_DATA, "num_simulations": 200, "seed": 1, "backend": b, "thinning": 1}
     right = sbc(normal, closed_form, **options)

@@ -180,13 +180,12 @@ def true_average_precision(delta, prevalence):
     return np.trapezoid(np.nan_to_num(precision, nan=1.0) * norm.pdf(t, delta), t)
 
 
-MORE = pytest.param((50, 50), marks=pytest.mark.repeated(
-    "test_the_interval_of_an_average_precision_covers_it"
-))  # fmt: skip
+MORE = pytest.mark.repeated("test_the_interval_of_an_average_precision_covers_it")
+SIZES = [(20, 20), pytest.param((50, 50), marks=MORE), (200, 20), (20, 200)]
 
 
-@pytest.mark.parametrize("delta", [0.0, 1.0, 2.5])
-@pytest.mark.parametrize("sizes", [(20, 20), MORE, (200, 20), (20, 200)])
+@pytest.mark.parametrize("delta", [0.0, pytest.param(1.0, marks=MORE), 2.5])
+@pytest.mark.parametrize("sizes", SIZES)
 def test_the_interval_of_an_average_precision_covers_it(delta, sizes):
     """Nominal .95; 500 data sets, whose share has a standard error of .01.
 
@@ -230,7 +229,10 @@ def test_leaving_one_datum_out_is_what_the_sums_say(positive, decimals):
         assert got == pytest.approx(average_precision_score(labels, at, sample_weight=weights))
 
 
-@pytest.mark.parametrize("positive", ["ood", "in"])
+TURNED = pytest.param("in", marks=pytest.mark.repeated("test_bootstrap_intervals_cover_the_truth"))
+
+
+@pytest.mark.parametrize("positive", ["ood", TURNED])
 def test_bootstrap_intervals_cover_the_truth(positive):
     """200 data sets, n = 150, m = 100; nominal .95, percentile intervals fall short by a little.
 
@@ -269,7 +271,12 @@ def test_an_interval_holds_its_own_value(delta):
 # --- the paired test ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("correlation", [0.0, 0.6])
+APART = pytest.param(0.0, marks=pytest.mark.repeated(
+    "test_paired_test_is_calibrated_when_measures_are_equally_good"
+))  # fmt: skip
+
+
+@pytest.mark.parametrize("correlation", [APART, 0.6])
 def test_paired_test_is_calibrated_when_measures_are_equally_good(correlation):
     """4000 data sets, both AUROCs .8: p is uniform, and below .05 as often as that."""
     rng = np.random.default_rng(8)

@@ -76,6 +76,7 @@ def test_a_file_s_network_is_that_with_its_norms(b, tmp_path, size):
     np.testing.assert_allclose(found, want, atol=2e-5)
 
 
+@pytest.mark.repeated("test_a_file_s_network_is_that_with_its_norms")
 def test_a_depthwise_convolution_is_one_for_each_channel(b):
     rng = np.random.default_rng(0)
     x, weight = rng.normal(size=(1, 7, 7, 2)), rng.normal(size=(5, 5, 2))

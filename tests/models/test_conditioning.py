@@ -107,6 +107,8 @@ def test_guidance_is_the_line_through_null_and_condition(b):
     assert np.abs(plain - null).max() > 1e-2
 
 
+# How a U-Net's rows read their contexts is in `test_nets.py`; all samplers embed a batch first.
+@pytest.mark.repeated("test_guidance_is_the_line_through_null_and_condition")
 def test_a_unet_reads_the_condition_and_an_embedded_batch_is_the_same(b):
     """Weights moved from their start, at which its output is zero."""
     net = nets.UNet((8,), num_heads=1, num_groups=2)

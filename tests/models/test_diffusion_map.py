@@ -35,10 +35,25 @@ def covariance(model, u, lam, eta):
     return (u * variance) @ u.T
 
 
-DRAWN = pytest.param(0.0, marks=pytest.mark.repeated("test_its_draws_are_ddim_s"))
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_its_law_is_that_of_its_steps(b, eta):
+    """It is linear: its values at the unit vectors of its noise have the law's covariance."""
+    fitted, u, lam = exact_diffusion(DIM, steps=20)
+    bound, params = bind(DiffusionMap(fitted, STEPS, eta), b, data={}, num_data=DIM * STEPS)
+    unit = np.eye(DIM * STEPS, dtype=np.float32).reshape(-1, STEPS, DIM)
+    given = {"x_20": unit[:, 0], "noise": unit[:, 1:]} if eta else {"x_20": unit[:, 0]}
+    given = {n: b.asarray(v) for n, v in given.items()}
+
+    def run(params, given):
+        return bound.trace(params, {}, given, batch_size=DIM * STEPS)["x"].value
+
+    x = at_once(b, run, params, given)
+    np.testing.assert_allclose(x.T @ x, covariance(fitted.model, u, lam, eta), atol=1e-4)
 
 
-@pytest.mark.parametrize("eta", [DRAWN, 1.0])
+# The law of the map is above; the posterior under a likelihood is that of any prior.
+@pytest.mark.repeated("test_a_prior_of_another_family_and_another_site")
+@pytest.mark.parametrize("eta", [0.0, 1.0])
 def test_a_linear_measurement_has_its_exact_posterior(b, eta):
     """y = A'x + s xi with two numbers of three: mean C A (A'C A + s^2)^-1 y, in standard errors."""
     fitted, u, lam = exact_diffusion(DIM, steps=20)

@@ -220,6 +220,9 @@ def test_a_draw_takes_as_many_calls_as_there_are_steps(b):
     assert Counting.calls - 2 * 4 <= 4
 
 
+# Each part of a step is held to its formula on both: pairs, strain and chain here, losses, R1 and
+# both players' gradients in `test_adversarial.py`.
+@pytest.mark.repeated("test_adversarial.py::test_each_player_moves_by_its_own_gradient_alone")
 def test_torch_and_jax_give_the_same_losses_steps_and_samples(same_noise):
     learner = Adversarial(D, r1=0.1, r1_every=2, consistency=0.5)
     learner = dataclasses.replace(

@@ -188,6 +188,10 @@ def test_chains_of_an_energy_prior_alone_draw_the_latent_of_any_likelihood(b):
     assert np.abs((x - p).mean(0)).max() < 5 * 0.5 / np.sqrt(2000)
 
 
+# Draws of the chain are those of `test_priors.py`; the constant is a mean over draws of any base.
+@pytest.mark.repeated(
+    "test_exponential_tilting.py::test_a_quadratic_tilt_of_a_linear_flow_is_gaussian"
+)
 def test_a_tilt_of_a_latent_diffusion_has_the_constant_of_its_gaussian(b):
     """log E exp(-|z - 2|^2 / 2) over z ~ N(m, C) of the chain: -log |I + C| / 2 - q / 2 with q the
     square of m - 2 in the metric I + C."""

@@ -76,7 +76,7 @@ def test_the_random_step_is_bound_when_it_is_asked_for_and_once(b, monkeypatch):
 
 
 def test_what_is_sketched_has_the_structure_of_the_whole_run(b):
-    """Ten steps by three, and by all ten: under a VAE that is tilted."""
+    """Ten steps by three, and by all ten: under a VAE that is tilted, and under a fitted one."""
     bound, params = bind(Tilted(with_prior(chain(10)), nets.MLPEnergy((4,))), b, data={"x": X})
     whole = {}
 
@@ -90,6 +90,12 @@ def test_what_is_sketched_has_the_structure_of_the_whole_run(b):
     assert list(whole) == list(bound.structure.sites)
     for name, shape in whole.items():
         assert shape is None or shape == bound.structure.sites[name].event_shape
+    held = tree_map(b.to_numpy, {n: net for n, net in params.items() if n != "energy"})
+    base = pg.Fitted(with_prior(chain(10)), held, shapes={"x": (3,)})
+    found = bind(Tilted(base, nets.MLPEnergy((4,))), b, data={"x": X})[0].structure.sites
+    assert [(n, v.event_shape) for n, v in found.items()] == [
+        (n, v.event_shape) for n, v in bound.structure.sites.items()
+    ]
 
 
 def linear_vae(prior):

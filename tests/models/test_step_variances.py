@@ -51,6 +51,8 @@ def test_of_normal_data_the_large_variances_have_the_exact_bound_and_the_exact_d
     np.testing.assert_allclose(np.cov(x.T), np.eye(2), atol=5 * math.sqrt(2 / n))
 
 
+# Whatever the table, whose larger variances the bound of all steps has above.
+@pytest.mark.repeated("test_priors.py::test_a_vae_behind_a_thousand_steps_is_fitted_and_scored")
 def test_one_random_step_of_the_large_variances_has_that_mean(b):
     """All weights by hand: the mean of a random step over steps and noise is log p(x)."""
     table = standard(300).table()

@@ -56,6 +56,12 @@ def learn(subject, backend, steps=5, seed=0, algorithm=None, inputs=INPUTS, **op
     )  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def learned(base, backend):
+    """The rows of five steps, for all that asks what a fit leaves."""
+    return learn(Subject(base, N, weight=0.1), backend)
+
+
 def by_hand(b, base, subject, c_s, which, time, noise, mask=MASKS):
     """mean_k | M (eps - eps_theta) |^2, loop by loop."""
     model, table = base.model, base.model.table()
@@ -153,8 +159,7 @@ class TestFit:
         np.testing.assert_allclose(*rows, rtol=2e-3, atol=2e-4)
         assert np.abs(rows[0]).max() > 0.1
 
-    def test_nothing_of_the_base_moves(self, base, backend):
-        learned = learn(Subject(base, N, weight=0.1), backend)
+    def test_nothing_of_the_base_moves(self, base, learned):
         for name, tree in base.params.items():
             for path, value in pg.trees.tree_items(tree):
                 now = dict(pg.trees.tree_items(learned.params[name]))[path]
@@ -179,9 +184,8 @@ class TestFit:
 
         assert size(2) == size(6)
 
-    def test_the_steps_are_learned_from_the_noisiest_down(self, base, backend):
-        times = DDIM(3).times(base.model)
-        first = learn(Subject(base, N, weight=0.1), backend)
+    def test_the_steps_are_learned_from_the_noisiest_down(self, base, backend, learned):
+        times, first = DDIM(3).times(base.model), learned
         stepwise = dataclasses.replace(first.model, times=times)
         algorithm = StepwiseMAP(first, pg.Adam(0.05), steps=2)
         learned = learn(stepwise, backend, 6, algorithm=algorithm)
@@ -210,8 +214,7 @@ class TestFit:
 
 
 class TestPersonalised:
-    def test_its_context_has_the_rows_and_its_null_does_not(self, base, backend):
-        learned = learn(Subject(base, N, weight=0.1), backend)
+    def test_its_context_has_the_rows_and_its_null_does_not(self, base, backend, learned):
         model, b = personalised(learned), pg.backends.resolve(backend)
         net, params = model.model.condition, b.tree_map(b.asarray, model.params["condition"])
         context = b.to_numpy(net.apply(params, b.asarray(CAPTIONS)))
@@ -222,11 +225,10 @@ class TestPersonalised:
             b.to_numpy(net.null(params)), base.params["condition"]["null"]
         )
 
-    def test_each_step_is_asked_with_its_own_rows(self, base, backend):
+    def test_each_step_is_asked_with_its_own_rows(self, base, backend, learned):
         """A sampler with stepwise rows takes the steps that single rows would take, row by row."""
         sampler = DDIM(3, guidance_scale=2.0)
-        times = sampler.times(base.model)
-        first = learn(Subject(base, N, weight=0.1), backend)
+        times, first = sampler.times(base.model), learned
         stepwise = dataclasses.replace(first.model, times=times)
         learned = learn(stepwise, backend, 3, algorithm=StepwiseMAP(first, steps=1))
         # An Adam that starts afresh moves each number by its rate in its first step.

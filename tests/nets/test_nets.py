@@ -78,7 +78,10 @@ IDS = [f"{type(net).__name__}{i}" for i, (net, _) in enumerate(NETS)]
 LAW = pytest.mark.parametrize(("net", "shapes"), NETS, ids=IDS)
 EACH = {type(net): (net, shapes) for net, shapes in NETS[:-1]}
 PARTS = pytest.mark.repeated("test_both_backends_agree_on_the_gradient")  # those they are made of
-EACH |= {k: pytest.param(*EACH[k], marks=PARTS) for k in (nets.UNet, nets.PatchTransformer)}
+WHOLE = (nets.UNet, nets.PatchTransformer)
+EACH |= {k: pytest.param(*EACH[k], marks=PARTS) for k in WHOLE}
+TRACED = pytest.mark.repeated("test_one_trace_serves_other_values")  # of their parts too
+TRACED = [pytest.param(*each, marks=TRACED if type(each[0]) in WHOLE else ()) for each in NETS]
 LIBRARIES = ["torch", "jax"]
 
 
@@ -165,7 +168,7 @@ def test_leading_axes_are_only_batch(lib, net, shapes):
     close(tree_map(lambda y: y[0, 0], whole), single, rtol=2e-5)
 
 
-@LAW
+@pytest.mark.parametrize(("net", "shapes"), TRACED, ids=IDS)
 def test_one_trace_serves_other_values(lib, net, shapes):
     """For them it gives what torch gives operation by operation."""
     params, xs, others = declared(net, shapes), inputs(shapes, (3,)), inputs(shapes, (3,), 2)
@@ -175,10 +178,8 @@ def test_one_trace_serves_other_values(lib, net, shapes):
     else:
         from torch.fx.experimental.proxy_tensor import make_fx
 
-        def apply(weights, *xs):
-            return net.apply(weights, *xs)
-
-        traced = make_fx(apply)(tree_map(lib.asarray, params), *(lib.asarray(x) for x in xs))
+        given = tree_map(lib.asarray, params), *map(lib.asarray, xs)
+        traced = make_fx(lambda weights, *xs: net.apply(weights, *xs))(*given)
     got = traced(tree_map(lib.asarray, params), *(lib.asarray(x) for x in others))
     close(tree_map(np.asarray, got), call(module("torch"), net, params, others))
 
