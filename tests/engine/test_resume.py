@@ -88,7 +88,20 @@ def fit(b, steps, folder=None, model=coins, **options):
     return pg.fit(model, data, algorithm, num_steps=steps, checkpoint=folder, **options)
 
 
-@pytest.mark.parametrize("stop", [1, 4, 7])
+# Past a checkpoint and before the next: the other two are at one, and before all.
+STOPS = [
+    7,
+    *(
+        pytest.param(
+            stop,
+            marks=pytest.mark.repeated("test_resumed_at_any_step_it_is_the_uninterrupted_run"),
+        )
+        for stop in (1, 4)
+    ),
+]
+
+
+@pytest.mark.parametrize("stop", STOPS)
 def test_resumed_at_any_step_it_is_the_uninterrupted_run(b, stop, tmp_path):
     options = dict(model=small_vae(), ema_decay=0.8)
     fit(b, stop, tmp_path, **options)

@@ -149,33 +149,6 @@ def test_a_scalar_site_takes_one_value(b, y):
         pg.infer(pg.model(one_scalar), {"y": y}, SHORT, seed=0, backend=b)
 
 
-def test_two_levels_of_observations(b):
-    """y [data, 3] and k [group, data]: mu | y is N(sum y / 8, I / 8), and k adds nothing."""
-    y = RNG.normal(size=(7, 3)).astype(np.float32)
-    k = RNG.poisson(2.0, size=(4, 7))
-
-    @pg.model
-    def both():
-        mu = pg.sample("mu", dist.Normal(0, 1).expand([3]).to_event(1))
-        with pg.data_plate():
-            pg.sample("y", dist.Normal(mu, 1.0).to_event(1))
-            with pg.plate("group", 4):
-                pg.sample("k", dist.Poisson(2.0))
-
-    for data in ({"y": y, "k": k}, {"k": k, "y": y}):
-        bound, _ = bind(both, b, data=data, whole=True)
-        assert bound.num_rows == 7 and bound.latents == ("mu",)
-    draws = pg.infer(both, data, SHORT, seed=0, backend=b, progress_bar=False)
-    mean = draws.posterior["mu"].values.mean((0, 1))
-    np.testing.assert_allclose(mean, y.sum(0) / 8, atol=0.2)  # 6 standard errors of 120 draws
-    assert draws.observed_data["k"].dims == ("group", "data")
-    with pytest.raises(ShapeError, match=r"'k'.*expected \(4, 7\)"):
-        pg.infer(both, {"y": y, "k": k.T}, SHORT, seed=0, backend=b)
-    with pytest.raises(AlgorithmError, match="inside the plates"):
-        guided = both.with_guide(lambda: pg.sample("mu", dist.Normal(0, 1).expand([3]).to_event(1)))
-        pg.fit(guided, {"y": y, "k": k.T}, SVI(ELBO()), num_steps=1, seed=0, backend=b)
-
-
 # ---- obs= ----------------------------------------------------------------------------------------
 
 

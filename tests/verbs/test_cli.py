@@ -24,7 +24,26 @@ TINY = demo.Settings(
 # --- the demo --------------------------------------------------------------------------------
 
 # The backend whose page is drawn and looked at: the other one's differs by its numbers alone.
-DRAWN = [name for name, is_here in backends.available().items() if is_here][:1]
+HERE = [name for name, is_here in backends.available().items() if is_here]
+DRAWN = HERE[:1]
+# The demo is a fit, measures and a page, each of which is tested on both backends: so is the first
+# program of the README, which learns digits, and `probgen evaluate`, which writes such a page.
+on_one_backend = pytest.mark.parametrize(
+    "backend_name",
+    [
+        *DRAWN,
+        *(
+            pytest.param(
+                name,
+                marks=pytest.mark.repeated(
+                    "test_readme.py::test_the_first_program_learns_and_its_bounds_are_ordered"
+                ),
+            )
+            for name in HERE[1:]
+        ),
+    ],
+    indirect=True,
+)
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +71,7 @@ def numbers(finished):
     return json.loads((finished[0] / "report.json").read_text(encoding="utf-8"))
 
 
+@on_one_backend
 def test_the_demo_learns_and_its_bounds_are_ordered(numbers):
     """Better than guessing each pixel by the share of ink, and ELBO <= importance-weighted."""
     found = numbers["sections"]["summary"]
@@ -66,6 +86,7 @@ def test_the_demo_learns_and_its_bounds_are_ordered(numbers):
     )
 
 
+@on_one_backend
 def test_the_report_tells_what_ran(numbers, backend_name):
     assert numbers["info"]["backend"] == backend_name
     assert numbers["info"]["seed"] == 0
@@ -76,6 +97,7 @@ def test_the_report_tells_what_ran(numbers, backend_name):
     }  # fmt: skip
 
 
+@on_one_backend
 def test_the_model_beside_the_report_is_the_one_that_was_judged(finished, numbers, backend_name):
     fitted = pg.Fitted.from_pretrained(finished[0] / "model")
     _, held_out = demo.digits(TINY, 0)
@@ -85,6 +107,7 @@ def test_the_model_beside_the_report_is_the_one_that_was_judged(finished, number
     assert abs(mean - numbers["sections"]["summary"]["estimate_of_log_p_x"]["value"]) < error
 
 
+@on_one_backend
 def test_the_demo_says_what_it_does_line_by_line(finished):
     words = [line.split()[0] for line in finished[1]]
     assert words == ["backend", "data", "learn", "measure", "log", "strange", "wrote"]
@@ -104,6 +127,7 @@ def test_the_demos_page_fits_a_phone_and_a_desk(finished, width):
     assert len(page) < 1_000_000
 
 
+@on_one_backend
 def test_the_demo_holds_digits_against_strangers(finished, numbers):
     """Five sets, four measures; the verdicts are those of the AUROCs that stand beside them."""
     found = numbers["sections"]["what-it-has-never-seen"]
@@ -134,6 +158,7 @@ def test_no_picture_is_among_the_digits_and_the_strangers_at_once():
         assert each.shape == (TINY.num_strangers, 28, 28, 1) and set(np.unique(each)) <= {0, 1}
 
 
+@on_one_backend
 def test_what_the_demo_leaves_can_be_evaluated(finished, backend_name, capsys, monkeypatch):
     drawn = "probgen.evaluation.page.section_blocks.figure_svg"
     monkeypatch.setattr(drawn, lambda figure: "<svg></svg>")

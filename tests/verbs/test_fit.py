@@ -36,6 +36,7 @@ def fit(b, data=None, **options):
     return pg.fit(model, data, algorithm, backend=b, **options)
 
 
+@pytest.mark.repeated("test_readme.py::test_the_first_program_learns_and_its_bounds_are_ordered")
 def test_the_bound_rises_towards_the_entropy_of_the_data(b):
     """Four equally likely rows: log p(x) <= -log 4 on average; untrained it is -4 log 2."""
     fitted = fit(

@@ -68,6 +68,7 @@ def test_hmc_keeps_a_posterior_known_in_closed_form(options, small):
         assert (draws.sample_stats.n_steps == 2).all()
 
 
+@pytest.mark.repeated("test_conditional.py::test_infer_reads_them_too")
 def test_latents_of_a_fitted_vae_have_their_exact_posterior(small):
     """x = W z + b + s e: z given x is Gaussian with precision I + W'W / s^2, for each datum."""
     scale, w, b = 0.5, np.array([[0.8, -0.3], [0.2, 0.6], [-0.5, 0.1]]), np.array([0.3, -0.2, 0.0])

@@ -45,9 +45,17 @@ def at(tree):
     return tree.sampling_state.position.values.astype(np.float64)
 
 
+# The plain call gives a step too, one for both sites.
+PLAIN = pytest.param(
+    {},
+    1,
+    marks=pytest.mark.repeated("test_a_chain_moves_by_the_step_that_it_had_whatever_is_given"),
+)
+
+
 @pytest.mark.parametrize(
     ("given", "heat"),
-    [({}, 1), ({"step_size": {"b": 0.1, "c": 9.0}}, 1), ({"noise_size": 0.9}, 0.81 / 0.6)],
+    [PLAIN, ({"step_size": {"b": 0.1, "c": 9.0}}, 1), ({"noise_size": 0.9}, 0.81 / 0.6)],
 )
 def test_a_chain_moves_by_the_step_that_it_had_whatever_is_given(small, draws, given, heat):
     """And at the temperature of what is given, whose noise goes with the root of the step."""

@@ -22,6 +22,8 @@ def series(x):
     pg.sample("y", dist.Normal(a * x, scale).to_event(1))
 
 
+# A step of SVI goes up the bound, which is held at a point below, and the evidence exactly.
+@pytest.mark.repeated("test_a_program_without_data_plate_observes_all_data_as_one_value")
 def test_svi_of_one_observed_vector(b):
     """q(a) is the posterior at the fitted scale, which maximises the evidence of the vector."""
     fitted = pg.fit(
