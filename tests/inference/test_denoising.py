@@ -127,6 +127,8 @@ def test_a_net_that_predicts_zero_loses_what_is_to_be_predicted(b):
         assert agrees(losses(b, model, Denoising()), want)
 
 
+# The bound is a closed form in `test_flow_likelihood_elbo`, and this loss of it above.
+@pytest.mark.repeated("test_the_expected_loss_is_the_closed_form")
 def test_the_loss_of_the_bound_is_the_bound(b):
     """Datum by datum `DenoisingELBO` gives what the loss gives on average."""
     model = exact(SCHEDULE, "epsilon", np.ones(3))

@@ -136,6 +136,10 @@ def test_more_steps_than_the_chain_has_are_all_of_them(b):
     np.testing.assert_array_equal(every["estimate"], more["estimate"])
 
 
+# Of the keys that a cut brings there; that data have noise of their own here is told by its error.
+@pytest.mark.repeated(
+    "test_flow_likelihood.py::test_probes_belong_to_the_datum_however_the_data_are_cut"
+)
 def test_noise_belongs_to_the_datum_however_the_data_are_cut(b):
     fitted, u, lam = exact_diffusion(4, steps=6)
     x, measure = draws(u, lam, 10), DenoisingELBO(num_steps=4)

@@ -248,13 +248,16 @@ KNOWN = [
     pytest.param("a tilted VAE", marks=pytest.mark.repeated(
         "test_unnormalized_bound.py::test_a_tilt_of_the_latent_is_that_of_quadrature"
     )),
+    pytest.param("lossy images", marks=pytest.mark.repeated(
+        "test_scores_models_codes.py::test_the_error_reduction_is_the_one_computed_by_hand"
+    )),
     pytest.param("a table", marks=pytest.mark.repeated(
         "test_scores_onepass_bias.py::test_the_correction_of_levels_is_their_mean_probability"
     )),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("case", [*KNOWN, BY_V, "a full covariance", "codes", "lossy images"])
+@pytest.mark.parametrize("case", [*KNOWN, BY_V, "a full covariance", "codes"])
 def test_backends_agree_for_the_same_weights_and_noise(case):
     one, other = tables(case, np.float64)
     assert list(one) == list(other)

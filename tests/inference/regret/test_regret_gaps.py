@@ -152,6 +152,8 @@ def test_a_start_from_the_prior_forgets_the_encoder(b):
     assert np.abs(model.kl(x, *tau) - best).max() < 0.15
 
 
+# That the error is that of a mean of independent searches is exact there, for two.
+@pytest.mark.repeated("test_one_search_claims_no_error_and_is_the_first_of_several")
 def test_several_searches_tell_the_error_that_one_cannot(b):
     """400 copies of one datum, each with its own noise, show what an estimate's spread is.
 
