@@ -79,6 +79,18 @@ def test_chains_of_hmc_are_those_of_one_process(backend_name, request, tmp_path)
         infer(b, method, path=tmp_path / "c")
 
 
+# On torch ours is the engine of the test above, whose starts go with their chains below.
+@pytest.mark.parametrize(
+    "backend_name",
+    [
+        pytest.param(
+            "torch",
+            marks=pytest.mark.repeated("test_chains_of_hmc_are_those_of_one_process"),
+        ),
+        "jax",
+    ],
+    indirect=True,
+)
 def test_chains_of_our_engine_are_those_of_one_process(b):
     """Each by itself, in order: draws and statistics of three chains that start at three places,
     to rounding; and by another call to the bit."""
