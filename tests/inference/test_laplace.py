@@ -179,6 +179,8 @@ def test_latents_of_single_data_have_the_curvature_by_differences(b):
     assert "all 2000 data" in fitted.history.events[-1]
 
 
+# What data seen once are to `fit` and `evaluate` is `test_observed_once`'s.
+@pytest.mark.repeated("test_a_support_that_depends_on_another_latent")
 def test_one_observed_vector_in_constrained_latents_of_a_plate(b):
     """Of the GP-like model without rows, whose latents stand in a plate: Laplace's log p(y), which
     is exact as far as the posterior is Gaussian, against the importance-weighted one."""

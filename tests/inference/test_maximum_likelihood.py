@@ -166,6 +166,7 @@ def test_weighted_draws_learn_the_precision_of_a_gaussian(b):
     assert abs(fitted.history["loss"][-20:].mean() - entropy) < 0.02  # minus the log-likelihood
 
 
+@pytest.mark.repeated("test_joint_energy.py::test_log_z_moves_with_the_law_that_the_energy_tilts")
 def test_an_energy_of_latents_is_taken_at_the_guides_draws(b):
     """z ~ N(0, 1) tilted by exp(-w z), x | z ~ N(z, 1), q(z | x) exact at w = 0: N(x/2, 1/2). The
     gradient at w = 0 is mean(x) / 2."""

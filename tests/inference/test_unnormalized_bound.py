@@ -43,6 +43,10 @@ def evaluate(fitted, x, measures, b):
     return pg.evaluate(fitted, x, measures, seed=0, backend=b, progress_bar=False)
 
 
+@pytest.mark.repeated(
+    "test_tilted_detection.py::"
+    "test_an_energy_that_knows_letters_tells_them_better_and_its_negative_worse"
+)
 def test_a_tilted_vae_has_its_own_bound_less_the_energy(b):
     """The same draws, so to rounding and not to a standard error; IWAE and ELBO alike."""
     x, base = draws(5), linear()
