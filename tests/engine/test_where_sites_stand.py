@@ -6,10 +6,12 @@ A value has its site's axes in full: none is stretched, so no datum counts twice
 
 import numpy as np
 import pytest
+from scipy import stats
 
 import probgen as pg
 from probgen import dist, nets, ops
 from probgen.engine.bind import bind
+from probgen.engine.posterior import Posterior
 from probgen.errors import (
     AlgorithmError,
     DataError,
@@ -207,12 +209,26 @@ def test_a_native_obs_counts_each_value_once(b, backend_name):
     assert bound.latents == ("w",)
 
 
+OF_INPUTS = {"x": COVARIATE, "target": Y}
+
+
 def test_the_data_plate_takes_its_size_from_inputs(b):
-    """The posterior mean of w is x.y / (1 + x.x), by obs= as by data."""
+    """By obs= as by data: the density of w is that of every datum, each of which is told."""
+    bound, params = bind(regression_of_data, b, constants=OF_INPUTS, whole=True)
+    rows = {n: b.asarray(v) for n, v in OF_INPUTS.items()}
+    point = Posterior(bound, bound.num_rows).point(params, rows, {"w": b.asarray(np.float32(0.7))})
+    each = stats.norm.logpdf(Y, 0.7 * COVARIATE)
+    np.testing.assert_allclose(b.to_numpy(point.log_likelihood["y"]), each, rtol=1e-5)
+    want = each.sum() + stats.norm.logpdf(0.7)
+    np.testing.assert_allclose(float(b.to_numpy(point.log_density)), want, rtol=1e-5)
+
+
+@pytest.mark.repeated("test_the_data_plate_takes_its_size_from_inputs")
+def test_a_chain_does_too(b):
+    """The posterior mean of w is x.y / (1 + x.x)."""
     exact = (COVARIATE * Y).sum() / (1 + (COVARIATE**2).sum())
-    inputs = {"x": COVARIATE, "target": Y}
     draws = pg.infer(
-        regression_of_data, None, SHORT, inputs=inputs, seed=0, backend=b,
+        regression_of_data, None, SHORT, inputs=OF_INPUTS, seed=0, backend=b,
         log_likelihood=True, progress_bar=False,
     )  # fmt: skip
     assert draws["log_likelihood"]["y"].shape == (1, 150, N)
