@@ -94,14 +94,16 @@ def test_tilting_mends_a_frozen_vae(b):
 
 
 @pytest.fixture(scope="module")
-def hardly_fitted(b):
+def as_it_starts():
     x = np.random.default_rng(0).normal(size=(256, 2)).astype(np.float32)
     model = linear_vae(1.0, spectral=True)
-    return x, pg.fit(model, x, SVI(ELBO()), num_steps=2, backend=b, **FAST)
+    rng = np.random.default_rng(0)
+    params = {"encoder": model.encoder.init(rng, (2,)), "decoder": model.decoder.init(rng, (1,))}
+    return x, pg.Fitted(model, params, shapes={"x": (2,)})
 
 
-def test_nothing_of_a_frozen_vae_moves_buffers_of_a_spectral_norm_neither(b, hardly_fitted):
-    x, vae = hardly_fitted
+def test_nothing_of_a_frozen_vae_moves_buffers_of_a_spectral_norm_neither(b, as_it_starts):
+    x, vae = as_it_starts
     decoder = {"out": {**vae.params["decoder"]["out"], "u": np.float32([0.6, 0.8])}}
     vae = pg.Fitted(vae.model, {**vae.params, "decoder": decoder}, shapes=vae.shapes)
     learn = MaximumLikelihood(Langevin(0.1, num_steps=2), space="noise")
@@ -139,8 +141,8 @@ def without_encoder(vae):
         ),
     ],
 )
-def test_what_factors_alone_cannot_teach_is_refused(b, hardly_fitted, tilt, options, match):
-    x, vae = hardly_fitted
+def test_what_factors_alone_cannot_teach_is_refused(b, as_it_starts, tilt, options, match):
+    x, vae = as_it_starts
     learn = MaximumLikelihood(Langevin(0.1, num_steps=2), space="noise")
     with pytest.raises(AlgorithmError, match=match):
         pg.fit(tilt(vae), x, learn, num_steps=2, backend=b, **FAST, **options)

@@ -21,6 +21,10 @@ DECODER = {"decoder": {"out": {"weight": W, "bias": np.zeros(2, "float32")}}}
 ENCODER = nets.MLP(hidden=(4,), out=1, heads=("loc", "log_scale"))
 
 
+# Whatever the model; that the guide is saved with it is below.
+@pytest.mark.repeated(
+    "test_auto_guides.py::test_latents_of_single_data_have_parameters_of_their_own"
+)
 def test_a_generator_with_an_automatic_guide_has_the_posterior_of_each_datum(b, tmp_path):
     """x = W z + noise with W known: z | x is normal, and its bound is log p(x) itself."""
     model = Generator(*PARTS).with_guide(AutoNormal())
@@ -45,7 +49,7 @@ def test_a_generator_with_an_automatic_guide_has_the_posterior_of_each_datum(b, 
     np.testing.assert_allclose(found, want, atol=0.05)
 
 
-def test_a_vae_leaves_its_encoder_for_the_guide_that_it_is_given(b):
+def test_a_vae_leaves_its_encoder_for_the_guide_that_it_is_given(b, tmp_path):
     vae = VAE(*PARTS, encoder=ENCODER)
 
     @vae.with_guide
@@ -61,6 +65,12 @@ def test_a_vae_leaves_its_encoder_for_the_guide_that_it_is_given(b):
         assert (model.name, model.formula()) == ("VAE", vae.formula())
         drawn = bound.trace_guide(params, {k: b.asarray(v) for k, v in data.items()}, key=b.key(0))
         assert drawn["z"].log_prob.shape == (12,)
+    params, shapes = tree_map(b.to_numpy, params), {"x": (2,), "row": ()}
+    kinds = {"x": "float32", "row": "int64"}
+    fitted = pg.Fitted(model, params, info={"num_data": 12}, shapes=shapes, dtypes=kinds)
+    fitted.save_pretrained(tmp_path / "fit")
+    again = pg.Fitted.from_pretrained(tmp_path / "fit")
+    assert again.model == model and again.model.guide == AutoNormal()
 
 
 @pytest.mark.parametrize("steps", [10, 1000])

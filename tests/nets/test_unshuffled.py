@@ -1,6 +1,7 @@
 """A network of blocks of pixels: which pixel is where, and that nothing is lost."""
 
 import numpy as np
+from at_once import at_once
 
 from probgen import nets
 from probgen.nets.unshuffled import shuffle, unshuffle
@@ -26,9 +27,15 @@ def test_a_net_of_blocks_gives_its_maps_beside_the_image(b):
     params = tree_map(b.asarray, params)
     x, t, context = (b.asarray(v) for v in (rng.normal(size=(2, 4, 4, 1)), [3.0, 5.0],
                                             rng.normal(size=(2, 3, 5))))  # fmt: skip
-    y, maps = net.apply(params, x, t, context, return_maps=True)
-    inner, inner_maps = net.net.apply(params, unshuffle(x, 2), t, context, return_maps=True)
-    assert tuple(y.shape) == (2, 4, 4, 1) and b.to_numpy(y).std() > 0.1
-    np.testing.assert_array_equal(b.to_numpy(unshuffle(y, 2)), b.to_numpy(inner))
+
+    def run(params):
+        y, maps = net.apply(params, x, t, context, return_maps=True)
+        inner = net.net.apply(params, unshuffle(x, 2), t, context, return_maps=True)
+        return y, unshuffle(y, 2), maps, inner
+
+    y, blocks, maps, (inner, inner_maps) = at_once(b, run, params)
+    assert y.shape == (2, 4, 4, 1) and y.std() > 0.1
+    np.testing.assert_allclose(blocks, inner, rtol=1e-6)
+    assert set(maps) == set(inner_maps)
     for name, found in inner_maps.items():
-        np.testing.assert_array_equal(b.to_numpy(maps[name]), b.to_numpy(found))
+        np.testing.assert_allclose(maps[name], found, rtol=1e-6)

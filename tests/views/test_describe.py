@@ -29,6 +29,19 @@ def on(backend, monkeypatch):
     return backend
 
 
+@pytest.fixture(scope="module")
+def kept():
+    return {}
+
+
+@pytest.fixture
+def told(on, kept):
+    """The picture of the story, drawn once on each backend."""
+    if on.name not in kept:
+        kept[on.name] = story.graph({"covariates": (2,)})
+    return kept[on.name]
+
+
 @pg.model
 def story(covariates):
     """Every kind of edge: global, plated, discrete index, deterministic, factor, net, input."""
@@ -59,9 +72,9 @@ def edges_of(source: str) -> tuple[set, set]:
     return solid, dashed
 
 
-def test_edges_are_the_dependencies_that_the_program_has(on):
+def test_edges_are_the_dependencies_that_the_program_has(told):
     """mean * 0 + shift depends on mean by its text; z reaches y directly too, through the net."""
-    solid, dashed = edges_of(story.graph({"covariates": (2,)}))
+    solid, dashed = edges_of(told)
     assert solid == STORY_EDGES and not dashed
 
 
@@ -109,9 +122,8 @@ def test_a_chain_of_discrete_variables_shows_its_edges(on):
     assert edges_of(chain.graph())[0] == {("a", "b"), ("b", "x")}
 
 
-def test_plates_nest_and_observed_nodes_are_shaded(on):
-    source = story.graph({"covariates": (2,)})
-    data = source.index('subgraph "cluster_data"')
+def test_plates_nest_and_observed_nodes_are_shaded(told):
+    source, data = told, told.index('subgraph "cluster_data"')
     inner = source.index('subgraph "cluster_data_views"')
     assert source.index('"mu" [') < data < source.index('"z" [') < inner < source.index('"y" [')
     assert data < source.index('"covariates" [')
