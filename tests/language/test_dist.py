@@ -81,11 +81,21 @@ def seen(b, name):
     return SEEN.setdefault((b.name, name), {**found, "is_discrete": is_discrete[0]})
 
 
-@pytest.mark.parametrize("name", [n for n, c in CASES.items() if c.moments is not None])
-def test_moments_of_draws_are_those_of_scipy(backend, name):
+@pytest.fixture(scope="module")
+def named(request):
+    """The name of a family: tests of one come one after another, and share its program."""
+    return request.param
+
+
+def of_families(names):
+    return pytest.mark.parametrize("named", list(names), indirect=True)
+
+
+@of_families(n for n, c in CASES.items() if c.moments is not None)
+def test_moments_of_draws_are_those_of_scipy(backend, named):
     """Mean and variance within 5 standard errors, s.e. of the variance by the fourth moment."""
-    case = CASES[name]
-    x = seen(backend, name)["draws"].astype(np.float64)
+    case = CASES[named]
+    x = seen(backend, named)["draws"].astype(np.float64)
     mean, var = (np.asarray(m, float) for m in case.moments)
     np.testing.assert_array_less(abs(x.mean(0) - mean), 5 * np.sqrt(var / NUM_DRAWS) + 1e-6)
     squares = (x - mean) ** 2
@@ -93,31 +103,31 @@ def test_moments_of_draws_are_those_of_scipy(backend, name):
     np.testing.assert_array_less(abs(squares.mean(0) - var), 5 * se + 1e-5)
 
 
-@pytest.mark.parametrize("name", [n for n, c in CASES.items() if n != "Delta"])
-def test_draws_lie_in_the_support(backend, name):
-    found = seen(backend, name)
+@of_families(n for n in CASES if n != "Delta")
+def test_draws_lie_in_the_support(backend, named):
+    found = seen(backend, named)
     assert found["inside"].all() and np.isfinite(found["log_prob_of_draws"]).all()
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_log_densities_are_scipys_for_arguments_written_as_numbers(backend, name):
-    case, got = CASES[name], seen(backend, name)["log_prob"]
+@of_families(CASES)
+def test_log_densities_are_scipys_for_arguments_written_as_numbers(backend, named):
+    case, got = CASES[named], seen(backend, named)["log_prob"]
     np.testing.assert_allclose(got, case.log_prob(case.values), rtol=2e-5, atol=2e-5)
 
 
 # Among the tests of JAX, whose programs the others compile too.
 @pytest.mark.parametrize("backend_name", ["jax"], indirect=True)
-@pytest.mark.parametrize("name", [n for n, c in CASES.items() if c.event_ndim == 0])
-def test_supports_hold_the_same_points_on_both_backends(backend, name):
+@of_families(n for n, c in CASES.items() if c.event_ndim == 0)
+def test_supports_hold_the_same_points_on_both_backends(backend, named):
     """Probed at points rather than by name, which the libraries spell differently."""
     if not backends.available()["torch"]:
         pytest.skip("torch is not installed: support is compared between the two")
-    both = [seen(b, name) for b in (backends.load("torch", "cpu"), backend)]
+    both = [seen(b, named) for b in (backends.load("torch", "cpu"), backend)]
     answers, kinds = ([found[what] for found in both] for what in ("probes", "is_discrete"))
     # Whether an end point with no mass belongs to the support, the libraries do not agree.
-    lowest, on_edge = CASES[name].values.min(), np.zeros(len(PROBES), bool)
+    lowest, on_edge = CASES[named].values.min(), np.zeros(len(PROBES), bool)
     if not kinds[0]:
-        on_edge = (PROBES == 0.0) & (lowest > 0) | (PROBES == 1.5) & (name == "Pareto")
+        on_edge = (PROBES == 0.0) & (lowest > 0) | (PROBES == 1.5) & (named == "Pareto")
     np.testing.assert_array_equal(answers[0][~on_edge], answers[1][~on_edge])
     assert kinds[0] == kinds[1]
 
