@@ -6,7 +6,7 @@ What differs is what is committed since the branch left the base, what is not co
 files. A test file reaches a change through imports, at any distance (`tools/house_graph.py`). First
 come tests that changed themselves, then those called after a changed file, those of its room, and
 then the others by their distance, small files before large ones. Tests for which there is no time
-are skipped, and the summary counts them by file. What is merged has passed all: `make test`.
+are skipped, and the summary counts them by file. What is merged has passed `make test`.
 """
 
 import argparse

@@ -220,8 +220,6 @@ def test_outliers_that_the_model_cannot_make_are_seen(b):
 
 
 def test_infers_draws_are_read_and_many_are_thinned(b):
-    if b.name == "torch":
-        pytest.skip("the same code")
     y = np.random.default_rng(11).normal(size=6).astype(np.float32)
     method = Langevin(0.1, num_steps=200, num_warmup=100, num_chains=2, metropolis=True)
     draws = pg.infer(normal, y, method, seed=0, backend=b, progress_bar=False)

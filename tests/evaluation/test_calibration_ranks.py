@@ -114,6 +114,16 @@ def test_the_band_is_simultaneous_and_arvizs():
     assert abs(upper[at] - band.upper).max() < 0.008
 
 
+def test_with_one_draw_the_p_value_is_that_of_a_fair_coin_tossed_30_times():
+    """Both sides of the one cut alike: p = 2 P(K <= k) for k zeros or k ones, K ~ Binomial."""
+    band = envelope(30, 1)
+    for k in (8, 11, 13):
+        p = 2 * stats.binom.cdf(k, 30, 0.5)
+        for zeros in (k, 30 - k):
+            found = ecdf_test((np.arange(30) >= zeros).astype(int), 1, band)
+            assert abs(found - p) < 5 * np.sqrt(p * (1 - p) / len(band.null))
+
+
 def test_the_envelope_sees_a_small_shift_better_than_bins_do():
     rng = np.random.default_rng(6)
     band = envelope(N, L)

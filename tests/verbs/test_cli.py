@@ -7,6 +7,7 @@ import sys
 import browser
 import numpy as np
 import pytest
+from one_backend import HERE, first_of
 
 import probgen
 import probgen as pg
@@ -24,25 +25,15 @@ TINY = demo.Settings(
 # --- the demo --------------------------------------------------------------------------------
 
 # The backend whose page is drawn and looked at: the other one's differs by its numbers alone.
-HERE = [name for name, is_here in backends.available().items() if is_here][::-1]
-DRAWN = HERE[:1]  # JAX, as "auto" has it
+NAMES = HERE[::-1]  # JAX first, as "auto" has it
+DRAWN = NAMES[:1]
 # The demo is a fit, measures and a page, each of which is tested on both backends: so is the first
 # program of the README, which learns digits, and `probgen evaluate`, which writes such a page.
-on_one_backend = pytest.mark.parametrize(
-    "backend_name",
-    [
-        *DRAWN,
-        *(
-            pytest.param(
-                name,
-                marks=pytest.mark.repeated(
-                    "test_readme.py::test_the_first_program_learns_and_its_bounds_are_ordered"
-                ),
-            )
-            for name in HERE[1:]
-        ),
-    ],
-    indirect=True,
+on_one_backend = first_of(
+    NAMES,
+    pytest.mark.repeated(
+        "test_readme.py::test_the_first_program_learns_and_its_bounds_are_ordered"
+    ),
 )
 
 

@@ -8,6 +8,7 @@ import shutil
 import browser
 import numpy as np
 import pytest
+from one_backend import HERE, first_of
 from PIL import Image
 
 import probgen as pg
@@ -23,25 +24,12 @@ from probgen.models import VAE, Diffusion, NoiseSchedule, likelihoods
 from probgen.trees import tree_map
 
 # The backend whose page is drawn and looked at: the other one's differs by its curves alone.
-HERE = [name for name, is_here in pg.backends.available().items() if is_here]
 DRAWN = HERE[:1]
 # A subject is learned, saved and drawn on both backends by `test_subject.py`; what a command makes
 # of it, folders and pages, is no backend's.
-on_one_backend = pytest.mark.parametrize(
-    "backend_name",
-    [
-        *DRAWN,
-        *(
-            pytest.param(
-                name,
-                marks=pytest.mark.repeated(
-                    "test_subject.py::test_the_map_form_has_the_gradient_of_the_plain_loss"
-                ),
-            )
-            for name in HERE[1:]
-        ),
-    ],
-    indirect=True,
+on_one_backend = first_of(
+    HERE,
+    pytest.mark.repeated("test_subject.py::test_the_map_form_has_the_gradient_of_the_plain_loss"),
 )
 PROMPTS = ("a dog on sand", "a dog")
 LENGTH = 7
